@@ -1,0 +1,207 @@
+"""The command `clipray`: one short function per verb; the work is in the library."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from clipray import __version__
+from clipray.errors import ClipRayError, JobError, Stopped
+
+app = typer.Typer(
+    name="clipray",
+    help="A Parquet manifest of pictures in, tables that people can query out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster to run on, e.g. auto or ray://HOST:10001; default: RAY_ADDRESS, else this machine."),
+]
+Fresh = Annotated[list[str], typer.Option(help="Delete this table and make it anew; may be repeated.")]
+RetryRejects = Annotated[bool, typer.Option("--retry-rejects", help="Try the rejected rows of an earlier run again.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        out.print(f"clipray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    job: Annotated[str, typer.Argument(help="Job file, local or any URL.")],
+    fresh: Fresh = None,
+    retry_rejects: RetryRejects = False,
+    address: Address = None,
+) -> None:
+    """Run what is not finished of a job."""
+    if fresh is None:
+        fresh = []
+    _run(job, fresh=fresh, retry_rejects=retry_rejects, address=address)
+
+
+@app.command()
+def embed(
+    pictures: Annotated[str, typer.Argument(help="Folder or glob of pictures, or a manifest.")],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the job file and its tables.")],
+    model: Annotated[
+        str, typer.Option(help="open_clip model name, hf-hub:…, local-dir:…, config file, or demo.")
+    ] = "ViT-B-32",
+    pretrained: Annotated[
+        str | None, typer.Option(help="Tag, checkpoint path or URL, or random. [default: openai for ViT-B-32]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of random weights.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Column `label`: `folder`, or a regular expression on image_id.")
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Embed a folder of pictures in one line: writes OUT/job.yaml and runs it."""
+    from pydantic import ValidationError
+
+    from clipray.runner import write_embed_job
+    from clipray.settings import Model
+
+    if pretrained is None and model == "ViT-B-32":
+        pretrained = "openai"
+    try:
+        spec = Model(name=model, pretrained=pretrained, seed=seed)
+    except ValidationError as error:
+        raise JobError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+    path = write_embed_job(pictures, output, spec, label)
+    out.print(f"job file: {path}", soft_wrap=True)
+    _run(path, address=address)
+
+
+@app.command()
+def plan(job: Annotated[str, typer.Argument(help="Job file.")], address: Address = None) -> None:
+    """What a run would do: rows, bytes, actors and CPUs, what is finished, what is stale and why."""
+    from clipray import runner
+
+    reports, lines = runner.plan(job, address=address)
+    _print_reports(reports)
+    for text in lines:
+        out.print(text, soft_wrap=True, markup=False)
+
+
+@app.command()
+def status(run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job.")]) -> None:
+    """Where a run stands, from its files alone."""
+    from clipray import runner
+
+    _print_reports(runner.status(run))
+
+
+@app.command()
+def manifest(
+    pictures: Annotated[str, typer.Argument(help="Folder or glob of pictures, local or any URL.")],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="Parquet file to write.")],
+    label: Annotated[
+        str | None, typer.Option(help="Column `label`: `folder`, or a regular expression on image_id.")
+    ] = None,
+) -> None:
+    """Make a manifest of a folder of pictures."""
+    from clipray.manifest import make_manifest
+
+    if not output.endswith((".parquet", ".pq")):
+        raise JobError(f"{output}: a manifest's name ends in .parquet")
+    count = make_manifest(pictures, output, label=label)
+    out.print(f"{count} pictures in {output}", soft_wrap=True)
+
+
+@app.command()
+def schema(
+    table: Annotated[str | None, typer.Argument(help="Table type; without it, all are listed.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Print the tables and their columns."""
+    from clipray.tables import table_names, table_schema
+
+    if table is None:
+        listing = Table("table", "a row is")
+        for name in table_names():
+            listing.add_row(name, table_schema(name)["doc"])
+        out.print(listing)
+        return
+    spec = table_schema(table)
+    if as_json:
+        print(json.dumps(spec, indent=2, ensure_ascii=False))
+        return
+    listing = Table(
+        "column", "type", "null", "unit", "what it is", title=f"{table}: {spec['doc']}", title_justify="left"
+    )
+    for column in spec["columns"]:
+        values = f" One of: {', '.join(column['values'])}." if "values" in column else ""
+        listing.add_row(
+            column["name"],
+            column["type"],
+            "yes" if column["nullable"] else "no",
+            column.get("unit", ""),
+            column["doc"] + values,
+        )
+    out.print(listing, markup=False) if False else out.print(listing)
+
+
+def _run(job: str, **options: Any) -> None:
+    from clipray import runner
+    from clipray.display import Display
+
+    with Display(err) as display:
+        reports = runner.run(job, watch=display.watch, notice=display.notice, **options)
+    _print_reports(reports)
+
+
+def _print_reports(reports: list[Any]) -> None:
+    listing = Table("table", "state", "rows", "rejected", "of", "")
+    for report in reports:
+        note = report.note
+        if report.record and not note:
+            note = f"{report.record.seconds:g} s, {report.record.rows_per_s:g} rows/s"
+        listing.add_row(
+            report.name,
+            report.state,
+            str(report.rows),
+            str(report.rejected),
+            "?" if report.total is None else str(report.total),
+            note,
+        )
+    out.print(listing)
+
+
+def main() -> None:
+    """Entry point: every expected error is one line (or one line per mistake) on stderr, and its exit code."""
+    try:
+        app(standalone_mode=True)
+    except Stopped as error:
+        err.print(str(error), markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except ClipRayError as error:
+        err.print(f"clipray: {error}", markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("stopped", markup=False)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

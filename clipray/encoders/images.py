@@ -1,0 +1,243 @@
+"""A picture from its URI or bytes to pixels: fetch, decode as people see it, preprocess as the model's own transform.
+
+Nothing here raises for a bad picture but `Refused`, which carries the reason for the `rejects` table.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import fsspec
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+from PIL import Image, ImageOps
+
+Reason = Literal[
+    "null_id", "duplicate_id", "no_source", "scheme_not_allowed", "unreachable", "timed_out", "too_many_bytes", "empty",
+    "not_an_image", "truncated", "undecodable", "too_many_pixels", "encode_failed", "worker_died",
+]  # fmt: skip
+Stage = Literal["manifest", "fetch", "decode", "encode"]
+
+# First bytes of the formats that people keep pictures in: such a file that does not open is a broken picture.
+SIGNATURES = (
+    b"\xff\xd8\xff",
+    b"\x89PNG",
+    b"GIF8",
+    b"BM",
+    b"II*\x00",
+    b"MM\x00*",
+    b"\x00\x00\x00\x0cjP",
+    b"P5\n",
+    b"P6\n",
+)
+WHITE = (255, 255, 255, 255)
+
+
+class Refused(Exception):
+    """This picture cannot become a row."""
+
+    def __init__(self, stage: Stage, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.stage, self.reason, self.message = stage, reason, message[:500]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one picture may cost."""
+
+    max_bytes: int = 64 * 2**20
+    max_pixels: int = 100_000_000
+    fetch_timeout_s: float = 30.0
+    schemes: tuple[str, ...] = ("file",)
+
+
+def prepare_pillow() -> None:
+    """Let `Limits.max_pixels` be the only bound: Pillow's own is process-wide and lower than what a job may allow."""
+    Image.MAX_IMAGE_PIXELS = None
+
+
+def fetch(uri: str, limits: Limits) -> bytes:
+    """The file's bytes, at most `limits.max_bytes` of them read.
+
+    Raises:
+        Refused: scheme_not_allowed, unreachable, timed_out, too_many_bytes or empty.
+    """
+    scheme = uri.split("://", 1)[0] if "://" in uri else "file"
+    if "::" in uri or scheme not in limits.schemes:
+        raise Refused(
+            "fetch", "scheme_not_allowed", f"{uri}: scheme {scheme!r} is not among {', '.join(limits.schemes)}"
+        )
+    try:
+        data = _read(uri, limits)
+    except TimeoutError as error:
+        raise Refused("fetch", "timed_out", f"{uri}: no answer within {limits.fetch_timeout_s:g} s") from error
+    except Exception as error:  # every filesystem has its own errors
+        raise Refused("fetch", "unreachable", f"{uri}: {type(error).__name__}: {error}") from error
+    return checked_bytes(data, limits)
+
+
+def checked_bytes(data: bytes, limits: Limits) -> bytes:
+    """`data` itself. Raises Refused when it is empty or too large."""
+    if len(data) > limits.max_bytes:
+        raise Refused("fetch", "too_many_bytes", f"more than max_bytes={limits.max_bytes}")
+    if not data:
+        raise Refused("fetch", "empty", "the file has 0 bytes")
+    return data
+
+
+def _read(uri: str, limits: Limits) -> bytes:
+    options = {"client_kwargs": {"timeout": _http_timeout(limits)}} if uri.startswith("http") else {}
+    fs, path = fsspec.core.url_to_fs(uri, **options)
+    if isinstance(fs, LocalFileSystem):
+        return _read_local(path, limits)
+    if uri.startswith("http"):
+        return _read_stream(fs, path, limits)
+    size = fs.info(path, timeout=limits.fetch_timeout_s)["size"] if hasattr(fs, "loop") else fs.info(path)["size"]
+    if size and size > limits.max_bytes:
+        raise Refused("fetch", "too_many_bytes", f"{uri}: {size} bytes, more than max_bytes={limits.max_bytes}")
+    return fs.cat_file(path, timeout=limits.fetch_timeout_s) if hasattr(fs, "loop") else fs.cat_file(path)
+
+
+def _read_local(path: str, limits: Limits) -> bytes:
+    mode = os.stat(path)
+    if not stat.S_ISREG(mode.st_mode):  # opening a pipe or a device would wait for ever
+        raise OSError("not a regular file")
+    if mode.st_size > limits.max_bytes:
+        raise Refused(
+            "fetch", "too_many_bytes", f"{path}: {mode.st_size} bytes, more than max_bytes={limits.max_bytes}"
+        )
+    with open(path, "rb") as file:
+        return file.read(limits.max_bytes + 1)
+
+
+def _read_stream(fs: fsspec.AbstractFileSystem, path: str, limits: Limits) -> bytes:
+    """HTTP, where a server may not know the size or ignore a range: stop reading at the limit."""
+    data = bytearray()
+    with fs.open(path, "rb", block_size=0) as file:
+        while len(data) <= limits.max_bytes and (chunk := file.read(2**20)):
+            data += chunk
+    return bytes(data)
+
+
+def _http_timeout(limits: Limits) -> object:
+    import aiohttp  # comes with fsspec's HTTP support; only needed for http(s) URIs
+
+    return aiohttp.ClientTimeout(total=limits.fetch_timeout_s)
+
+
+def decode(data: bytes, limits: Limits, *, draft_px: int | None = None) -> Image.Image:
+    """The picture as people see it, in RGB.
+
+    EXIF orientation is applied, CMYK and palettes are converted, 16-bit and float greys are scaled to 8 bits, alpha is
+    composed on white, and of an animation the first frame is taken.
+
+    Args:
+        data: the file's bytes.
+        limits: `max_pixels` is checked before pixels are decoded.
+        draft_px: let a JPEG decode at a reduced scale, with both sides still at least this long.
+
+    Raises:
+        Refused: not_an_image, truncated, undecodable or too_many_pixels.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        height, width = image.height, image.width
+        if height * width > limits.max_pixels:
+            raise Refused(
+                "decode", "too_many_pixels", f"{height} x {width} px, more than max_pixels={limits.max_pixels}"
+            )
+        if draft_px and image.format == "JPEG":
+            image.draft("RGB" if image.mode == "RGB" else None, (draft_px, draft_px))
+        image.load()
+        return to_rgb(_upright(image))
+    except Refused:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly anything
+        raise _refusal(data, error) from error
+
+
+def _refusal(data: bytes, error: Exception) -> Refused:
+    text = f"{type(error).__name__}: {error}".replace("\n", " ")
+    if isinstance(error, Image.UnidentifiedImageError):
+        known = data.startswith(SIGNATURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+        if known:
+            return Refused(
+                "decode", "undecodable", f"starts like a picture, but its header cannot be read ({len(data)} bytes)"
+            )
+        return Refused(
+            "decode", "not_an_image", f"{len(data)} bytes starting {data[:8]!r} are no picture that Pillow knows"
+        )
+    if isinstance(error, EOFError) or "truncated" in text.lower():
+        return Refused("decode", "truncated", text)
+    return Refused("decode", "undecodable", text)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode to RGB, transparency composed on white."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        canvas = Image.new("RGBA", image.size, WHITE)
+        return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_grey(image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _deep_grey(image: Image.Image) -> Image.Image:
+    """16-bit, 32-bit and float greys to 8 bits; Pillow's own `convert` would clip everything above 255."""
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        values = values * 255 if np.nanmax(values, initial=0) <= 1 else values
+    else:
+        values = values / (257 if values.max(initial=0) <= 65_535 else 16_843_009)
+    return Image.fromarray(np.nan_to_num(values).clip(0, 255).round().astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Pixels ready for the encoder, (H, W, 3) uint8, and the original's size in px."""
+
+    pixels: np.ndarray
+    height: int
+    width: int
+
+
+def load_picture(
+    uri: str | None,
+    data: bytes | None,
+    limits: Limits,
+    preprocess: Callable[[Image.Image], np.ndarray],
+    draft_px: int | None = None,
+) -> Picture | Refused:
+    """Fetch (unless `data` is given), decode and preprocess one picture; a bad one comes back as its refusal."""
+    try:
+        if data is None and not uri:
+            raise Refused("manifest", "no_source", "neither `uri` nor `bytes`")
+        raw = checked_bytes(data, limits) if data is not None else fetch(str(uri), limits)
+        image = decode(raw, limits, draft_px=draft_px)
+        height, width = _original_size(raw, image) if draft_px else (image.height, image.width)
+        return Picture(preprocess(image), height, width)
+    except Refused as refused:
+        return refused
+    except Exception as error:  # a row is never worth the job
+        return Refused("decode", "undecodable", f"{type(error).__name__}: {error}")
+
+
+def _original_size(data: bytes, image: Image.Image) -> tuple[int, int]:
+    """Height and width before any reduced-scale decoding, turned as the upright `image` is."""
+    with Image.open(io.BytesIO(data)) as original:
+        turned = original.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return (original.width, original.height) if turned else (original.height, original.width)

@@ -1,0 +1,1 @@
+"""Everything that knows of Ray: connecting, planning, streaming blocks through workers, writing shards."""

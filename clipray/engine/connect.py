@@ -1,0 +1,101 @@
+"""Connect to a Ray cluster, or start Ray on this machine for the time of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# Ray reads this when it is imported; without it every worker that was asked for no GPU prints a warning.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core writes to our terminal
+
+import ray
+import ray.data
+
+from clipray.errors import PlanError
+
+# Threads that wait for work sleep instead of spinning: decoding needs the cores that the network leaves idle.
+# Must be set before torch is imported, so it is part of the workers' environment.
+WORKER_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0", "PYTHONWARNINGS": "ignore"}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a run can use: totals over all living nodes."""
+
+    nodes: int
+    cpus: float
+    gpus: float
+    local: bool
+
+
+def local_cpus() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def connected(address: str | None = None) -> Iterator[Cluster]:
+    """Ray for the time of the block: the running instance of this process, the cluster at `address` (or in
+    RAY_ADDRESS), else a new one on this machine, which ends with the block.
+
+    Raises:
+        PlanError: no cluster answers at the address.
+    """
+    _quiet_ray()
+    if ray.is_initialized():
+        yield _cluster(local=False)
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    # One core must still hold an encoder and a decoding task at once.
+    cpus = {"num_cpus": max(2, local_cpus()), "include_dashboard": False} if address == "local" else {}
+    try:
+        with _silent_stderr():
+            ray.init(
+                address, **cpus, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": WORKER_ENV}
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise PlanError(
+            f"no Ray cluster could be reached at {address!r}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    try:
+        yield _cluster(local=address == "local")
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Ray's C++ core greets on file descriptor 2, past Python; its failures come as exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _cluster(*, local: bool) -> Cluster:
+    total = ray.cluster_resources()
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    return Cluster(nodes, total.get("CPU", 0.0), total.get("GPU", 0.0), local or nodes == 1)
+
+
+def _quiet_ray() -> None:
+    """Ray's own progress bars and log lines give way to clipray's; its log files are kept where Ray keeps them."""
+    warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

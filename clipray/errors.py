@@ -1,0 +1,55 @@
+"""Errors that a person can act on: each message says what was expected, what was found and what to do."""
+
+from __future__ import annotations
+
+
+class ClipRayError(Exception):
+    """Base of every error that clipray raises on purpose; the command prints it as one line."""
+
+    exit_code = 1
+
+
+class JobError(ClipRayError):
+    """The job file or a command's argument is wrong."""
+
+    exit_code = 2
+
+
+class ManifestError(ClipRayError):
+    """The manifest is missing, unreadable or lacks a column."""
+
+    exit_code = 2
+
+
+class SchemaError(ClipRayError):
+    """A table does not hold what its schema says, or two tables of different spaces would be mixed."""
+
+
+class StaleTableError(ClipRayError):
+    """A table exists that was made with other settings than the job's."""
+
+
+class ModelError(ClipRayError):
+    """The model is unknown, its weights cannot be had, or it fails its own check."""
+
+    exit_code = 2
+
+
+class PlanError(ClipRayError):
+    """The job cannot run on this machine or cluster: it would hang or never start."""
+
+    exit_code = 2
+
+
+class RejectRateError(ClipRayError):
+    """More rows were rejected than `max_reject_rate` allows; everything written is kept."""
+
+
+class RunError(ClipRayError):
+    """The run could not go on: workers keep dying, or another run holds the same output."""
+
+
+class Stopped(ClipRayError):
+    """The run was stopped by a signal; what is written is kept and the next run goes on from there."""
+
+    exit_code = 130

@@ -1,0 +1,428 @@
+"""Runs the steps of a job in order: skips what is finished, refuses what is stale, goes on with the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from clipray import tables
+from clipray.errors import JobError, RunError, StaleTableError, Stopped
+from clipray.events import Events, read_events
+from clipray.job import dump_job, load_job, steps_of
+from clipray.manifest import find_pictures, make_manifest
+from clipray.settings import Job, Model
+from clipray.storage import Folder, absolute, filesystem
+
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step is or would be: for `plan`, `status` and the end of a run.
+
+    Attributes:
+        state: `finished`, `partial`, `absent` or `stale`.
+        rows, rejected: on disk; total: in the manifest (None where only the run's folder was looked at).
+        note: what would run, or which settings changed.
+    """
+
+    name: str
+    state: str
+    rows: int = 0
+    rejected: int = 0
+    total: int | None = None
+    bytes: int = 0
+    note: str = ""
+    record: tables.Record | None = None
+
+
+def run(
+    job: Job | str,
+    *,
+    fresh: Sequence[str] = (),
+    retry_rejects: bool = False,
+    address: str | None = None,
+    watch: Callable[[Any], None] | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> list[StepReport]:
+    """Run what is not finished of a job.
+
+    Args:
+        job: a `Job`, or the path or URL of a job file.
+        fresh: names of tables to delete and make anew.
+        retry_rejects: forget the rejects of an earlier run and try those rows again.
+        address: a Ray cluster; without it, RAY_ADDRESS, the job's `address`, or Ray on this machine.
+        watch: called about every second with a `Snapshot` of the step at work.
+        notice: called with one line for each thing a person should know.
+
+    Returns:
+        One report per step.
+
+    Raises:
+        ClipRayError: and what is written by then is kept; the next run goes on from there.
+    """
+    job = load_job(job) if isinstance(job, str) else job
+    output = Folder(job.output)
+    events, say = Events(output), notice or (lambda _: None)
+    with _only_run(output), _signals():
+        events.write("run_started", job=job.name, pid=os.getpid())
+        try:
+            reports = _run_steps(job, output, events, fresh, retry_rejects, address, watch or (lambda _: None), say)
+        except KeyboardInterrupt:
+            events.write("stopped")
+            raise Stopped(_where_it_stands(output)) from None
+        except Exception as error:
+            events.write("run_failed", error=f"{type(error).__name__}: {error}")
+            raise
+        events.write("run_finished")
+    return reports
+
+
+def _run_steps(
+    job: Job,
+    output: Folder,
+    events: Events,
+    fresh: Sequence[str],
+    retry_rejects: bool,
+    address: str | None,
+    watch: Callable[[Any], None],
+    say: Callable[[str], None],
+) -> list[StepReport]:
+    from clipray.steps import embed_images as module  # imports torch: only when something runs
+
+    settings = steps_of(job)
+    _known_tables(fresh, [s.name for s in settings])
+    for name in fresh:
+        _delete_table(output, name)
+    model = _resolve(job)
+    steps = [module.prepare(s, output, job.model, model) for s in settings]
+    reports = []
+    for step in steps:
+        if retry_rejects:
+            _forget_rejects(step.table, step.rejects)
+        state = module.inspect(step, count=False)
+        if state.kind == "finished":
+            record = tables.read_record(step.table)
+            assert record is not None
+            reports.append(
+                StepReport(
+                    step.settings.name,
+                    "finished",
+                    record.rows,
+                    record.rejects,
+                    step.scan.rows,
+                    note="was finished already",
+                    record=record,
+                )
+            )
+            continue
+        if step.scan.rejects.num_rows:
+            example = step.scan.rejects["message"][0].as_py()
+            say(
+                f"{step.settings.name}: {step.scan.rejects.num_rows} of {step.scan.rows} manifest rows have no id or a repeated one and are rejected, e.g. {example}"
+            )
+        record = _run_step(module, step, job, events, address, watch, say)
+        reports.append(
+            StepReport(step.settings.name, "finished", record.rows, record.rejects, step.scan.rows, record=record)
+        )
+    return reports
+
+
+def _run_step(
+    module: Any,
+    step: Any,
+    job: Job,
+    events: Events,
+    address: str | None,
+    watch: Callable[[Any], None],
+    say: Callable[[str], None],
+) -> tables.Record:
+    from clipray.engine.connect import connected
+    from clipray.engine.plan import make_plan
+    from clipray.engine.progress import Progress
+
+    with connected(address or job.address) as cluster:
+        plan = make_plan(step.settings, cluster.cpus, cluster.gpus, cluster.nodes)
+        say(f"{step.settings.name}: {plan.sentence()}")
+        events.write(
+            "step_started",
+            step=step.settings.name,
+            rows=step.scan.rows,
+            plan=plan.sentence(),
+            fingerprint=step.fingerprint,
+        )
+        record = module.EmbedRun(step, plan, Progress(), events, watch).run()
+        events.write(
+            "step_finished",
+            step=step.settings.name,
+            rows=record.rows,
+            rejects=record.rejects_by_reason,
+            seconds=record.seconds,
+            rows_per_s=record.rows_per_s,
+        )
+        return record
+
+
+def _resolve(job: Job) -> Any:
+    from clipray.encoders.models import resolve
+
+    return resolve(job.model)
+
+
+def _known_tables(names: Sequence[str], known: list[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise JobError(f"--fresh {name}: the job makes no such table; it makes: {', '.join(known)}")
+
+
+def _delete_table(output: Folder, name: str) -> None:
+    """Remove a table that clipray wrote; the record first, so that a kill in between leaves it unfinished."""
+    for folder in (output.sub(name), output.sub(f"rejects/{name}")):
+        for file in [tables.RECORD, *tables.shard_names(folder), "_started.json"]:
+            folder.remove(file)
+
+
+def _forget_rejects(table: Folder, rejects: Folder) -> None:
+    if tables.shard_names(rejects):
+        table.remove(tables.RECORD)
+        rejects.remove(tables.RECORD)
+        for name in tables.shard_names(rejects):
+            rejects.remove(name)
+
+
+@contextlib.contextmanager
+def _only_run(output: Folder) -> Iterator[None]:
+    """One run at a time per output, on a local disk; the lock ends with the process, however it ends."""
+    if not output.local:
+        yield
+        return
+    import fcntl
+
+    Path(output.path("")).mkdir(parents=True, exist_ok=True)
+    with open(output.path(LOCK), "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise RunError(
+                f"{output.url}: another run is at work there (process {file.read().strip() or '?'}); wait for it or stop it"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM stops as cleanly as Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_signal: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _where_it_stands(output: Folder) -> str:
+    done = ", ".join(f"{r.rows} rows of {r.name}" for r in status(output.url)) or "nothing"
+    return f"stopped; on disk: {done}. The same `clipray run` goes on from there"
+
+
+def plan(job: Job | str, *, address: str | None = None) -> tuple[list[StepReport], list[str]]:
+    """What `run` would do, without doing it: one report per step, and lines about machine and plan.
+
+    Raises:
+        ClipRayError: as `run` would, before any work.
+    """
+    from clipray.engine.plan import make_plan
+    from clipray.steps import embed_images as module
+
+    job = load_job(job) if isinstance(job, str) else job
+    output = Folder(job.output)
+    model = _resolve(job)
+    reports, lines = [], []
+    cpus, gpus, nodes = _machine(address or job.address)
+    for settings in steps_of(job):
+        step = module.prepare(settings, output, job.model, model)
+        state = module.inspect(step)
+        layout = make_plan(settings, cpus, gpus, nodes)
+        written, rejected = (state.stock.rows, state.stock.rejected) if state.stock else (0, 0)
+        note = {
+            "finished": "nothing to do",
+            "absent": f"{step.scan.rows} rows to encode",
+            "partial": f"{int((~state.stock.taken).sum()) if state.stock else 0} rows to encode",
+            "stale": f"stale: {'; '.join(state.changed)}",
+        }[state.kind]
+        record = tables.read_record(step.table)
+        if state.kind == "finished" and record:
+            written, rejected = record.rows, record.rejects
+        reports.append(
+            StepReport(settings.name, state.kind, written, rejected, step.scan.rows, step.manifest.bytes, note, record)
+        )
+        lines.append(
+            f"{settings.name}: manifest of {len(step.manifest.urls)} file(s), {step.scan.rows} rows, {step.manifest.bytes / 2**20:.1f} MiB, {step.scan.rejects.num_rows} refused"
+        )
+        lines.append(f"{settings.name}: {layout.sentence()}")
+        lines.append(f"{settings.name}: model {model.name}, weights {model.weights[:23]}, vectors of {model.embed_dim}")
+    return reports, lines
+
+
+def _machine(address: str | None) -> tuple[float, float, int]:
+    """CPUs, GPUs and nodes of the cluster at `address`, or of this machine without starting Ray."""
+    from clipray.engine.connect import connected, local_cpus
+
+    if address and address != "local":
+        with connected(address) as cluster:
+            return cluster.cpus, cluster.gpus, cluster.nodes
+    import torch
+
+    return float(max(2, local_cpus())), float(torch.cuda.device_count()), 1
+
+
+def status(url: str) -> list[StepReport]:
+    """The tables in a run's folder, finished or not, from the files alone: no Ray, no model.
+
+    Raises:
+        JobError: there is no run.
+    """
+    output = Folder(absolute(url))
+    reports = []
+    for name in output.folders():
+        folder = output.sub(name)
+        record = tables.read_record(folder)
+        started = folder.read_json("_started.json")
+        if record is None and started is None:
+            continue
+        shards = {} if record else _shard_rows(folder)
+        rows = record.rows if record else sum(shards.values())
+        rejected = record.rejects if record else sum(_shard_rows(output.sub(f"rejects/{name}")).values())
+        note = (
+            _last_seen(output, name)
+            if record is None
+            else f"finished {record.finished_at}, {record.rows_per_s:g} rows/s"
+        )
+        size = sum(folder.sizes().values())
+        reports.append(
+            StepReport(
+                name,
+                "finished" if record else "partial",
+                rows,
+                rejected,
+                record.inputs.get("rows") if record else _total(output, name),
+                size,
+                note,
+                record,
+            )
+        )
+    if not reports:
+        raise JobError(f"{url}: no run there: expected the `output` folder of a job that was started")
+    return reports
+
+
+def _shard_rows(folder: Folder) -> dict[str, int]:
+    rows = {}
+    for name in tables.shard_names(folder):
+        with contextlib.suppress(Exception):  # torn or just being replaced: the next run mends it
+            rows[name] = tables.shard_stamp(folder, name)[0]
+    return rows
+
+
+def _progress_events(output: Folder, step: str) -> list[dict[str, Any]]:
+    return [e for e in read_events(output) if e.get("event") == "progress" and e.get("step") == step]
+
+
+def _total(output: Folder, step: str) -> int | None:
+    events = _progress_events(output, step)
+    return int(events[-1]["total"]) if events else None
+
+
+def _last_seen(output: Folder, step: str) -> str:
+    events = _progress_events(output, step)
+    if not events:
+        return "started"
+    last = events[-1]
+    ago = time.time() - datetime.fromisoformat(last["time"]).timestamp()
+    return f"last seen {ago:.0f} s ago at {last['rate']:.1f} rows/s"
+
+
+def embed(
+    pictures: str, out: str, *, model: Model, manifest_label: str | None = None, **options: Any
+) -> tuple[str, list[StepReport]]:
+    """One line for a folder, glob or manifest: write a job file into `out` and run it.
+
+    Returns:
+        (path of the job file, reports as of `run`). Called again with the same `out`, it goes on; a folder is listed
+        anew, so that new pictures are added.
+
+    Raises:
+        ClipRayError: as `run`.
+    """
+    path = write_embed_job(pictures, out, model, manifest_label)
+    return path, run(path, **options)
+
+
+def write_embed_job(pictures: str, out: str, model: Model, label: str | None = None) -> str:
+    """The job file (and, for a folder or glob of pictures, the manifest) of `embed`. Returns the job file's path."""
+    home = Folder(absolute(out))
+    source = absolute(pictures)
+    if _is_manifest(source):
+        manifest, keep = source, []
+    else:
+        manifest, keep = f"{home.url}/manifest.parquet", ["label"] if label else []
+        find_pictures(source)  # fail before anything is written
+        make_manifest(source, manifest, label=label)
+    values = {
+        "name": Path(home.url).name,
+        "output": home.url,
+        "model": model.model_dump(exclude_none=True, exclude_defaults=True),
+        "steps": [{"embed_images": {"manifest": manifest, **({"keep": keep} if keep else {})}}],
+    }
+    path = f"{home.url}/job.yaml"
+    text = home.read("job.yaml")
+    if text is None:
+        home.write("job.yaml", dump_job(values))
+    else:
+        _same_job(path, values)
+    return path
+
+
+def _is_manifest(source: str) -> bool:
+    if source.endswith((".parquet", ".pq")):
+        return True
+    fs, path = filesystem(source)
+    return (
+        fs.isdir(path)
+        and not any(p.lower().endswith((".jpg", ".jpeg", ".png", ".webp")) for p in fs.find(path))
+        and any(p.endswith(".parquet") for p in fs.find(path))
+    )
+
+
+def _same_job(path: str, values: dict[str, Any]) -> None:
+    """The job file may have been edited; only model and manifest must still be those of the command."""
+    job = load_job(path)
+    asked = Model(**values["model"])
+    if job.model != asked:
+        raise StaleTableError(
+            f"{path} says model {job.model.model_dump(exclude_none=True, exclude_defaults=True)}, the command {asked.model_dump(exclude_none=True, exclude_defaults=True)}: "
+            "give another OUT, or edit the job and `clipray run` it"
+        )
+    step = steps_of(job)[0]
+    if step.manifest != values["steps"][0]["embed_images"]["manifest"]:
+        raise StaleTableError(
+            f"{path} reads {step.manifest}, the command names {values['steps'][0]['embed_images']['manifest']}: give another OUT, or edit the job and `clipray run` it"
+        )

@@ -1,0 +1,126 @@
+"""Folders on any fsspec URL: whole-file reads, and writes that are seen whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from clipray.errors import ClipRayError, JobError
+
+TEMPORARY = ".tmp-"
+
+
+def absolute(url: str) -> str:
+    """`url` with a local path made absolute (relative to the working directory) and `~` expanded."""
+    if "://" in url and not url.startswith("file://"):
+        return url
+    return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
+
+
+def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem of `url` and the path in it; an unknown or uninstalled scheme is a JobError."""
+    try:
+        return fsspec.core.url_to_fs(absolute(url))
+    except (ImportError, ValueError) as error:
+        raise JobError(f"{url}: this storage cannot be opened: {error}") from error
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on any fsspec filesystem. Cheap to make, picklable, creates nothing until something is written."""
+
+    url: str
+
+    @cached_property
+    def _where(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        fs, path = filesystem(self.url)
+        return fs, path.rstrip("/")
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"url": self.url}
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        return self._where[0]
+
+    @property
+    def local(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        return f"{self._where[1]}/{name}" if name else self._where[1]
+
+    def sub(self, name: str) -> Folder:
+        return Folder(f"{self.url.rstrip('/')}/{name}")
+
+    def sizes(self) -> dict[str, int]:
+        """Files directly in the folder: name -> size in bytes. Empty when the folder does not exist."""
+        try:
+            entries = self.fs.ls(self.path(""), detail=True, refresh=True)
+        except FileNotFoundError:
+            return {}
+        return {os.path.basename(e["name"]): int(e["size"] or 0) for e in entries if e["type"] == "file"}
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly in this one, sorted."""
+        try:
+            entries = self.fs.ls(self.path(""), detail=True, refresh=True)
+        except FileNotFoundError:
+            return []
+        return sorted(os.path.basename(e["name"].rstrip("/")) for e in entries if e["type"] == "directory")
+
+    def read(self, name: str) -> bytes | None:
+        """The file's bytes, or None when it does not exist."""
+        try:
+            return self.fs.cat_file(self.path(name))
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a whole file: seen complete or not at all, also when the process is killed in between."""
+        if not self.local:
+            self.fs.pipe_file(self.path(name), data)  # one PUT: object stores publish it whole
+            return
+        os.makedirs(self.path(""), exist_ok=True)
+        aside = self.path(f"{TEMPORARY}{uuid.uuid4().hex}")
+        try:
+            with open(aside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, self.path(name))
+        except OSError as error:
+            raise ClipRayError(f"{self.path(name)} could not be written: {error.strerror or error}") from error
+
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is already gone is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self.path(name))
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The file as JSON; None when it is missing or torn."""
+        data = self.read(name)
+        try:
+            return json.loads(data) if data else None
+        except ValueError:
+            return None
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        self.write(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def open(self, name: str) -> Any:
+        """Open a file for reading; the caller closes it."""
+        return self.fs.open(self.path(name), "rb")
+
+    def leftovers(self) -> Iterator[str]:
+        """Names of files that a killed writer left aside."""
+        return (name for name in self.sizes() if name.startswith(TEMPORARY))
