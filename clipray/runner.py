@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +20,7 @@ from clipray.errors import JobError, RunError, StaleTableError, Stopped
 from clipray.events import Events, read_events
 from clipray.job import dump_job, load_job, steps_of
 from clipray.manifest import find_pictures, make_manifest
-from clipray.settings import Job, Model
+from clipray.settings import EmbedImages, Job, Model
 from clipray.storage import Folder, absolute, filesystem
 
 LOCK = ".lock"
@@ -87,88 +89,68 @@ def run(
 
 
 def _run_steps(
-    job: Job,
-    output: Folder,
-    events: Events,
-    fresh: Sequence[str],
-    retry_rejects: bool,
-    address: str | None,
-    watch: Callable[[Any], None],
-    say: Callable[[str], None],
-) -> list[StepReport]:
-    from clipray.steps import embed_images as module  # imports torch: only when something runs
-
+    job: Job, output: Folder, events: Events, fresh: Sequence[str], retry_rejects: bool, address: str | None,
+    watch: Callable[[Any], None], say: Callable[[str], None],
+) -> list[StepReport]:  # fmt: skip
     settings = steps_of(job)
     _known_tables(fresh, [s.name for s in settings])
     for name in fresh:
         _delete_table(output, name)
-    model = _resolve(job)
-    steps = [module.prepare(s, output, job.model, model) for s in settings]
-    reports = []
-    for step in steps:
-        if retry_rejects:
-            _forget_rejects(step.table, step.rejects)
-        state = module.inspect(step, count=False)
-        if state.kind == "finished":
-            record = tables.read_record(step.table)
-            assert record is not None
-            reports.append(
-                StepReport(
-                    step.settings.name,
-                    "finished",
-                    record.rows,
-                    record.rejects,
-                    step.scan.rows,
-                    note="was finished already",
-                    record=record,
-                )
-            )
-            continue
-        if step.scan.rejects.num_rows:
-            example = step.scan.rejects["message"][0].as_py()
-            say(
-                f"{step.settings.name}: {step.scan.rejects.num_rows} of {step.scan.rows} manifest rows have no id or a repeated one and are rejected, e.g. {example}"
-            )
-        record = _run_step(module, step, job, events, address, watch, say)
-        reports.append(
-            StepReport(step.settings.name, "finished", record.rows, record.rejects, step.scan.rows, record=record)
-        )
-    return reports
+    if retry_rejects:
+        for step in settings:
+            _forget_rejects(output, step.name)
+    with contextlib.ExitStack() as stack:
+        cluster = functools.cache(lambda: stack.enter_context(_connected(address or job.address)))
+        with ThreadPoolExecutor(1) as aside:
+            found = aside.submit(_resolve, job)  # imports torch: seconds, in which Ray can start
+            if any(tables.read_record(output.sub(s.name)) is None for s in settings):
+                cluster()
+            model = found.result()
+        return [_run_step(s, job, output, model, cluster, events, watch, say) for s in settings]
 
 
 def _run_step(
-    module: Any,
-    step: Any,
-    job: Job,
-    events: Events,
-    address: str | None,
-    watch: Callable[[Any], None],
-    say: Callable[[str], None],
-) -> tables.Record:
-    from clipray.engine.connect import connected
+    settings: EmbedImages, job: Job, output: Folder, model: Any, cluster: Callable[[], Any], events: Events,
+    watch: Callable[[Any], None], say: Callable[[str], None],
+) -> StepReport:  # fmt: skip
     from clipray.engine.plan import make_plan
     from clipray.engine.progress import Progress
+    from clipray.steps import embed_images as module
 
-    with connected(address or job.address) as cluster:
-        plan = make_plan(step.settings, cluster.cpus, cluster.gpus, cluster.nodes)
-        say(f"{step.settings.name}: {plan.sentence()}")
-        events.write(
-            "step_started",
-            step=step.settings.name,
-            rows=step.scan.rows,
-            plan=plan.sentence(),
-            fingerprint=step.fingerprint,
+    step = module.prepare(settings, output, job.model, model)
+    name, total = settings.name, step.scan.rows
+    if module.inspect(step, count=False).kind == "finished":
+        record = tables.read_record(step.table)
+        assert record is not None
+        return StepReport(
+            name, "finished", record.rows, record.rejects, total, note="was finished already", record=record
         )
-        record = module.EmbedRun(step, plan, Progress(), events, watch).run()
-        events.write(
-            "step_finished",
-            step=step.settings.name,
-            rows=record.rows,
-            rejects=record.rejects_by_reason,
-            seconds=record.seconds,
-            rows_per_s=record.rows_per_s,
+    refused = step.scan.rejects
+    if refused.num_rows:
+        example = refused["message"][0].as_py()
+        say(
+            f"{name}: {refused.num_rows} of {total} manifest rows have no id or a repeated one and are rejected, e.g. {example}"
         )
-        return record
+    here = cluster()
+    plan = make_plan(settings, here.cpus, here.gpus, here.nodes)
+    say(f"{name}: {plan.sentence()}")
+    events.write("step_started", step=name, rows=total, plan=plan.sentence(), fingerprint=step.fingerprint)
+    record = module.EmbedRun(step, plan, Progress(), events, watch).run()
+    events.write(
+        "step_finished",
+        step=name,
+        rows=record.rows,
+        rejects=record.rejects_by_reason,
+        seconds=record.seconds,
+        rows_per_s=record.rows_per_s,
+    )
+    return StepReport(name, "finished", record.rows, record.rejects, total, record=record)
+
+
+def _connected(address: str | None) -> Any:
+    from clipray.engine.connect import connected
+
+    return connected(address)
 
 
 def _resolve(job: Job) -> Any:
@@ -190,7 +172,8 @@ def _delete_table(output: Folder, name: str) -> None:
             folder.remove(file)
 
 
-def _forget_rejects(table: Folder, rejects: Folder) -> None:
+def _forget_rejects(output: Folder, name: str) -> None:
+    table, rejects = output.sub(name), output.sub(f"rejects/{name}")
     if tables.shard_names(rejects):
         table.remove(tables.RECORD)
         rejects.remove(tables.RECORD)

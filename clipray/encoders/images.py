@@ -5,6 +5,7 @@ Nothing here raises for a bad picture but `Refused`, which carries the reason fo
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import stat
@@ -25,7 +26,7 @@ Stage = Literal["manifest", "fetch", "decode", "encode"]
 
 # First bytes of the formats that people keep pictures in: such a file that does not open is a broken picture.
 SIGNATURES = (
-    b"\xff\xd8\xff",
+    b"\xff\xd8",
     b"\x89PNG",
     b"GIF8",
     b"BM",
@@ -35,6 +36,8 @@ SIGNATURES = (
     b"P5\n",
     b"P6\n",
 )
+# What Pillow recognises but only another program or a stub can decode; EPS would start Ghostscript on a stranger's file.
+NOT_PICTURES = ("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF")
 WHITE = (255, 255, 255, 255)
 
 
@@ -68,7 +71,7 @@ def fetch(uri: str, limits: Limits) -> bytes:
         Refused: scheme_not_allowed, unreachable, timed_out, too_many_bytes or empty.
     """
     scheme = uri.split("://", 1)[0] if "://" in uri else "file"
-    if "::" in uri or scheme not in limits.schemes:
+    if scheme not in limits.schemes or ("::" in uri and "://" in uri):  # a chain such as zip://…::file://…
         raise Refused(
             "fetch", "scheme_not_allowed", f"{uri}: scheme {scheme!r} is not among {', '.join(limits.schemes)}"
         )
@@ -91,6 +94,8 @@ def checked_bytes(data: bytes, limits: Limits) -> bytes:
 
 
 def _read(uri: str, limits: Limits) -> bytes:
+    if "://" not in uri:
+        return _read_local(uri, limits)
     options = {"client_kwargs": {"timeout": _http_timeout(limits)}} if uri.startswith("http") else {}
     fs, path = fsspec.core.url_to_fs(uri, **options)
     if isinstance(fs, LocalFileSystem):
@@ -145,7 +150,7 @@ def decode(data: bytes, limits: Limits, *, draft_px: int | None = None) -> Image
         Refused: not_an_image, truncated, undecodable or too_many_pixels.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_formats())
         height, width = image.height, image.width
         if height * width > limits.max_pixels:
             raise Refused(
@@ -161,11 +166,23 @@ def decode(data: bytes, limits: Limits, *, draft_px: int | None = None) -> Image
         raise _refusal(data, error) from error
 
 
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in Image.ID if name not in NOT_PICTURES)
+
+
 def _refusal(data: bytes, error: Exception) -> Refused:
     text = f"{type(error).__name__}: {error}".replace("\n", " ")
+    webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    if webp and len(data) < 8 + int.from_bytes(data[4:8], "little"):  # Pillow does not say so
+        return Refused(
+            "decode",
+            "truncated",
+            f"{len(data)} bytes of the {int.from_bytes(data[4:8], 'little') + 8} that its header names",
+        )
     if isinstance(error, Image.UnidentifiedImageError):
-        known = data.startswith(SIGNATURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
-        if known:
+        if webp or data.startswith(SIGNATURES) or data[4:12] in (b"ftypavif", b"ftypavis"):
             return Refused(
                 "decode", "undecodable", f"starts like a picture, but its header cannot be read ({len(data)} bytes)"
             )
@@ -188,11 +205,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode to RGB, transparency composed on white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_grey(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         canvas = Image.new("RGBA", image.size, WHITE)
         return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")
-    if image.mode.startswith("I") or image.mode == "F":
-        return _deep_grey(image).convert("RGB")
     return image.convert("RGB")
 
 
@@ -202,7 +219,9 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         values = values * 255 if np.nanmax(values, initial=0) <= 1 else values
     else:
+        transparent = values == image.info.get("transparency")
         values = values / (257 if values.max(initial=0) <= 65_535 else 16_843_009)
+        values[transparent] = 255  # on white
     return Image.fromarray(np.nan_to_num(values).clip(0, 255).round().astype(np.uint8))
 
 
@@ -238,6 +257,14 @@ def load_picture(
 
 def _original_size(data: bytes, image: Image.Image) -> tuple[int, int]:
     """Height and width before any reduced-scale decoding, turned as the upright `image` is."""
-    with Image.open(io.BytesIO(data)) as original:
-        turned = original.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (original.width, original.height) if turned else (original.height, original.width)
+    with Image.open(io.BytesIO(data), formats=_formats()) as original:
+        if original.format != "JPEG":  # always decoded whole
+            return image.height, image.width
+        return (original.width, original.height) if _turned(original) else (original.height, original.width)
+
+
+def _turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except Exception:  # as in `_upright`
+        return False

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import socket
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,8 +18,8 @@ import torch
 
 from clipray.encoders.images import Limits, Picture, Refused, load_picture, prepare_pillow
 from clipray.encoders.models import ImageEncoder, ResolvedModel, split_transform
+from clipray.reports import Report, fatal
 
-Report = Callable[[dict[str, Any]], None]
 REMOTE_THREADS = 32  # waiting for a network, not computing
 
 
@@ -73,21 +71,6 @@ def _column(block: pa.Table, name: str) -> Iterator[Any]:
     if name not in block.column_names:
         return iter([None] * len(block))
     return iter(block[name].to_pylist()) if name == "uri" else (scalar for scalar in block[name])
-
-
-@contextlib.contextmanager
-def fatal(report: Report) -> Iterator[None]:
-    """An error that is no row's fault ends the run: Ray Data would only drop the block and go on."""
-    try:
-        yield
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        report(
-            {
-                "fatal": f"{type(error).__name__}: {' '.join(str(error).split())[:600]} ({os.path.basename(place.filename)}:{place.lineno})"
-            }
-        )
-        raise
 
 
 class DecodeBlocks:

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 # Ray reads this when it is imported; without it every worker that was asked for no GPU prints a warning.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -53,12 +54,13 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     # One core must still hold an encoder and a decoding task at once.
-    cpus = {"num_cpus": max(2, local_cpus()), "include_dashboard": False} if address == "local" else {}
+    options: dict[str, Any] = {"runtime_env": {"env_vars": WORKER_ENV}}
+    if address == "local":
+        options = {"num_cpus": max(2, local_cpus()), "include_dashboard": False}
+        os.environ.update({**WORKER_ENV, **os.environ})  # inherited: workers that Ray has started ahead can be used
     try:
         with _silent_stderr():
-            ray.init(
-                address, **cpus, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": WORKER_ENV}
-            )
+            ray.init(address, **options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise PlanError(
             f"no Ray cluster could be reached at {address!r}: {' '.join(str(error).split())[:300]}"

@@ -9,7 +9,6 @@ from clipray.errors import PlanError
 from clipray.settings import EmbedImages
 
 READ_CPUS = 0.25
-WRITE_CPUS = 0.1
 DECODE_CPUS = 1.0
 CORES_PER_CPU_ACTOR = 8  # an image tower hardly gets faster with more threads
 
@@ -33,6 +32,7 @@ class Plan:
     decode_in: str
     cpus: float
     gpus: float
+    nodes: int = 1
 
     @property
     def device(self) -> str:
@@ -52,7 +52,7 @@ class Plan:
 
 
 def make_plan(settings: EmbedImages, cpus: float, gpus: float, nodes: int = 1) -> Plan:
-    """Lay the encoders out so that reading, decoding and writing always find room.
+    """Lay the encoders out so that reading and decoding always find room.
 
     Args:
         settings: `actors`, `gpus_per_actor`, `cpus_per_actor` and `decode_in` are used.
@@ -83,17 +83,17 @@ def make_plan(settings: EmbedImages, cpus: float, gpus: float, nodes: int = 1) -
         raise PlanError(
             f"actors={low} with gpus_per_actor={gpus_each:g} need {low * gpus_each:g} GPUs, but there are {gpus:g}"
         )
-    rest = READ_CPUS + WRITE_CPUS + (DECODE_CPUS if decode_in == "tasks" else 0)
+    rest = READ_CPUS + (DECODE_CPUS if decode_in == "tasks" else 0)
     each = _share(cpus, rest, high, on_gpu) if settings.cpus_per_actor == "auto" else float(settings.cpus_per_actor)
     needed = high * each + rest
     if needed > cpus or each <= 0:
         raise PlanError(
-            f"{high} actors x {each:g} CPU + {READ_CPUS:g} to read + {WRITE_CPUS:g} to write"
+            f"{high} actors x {each:g} CPU + {READ_CPUS:g} to read"
             f"{f' + {DECODE_CPUS:g} to decode' if decode_in == 'tasks' else ''} = {needed:g} CPUs, but there are {cpus:g}: "
             "the encoders would wait for ever for something to read; lower `actors` or `cpus_per_actor`"
         )
     threads = 1 if on_gpu and decode_in == "tasks" else max(1, math.floor(cpus / high))
-    return Plan(low, high, gpus_each, each, threads, decode_in, cpus, gpus)
+    return Plan(low, high, gpus_each, each, threads, decode_in, cpus, gpus, nodes)
 
 
 def _share(cpus: float, rest: float, actors: int, on_gpu: bool) -> float:

@@ -1,0 +1,67 @@
+"""Reading a manifest in tasks: row groups -> blocks of the rows that are wanted. Imports no torch: tasks start fast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from clipray.engine.progress import Reporter
+from clipray.manifest import Piece, contains, hash_strings, read_piece
+from clipray.reports import fatal
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass: what to read and how finely.
+
+    Attributes:
+        pieces: row groups that hold wanted rows.
+        columns: columns to read.
+        wanted: (n,) uint64 sorted keys of the rows to encode, under `salt`.
+        refused: file number -> row numbers that are no work (repeated ids among them, whose key is wanted once).
+        rows_per_block: rows that are lost together when a worker dies.
+        careful: one block at a time in each encoder, tried twice: whoever is lost now is itself the cause.
+    """
+
+    pieces: Sequence[Piece]
+    columns: Sequence[str]
+    wanted: np.ndarray
+    salt: str
+    refused: dict[int, np.ndarray]
+    rows_per_block: int
+    careful: bool = False
+
+
+class Reader:
+    """A row group -> the wanted rows in it, in blocks."""
+
+    def __init__(
+        self, columns: Sequence[str], salt: str, wanted: list[Any], refused: list[Any], rows: int, report: Reporter
+    ) -> None:
+        # The references travel inside lists: bare ones would be replaced by copies of the arrays.
+        self.columns, self.salt, self.wanted, self.refused, self.rows, self.report = (
+            columns,
+            salt,
+            wanted,
+            refused,
+            rows,
+            report,
+        )
+
+    def __call__(self, pieces: pa.Table) -> Iterator[pa.Table]:
+        with fatal(self.report):
+            for piece in pieces.to_pylist():
+                yield from self._read(Piece(**piece))
+
+    def _read(self, piece: Piece) -> Iterator[pa.Table]:
+        wanted, refused = ray.get([self.wanted[0], self.refused[0]])
+        for first, table in read_piece(piece, self.columns, self.rows):
+            keep = contains(wanted, hash_strings(table["image_id"], self.salt))
+            keep &= ~np.isin(np.arange(first, first + len(table)), refused.get(piece.file, ()))
+            if keep.any():
+                yield table if keep.all() else table.filter(pa.array(keep))

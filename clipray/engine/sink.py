@@ -1,0 +1,114 @@
+"""Finished blocks -> shards, by size or time. Imports no torch: tasks start fast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from clipray.storage import Folder
+from clipray.tables import write_shard
+
+WRITES_AHEAD = 2
+SHARD_BYTES = 256 * 2**20  # a writer holds a few of these
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where rows go."""
+
+    table: Folder
+    rejects: Folder
+    schema: pa.Schema
+    rejects_schema: pa.Schema
+    prefix: str
+    rows_per_file: int
+    flush_s: float
+
+
+@dataclass
+class Written:
+    """What a pass has written so far."""
+
+    rows: int = 0
+    rejects: dict[str, int] = field(default_factory=dict)
+    files: int = 0
+
+
+class Sink:
+    """Collects finished blocks and writes them as shards: when `rows_per_file` are there, or `flush_s` have passed.
+
+    The first block is written at once. Only references pass through here; writer actors, one a node, fetch the blocks
+    and write the files, whose names are fixed before, so that a write that is done again overwrites its own file.
+    """
+
+    def __init__(
+        self, target: Target, written: Written, provenance: Callable[[], dict[str, Any]], writers: int
+    ) -> None:
+        self._target, self._written, self._provenance = target, written, provenance
+        self._writers = [_Writer.remote(target) for _ in range(writers)]
+        self._blocks: list[Any] = []
+        self._rows = self._bytes = self._count = 0
+        self._last = 0.0
+        self._pending: list[Any] = []
+
+    def add(self, ref: Any, rows: int, size_bytes: int) -> None:
+        """Take a finished block; may start a write, and waits when too many are under way."""
+        if rows:
+            self._blocks.append(ref)
+            self._rows, self._bytes = self._rows + rows, self._bytes + size_bytes
+        full = self._rows >= self._target.rows_per_file or self._bytes >= SHARD_BYTES
+        if self._rows and (full or time.monotonic() - self._last >= self._target.flush_s):
+            self._start()
+        self._collect(WRITES_AHEAD * len(self._writers))
+
+    def flush(self) -> None:
+        """Write what is there and wait until everything is on disk."""
+        if self._rows:
+            self._start()
+        self._collect(0)
+
+    def _start(self) -> None:
+        name = f"{self._target.prefix}-{self._count:06d}.parquet"
+        writer = self._writers[self._count % len(self._writers)]
+        self._pending.append(writer.write.remote(self._provenance(), name, *self._blocks))
+        self._blocks, self._rows, self._bytes, self._last = [], 0, 0, time.monotonic()
+        self._count += 1
+
+    def _collect(self, leave: int) -> None:
+        while self._pending:
+            wait = len(self._pending) > leave
+            ready, self._pending = ray.wait(self._pending, num_returns=1, timeout=None if wait else 0)
+            if not ready:
+                return
+            rows, rejects = ray.get(ready[0])
+            self._written.rows += rows
+            self._written.files += 1 if rows else 0
+            for reason, count in rejects.items():
+                self._written.rejects[reason] = self._written.rejects.get(reason, 0) + count
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, scheduling_strategy="SPREAD")
+class _Writer:
+    """Writes shards. An actor, since it can start while the encoders load; a task would start when they are done."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    def write(self, provenance: dict[str, Any], name: str, *blocks: pa.Table) -> tuple[int, dict[str, int]]:
+        """Split finished blocks into rows and rejects and write a shard of each. Returns (rows, rejects by reason)."""
+        data, target = pa.concat_tables(blocks), self._target
+        refused = data["reason"].is_valid()
+        bad = data.filter(refused).select(target.rejects_schema.names).cast(target.rejects_schema)
+        good = data.filter(pc.invert(refused)).select(target.schema.names)
+        if bad.num_rows:
+            write_shard(target.rejects, name, "rejects", bad, provenance)
+        if good.num_rows:
+            good = pa.table(good.columns, schema=target.schema)
+            write_shard(target.table, name, "images", good, provenance)
+        return good.num_rows, {v["values"]: v["counts"] for v in bad["reason"].value_counts().to_pylist()}
