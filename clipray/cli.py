@@ -50,14 +50,12 @@ def _main(
 @app.command()
 def run(
     job: Annotated[str, typer.Argument(help="Job file, local or any URL.")],
-    fresh: Fresh = None,
+    fresh: Fresh = None,  # type: ignore[assignment]
     retry_rejects: RetryRejects = False,
     address: Address = None,
 ) -> None:
     """Run what is not finished of a job."""
-    if fresh is None:
-        fresh = []
-    _run(job, fresh=fresh, retry_rejects=retry_rejects, address=address)
+    _run(job, fresh=fresh or [], retry_rejects=retry_rejects, address=address)
 
 
 @app.command()
@@ -79,7 +77,7 @@ def embed(
     """Embed a folder of pictures in one line: writes OUT/job.yaml and runs it."""
     from pydantic import ValidationError
 
-    from clipray.runner import write_embed_job
+    from clipray.oneline import write_embed_job
     from clipray.settings import Model
 
     if pretrained is None and model == "ViT-B-32":
@@ -107,9 +105,9 @@ def plan(job: Annotated[str, typer.Argument(help="Job file.")], address: Address
 @app.command()
 def status(run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job.")]) -> None:
     """Where a run stands, from its files alone."""
-    from clipray import runner
+    from clipray.status import status as look
 
-    _print_reports(runner.status(run))
+    _print_reports(look(run))
 
 
 @app.command()
@@ -159,7 +157,7 @@ def schema(
             column.get("unit", ""),
             column["doc"] + values,
         )
-    out.print(listing, markup=False) if False else out.print(listing)
+    out.print(listing)
 
 
 def _run(job: str, **options: Any) -> None:

@@ -6,7 +6,8 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,6 +17,13 @@ from clipray.settings import STEPS, EmbedImages, Job
 from clipray.storage import absolute, filesystem
 
 Place = tuple[str | int, ...]
+TYPES = {
+    "model_type": "expected a mapping", "dict_type": "expected a mapping", "list_type": "expected a list",
+    "tuple_type": "expected a list", "string_type": "expected a string", "int_parsing": "expected an integer",
+    "int_type": "expected an integer", "int_from_float": "expected an integer", "float_parsing": "expected a number",
+    "float_type": "expected a number",
+}  # fmt: skip
+"""Pydantic's names of mistakes, where ours say the same in the words of a job file."""
 
 
 def load_job(path: str) -> Job:
@@ -37,14 +45,18 @@ def load_job(path: str) -> Job:
 def parse_job(text: str, where: str = "job") -> Job:
     """Validate the text of a job file; `where` names it in errors. See `load_job`."""
     try:
+        values = yaml.safe_load(text)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         lines = dict(_places(root, ())) if root else {}
-        values = yaml.safe_load(text)
+    except RecursionError as error:
+        raise JobError(f"{where}: not valid YAML: an alias that holds itself, or too deeply nested") from error
+    except ValueError as error:  # such as a date that does not exist
+        raise JobError(f"{where}: not valid YAML: {error}") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise JobError(f"{where}:{line}: not valid YAML: {error.problem or error}") from error
     except yaml.YAMLError as error:
-        raise JobError(f"{where}: not valid YAML: {error}") from error
+        raise JobError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise JobError(f"{where}: expected a mapping with `output`, `model` and `steps`, found {type(values).__name__}")
     mistakes = [
@@ -86,7 +98,7 @@ def _step_settings(steps: Any, lines: dict[Place, int], where: str, mistakes: li
         ((kind, settings),) = step.items()
         if kind not in STEPS:
             mistakes.append(
-                f"{where}:{lines.get((*place, kind), 1)}: unknown step {kind!r}{_nearest(str(kind), list(STEPS))}"
+                f"{where}:{lines.get((*place, str(kind)), 1)}: unknown step {kind!r}{_nearest(str(kind), list(STEPS))}"
             )
             continue
         if settings is not None and not isinstance(settings, dict):
@@ -106,25 +118,76 @@ def _validated(
         return cls(**{str(key): value for key, value in values.items()})
     except ValidationError as error:
         for detail in error.errors():
-            loc = (*place, *detail["loc"])
+            if cls is Job and detail["loc"][0] == "steps" and len(detail["loc"]) > 1:
+                continue  # `_step_settings` says it in more words
+            inner = _inside(values, detail)
+            loc = (*place, *inner)
             line = next(lines[loc[:n]] for n in range(len(loc), -1, -1) if loc[:n] in lines)
-            message = f"{where}:{line}: {_dotted(loc)}: {_explain(cls, detail)}"
+            message = f"{where}:{line}: {f'{_dotted(loc)}: ' if loc else ''}{_explain(cls, detail, inner, values)}"
             if message not in mistakes:
                 mistakes.append(message)
         return None
 
 
-def _explain(cls: type[BaseModel], detail: Mapping[str, Any]) -> str:
+def _inside(values: Any, detail: Mapping[str, Any]) -> Place:
+    """The part of a mistake's place that stands in the file: pydantic adds the branches of a union to it."""
+    loc = detail["loc"]
+    if detail["type"] == "missing":
+        return loc
+    for n, part in enumerate(loc):
+        try:
+            values = values[part]
+        except (LookupError, TypeError):
+            return loc[:n]
+    return loc
+
+
+def _explain(cls: type[BaseModel], detail: Mapping[str, Any], inner: Place, values: Mapping[str, Any]) -> str:
+    if len(inner) < len(detail["loc"]):  # no branch of the union fits: one sentence for all of them
+        field = cls.model_fields[str(inner[0])]
+        return f"expected {_wanted(field.annotation)}, found {_shown(values[str(inner[0])])}"
     if detail["type"] == "extra_forbidden":
         return f"unknown key{_nearest(str(detail['loc'][-1]), _known_keys(cls, detail['loc'][:-1]))}"
     if detail["type"] == "missing":
         return "is missing"
-    found = (
-        f", found {detail['input']!r}"
-        if detail.get("input") is not None and not isinstance(detail["input"], dict)
-        else ""
+    if detail["type"] == "value_error" and isinstance(detail["input"], dict):  # of the settings as a whole
+        return detail["msg"].removeprefix("Value error, ")
+    said = TYPES.get(detail["type"]) or detail["msg"].removeprefix("Value error, ").replace(
+        "Input should be", "expected"
     )
-    return detail["msg"].removeprefix("Value error, ") + found
+    return f"{said}, found {_shown(detail['input'])}"
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _wanted(kind: Any) -> str:
+    """A field's type in words: `'auto', an integer >= 1 or [min, max]`."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        rules = [rule for extra in args[1:] for rule in getattr(extra, "metadata", ())]
+        bounds = [
+            f" {sign} {getattr(rule, name):g}"
+            for rule in rules
+            for name, sign in {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}.items()
+            if hasattr(rule, name)
+        ]
+        return _wanted(args[0]) + " and".join(bounds)
+    if origin is Literal:
+        return _either([repr(value) for value in args])
+    if origin in (Union, UnionType):
+        return _either([_wanted(branch) for branch in args])
+    if origin is list:
+        return f"a list of {_wanted(args[0]).split(' ', 1)[-1]}s"
+    if origin is tuple:
+        return "[min, max]"
+    return {str: "a string", int: "an integer", float: "a number"}.get(kind, str(kind))
+
+
+def _either(words: list[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _known_keys(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

@@ -81,7 +81,7 @@ def _count_shard(
     mend: bool,
 ) -> Shard | None:
     try:
-        rows, schema, stamp = shard_stamp(folder, name)
+        rows, _, stamp = shard_stamp(folder, name)
         if stamp.get("fingerprint") != fingerprint:
             raise StaleTableError(
                 f"{folder.path(name)} was not made by this job with these settings; move it away, or give the job another `output`"
@@ -101,7 +101,7 @@ def _count_shard(
         return Shard(name, rows, size)
     if not mend:
         return Shard(name, int(good.sum()), size)
-    return _rewrite(folder, name, good, schema, stamp)
+    return _rewrite(folder, name, good, stamp)
 
 
 def _belongs(ids: pa.Table, is_table: bool, scan: Scan, keep: Sequence[str], stock: Stock) -> np.ndarray:
@@ -123,7 +123,7 @@ def _belongs(ids: pa.Table, is_table: bool, scan: Scan, keep: Sequence[str], sto
     return good
 
 
-def _rewrite(folder: Folder, name: str, good: np.ndarray, schema: pa.Schema, stamp: dict[str, Any]) -> Shard | None:
+def _rewrite(folder: Folder, name: str, good: np.ndarray, stamp: dict[str, Any]) -> Shard | None:
     if not good.any():
         folder.remove(name)
         return None

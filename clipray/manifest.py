@@ -243,7 +243,7 @@ def hash_strings(column: pa.ChunkedArray | pa.Array, salt: str) -> np.ndarray:
     values = np.asarray(
         column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy(), dtype=object
     )
-    values[np.equal(values, None)] = "\0null"
+    values[pd.isna(values)] = "\0null"
     return pd.util.hash_array(values, hash_key=salt, categorize=False)
 
 

@@ -7,43 +7,20 @@ import functools
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from clipray import tables
-from clipray.errors import JobError, RunError, StaleTableError, Stopped
-from clipray.events import Events, read_events
-from clipray.job import dump_job, load_job, steps_of
-from clipray.manifest import find_pictures, make_manifest
-from clipray.settings import EmbedImages, Job, Model
-from clipray.storage import Folder, absolute, filesystem
+from clipray.errors import JobError, RunError, Stopped
+from clipray.events import Events
+from clipray.job import load_job, steps_of
+from clipray.settings import EmbedImages, Job
+from clipray.status import StepReport, status
+from clipray.storage import Folder
 
 LOCK = ".lock"
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What a step is or would be: for `plan`, `status` and the end of a run.
-
-    Attributes:
-        state: `finished`, `partial`, `absent` or `stale`.
-        rows, rejected: on disk; total: in the manifest (None where only the run's folder was looked at).
-        note: what would run, or which settings changed.
-    """
-
-    name: str
-    state: str
-    rows: int = 0
-    rejected: int = 0
-    total: int | None = None
-    bytes: int = 0
-    note: str = ""
-    record: tables.Record | None = None
 
 
 def run(
@@ -94,8 +71,8 @@ def _run_steps(
 ) -> list[StepReport]:  # fmt: skip
     settings = steps_of(job)
     _known_tables(fresh, [s.name for s in settings])
-    for name in fresh:
-        _delete_table(output, name)
+    for table in fresh:
+        _delete_table(output, table)
     if retry_rejects:
         for step in settings:
             _forget_rejects(output, step.name)
@@ -116,6 +93,7 @@ def _run_step(
     from clipray.engine.plan import make_plan
     from clipray.engine.progress import Progress
     from clipray.steps import embed_images as module
+    from clipray.steps.attempt import Attempt
 
     step = module.prepare(settings, output, job.model, model)
     name, total = settings.name, step.scan.rows
@@ -135,7 +113,7 @@ def _run_step(
     plan = make_plan(settings, here.cpus, here.gpus, here.nodes)
     say(f"{name}: {plan.sentence()}")
     events.write("step_started", step=name, rows=total, plan=plan.sentence(), fingerprint=step.fingerprint)
-    record = module.EmbedRun(step, plan, Progress(), events, watch).run()
+    record = Attempt(step, plan, Progress(), events, watch).run()
     events.write(
         "step_finished",
         step=name,
@@ -177,8 +155,8 @@ def _forget_rejects(output: Folder, name: str) -> None:
     if tables.shard_names(rejects):
         table.remove(tables.RECORD)
         rejects.remove(tables.RECORD)
-        for name in tables.shard_names(rejects):
-            rejects.remove(name)
+        for shard in tables.shard_names(rejects):
+            rejects.remove(shard)
 
 
 @contextlib.contextmanager
@@ -275,137 +253,3 @@ def _machine(address: str | None) -> tuple[float, float, int]:
     import torch
 
     return float(max(2, local_cpus())), float(torch.cuda.device_count()), 1
-
-
-def status(url: str) -> list[StepReport]:
-    """The tables in a run's folder, finished or not, from the files alone: no Ray, no model.
-
-    Raises:
-        JobError: there is no run.
-    """
-    output = Folder(absolute(url))
-    reports = []
-    for name in output.folders():
-        folder = output.sub(name)
-        record = tables.read_record(folder)
-        started = folder.read_json("_started.json")
-        if record is None and started is None:
-            continue
-        shards = {} if record else _shard_rows(folder)
-        rows = record.rows if record else sum(shards.values())
-        rejected = record.rejects if record else sum(_shard_rows(output.sub(f"rejects/{name}")).values())
-        note = (
-            _last_seen(output, name)
-            if record is None
-            else f"finished {record.finished_at}, {record.rows_per_s:g} rows/s"
-        )
-        size = sum(folder.sizes().values())
-        reports.append(
-            StepReport(
-                name,
-                "finished" if record else "partial",
-                rows,
-                rejected,
-                record.inputs.get("rows") if record else _total(output, name),
-                size,
-                note,
-                record,
-            )
-        )
-    if not reports:
-        raise JobError(f"{url}: no run there: expected the `output` folder of a job that was started")
-    return reports
-
-
-def _shard_rows(folder: Folder) -> dict[str, int]:
-    rows = {}
-    for name in tables.shard_names(folder):
-        with contextlib.suppress(Exception):  # torn or just being replaced: the next run mends it
-            rows[name] = tables.shard_stamp(folder, name)[0]
-    return rows
-
-
-def _progress_events(output: Folder, step: str) -> list[dict[str, Any]]:
-    return [e for e in read_events(output) if e.get("event") == "progress" and e.get("step") == step]
-
-
-def _total(output: Folder, step: str) -> int | None:
-    events = _progress_events(output, step)
-    return int(events[-1]["total"]) if events else None
-
-
-def _last_seen(output: Folder, step: str) -> str:
-    events = _progress_events(output, step)
-    if not events:
-        return "started"
-    last = events[-1]
-    ago = time.time() - datetime.fromisoformat(last["time"]).timestamp()
-    return f"last seen {ago:.0f} s ago at {last['rate']:.1f} rows/s"
-
-
-def embed(
-    pictures: str, out: str, *, model: Model, manifest_label: str | None = None, **options: Any
-) -> tuple[str, list[StepReport]]:
-    """One line for a folder, glob or manifest: write a job file into `out` and run it.
-
-    Returns:
-        (path of the job file, reports as of `run`). Called again with the same `out`, it goes on; a folder is listed
-        anew, so that new pictures are added.
-
-    Raises:
-        ClipRayError: as `run`.
-    """
-    path = write_embed_job(pictures, out, model, manifest_label)
-    return path, run(path, **options)
-
-
-def write_embed_job(pictures: str, out: str, model: Model, label: str | None = None) -> str:
-    """The job file (and, for a folder or glob of pictures, the manifest) of `embed`. Returns the job file's path."""
-    home = Folder(absolute(out))
-    source = absolute(pictures)
-    if _is_manifest(source):
-        manifest, keep = source, []
-    else:
-        manifest, keep = f"{home.url}/manifest.parquet", ["label"] if label else []
-        find_pictures(source)  # fail before anything is written
-        make_manifest(source, manifest, label=label)
-    values = {
-        "name": Path(home.url).name,
-        "output": home.url,
-        "model": model.model_dump(exclude_none=True, exclude_defaults=True),
-        "steps": [{"embed_images": {"manifest": manifest, **({"keep": keep} if keep else {})}}],
-    }
-    path = f"{home.url}/job.yaml"
-    text = home.read("job.yaml")
-    if text is None:
-        home.write("job.yaml", dump_job(values))
-    else:
-        _same_job(path, values)
-    return path
-
-
-def _is_manifest(source: str) -> bool:
-    if source.endswith((".parquet", ".pq")):
-        return True
-    fs, path = filesystem(source)
-    return (
-        fs.isdir(path)
-        and not any(p.lower().endswith((".jpg", ".jpeg", ".png", ".webp")) for p in fs.find(path))
-        and any(p.endswith(".parquet") for p in fs.find(path))
-    )
-
-
-def _same_job(path: str, values: dict[str, Any]) -> None:
-    """The job file may have been edited; only model and manifest must still be those of the command."""
-    job = load_job(path)
-    asked = Model(**values["model"])
-    if job.model != asked:
-        raise StaleTableError(
-            f"{path} says model {job.model.model_dump(exclude_none=True, exclude_defaults=True)}, the command {asked.model_dump(exclude_none=True, exclude_defaults=True)}: "
-            "give another OUT, or edit the job and `clipray run` it"
-        )
-    step = steps_of(job)[0]
-    if step.manifest != values["steps"][0]["embed_images"]["manifest"]:
-        raise StaleTableError(
-            f"{path} reads {step.manifest}, the command names {values['steps'][0]['embed_images']['manifest']}: give another OUT, or edit the job and `clipray run` it"
-        )

@@ -34,7 +34,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         network = open_clip.CLIP(**TINY_VIT)
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / "open_clip_model.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in network.state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
     return f"local-dir:{folder}"
 
 
@@ -51,7 +54,7 @@ def draw_pictures(folder: Path, count: int, *, start: int = 0) -> None:
     for number in range(start, start + count):
         rng = np.random.default_rng(number)
         height, width = (int(v) for v in rng.integers(48, 96, 2))
-        y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j]
+        y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
         canvas = (np.stack([y, x, y * x], -1) * rng.integers(80, 255, 3)).astype(np.uint8)
         canvas[(y - rng.random()) ** 2 + (x - rng.random()) ** 2 < 0.05] = rng.integers(0, 255, 3)
         path = folder / f"class{number % 3}" / f"{number:05d}.jpg"
@@ -88,7 +91,9 @@ def ray_here() -> object:
     ray.shutdown()
 
 
-def write_job(path: Path, manifest: Path | str, model: str, *, output: Path | str | None = None, **settings: object) -> str:
+def write_job(
+    path: Path, manifest: Path | str, model: str, *, output: Path | str | None = None, **settings: object
+) -> str:
     """A job file with one `embed_images` step; `model` is a local-dir name. Returns its path."""
     import yaml
 

@@ -16,7 +16,7 @@ from typing import Literal
 import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Reason = Literal[
     "null_id", "duplicate_id", "no_source", "scheme_not_allowed", "unreachable", "timed_out", "too_many_bytes", "empty",
@@ -77,11 +77,20 @@ def fetch(uri: str, limits: Limits) -> bytes:
         )
     try:
         data = _read(uri, limits)
-    except TimeoutError as error:
-        raise Refused("fetch", "timed_out", f"{uri}: no answer within {limits.fetch_timeout_s:g} s") from error
+    except Refused:
+        raise
     except Exception as error:  # every filesystem has its own errors
+        if _timed_out(error):
+            raise Refused("fetch", "timed_out", f"{uri}: no answer within {limits.fetch_timeout_s:g} s") from error
         raise Refused("fetch", "unreachable", f"{uri}: {type(error).__name__}: {error}") from error
     return checked_bytes(data, limits)
+
+
+def _timed_out(error: BaseException | None) -> bool:
+    """Also where a filesystem turned it into another error: fsspec's HTTP says that the file is not there."""
+    while error is not None and not isinstance(error, TimeoutError):
+        error = error.__cause__
+    return error is not None
 
 
 def checked_bytes(data: bytes, limits: Limits) -> bytes:
@@ -181,7 +190,7 @@ def _refusal(data: bytes, error: Exception) -> Refused:
             "truncated",
             f"{len(data)} bytes of the {int.from_bytes(data[4:8], 'little') + 8} that its header names",
         )
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         if webp or data.startswith(SIGNATURES) or data[4:12] in (b"ftypavif", b"ftypavis"):
             return Refused(
                 "decode", "undecodable", f"starts like a picture, but its header cannot be read ({len(data)} bytes)"

@@ -366,7 +366,8 @@ class ImageEncoder:
     def _forward(self, network: torch.nn.Module, pixels: np.ndarray, dtype: torch.dtype) -> np.ndarray:
         batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)  # (b, height, width, 3)
         batch = batch.permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(255)  # as ToTensor does
-        features = network.encode_image(batch.sub_(self._mean).div_(self._std).to(dtype)).float()  # (b, d)
+        encode: Any = network.encode_image
+        features = encode(batch.sub_(self._mean).div_(self._std).to(dtype)).float()  # (b, d)
         if self.normalize:
             features = torch.nn.functional.normalize(features, dim=-1)
         return features.cpu().numpy()

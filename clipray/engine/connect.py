@@ -88,7 +88,8 @@ def _silent_stderr() -> Iterator[None]:
 
 def _cluster(*, local: bool) -> Cluster:
     total = ray.cluster_resources()
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    alive: list[bool] = [node["Alive"] for node in ray.nodes()]
+    nodes = sum(alive)
     return Cluster(nodes, total.get("CPU", 0.0), total.get("GPU", 0.0), local or nodes == 1)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import ray
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
 class _Board:
     """Sums of what the workers report. Losing it loses a display, never a row."""
 
@@ -47,7 +46,8 @@ class Progress:
     """The driver's end."""
 
     def __init__(self) -> None:
-        self._board = _Board.remote()
+        actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Board)
+        self._board = actor.remote()
         self.reporter = Reporter(self._board)
         self._last: dict[str, Any] = {"rows": {}, "seconds": {}, "workers": {}, "fatal": None}
 

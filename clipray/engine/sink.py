@@ -51,7 +51,8 @@ class Sink:
         self, target: Target, written: Written, provenance: Callable[[], dict[str, Any]], writers: int
     ) -> None:
         self._target, self._written, self._provenance = target, written, provenance
-        self._writers = [_Writer.remote(target) for _ in range(writers)]
+        actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, scheduling_strategy="SPREAD")(_Writer)
+        self._writers = [actor.remote(target) for _ in range(writers)]
         self._blocks: list[Any] = []
         self._rows = self._bytes = self._count = 0
         self._last = 0.0
@@ -93,7 +94,6 @@ class Sink:
                 self._written.rejects[reason] = self._written.rejects.get(reason, 0) + count
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, scheduling_strategy="SPREAD")
 class _Writer:
     """Writes shards. An actor, since it can start while the encoders load; a task would start when they are done."""
 

@@ -83,7 +83,7 @@ def _dataset(this: Pass, plan: Plan, settings: EncodeSettings, report: Reporter)
     # A lost block comes again in the next, finer pass; only a row that was alone gets a second try at once, since
     # its loss is final.
     retries = 1 if this.careful else 0
-    data = ray.data.from_items(
+    data: Any = ray.data.from_items(
         [asdict(piece) for piece in this.pieces], override_num_blocks=min(len(this.pieces), 4096)
     )
     data = data.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS)

@@ -1,54 +1,23 @@
-"""Step `embed_images`: a manifest of pictures -> the `images` table."""
+"""Step `embed_images`: a manifest of pictures -> the `images` table. What it is made of, and what of it is on disk."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from clipray import __version__, tables
+from clipray import tables
 from clipray.encoders.images import Limits
-from clipray.encoders.models import ResolvedModel, provenance
+from clipray.encoders.models import ResolvedModel
 from clipray.encoders.pipeline import EncodeSettings
-from clipray.engine.plan import Plan
-from clipray.engine.progress import Progress
-from clipray.engine.stream import Pass, Target, Written, run_pass
-from clipray.errors import RejectRateError, StaleTableError
-from clipray.events import Events
 from clipray.job import changes, fingerprint
-from clipray.ledger import REFUSED, Stock, take_stock
-from clipray.manifest import Manifest, Scan, open_manifest, pieces_with, scan
+from clipray.ledger import Stock, take_stock
+from clipray.manifest import Manifest, Scan, open_manifest, scan
 from clipray.settings import EmbedImages, Model
 from clipray.storage import Folder
 
 STARTED = "_started.json"
-STOP_EARLY_REJECTS = 1_000
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Where a step stands, for a display.
-
-    Attributes:
-        total: rows of the manifest; written, rejected: of them, so far, earlier runs included.
-        encoded: rows that went through an encoder in this run (some of them not on disk yet).
-        rate: rows a second over the last half minute; stages: rows a second and busy seconds by stage.
-    """
-
-    step: str
-    total: int
-    written: int
-    rejected: int
-    encoded: int
-    rate: float
-    eta_s: float | None
-    stages: dict[str, dict[str, float]]
-    phase: str
 
 
 @dataclass(frozen=True)
@@ -93,6 +62,23 @@ class EmbedStep:
         return tables.arrow_schema("images", vectors, element=self.settings.vector_type, extra=extra)
 
 
+def encode_settings(step: EmbedStep, precision: str, device: str, threads: int) -> EncodeSettings:
+    """What each encoder must know of the step."""
+    settings = step.settings
+    return EncodeSettings(
+        model=step.model,
+        limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_timeout_s, settings.schemes),
+        features={name: feature.layer for name, feature in settings.features.items()},
+        schema=step.schema,
+        precision=precision,
+        batch_size=settings.batch_size,
+        normalize=settings.normalize == "l2",
+        fast_decode=settings.decode == "fast",
+        device=device,
+        threads=threads,
+    )
+
+
 def prepare(settings: EmbedImages, output: Folder, spec: Model, model: ResolvedModel) -> EmbedStep:
     """Open and count the manifest. Raises ManifestError."""
     manifest = open_manifest(settings.manifest, settings.keep)
@@ -127,277 +113,3 @@ def inspect(step: EmbedStep, *, count: bool = True) -> State:
         else None
     )
     return State("partial", stock)
-
-
-class EmbedRun:
-    """One run of the step, from wherever the last one ended."""
-
-    def __init__(
-        self, step: EmbedStep, plan: Plan, progress: Progress, events: Events, watch: Callable[[Snapshot], None]
-    ) -> None:
-        self.step, self.plan, self.progress, self.events, self._watch = step, plan, progress, events, watch
-        self._began = time.monotonic()
-        self._history: list[tuple[float, int]] = []
-        self._logged = 0.0
-        self._encoded = 0
-        self._streaming_s = 0.0
-        self._phase = "starting"
-
-    def run(self) -> tables.Record:
-        """Encode what is missing, reconcile, commit.
-
-        Raises:
-            StaleTableError, RejectRateError, RunError, ClipRayError; what is written by then is kept.
-        """
-        step = self.step
-        attempt, precision = self._start()
-        stock = self._stock()
-        self._check_rejects(stock, at_start=True)
-        for number, (rows_per_block, careful) in enumerate(self._passes()):
-            todo = step.scan.keys[~stock.taken]
-            if not len(todo):
-                break
-            if number:
-                self.events.write("rows_lost", rows=len(todo), again_in_blocks_of=rows_per_block)
-                self._phase = f"again, {len(todo)} rows whose worker died"
-            self._pass(todo, rows_per_block, careful, f"part-{attempt:04d}-{number}", precision, stock)
-            stock = self._stock()
-        self._reject_the_dead(stock, attempt)
-        stock = self._stock()
-        self._reconcile(stock)
-        self._check_rejects(stock)
-        return self._commit(stock)
-
-    def _passes(self) -> list[tuple[int, bool]]:
-        rows = self.step.settings.rows_per_block
-        return [(rows, False), (max(1, rows // 16), False), (1, True)]
-
-    def _start(self) -> tuple[int, str]:
-        """Open the table for writing. Returns the number of this attempt and the precision of the earlier ones."""
-        step = self.step
-        state = inspect(step, count=False)
-        if state.kind == "stale":
-            raise StaleTableError(
-                f"{step.table.url} was made with other settings: {'; '.join(state.changed)}. "
-                "Set them back, give the job another `output`, or make the table anew with `--fresh`"
-            )
-        before = step.table.read_json(STARTED) or {}
-        attempt = int(before.get("attempt", 0)) + 1
-        facts = {
-            "settings": step.identity,
-            "fingerprint": step.fingerprint,
-            "attempt": attempt,
-            "precision": before.get("precision"),
-            "started_at": before.get("started_at", _now()),
-        }
-        step.table.remove(tables.RECORD)  # from here on the table is not finished
-        step.table.write_json(STARTED, facts)
-        self._facts = facts
-        if step.scan.rejects.num_rows:
-            tables.write_shard(step.rejects, REFUSED, "rejects", step.scan.rejects, self._provenance())
-        else:
-            step.rejects.remove(REFUSED)
-        return attempt, before.get("precision") or step.precision
-
-    def _stock(self) -> Stock:
-        step = self.step
-        stock = take_stock(step.table, step.rejects, step.scan, step.settings.keep, step.fingerprint)
-        if stock.repaired:
-            self.events.write("repaired", step=step.settings.name, **stock.repaired)
-        return stock
-
-    def _provenance(self) -> dict[str, Any]:
-        step = self.step
-        made = provenance(step.model)
-        return {
-            "fingerprint": step.fingerprint,
-            "model": {**made["model"], "precision": self._facts.get("precision") or step.precision},
-            "features": {name: feature.layer for name, feature in step.settings.features.items()},
-            "decode": step.settings.decode,
-            "normalize": step.settings.normalize,
-            "versions": {"clipray": __version__, **made["versions"]},
-        }
-
-    def _encoder_provenance(self) -> dict[str, Any]:
-        """Provenance with the precision that the encoders chose; they say so before their first block."""
-        for _ in range(100):
-            self._learn_precision(self.progress.state())
-            if self._facts.get("precision"):
-                break
-            time.sleep(0.1)
-        return self._provenance()
-
-    def _learn_precision(self, board: dict[str, Any]) -> None:
-        """Keep what `precision: auto` became, so that the next attempt goes on with the same, on whatever machine."""
-        if board["workers"] and not self._facts.get("precision"):
-            self._facts["precision"] = next(iter(board["workers"].values()))["precision"]
-            self.step.table.write_json(STARTED, self._facts)
-
-    def _pass(
-        self, todo: np.ndarray, rows_per_block: int, careful: bool, prefix: str, precision: str, stock: Stock
-    ) -> None:
-        step, settings = self.step, self.step.settings
-        limits = Limits(settings.max_bytes, settings.max_pixels, settings.fetch_timeout_s, settings.schemes)
-        encode = EncodeSettings(
-            model=step.model, limits=limits, features={name: f.layer for name, f in settings.features.items()}, schema=step.schema,
-            precision=precision, batch_size=settings.batch_size, normalize=settings.normalize == "l2", fast_decode=settings.decode == "fast",
-            device=self.plan.device, threads=self.plan.threads,
-        )  # fmt: skip
-        target = Target(
-            step.table,
-            step.rejects,
-            step.schema,
-            tables.arrow_schema("rejects"),
-            prefix,
-            settings.rows_per_file,
-            settings.flush_s,
-        )
-        columns = step.manifest.columns(settings.keep)
-        work = Pass(
-            pieces_with(step.manifest, step.scan, todo),
-            columns,
-            todo,
-            step.scan.salt,
-            step.scan.refused,
-            rows_per_block,
-            careful,
-        )
-        began = time.monotonic()
-        try:
-            run_pass(
-                work,
-                self.plan,
-                encode,
-                target,
-                self.progress,
-                lambda written, board: self._observe(stock, written, board),
-                self._encoder_provenance,
-            )
-        finally:
-            self._streaming_s += time.monotonic() - began
-
-    def _observe(self, stock: Stock, written: Written, board: dict[str, Any]) -> None:
-        """Once a second: keep the workers' precision for the next attempt, show, log, stop when too much is rejected."""
-        name, now = self.step.settings.name, time.monotonic()
-        self._learn_precision(board)
-        self._encoded = board["rows"].get("encode", 0)
-        self._phase = "encoding" if self._encoded and self._phase == "starting" else self._phase
-        self._history = [*self._history, (now, self._encoded)]
-        self._history = [h for h in self._history if now - h[0] <= 30 and h[1]] or self._history[-1:]
-        (then, before), rejected = self._history[0], stock.rejected + sum(written.rejects.values())
-        rate = (self._encoded - before) / (now - then) if now > then else 0.0
-        left = self.step.scan.rows - stock.rows - stock.rejected - self._encoded
-        stages = {
-            stage: {
-                "rows": rows,
-                "busy_s": round(board["seconds"][stage], 1),
-                "rows_per_busy_s": round(rows / max(1e-9, board["seconds"][stage]), 1),
-            }
-            for stage, rows in board["rows"].items()
-        }
-        shot = Snapshot(
-            name,
-            self.step.scan.rows,
-            stock.rows + written.rows,
-            rejected,
-            self._encoded,
-            rate,
-            max(0, left) / rate if rate else None,
-            stages,
-            self._phase,
-        )
-        self._watch(shot)
-        if now - self._logged >= 5:
-            self._logged = now
-            self.events.write("progress", **asdict(shot))
-        if rejected >= STOP_EARLY_REJECTS and rejected > self.step.settings.max_reject_rate * self.step.scan.rows:
-            raise self._too_many(
-                stock, {**stock.rejects, **{r: stock.rejects.get(r, 0) + n for r, n in written.rejects.items()}}
-            )
-
-    def _reject_the_dead(self, stock: Stock, attempt: int) -> None:
-        """Rows that were alone when their worker died, twice, in the last pass."""
-        dead = step_rows(self.step, self.step.scan.keys[~stock.taken])
-        if not dead.num_rows:
-            return
-        rows = [
-            {
-                **row,
-                "stage": "encode",
-                "reason": "worker_died",
-                "message": "the worker process died twice while it held this row alone",
-            }
-            for row in dead.to_pylist()
-        ]
-        data = pa.Table.from_pylist(rows, schema=tables.arrow_schema("rejects"))
-        tables.write_shard(self.step.rejects, f"part-{attempt:04d}-dead.parquet", "rejects", data, self._provenance())
-
-    def _check_rejects(self, stock: Stock, *, at_start: bool = False) -> None:
-        rows, limit = self.step.scan.rows, self.step.settings.max_reject_rate
-        own = self.step.scan.rejects
-        if at_start and own.num_rows:
-            example = own.slice(0, 1).to_pylist()[0]
-            self.events.write("manifest_rejects", rows=own.num_rows, example=example["message"])
-        rejected = own.num_rows if at_start else stock.rejected
-        if rejected > limit * rows:
-            raise self._too_many(stock, stock.rejects)
-
-    def _too_many(self, stock: Stock, reasons: dict[str, int]) -> RejectRateError:
-        rejected, rows = sum(reasons.values()), self.step.scan.rows
-        listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
-        return RejectRateError(
-            f"{rejected} of {rows} rows were rejected ({rejected / max(1, rows):.1%}), more than max_reject_rate={self.step.settings.max_reject_rate:g}: "
-            f"{listed}{self._example()}. All rows written are kept. See {self.step.rejects.url}; mend the pictures and run with --retry-rejects, or raise max_reject_rate"
-        )
-
-    def _example(self) -> str:
-        for name in tables.shard_names(self.step.rejects)[:1]:
-            row = tables.read_shard(self.step.rejects, name, ["image_id", "message"]).slice(0, 1).to_pylist()[0]
-            return f"; e.g. {row['image_id']!r}: {row['message']}"
-        return ""
-
-    def _reconcile(self, stock: Stock) -> None:
-        rows = self.step.scan.rows
-        if stock.rows + stock.rejected != rows or not stock.taken.all():
-            raise AssertionError(
-                f"rows in = {rows}, but {stock.rows} written + {stock.rejected} rejected: this is a defect in clipray"
-            )
-
-    def _commit(self, stock: Stock) -> tables.Record:
-        step, board = self.step, self.progress.state()
-        made = self._provenance()
-        common = {
-            "fingerprint": step.fingerprint, "inputs": {"rows": step.scan.rows, "digest": step.scan.digest, "manifest": list(step.manifest.urls)},
-            "settings": step.identity, "provenance": made, "finished_at": _now(),
-        }  # fmt: skip
-        rejects_schema = tables.arrow_schema("rejects")
-        tables.commit(step.rejects, tables.Record(
-            "rejects", tables.table_schema("rejects")["version"], {f.name: str(f.type) for f in rejects_schema}, stock.rejected, 0,
-            [asdict(shard) for shard in stock.reject_files], rejects_by_reason=stock.rejects, **common,
-        ))  # fmt: skip
-        record = tables.Record(
-            "images", tables.table_schema("images")["version"], {f.name: str(f.type) for f in step.schema}, stock.rows, stock.rejected,
-            [asdict(shard) for shard in stock.files], rejects_by_reason=stock.rejects, workers=list(board["workers"].values()),
-            seconds=round(time.monotonic() - self._began, 2), rows_per_s=round(self._encoded / self._streaming_s, 2) if self._streaming_s else 0.0, **common,
-        )  # fmt: skip
-        tables.commit(step.table, record)
-        return record
-
-
-def step_rows(step: EmbedStep, keys: np.ndarray) -> pa.Table:
-    """`image_id` and `uri` of the manifest rows with these keys ((n,) uint64, sorted)."""
-    from clipray.manifest import contains, hash_strings, read_piece
-
-    columns = [c for c in ("image_id", "uri") if c in step.manifest.schema.names]
-    found = [pa.table({"image_id": pa.array([], pa.string()), "uri": pa.array([], pa.string())})]
-    for piece in pieces_with(step.manifest, step.scan, keys):
-        for first, table in read_piece(piece, columns, 65_536):
-            here = contains(keys, hash_strings(table["image_id"], step.scan.salt))
-            here &= ~np.isin(np.arange(first, first + len(table)), step.scan.refused.get(piece.file, ()))
-            rows = table.filter(pa.array(here))
-            found.append(rows if "uri" in columns else rows.append_column("uri", pa.nulls(len(rows), pa.string())))
-    return pa.concat_tables(found)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,28 @@
+# `make demo` and `make test` work as the first command in a fresh clone: they make the environment when it is missing.
+VENV ?= .venv
+PYTHON ?= python3
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint bench clean
+
+demo: $(READY)  ## The whole product on the built-in world, without a network
+	$(VENV)/bin/clipray demo runs/demo
+
+test: $(READY)  ## All tests
+	$(VENV)/bin/python -m pytest
+
+lint: $(READY)  ## Style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(READY)  ## The benchmarks of benchmarks/README.md
+	$(VENV)/bin/python benchmarks/embed.py
+
+clean:
+	rm -rf runs dist .pytest_cache .mypy_cache .ruff_cache
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)

@@ -1,0 +1,82 @@
+"""`clipray embed PICTURES OUT`: one line that writes a job file and runs it, so that it can be resumed and edited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from clipray.errors import StaleTableError
+from clipray.job import dump_job, load_job, steps_of
+from clipray.manifest import find_pictures, make_manifest
+from clipray.runner import run
+from clipray.settings import Model
+from clipray.status import StepReport
+from clipray.storage import Folder, absolute, filesystem
+
+
+def embed(
+    pictures: str, out: str, *, model: Model, manifest_label: str | None = None, **options: Any
+) -> tuple[str, list[StepReport]]:
+    """One line for a folder, glob or manifest: write a job file into `out` and run it.
+
+    Returns:
+        (path of the job file, reports as of `run`). Called again with the same `out`, it goes on; a folder is listed
+        anew, so that new pictures are added.
+
+    Raises:
+        ClipRayError: as `run`.
+    """
+    path = write_embed_job(pictures, out, model, manifest_label)
+    return path, run(path, **options)
+
+
+def write_embed_job(pictures: str, out: str, model: Model, label: str | None = None) -> str:
+    """The job file (and, for a folder or glob of pictures, the manifest) of `embed`. Returns the job file's path."""
+    home = Folder(absolute(out))
+    source = absolute(pictures)
+    if _is_manifest(source):
+        manifest, keep = source, []
+    else:
+        manifest, keep = f"{home.url}/manifest.parquet", ["label"] if label else []
+        find_pictures(source)  # fail before anything is written
+        make_manifest(source, manifest, label=label)
+    values = {
+        "name": Path(home.url).name,
+        "output": home.url,
+        "model": model.model_dump(exclude_none=True, exclude_defaults=True),
+        "steps": [{"embed_images": {"manifest": manifest, **({"keep": keep} if keep else {})}}],
+    }
+    path = f"{home.url}/job.yaml"
+    text = home.read("job.yaml")
+    if text is None:
+        home.write("job.yaml", dump_job(values))
+    else:
+        _same_job(path, values)
+    return path
+
+
+def _is_manifest(source: str) -> bool:
+    if source.endswith((".parquet", ".pq")):
+        return True
+    fs, path = filesystem(source)
+    return (
+        fs.isdir(path)
+        and not any(p.lower().endswith((".jpg", ".jpeg", ".png", ".webp")) for p in fs.find(path))
+        and any(p.endswith(".parquet") for p in fs.find(path))
+    )
+
+
+def _same_job(path: str, values: dict[str, Any]) -> None:
+    """The job file may have been edited; only model and manifest must still be those of the command."""
+    job = load_job(path)
+    asked = Model(**values["model"])
+    if job.model != asked:
+        raise StaleTableError(
+            f"{path} says model {job.model.model_dump(exclude_none=True, exclude_defaults=True)}, the command {asked.model_dump(exclude_none=True, exclude_defaults=True)}: "
+            "give another OUT, or edit the job and `clipray run` it"
+        )
+    step = steps_of(job)[0]
+    if step.manifest != values["steps"][0]["embed_images"]["manifest"]:
+        raise StaleTableError(
+            f"{path} reads {step.manifest}, the command names {values['steps'][0]['embed_images']['manifest']}: give another OUT, or edit the job and `clipray run` it"
+        )

@@ -1,0 +1,100 @@
+"""Where a run stands, from its files alone: no Ray, no model."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from clipray import tables
+from clipray.errors import JobError
+from clipray.events import read_events
+from clipray.storage import Folder, absolute
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step is or would be: for `plan`, `status` and the end of a run.
+
+    Attributes:
+        state: `finished`, `partial`, `absent` or `stale`.
+        rows, rejected: on disk; total: in the manifest (None where only the run's folder was looked at).
+        note: what would run, or which settings changed.
+    """
+
+    name: str
+    state: str
+    rows: int = 0
+    rejected: int = 0
+    total: int | None = None
+    bytes: int = 0
+    note: str = ""
+    record: tables.Record | None = None
+
+
+def status(url: str) -> list[StepReport]:
+    """The tables in a run's folder, finished or not, from the files alone: no Ray, no model.
+
+    Raises:
+        JobError: there is no run.
+    """
+    output = Folder(absolute(url))
+    reports = []
+    for name in output.folders():
+        folder = output.sub(name)
+        record = tables.read_record(folder)
+        started = folder.read_json("_started.json")
+        if record is None and started is None:
+            continue
+        shards = {} if record else _shard_rows(folder)
+        rows = record.rows if record else sum(shards.values())
+        rejected = record.rejects if record else sum(_shard_rows(output.sub(f"rejects/{name}")).values())
+        note = (
+            _last_seen(output, name)
+            if record is None
+            else f"finished {record.finished_at}, {record.rows_per_s:g} rows/s"
+        )
+        size = sum(folder.sizes().values())
+        reports.append(
+            StepReport(
+                name,
+                "finished" if record else "partial",
+                rows,
+                rejected,
+                record.inputs.get("rows") if record else _total(output, name),
+                size,
+                note,
+                record,
+            )
+        )
+    if not reports:
+        raise JobError(f"{url}: no run there: expected the `output` folder of a job that was started")
+    return reports
+
+
+def _shard_rows(folder: Folder) -> dict[str, int]:
+    rows = {}
+    for name in tables.shard_names(folder):
+        with contextlib.suppress(Exception):  # torn or just being replaced: the next run mends it
+            rows[name] = tables.shard_stamp(folder, name)[0]
+    return rows
+
+
+def _progress_events(output: Folder, step: str) -> list[dict[str, Any]]:
+    return [e for e in read_events(output) if e.get("event") == "progress" and e.get("step") == step]
+
+
+def _total(output: Folder, step: str) -> int | None:
+    events = _progress_events(output, step)
+    return int(events[-1]["total"]) if events else None
+
+
+def _last_seen(output: Folder, step: str) -> str:
+    events = _progress_events(output, step)
+    if not events:
+        return "started"
+    last = events[-1]
+    ago = time.time() - datetime.fromisoformat(last["time"]).timestamp()
+    return f"last seen {ago:.0f} s ago at {last['rate']:.1f} rows/s"
