@@ -160,6 +160,32 @@ def schema(
     out.print(listing)
 
 
+@app.command()
+def demo(
+    output: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the pictures and the tables.")] = "runs/demo",
+) -> None:
+    """Show the product on the built-in world: draws pictures, runs jobs/demo.yaml, looks at the result. Needs no network."""
+    from clipray.demo.tour import nearest_pictures, write_demo
+
+    job = write_demo(output)
+    out.print(f"pictures: {output}/world/pictures, job file: {job}", soft_wrap=True)
+    _run(job)
+    shown, same = nearest_pictures(f"{output}/images")
+    listing = Table("picture", "nearest by cosine", title="What the vectors know", title_justify="left")
+    for picture in shown:
+        listing.add_row(picture.caption, "; ".join(f"{caption} ({cosine:.2f})" for caption, cosine in picture.nearest))
+    out.print(listing)
+    out.print(f"The nearest other picture of a single thing shows the same thing for {same:.0%} of them.")
+    out.print("Look next at:")
+    for line in (
+        f"  clipray status {output}",
+        f"  clipray plan {job}",
+        f"  duckdb -c \"select kind, count(*) from '{output}/images/*.parquet' group by kind\"",
+        f"  {output}/images/_table.json (what made the table), {output}/events.jsonl (what happened)",
+    ):
+        out.print(line, soft_wrap=True, markup=False)
+
+
 def _run(job: str, **options: Any) -> None:
     from clipray import runner
     from clipray.display import Display

@@ -30,7 +30,7 @@ class Model(Settings):
     """An open_clip model.
 
     `name` is a built-in name (`ViT-B-32`), `hf-hub:org/model`, `local-dir:/path`, the path of an open_clip config
-    (`*.json`), or `demo`. `pretrained` is a tag of that name, the path or URL of a checkpoint, or `random`.
+    (`*.json`), or the built-in `demo` (a ViT) or `demo-rn` (a ResNet). `pretrained` is a tag of that name, the path or URL of a checkpoint, or `random`.
     """
 
     name: str

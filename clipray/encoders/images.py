@@ -86,11 +86,10 @@ def fetch(uri: str, limits: Limits) -> bytes:
     return checked_bytes(data, limits)
 
 
-def _timed_out(error: BaseException | None) -> bool:
+def _timed_out(error: BaseException) -> bool:
     """Also where a filesystem turned it into another error: fsspec's HTTP says that the file is not there."""
-    while error is not None and not isinstance(error, TimeoutError):
-        error = error.__cause__
-    return error is not None
+    causes = [error, error.__cause__, getattr(error.__cause__, "__cause__", None)]
+    return any(isinstance(cause, TimeoutError) for cause in causes)
 
 
 def checked_bytes(data: bytes, limits: Limits) -> bytes:

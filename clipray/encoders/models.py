@@ -37,6 +37,7 @@ from clipray.settings import Model
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEMO = Path(__file__).parent.parent / "demo" / "model"
+DEMO_MODELS = ("demo", "demo-rn")
 MIN_COSINE = 0.999
 
 
@@ -83,8 +84,8 @@ def resolve(spec: Model) -> ResolvedModel:
     if spec.name.startswith("local-dir:"):
         return _from_folder(spec)
     name, config, pretrained = spec.name, None, spec.pretrained
-    if name == "demo":
-        config, pretrained = str(DEMO / "demo.json"), pretrained or str(DEMO / "demo.safetensors")
+    if name in DEMO_MODELS:
+        config, pretrained = str(DEMO / f"{name}.json"), pretrained or str(DEMO / f"{name}.safetensors")
     elif name.endswith(".json"):
         config = os.path.abspath(name)
     if config and not os.path.isfile(config):
@@ -182,11 +183,16 @@ def _from_folder(spec: Model) -> ResolvedModel:
         raise ModelError(
             f"model.name: {config}: not an open_clip config with model_cfg.embed_dim: {error!r}"
         ) from error
-    weights = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pth"))
+    return ResolvedModel(f"local-dir:{folder}", None, None, None, _folder_sha256(folder), *shape)
+
+
+def _folder_sha256(folder: Path) -> str:
+    """Of the config and all weights in a model's folder."""
+    weights = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".bin", ".pth"))
     if not weights:
         raise ModelError(f"model.name: {folder}: no weights (*.safetensors, *.bin, *.pth) beside the config")
-    digest = hashlib.sha256("".join(_sha256(str(p)) for p in [config, *weights]).encode()).hexdigest()
-    return ResolvedModel(f"local-dir:{folder}", None, None, None, f"sha256:{digest}", *shape)
+    parts = [_sha256(str(p)) for p in [folder / "open_clip_config.json", *weights]]
+    return "sha256:" + hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def _sha256(path: str) -> str:
@@ -232,9 +238,15 @@ def load(model: ResolvedModel, device: str = "cpu") -> torch.nn.Module:
     """
     if model.config:
         _register(model.config)
-    if model.pretrained and os.path.isfile(model.pretrained) and _sha256(model.pretrained) != model.weights:
+    if model.name.startswith("local-dir:"):
+        where, found = model.name, _folder_sha256(Path(model.name.removeprefix("local-dir:")))
+    elif model.pretrained and os.path.isfile(model.pretrained):
+        where, found = model.pretrained, _sha256(model.pretrained)
+    else:
+        where, found = model.name, model.weights  # a tag or a hub's name; the download is open_clip's
+    if found != model.weights:
         raise ModelError(
-            f"{model.pretrained}: this machine's file is not the one that the run started with ({model.weights[:19]}…)"
+            f"{where}: this machine's weights are not those that the run started with ({model.weights[:19]}…)"
         )
     with _quiet(), torch.random.fork_rng(devices=[]):
         if model.seed is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,7 +61,7 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
         options = {"num_cpus": max(2, local_cpus()), "include_dashboard": False}
         os.environ.update({**WORKER_ENV, **os.environ})  # inherited: workers that Ray has started ahead can be used
     try:
-        with _silent_stderr():
+        with _silent_stderr(), _own_sigterm():
             ray.init(address, **options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise PlanError(
@@ -69,6 +71,15 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
         yield _cluster(local=address == "local")
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM: Ray replaces it with one that exits without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -55,10 +55,12 @@ def run_pass(
             for entry in bundle.blocks:
                 sink.add(entry.ref, entry.metadata.num_rows or 0, entry.metadata.size_bytes or 0)
     except ray.exceptions.RayError as error:
-        sink.flush()
+        with contextlib.suppress(ray.exceptions.RayError):
+            sink.flush()
         raise RunError(_explain(progress.state()["fatal"] or error)) from error
     except KeyboardInterrupt:
-        sink.flush()
+        with contextlib.suppress(ray.exceptions.RayError):  # Ray may have been stopped with us
+            sink.flush()
         raise
     sink.flush()
     _observe(progress, written, watch)

@@ -1,0 +1,23 @@
+"""Filesystems for the tests: local files behind a slow line, and files that kill whoever reads them."""
+
+import os
+import signal
+import time
+
+from fsspec.spec import AbstractFileSystem
+
+
+class SlowFileSystem(AbstractFileSystem):
+    """`slow:///path`: a local file, after 0.15 s. Files named poison* kill the process that asks for them."""
+
+    protocol = "slow"
+
+    def info(self, path, **kwargs):
+        if os.path.basename(path).startswith("poison"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"name": path, "size": os.path.getsize(path), "type": "file"}
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        time.sleep(0.15)
+        with open(path, "rb") as file:
+            return file.read()
