@@ -26,7 +26,9 @@ err = Console(stderr=True, highlight=False)
 
 Address = Annotated[
     str | None,
-    typer.Option(help="Ray cluster to run on, e.g. auto or ray://HOST:10001; default: RAY_ADDRESS, else this machine."),
+    typer.Option(
+        help="Ray cluster to run on: auto (the one this node belongs to) or HOST:PORT of its head; default: RAY_ADDRESS, else this machine."
+    ),
 ]
 Fresh = Annotated[list[str], typer.Option(help="Delete this table and make it anew; may be repeated.")]
 RetryRejects = Annotated[bool, typer.Option("--retry-rejects", help="Try the rejected rows of an earlier run again.")]

@@ -47,12 +47,15 @@ def write_embed_job(pictures: str, out: str, model: Model, label: str | None = N
         "steps": [{"embed_images": {"manifest": manifest, **({"keep": keep} if keep else {})}}],
     }
     path = f"{home.url}/job.yaml"
-    text = home.read("job.yaml")
-    if text is None:
-        home.write("job.yaml", dump_job(values))
-    else:
+    if home.read("job.yaml") is not None and _was_started(home):
         _same_job(path, values)
+    else:
+        home.write("job.yaml", dump_job(values))
     return path
+
+
+def _was_started(home: Folder) -> bool:
+    return any(home.sub(name).read("_started.json") for name in home.folders())
 
 
 def _is_manifest(source: str) -> bool:

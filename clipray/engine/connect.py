@@ -56,6 +56,11 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     # One core must still hold an encoder and a decoding task at once.
+    if address.startswith("ray://"):
+        raise PlanError(
+            f"{address}: a Ray client cannot stream a table; run on a node of the cluster with `--address auto`, "
+            "or submit: `ray job submit --working-dir . -- python jobs/run.py JOB`"
+        )
     options: dict[str, Any] = {"runtime_env": {"env_vars": WORKER_ENV}}
     if address == "local":
         options = {"num_cpus": max(2, local_cpus()), "include_dashboard": False}

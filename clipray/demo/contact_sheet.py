@@ -1,0 +1,73 @@
+"""One picture that shows the demo world: a row for each kind of scene, and places seen several times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from clipray.demo.places import Relation, draw_view, sample_place, sample_view
+from clipray.demo.scenes import Scene, contradicting_word, draw, sample_scene, with_word
+
+_PAPER = (250, 249, 246)
+_INK = (40, 40, 44)
+_LOOKS: tuple[tuple[Relation, int], ...] = (
+    ("easy", 0),
+    ("easy", 1),
+    ("easy", 2),
+    ("hard", 1),
+    ("hard", 2),
+    ("hard", 3),
+    ("junk", 1),
+    ("junk", 2),
+)
+
+
+def _with_boxes(scene: Scene, side_px: int) -> Image.Image:
+    picture = draw(scene, side_px)
+    image = Image.fromarray(picture.pixels)
+    pen = ImageDraw.Draw(image)
+    for left, top, right, bottom in picture.boxes.tolist():
+        pen.rectangle((left - 1, top - 1, right, bottom), outline=(255, 255, 255))
+    return image
+
+
+def _rows(n_columns: int, side_px: int) -> list[tuple[str, list[Image.Image]]]:
+    singles = [sample_scene(0, index) for index in range(2 * n_columns)]
+    groups = [sample_scene(1, index, kind="group") for index in range(n_columns)]
+    words = [sample_scene(2, index, kind="word") for index in range(n_columns)]
+    clashes = [with_word(scene, contradicting_word(scene)) for scene in singles[:n_columns]]
+
+    def drawn(scenes: list[Scene]) -> list[Image.Image]:
+        return [Image.fromarray(draw(scene, side_px).pixels) for scene in scenes]
+
+    rows = [("one thing: label = colour and shape", drawn(singles[:n_columns])), ("", drawn(singles[n_columns:]))]
+    rows.append(("two to four things, with boxes", [_with_boxes(scene, side_px) for scene in groups]))
+    rows.append(("a word alone", drawn(words)))
+    rows.append(("a word that contradicts the picture", drawn(clashes)))
+    for index in range(3):
+        place = sample_place(0, index)
+        looks = [sample_view(place, number, relation=relation) for relation, number in _LOOKS[:n_columns]]
+        title = "" if index else "places: three easy, three hard and two junk views of each"
+        rows.append((title, [Image.fromarray(draw_view(place, look, side_px)) for look in looks]))
+    return rows
+
+
+def write_contact_sheet(path: str | Path, *, n_columns: int = 8, side_px: int = 128, gap_px: int = 6) -> Path:
+    """Draw the sheet and save it at `path` (PNG or JPEG by its name); returns the path."""
+    rows, title_px = _rows(n_columns, side_px), 24
+    width = gap_px + n_columns * (side_px + gap_px)
+    height = gap_px + sum(side_px + gap_px + (title_px if title else 0) for title, _ in rows)
+    sheet = Image.fromarray(np.full((height, width, 3), _PAPER, np.uint8))
+    pen, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(15), gap_px
+    for title, images in rows:
+        if title:
+            pen.text((gap_px, top + 2), title, fill=_INK, font=font)
+            top += title_px
+        for column, image in enumerate(images):
+            sheet.paste(image, (gap_px + column * (side_px + gap_px), top))
+        top += side_px + gap_px
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, quality=88, optimize=True)
+    return Path(path)

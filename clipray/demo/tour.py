@@ -1,0 +1,67 @@
+"""`clipray demo`: writes the built-in world and a job over it, and shows what the tables are good for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from clipray.demo.world import write_world
+from clipray.job import dump_job
+from clipray.storage import Folder, absolute
+from clipray.tables import read_table
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """A picture and the pictures whose vectors are nearest to its own, by caption."""
+
+    image_id: str
+    caption: str
+    nearest: list[tuple[str, float]]
+
+
+def write_demo(out: str) -> str:
+    """Write the world to `out`/world and `jobs/demo.yaml`, with its paths under `out`, to `out`/job.yaml.
+
+    Returns:
+        The path of the job file. The same seed every time, so a demo that was killed goes on.
+    """
+    home = absolute(out)
+    world = write_world(Path(home) / "world")
+    job = yaml.safe_load((_jobs_folder() / "demo.yaml").read_text(encoding="utf-8"))
+    job["output"] = home
+    job["steps"][0]["embed_images"]["manifest"] = str(world.images)
+    Folder(home).write("job.yaml", dump_job(job))
+    return f"{home}/job.yaml"
+
+
+def _jobs_folder() -> Path:
+    package = Path(__file__).parent.parent
+    packaged = package / "jobs"  # in a wheel; in a checkout they lie beside the package
+    return packaged if packaged.is_dir() else package.parent / "jobs"
+
+
+def nearest_pictures(table_url: str, *, examples: int = 4, top: int = 3) -> tuple[list[Neighbours], float]:
+    """Look around in the demo's `images` table.
+
+    Returns:
+        (a few pictures with their `top` nearest others, the share of single things whose nearest other single thing
+        has the same label)
+    """
+    table = read_table(table_url, ["image_id", "label", "kind", "caption", "clip"])
+    table = table.filter(np.equal(table["kind"].to_numpy(), "single")).sort_by("image_id")
+    vectors = np.stack(table["clip"].to_numpy())  # (n, d), L2-normalised
+    cosines = vectors @ vectors.T
+    np.fill_diagonal(cosines, -1)
+    order = np.argsort(-cosines, axis=1)[:, :top]  # (n, top)
+    ids, labels, captions = (table[name].to_pylist() for name in ("image_id", "label", "caption"))
+    same = float(np.mean([labels[row[0]] == labels[n] for n, row in enumerate(order)]))
+    step = max(1, len(ids) // examples + 3)  # not a multiple of the classes, which come in turn
+    shown = [
+        Neighbours(ids[n], captions[n], [(captions[m], float(cosines[n, m])) for m in order[n]])
+        for n in range(0, len(ids), step)
+    ]
+    return shown[:examples], same

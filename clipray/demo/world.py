@@ -1,0 +1,197 @@
+"""Writes a demo world to a folder: pictures, manifests, class lists and retrieval ground truth.
+
+The files are plain JPEG, Parquet and YAML. `uri` in `images.parquet` is relative to that file. The same arguments give
+the same pictures and rows; seeds from `TRAINING_SEEDS_FROM` on are the ones that the demo model was trained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from clipray.demo import prompts
+from clipray.demo.places import Relation, draw_view, sample_place, sample_view
+from clipray.demo.scenes import Scene, contradicting_word, draw, sample_scene, with_word
+
+TRAINING_SEEDS_FROM = 1_000_000
+JPEG_QUALITY = 92
+_LABEL_STRIDE = 27  # coprime with 64: every class in turn, colours and shapes mixed
+_VIEWS: tuple[tuple[Relation, int], ...] = (("easy", 2), ("hard", 3), ("junk", 1))  # beside the query itself
+
+IMAGES_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("captions", pa.list_(pa.string()), nullable=False),
+        pa.field("boxes", pa.list_(pa.list_(pa.float32(), 4))),
+        pa.field("box_captions", pa.list_(pa.string())),
+        pa.field("word", pa.string()),
+        pa.field("place_id", pa.string()),
+    ]
+)
+
+
+def _strings(*names: str) -> pa.Schema:
+    return pa.schema([pa.field(name, pa.string(), nullable=False) for name in names])
+
+
+TEXTS_SCHEMA = _strings("text_id", "text", "image_id")
+QUERIES_SCHEMA = _strings("query_id", "image_id", "relation")
+CLASSES_SCHEMA = _strings("label", "style", "prompt")
+
+
+@dataclass(frozen=True)
+class DemoWorld:
+    """Where the files of a written world are."""
+
+    folder: Path
+    images: Path
+    texts: Path
+    classes: Path
+    classes_yaml: Path
+    queries: Path
+    n_images: int
+    n_places: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A picture to write and its row of `images.parquet`."""
+
+    pixels: np.ndarray
+    row: dict[str, Any]
+
+
+def _scene_entry(scene: Scene, name: str, side_px: int) -> _Entry:
+    picture = draw(scene, side_px)
+    row: dict[str, Any] = {
+        "image_id": f"{name}-{scene.index:05d}",
+        "kind": name,
+        "split": "test" if scene.index % 5 == 4 else "train",
+        "label": scene.label,
+        "captions": list(scene.captions),
+        "boxes": picture.boxes.tolist(),
+        "box_captions": list(picture.box_captions),
+        "word": scene.word,
+    }
+    return _Entry(picture.pixels, row)
+
+
+def _single(seed: int, index: int) -> Scene:
+    labels = prompts.class_labels()
+    return sample_scene(seed, index, label=labels[index * _LABEL_STRIDE % len(labels)])
+
+
+def _scene_entries(seed: int, *, n_scenes: int, n_groups: int, n_words: int, side_px: int) -> Iterator[_Entry]:
+    for index in range(n_scenes):
+        yield _scene_entry(_single(seed, index), "single", side_px)
+    for index in range(n_groups):
+        yield _scene_entry(sample_scene(seed, index, kind="group"), "group", side_px)
+    for index in range(n_words):
+        scene = _single(seed, index)
+        yield _scene_entry(with_word(scene, contradicting_word(scene)), "word", side_px)
+
+
+def _place_entries(seed: int, n_places: int, side_px: int) -> Iterator[_Entry]:
+    for index in range(n_places):
+        place = sample_place(seed, index)
+        views = [("query", sample_view(place, 0, relation="easy"))]
+        views += [(kind, sample_view(place, n, relation=kind)) for kind, count in _VIEWS for n in range(1, count + 1)]
+        for role, view in views:
+            row: dict[str, Any] = {
+                "image_id": f"{place.place_id}-{role}-{view.number}",
+                "kind": "place",
+                "split": "query" if role == "query" else "gallery",
+                "captions": list(place.captions),
+                "place_id": place.place_id,
+            }
+            yield _Entry(draw_view(place, view, side_px), row)
+
+
+def _query_rows(seed: int, n_places: int) -> list[dict[str, str]]:
+    rows = []
+    for index in range(n_places):
+        name = sample_place(seed, index).place_id
+        for relation, count in _VIEWS:
+            for number in range(1, count + 1):
+                image_id = f"{name}-{relation}-{number}"
+                rows.append({"query_id": f"{name}-query-0", "image_id": image_id, "relation": relation})
+    return rows
+
+
+def _class_rows() -> list[dict[str, str]]:
+    return [
+        {"label": label, "style": style, "prompt": prompts.class_prompt(label, style)}
+        for style in prompts.PROMPT_STYLES
+        for label in prompts.class_labels()
+    ]
+
+
+def _classes_yaml() -> str:
+    lines = ["# A prompt is the template with the name, the definition, or `name is definition`."]
+    lines += [f'template: "{prompts.TEMPLATE}"', "classes:"]
+    for label in prompts.class_labels():
+        lines += [f"  - name: {label}", f"    definition: {prompts.definition(label)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _write_pictures(entries: Iterator[_Entry], folder: Path) -> list[dict[str, Any]]:
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for entry in entries:
+        uri = f"pictures/{entry.row['image_id']}.jpg"
+        Image.fromarray(entry.pixels).save(folder / uri, quality=JPEG_QUALITY, subsampling=0)
+        rows.append({**entry.row, "uri": uri, "caption": entry.row["captions"][0]})
+    return rows
+
+
+def write_world(
+    out_dir: str | Path,
+    *,
+    seed: int = 0,
+    n_scenes: int = 256,
+    n_groups: int = 64,
+    n_words: int = 32,
+    n_places: int = 16,
+    side_px: int = 192,
+) -> DemoWorld:
+    """Write a world of `n_scenes` single things, groups, contradicting words and places (seven views each).
+
+    `word-00007` shows what `single-00007` shows, with the name of another class written beside it. `side_px` is the height and width of the pictures. About 250 pictures a second on one core at 192 px.
+    """
+    folder = Path(out_dir)
+    entries = list(_scene_entries(seed, n_scenes=n_scenes, n_groups=n_groups, n_words=n_words, side_px=side_px))
+    entries += list(_place_entries(seed, n_places, side_px))
+    rows = _write_pictures(iter(entries), folder)
+    texts = [
+        {"text_id": f"{row['image_id']}-{n}", "text": text, "image_id": row["image_id"]}
+        for row in rows
+        for n, text in enumerate(row["captions"])
+    ]
+    world = DemoWorld(
+        folder=folder,
+        images=folder / "images.parquet",
+        texts=folder / "texts.parquet",
+        classes=folder / "classes.parquet",
+        classes_yaml=folder / "classes.yaml",
+        queries=folder / "queries.parquet",
+        n_images=len(rows),
+        n_places=n_places,
+    )
+    pq.write_table(pa.Table.from_pylist(rows, IMAGES_SCHEMA), world.images, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(texts, TEXTS_SCHEMA), world.texts, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(_class_rows(), CLASSES_SCHEMA), world.classes, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(_query_rows(seed, n_places), QUERIES_SCHEMA), world.queries, compression="zstd")
+    world.classes_yaml.write_text(_classes_yaml(), encoding="utf-8")
+    return world
