@@ -1,6 +1,6 @@
 """What clip-retrieval's inference does, in its essence: one process, fp32, a DataLoader with 2 workers, batches of 64.
 
-    python benchmarks/baseline.py MANIFEST.parquet OUT.npy
+python benchmarks/baseline.py MANIFEST.parquet OUT.npy
 """
 
 import sys
@@ -36,7 +36,9 @@ def main(manifest: str, out: str) -> None:
         for batch in loader:
             parts.append(network.encode_image(batch, normalize=True).numpy())
     np.save(out, np.concatenate(parts))
-    print(f"{len(uris)} photos, {time.time() - began:.1f} s in all, {len(uris) / (time.time() - start):.1f} a second when running")
+    print(
+        f"{len(uris)} photos, {time.time() - began:.1f} s in all, {len(uris) / (time.time() - start):.1f} a second when running"
+    )
 
 
 if __name__ == "__main__":

@@ -70,14 +70,25 @@ def encode_core_s(seconds: float = 10) -> tuple[float, dict]:
 
 def run_clipray(home: Path, manifest: Path, **settings: object) -> dict:
     """`clipray run` as a person would: its own process, from start to `_table.json`."""
-    job = {"output": str(home / "out"), "model": MODEL, "steps": [{"embed_images": {"manifest": str(manifest), **settings}}]}
+    job = {
+        "output": str(home / "out"),
+        "model": MODEL,
+        "steps": [{"embed_images": {"manifest": str(manifest), **settings}}],
+    }
     (home / "job.yaml").write_text(yaml.safe_dump(job))
     start = time.time()
-    subprocess.run([str(Path(sys.executable).parent / "clipray"), "run", str(home / "job.yaml")], check=True, capture_output=True)
+    subprocess.run(
+        [str(Path(sys.executable).parent / "clipray"), "run", str(home / "job.yaml")], check=True, capture_output=True
+    )
     record = json.loads((home / "out" / "images" / "_table.json").read_text())
     end = (home / "out" / "images" / "_table.json").stat().st_mtime
     first = min((home / "out" / "images" / f["name"]).stat().st_mtime for f in record["files"])
-    return {"total_s": end - start, "first_row_s": first - start, "running": running_rate(home / "out" / "events.jsonl"), "workers": record["workers"]}
+    return {
+        "total_s": end - start,
+        "first_row_s": first - start,
+        "running": running_rate(home / "out" / "events.jsonl"),
+        "workers": record["workers"],
+    }
 
 
 def running_rate(events: Path) -> float:
@@ -93,7 +104,11 @@ def running_rate(events: Path) -> float:
 
 def run_baseline(home: Path, manifest: Path) -> float:
     start = time.time()
-    subprocess.run([sys.executable, str(Path(__file__).with_name("baseline.py")), str(manifest), str(home / "b.npy")], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("baseline.py")), str(manifest), str(home / "b.npy")],
+        check=True,
+        capture_output=True,
+    )
     return time.time() - start
 
 
@@ -113,14 +128,22 @@ def main() -> None:
         decode, (encode, facts) = decode_core_s(manifest), encode_core_s()
         bound = CORES / (decode + encode)
         print(f"{datetime.now():%Y-%m-%d}, {CORES} cores, encoder {facts}")
-        print(f"decode alone {decode * 1e3:.2f} core-ms, encode alone {encode * 1e3:.2f} core-ms a photo; bound {bound:.1f} photos/s")
-        print(f"clipray: {options.rows} photos in {ours['total_s']:.1f} s, {options.rows / ours['total_s']:.1f}/s from process start to _table.json")
-        print(f"clipray when running: {ours['running']:.1f}/s, {ours['running'] / bound:.0%} of the bound; first row written after {ours['first_row_s']:.1f} s")
+        print(
+            f"decode alone {decode * 1e3:.2f} core-ms, encode alone {encode * 1e3:.2f} core-ms a photo; bound {bound:.1f} photos/s"
+        )
+        print(
+            f"clipray: {options.rows} photos in {ours['total_s']:.1f} s, {options.rows / ours['total_s']:.1f}/s from process start to _table.json"
+        )
+        print(
+            f"clipray when running: {ours['running']:.1f}/s, {ours['running'] / bound:.0%} of the bound; first row written after {ours['first_row_s']:.1f} s"
+        )
         if options.baseline_rows:
             theirs = run_baseline(home, short)
             rate = options.baseline_rows / theirs
             print(f"baseline: {options.baseline_rows} photos in {theirs:.1f} s, {rate:.1f}/s from process start")
-            print(f"clipray is {options.rows / ours['total_s'] / rate:.2f} times as fast, from process start to the end")
+            print(
+                f"clipray is {options.rows / ours['total_s'] / rate:.2f} times as fast, from process start to the end"
+            )
 
 
 if __name__ == "__main__":

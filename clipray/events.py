@@ -33,8 +33,10 @@ class Events:
         )
         if self._folder.local:
             os.makedirs(self._folder.path(""), exist_ok=True)
-            with open(self._folder.path(NAME), "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            with open(self._folder.path(NAME), "ab+") as file:
+                if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+                    file.write(b"\n")  # a kill tore the last line: ours begins on one of its own
+                file.write(f"{line}\n".encode())
             return
         self._remote.append(line)
         if event != "progress" or time.monotonic() - self._put_at > REMOTE_PUT_S:

@@ -87,7 +87,7 @@ def _count_shard(
                 f"{folder.path(name)} was not made by this job with these settings; move it away, or give the job another `output`"
             )
         ids = read_shard(folder, name, ["image_id", "uri", *(keep if is_table else ())])
-    except SchemaError:
+    except (SchemaError, FileNotFoundError):
         _note(stock, "torn_files", 1)
         if mend:
             folder.remove(name)

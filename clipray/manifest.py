@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -93,7 +94,8 @@ def open_manifest(source: str | Sequence[str], keep: Sequence[str] = ()) -> Mani
         _check_columns(url, schema, keep)
         first = first or schema
         for name in ("uri", "bytes", *keep):
-            if _type_of(schema, name) != _type_of(first, name):
+            kinds = _type_of(schema, name), _type_of(first, name)
+            if kinds[0] != kinds[1] and not (name == "uri" and None not in kinds):  # any kind of string will do
                 raise ManifestError(
                     f"{url}: column {name!r} is {_type_of(schema, name)}, but {_type_of(first, name)} in {urls[0]}"
                 )
@@ -102,14 +104,17 @@ def open_manifest(source: str | Sequence[str], keep: Sequence[str] = ()) -> Mani
             part = metadata.row_group(group)
             pieces.append(Piece(number, url, group, start, part.num_rows, part.total_byte_size))
             start += part.num_rows
-    assert first is not None
+    if first is None:
+        raise ManifestError(
+            "no manifest named: expected a Parquet file, a glob or a folder of Parquet, or a list of those"
+        )
     return Manifest(tuple(urls), tuple(pieces), first)
 
 
 def _expand(url: str) -> list[str]:
     fs, path = filesystem(url)
     scheme = url.split("://", maxsplit=1)[0] + "://" if "://" in url else ""
-    if any(c in path for c in "*?["):
+    if is_glob(fs, path):
         found = sorted(fs.glob(path))
     elif fs.isdir(path):
         found = sorted(
@@ -124,6 +129,11 @@ def _expand(url: str) -> list[str]:
             f"{url}: no manifest there: expected a Parquet file, a glob or a folder of Parquet; `clipray manifest DIR OUT.parquet` makes one"
         )
     return [p if not scheme or "://" in p else scheme + p for p in found]
+
+
+def is_glob(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    """Whether `path` is a pattern; what exists under such a name is that file or folder itself."""
+    return any(c in path for c in "*?[") and not fs.exists(path)
 
 
 def _footer(url: str) -> tuple[pa.Schema, pq.FileMetaData]:
@@ -149,6 +159,8 @@ def _check_columns(url: str, schema: pa.Schema, keep: Sequence[str]) -> None:
     missing = [name for name in keep if name not in schema.names]
     if missing:
         raise ManifestError(f"{url}: `keep` names {missing[0]!r}, which is no column; found: {found}")
+    if "bytes" in keep:
+        raise ManifestError(f"{url}: `keep` names 'bytes', the pictures themselves, which no table holds")
     for name, accepted in {"image_id": _is_text, "uri": _is_text, "bytes": _is_binary}.items():
         kind = _type_of(schema, name)
         if kind is not None and not accepted(kind):
@@ -240,6 +252,8 @@ def row_keys(table: pa.Table, salt: str, keep: Sequence[str] = ()) -> tuple[np.n
 
 def hash_strings(column: pa.ChunkedArray | pa.Array, salt: str) -> np.ndarray:
     """(n,) uint64 keyed hash (SipHash) of a string column, the same on every machine and version."""
+    if pa.types.is_dictionary(column.type):  # whose nulls `to_numpy` would show as a category
+        column = column.cast(pa.string())
     values = np.asarray(
         column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy(), dtype=object
     )
@@ -427,7 +441,7 @@ def make_manifest(source: str, out: str, *, label: Literal["folder"] | str | Non
 def find_pictures(source: str) -> tuple[str, list[str]]:
     """(root, sorted paths) of the pictures under a folder or glob, as paths of its filesystem."""
     fs, path = filesystem(source)
-    if any(c in path for c in "*?["):
+    if is_glob(fs, path):
         fixed = re.split(r"[*?\[]", path)[0]
         root = fixed.rsplit("/", 1)[0] or "/"
         found = [p for p in fs.glob(path) if p.lower().endswith(PICTURE_SUFFIXES)]

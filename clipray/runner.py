@@ -210,10 +210,10 @@ def plan(job: Job | str, *, address: str | None = None) -> tuple[list[StepReport
     Raises:
         ClipRayError: as `run` would, before any work.
     """
+    job = load_job(job) if isinstance(job, str) else job  # before torch is imported: a typing error shows at once
     from clipray.engine.plan import make_plan
     from clipray.steps import embed_images as module
 
-    job = load_job(job) if isinstance(job, str) else job
     output = Folder(job.output)
     model = _resolve(job)
     reports, lines = [], []

@@ -53,7 +53,12 @@ class Feature(Settings):
     layer: Literal["output"] = "output"
 
 
-Actors = Literal["auto"] | Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Actors = Literal["auto"] | Count | tuple[Count, Count]
+
+
+FIXED_COLUMNS = ("image_id", "uri", "height", "width", "bytes", "pixels", "stage", "reason", "message")
+"""Columns of the table, and those that rows carry on their way to it."""
 
 
 class EmbedImages(Settings):
@@ -91,13 +96,10 @@ class EmbedImages(Settings):
 
     @model_validator(mode="after")
     def _column_names_are_free(self) -> EmbedImages:
-        fixed = ["image_id", "uri", "height", "width"]
-        names = [*fixed, *self.features, *self.keep]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(
-                f"column {twice[0]!r} would appear twice in the table: rename the feature or drop it from `keep`"
-            )
+        named = [*self.features, *self.keep]
+        taken = [name for name in named if name in FIXED_COLUMNS or named.count(name) > 1]
+        if taken:
+            raise ValueError(f"the column name {taken[0]!r} is taken: rename the feature or drop it from `keep`")
         return self
 
 

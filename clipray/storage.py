@@ -90,9 +90,9 @@ class Folder:
         if not self.local:
             self.fs.pipe_file(self.path(name), data)  # one PUT: object stores publish it whole
             return
-        os.makedirs(self.path(""), exist_ok=True)
         aside = self.path(f"{TEMPORARY}{uuid.uuid4().hex}")
         try:
+            os.makedirs(self.path(""), exist_ok=True)
             with open(aside, "wb") as file:
                 file.write(data)
                 file.flush()

@@ -6,6 +6,7 @@ finished. The schemas are `schemas/*.json`; code reads them, and so can people a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clipray.errors import SchemaError
+from clipray.errors import ClipRayError, SchemaError
 from clipray.storage import Folder
 
 RECORD = "_table.json"
@@ -136,30 +137,36 @@ def write_shard(folder: Folder, name: str, table: str, data: pa.Table, provenanc
     return Shard(name, data.num_rows, len(payload))
 
 
+@contextlib.contextmanager
+def _reading(folder: Folder, name: str) -> Iterator[None]:
+    """Only Arrow's own complaints (ArrowInvalid, a plain OSError) say that a file is torn."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, pa.ArrowInvalid) or (type(error) is OSError and error.errno is None):
+            raise SchemaError(f"{folder.path(name)}: not a whole Parquet file: {error}") from error
+        raise ClipRayError(f"{folder.path(name)}: cannot be read: {error}") from error  # disk, network, permission
+
+
 def read_shard(folder: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one shard.
 
     Raises:
         SchemaError: the file is torn or no Parquet.
+        FileNotFoundError: it is not there.
     """
-    try:
-        with folder.open(name) as file:
-            return pq.ParquetFile(file).read(columns=list(columns) if columns is not None else None)
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise SchemaError(f"{folder.path(name)}: not a whole Parquet file: {error}") from error
+    with _reading(folder, name), folder.open(name) as file:
+        return pq.ParquetFile(file).read(columns=list(columns) if columns is not None else None)
 
 
 def shard_stamp(folder: Folder, name: str) -> tuple[int, pa.Schema, dict[str, Any]]:
-    """Rows, Arrow schema and provenance of a shard, from its footer alone. Raises SchemaError when it is torn."""
-    try:
-        with folder.open(name) as file:
-            parquet = pq.ParquetFile(file)
-            stamp = json.loads((parquet.schema_arrow.metadata or {}).get(b"clipray", b"{}"))
-            return parquet.metadata.num_rows, parquet.schema_arrow, stamp
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SchemaError(f"{folder.path(name)}: not a whole Parquet file: {error}") from error
+    """Rows, Arrow schema and provenance of a shard, from its footer alone. Raises as `read_shard`."""
+    with _reading(folder, name), folder.open(name) as file:
+        parquet = pq.ParquetFile(file)
+        stamp = json.loads((parquet.schema_arrow.metadata or {}).get(b"clipray", b"{}"))
+        return parquet.metadata.num_rows, parquet.schema_arrow, stamp
 
 
 @dataclass(frozen=True)

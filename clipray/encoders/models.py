@@ -117,6 +117,14 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def _register(config: str) -> str:
+    """Make a config file known to open_clip, which would read a broken one again and again."""
+    try:
+        values = json.loads(Path(config).read_text())
+        missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in values]
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"model.name: {config}: not an open_clip config: {error}") from error
+    if missing or not isinstance(values, dict):
+        raise ModelError(f"model.name: {config}: not an open_clip config: it has no {' and no '.join(missing)}")
     open_clip.add_model_config(config)
     return Path(config).stem
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-# Ray reads this when it is imported; without it every worker that was asked for no GPU prints a warning.
+# Ray reads these when it is imported; without the first, every worker that was asked for no GPU prints a warning.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else its threads start a new Ray while an old one ends
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core writes to our terminal
 
 import ray

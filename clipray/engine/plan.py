@@ -63,28 +63,22 @@ def make_plan(settings: EmbedImages, cpus: float, gpus: float, nodes: int = 1) -
         PlanError: the actors would leave no room to read, or ask for GPUs that are not there; with the numbers.
     """
     gpus_each = (1.0 if gpus >= 1 else 0.0) if settings.gpus_per_actor == "auto" else float(settings.gpus_per_actor)
-    if gpus_each > gpus:
-        raise PlanError(
-            f"gpus_per_actor={gpus_each:g}, but there are {gpus:g} GPUs; set it to 0 to encode on CPUs, or submit to a cluster with GPUs"
-        )
     on_gpu = gpus_each > 0
     decode_in = settings.decode_in if settings.decode_in != "auto" else ("tasks" if on_gpu or nodes > 1 else "actors")
-    fit = math.floor(gpus / gpus_each) if on_gpu else max(1, round(cpus / CORES_PER_CPU_ACTOR))
-    low, high = (
-        settings.actors
-        if isinstance(settings.actors, tuple)
-        else (settings.actors,) * 2
-        if isinstance(settings.actors, int)
-        else (fit, fit)
-    )
+    fit = _gpu_actors(gpus_each, gpus) if on_gpu else nodes * max(1, round(cpus / nodes / CORES_PER_CPU_ACTOR))
+    asked = settings.actors
+    low, high = (fit, fit) if asked == "auto" else asked if isinstance(asked, tuple) else (asked, asked)
+    if on_gpu and high > fit:
+        raise PlanError(
+            f"actors={high} with gpus_per_actor={gpus_each:g}, but only {fit} fit on {gpus:g} GPUs; lower `actors`"
+        )
     if not on_gpu and high > cpus:
         raise PlanError(f"actors={high}, but there are {cpus:g} CPUs to encode on; expected at most one a CPU")
-    if on_gpu and low * gpus_each > gpus:
-        raise PlanError(
-            f"actors={low} with gpus_per_actor={gpus_each:g} need {low * gpus_each:g} GPUs, but there are {gpus:g}"
-        )
     rest = READ_CPUS + (DECODE_CPUS if decode_in == "tasks" else 0)
-    each = _share(cpus, rest, high, on_gpu) if settings.cpus_per_actor == "auto" else float(settings.cpus_per_actor)
+    each = _share(cpus, rest, max(high, nodes), on_gpu)
+    if settings.cpus_per_actor != "auto":
+        each = float(settings.cpus_per_actor)
+        each = _unlike_decoding(each) if decode_in == "tasks" else each
     needed = high * each + rest
     if needed > cpus or each <= 0:
         raise PlanError(
@@ -92,8 +86,20 @@ def make_plan(settings: EmbedImages, cpus: float, gpus: float, nodes: int = 1) -
             f"{f' + {DECODE_CPUS:g} to decode' if decode_in == 'tasks' else ''} = {needed:g} CPUs, but there are {cpus:g}: "
             "the encoders would wait for ever for something to read; lower `actors` or `cpus_per_actor`"
         )
-    threads = 1 if on_gpu and decode_in == "tasks" else max(1, math.floor(cpus / high))
+    threads = 1 if on_gpu and decode_in == "tasks" else max(1, math.floor(cpus / max(high, nodes)))
     return Plan(low, high, gpus_each, each, threads, decode_in, cpus, gpus, nodes)
+
+
+def _gpu_actors(gpus_each: float, gpus: float) -> int:
+    """How many encoders fit: several on one GPU, or one on several whole ones."""
+    if gpus_each > gpus:
+        raise PlanError(
+            f"gpus_per_actor={gpus_each:g}, but there are {gpus:g} GPUs; "
+            "set it to 0 to encode on CPUs, or use a cluster with GPUs"
+        )
+    if gpus_each > 1 and gpus_each != int(gpus_each):
+        raise PlanError(f"gpus_per_actor={gpus_each:g}; expected a fraction of one GPU or a whole number of them")
+    return math.floor(gpus) * math.floor(1 / gpus_each) if gpus_each < 1 else math.floor(gpus / gpus_each)
 
 
 def _share(cpus: float, rest: float, actors: int, on_gpu: bool) -> float:
@@ -101,6 +107,9 @@ def _share(cpus: float, rest: float, actors: int, on_gpu: bool) -> float:
     share = min(cpus / 2, cpus - rest) / actors
     if on_gpu:
         share = min(share, 0.9)
-    share = math.floor(share * 100) / 100
-    # Ray Data fuses a task into the actor behind it when both ask for the same; then they would take turns.
+    return _unlike_decoding(math.floor(share * 100) / 100)
+
+
+def _unlike_decoding(share: float) -> float:
+    """Ray Data fuses a task into the actor behind it when both ask for the same; then they would take turns."""
     return share if share != DECODE_CPUS else share - 0.01

@@ -68,11 +68,11 @@ class Sink:
             self._start()
         self._collect(WRITES_AHEAD * len(self._writers))
 
-    def flush(self) -> None:
-        """Write what is there and wait until everything is on disk."""
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Write what is there and wait until everything is on disk, or the time is up."""
         if self._rows:
             self._start()
-        self._collect(0)
+        self._collect(0, timeout_s)
 
     def _start(self) -> None:
         name = f"{self._target.prefix}-{self._count:06d}.parquet"
@@ -81,10 +81,10 @@ class Sink:
         self._blocks, self._rows, self._bytes, self._last = [], 0, 0, time.monotonic()
         self._count += 1
 
-    def _collect(self, leave: int) -> None:
+    def _collect(self, leave: int, timeout_s: float | None = None) -> None:
         while self._pending:
             wait = len(self._pending) > leave
-            ready, self._pending = ray.wait(self._pending, num_returns=1, timeout=None if wait else 0)
+            ready, self._pending = ray.wait(self._pending, num_returns=1, timeout=timeout_s if wait else 0)
             if not ready:
                 return
             rows, rejects = ray.get(ready[0])

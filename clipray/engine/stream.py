@@ -25,6 +25,7 @@ from clipray.engine.sink import Sink, Target, Written
 from clipray.errors import RunError
 
 BLOCK_BYTES = 64 * 2**20
+STOP_S = 15.0  # for the last rows of a run that is stopped
 LOST_BLOCKS = 64  # more deaths than this in one pass and something else is wrong
 
 
@@ -56,11 +57,11 @@ def run_pass(
                 sink.add(entry.ref, entry.metadata.num_rows or 0, entry.metadata.size_bytes or 0)
     except ray.exceptions.RayError as error:
         with contextlib.suppress(ray.exceptions.RayError):
-            sink.flush()
+            sink.flush(STOP_S)
         raise RunError(_explain(progress.state()["fatal"] or error)) from error
     except KeyboardInterrupt:
         with contextlib.suppress(ray.exceptions.RayError):  # Ray may have been stopped with us
-            sink.flush()
+            sink.flush(STOP_S)
         raise
     sink.flush()
     _observe(progress, written, watch)

@@ -19,7 +19,7 @@ from run.test_embed import reasons, vectors
 
 from clipray.manifest import make_manifest
 
-ROWS = 3_000
+ROWS = 1_500
 ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "lib"), os.environ.get("PYTHONPATH", "")]),
@@ -28,7 +28,7 @@ ENVIRONMENT = {
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
-    """A manifest in which every picture stands 10 times under another id, behind a slow line: time to kill."""
+    """A manifest in which every picture stands 5 times under another id, behind a slow line: time to kill."""
     import pyarrow as pa
 
     path = tmp_path_factory.mktemp("many") / "m.parquet"
@@ -65,7 +65,9 @@ def start(job: str) -> subprocess.Popen[str]:
 
 
 def finish(job: str, timeout_s: float = 240) -> str:
-    done = subprocess.run([CLIPRAY, "run", job], capture_output=True, text=True, env=ENVIRONMENT, timeout=timeout_s)
+    done = subprocess.run(
+        [CLIPRAY, "run", job], capture_output=True, text=True, env=ENVIRONMENT, timeout=timeout_s, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout
@@ -133,7 +135,7 @@ def assert_same(job: str, expected: dict[str, np.ndarray]) -> None:
     assert max(float(np.abs(found[k] - expected[k]).max()) for k in expected) <= 1e-6
 
 
-@pytest.mark.parametrize("at", [1, 1000, 2000])
+@pytest.mark.parametrize("at", [1, 700])
 def test_driver_killed(at: int, many: Path, expected: dict[str, np.ndarray], tiny_model: str, tmp_path: Path) -> None:
     job = job_for(tmp_path, many, tiny_model)
     process = start(job)
@@ -156,7 +158,7 @@ def test_everything_killed_at_once_and_a_file_torn(
 ) -> None:
     job = job_for(tmp_path, many, tiny_model)
     process = start(job)
-    wait_for_rows(job, 500, process)
+    wait_for_rows(job, 300, process)
     for child in [*children(process, lambda _: True), psutil.Process(process.pid)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
@@ -175,7 +177,7 @@ def test_encoder_killed_and_the_run_goes_on(
 ) -> None:
     job = job_for(tmp_path, many, tiny_model)
     process = start(job)
-    wait_for_rows(job, 500, process)
+    wait_for_rows(job, 300, process)
     (encoder,) = children(process, is_encoder)
     encoder.kill()
     assert process.wait(timeout=240) == 0
@@ -185,7 +187,7 @@ def test_encoder_killed_and_the_run_goes_on(
 def test_raylet_killed(many: Path, expected: dict[str, np.ndarray], tiny_model: str, tmp_path: Path) -> None:
     job = job_for(tmp_path, many, tiny_model)
     process = start(job)
-    wait_for_rows(job, 500, process)
+    wait_for_rows(job, 300, process)
     with nothing_left_behind(process):
         (raylet,) = children(process, is_raylet)
         raylet.kill()
@@ -201,7 +203,7 @@ def test_stopped_by_a_signal(
 ) -> None:
     job = job_for(tmp_path, many, tiny_model)
     process = start(job)
-    wait_for_rows(job, 500, process)
+    wait_for_rows(job, 300, process)
     with nothing_left_behind(process):
         os.killpg(process.pid, which)  # a terminal's Ctrl-C reaches Ray's processes too
         assert process.wait(timeout=60) == 130

@@ -1,0 +1,87 @@
+"""Peak memory of the driver and of each kind of worker, over a short and a long table: it must not grow.
+
+    python benchmarks/memory.py [PHOTOS_FOLDER] [--rows 1000 20000]
+
+Unique set size (memory that belongs to the process alone: Ray's shared object store is not counted twice), sampled five
+times a second, with the built-in model.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import psutil
+import yaml
+from embed import PHOTOS, write_manifest
+
+KINDS = {
+    "EncodeBlocks": "encoder",
+    "_Writer": "writer",
+    "_Board": "board",
+    "Reader": "reader",
+    "ray::": "other workers",
+}
+
+
+def kind_of(process: psutil.Process, driver: int) -> str | None:
+    if process.pid == driver:
+        return "driver"
+    title = " ".join(process.cmdline())
+    return next((kind for part, kind in KINDS.items() if part in title), None)
+
+
+def peaks(job: Path) -> dict[str, float]:
+    """MiB at the peak, of the largest process of each kind."""
+    run = subprocess.Popen(
+        [str(Path(sys.executable).parent / "clipray"), "run", str(job)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    found: dict[str, float] = defaultdict(float)
+    driver = psutil.Process(run.pid)
+    while run.poll() is None:
+        for process in [driver, *driver.children(recursive=True)]:
+            try:
+                kind = kind_of(process, run.pid)
+                if kind:
+                    found[kind] = max(found[kind], process.memory_full_info().uss / 2**20)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        time.sleep(0.2)
+    if run.returncode:
+        sys.exit(f"clipray run failed with {run.returncode}")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photos", nargs="?", type=Path, default=PHOTOS)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 20000])
+    options = parser.parse_args()
+    table = {}
+    for rows in options.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            home = Path(folder)
+            write_manifest(home / "m.parquet", options.photos, rows)
+            job = {
+                "output": str(home / "out"),
+                "model": {"name": "demo"},
+                "steps": [{"embed_images": {"manifest": str(home / "m.parquet")}}],
+            }
+            (home / "job.yaml").write_text(yaml.safe_dump(job))
+            start = time.time()
+            table[rows] = peaks(home / "job.yaml")
+            print(f"{rows} rows in {time.time() - start:.0f} s on {len(os.sched_getaffinity(0))} cores", flush=True)
+    for kind in sorted({kind for peak in table.values() for kind in peak}):
+        print(
+            f"{kind:14s} " + "  ".join(f"{rows:>6} rows: {peak.get(kind, 0):6.0f} MiB" for rows, peak in table.items())
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The floors of the house: each module stands only on those below it, and Ray and torch stay where they belong."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "clipray"
+
+# From the ground up. A module imports only from floors below its own; a package (encoders, engine, steps) also itself.
+FLOORS = [
+    {"errors", "reports"},
+    {"storage", "settings"},
+    {"tables"},
+    {"job", "manifest", "events"},
+    {"ledger", "status"},
+    {"encoders"},
+    {"engine"},
+    {"steps"},
+    {"runner"},
+    {"oneline", "display", "demo"},
+    {"cli", "__init__"},
+]
+LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    """`clipray/engine/plan.py` -> `engine`; `clipray/job.py` -> `job`."""
+    inside = path.relative_to(PACKAGE)
+    return inside.parts[0] if len(inside.parts) > 1 else inside.stem
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of what a module imports anywhere in it, also in functions: `clipray.tables`, `ray.data`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(path: Path) -> set[str]:
+    """The parts of clipray that a module imports: `tables`, `engine`."""
+    names = {name.split(".")[1] for name in imports(path) if name.startswith("clipray.")}
+    return {name for name in names if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()}
+
+
+def test_the_reader_of_imports_reads_imports() -> None:
+    assert own_imports(PACKAGE / "tables.py") == {"errors", "storage"}
+    assert {"encoders", "engine", "ledger", "manifest", "tables"} <= own_imports(
+        PACKAGE / "steps/embed_images.py"
+    ) | own_imports(PACKAGE / "steps/attempt.py")
+    assert any(name.split(".")[0] == "ray" for path in (PACKAGE / "engine").glob("*.py") for name in imports(path))
+
+
+def test_every_module_has_a_floor() -> None:
+    assert {part_of(path) for path in modules()} == LEVEL.keys()
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_stands_only_on_lower_floors(path: Path) -> None:
+    own = part_of(path)
+    for other in own_imports(path):
+        inside = own == other and path.parent != PACKAGE
+        assert inside or LEVEL[other] < LEVEL[own], f"{own} imports {other}"
+
+
+def test_only_the_engine_imports_ray() -> None:
+    users = {part_of(path) for path in modules() if any(name.split(".")[0] == "ray" for name in imports(path))}
+    assert users == {"engine"}
+
+
+def test_only_encoders_and_steps_above_import_torch_or_open_clip() -> None:
+    heavy = {"torch", "torchvision", "open_clip", "timm", "huggingface_hub"}
+    users = {part_of(path) for path in modules() if any(name.split(".")[0] in heavy for name in imports(path))}
+    assert users - {"demo"} <= {"encoders", "runner"}
+
+
+def test_the_demo_is_apart() -> None:
+    assert {part_of(path) for path in modules() if "demo" in own_imports(path)} <= {"demo", "cli"}
+
+
+def test_nothing_is_pickled_or_evaluated() -> None:
+    for path in modules():
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        assert not {f.id for f in calls if isinstance(f, ast.Name)} & {"eval", "exec", "__import__"}, path
+        assert not {f.attr for f in calls if isinstance(f, ast.Attribute)} & {"unsafe_load", "full_load"}, path
+        assert not {n.split(".")[0] for n in imports(path)} & {"pickle", "cloudpickle", "dill", "joblib"}, path
+        assert "allow_pickle" not in path.read_text(), path
+        assert "weights_only=False" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("module", ["clipray", "clipray.cli", "clipray.runner", "clipray.manifest", "clipray.status"])
+def test_importing_is_light(module: str) -> None:
+    """No torch, no Ray, no thread, nothing written, nothing said."""
+    code = f"""
+import sys, threading
+import {module}
+heavy = {{"torch", "ray", "open_clip", "torchvision", "transformers", "timm"}} & sys.modules.keys()
+print(sorted(heavy), threading.active_count())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("[] 1\n", "")
+
+
+def test_reading_a_picture_needs_no_torch() -> None:
+    code = "import sys; from clipray.encoders import images; print('torch' in sys.modules, 'ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "False False\n"

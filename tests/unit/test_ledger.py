@@ -1,0 +1,382 @@
+"""Taking stock: whatever a kill or an edited manifest left behind, afterwards each row on disk is the manifest's, once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clipray import tables
+from clipray.errors import StaleTableError
+from clipray.events import Events, read_events
+from clipray.ledger import REFUSED, Stock, take_stock
+from clipray.manifest import Scan, hash_strings, open_manifest, scan
+from clipray.storage import Folder
+
+PRINT = "0123456789abcdef"
+STAMP = {"fingerprint": PRINT, "model": "m"}
+EXTRA = [pa.field("label", pa.string())]
+
+
+class Run:
+    """A run's folder with a manifest of `count` rows; rows are named by their number."""
+
+    def __init__(self, home: Path, count: int, keep: Sequence[str] = ()) -> None:
+        self.home, self.keep = home, list(keep)
+        self.table, self.rejects = Folder(f"{home}/images"), Folder(f"{home}/rejects/images")
+        self.manifest(range(count))
+
+    def manifest(self, numbers: Sequence[int], moved: Sequence[int] = (), relabelled: Sequence[int] = ()) -> None:
+        columns = {
+            "image_id": [f"id{n}" for n in numbers],
+            "uri": [f"/new/{n}" if n in moved else f"/p/{n}" for n in numbers],
+            "label": ["duck" if n in relabelled else "hen" for n in numbers],
+        }
+        pq.write_table(pa.table(columns, pa.schema([(c, pa.string()) for c in columns])), self.home / "m.parquet")
+        self.scan: Scan = scan(open_manifest(str(self.home / "m.parquet"), self.keep), self.keep)
+
+    def shard(self, name: str, numbers: Sequence[int], stamp: dict[str, Any] = STAMP) -> None:
+        schema = tables.arrow_schema("images", {"clip": 2}, extra=EXTRA if self.keep else ())
+        vectors = np.array([[n, -n] for n in numbers], np.float32).reshape(-1, 2)
+        columns = {
+            "image_id": [f"id{n}" for n in numbers],
+            "uri": [f"/p/{n}" for n in numbers],
+            "height": pa.array([1] * len(numbers), pa.int32()),
+            "width": pa.array([1] * len(numbers), pa.int32()),
+            "clip": pa.FixedSizeListArray.from_arrays(vectors.ravel(), type=schema.field("clip").type),
+            **({"label": ["hen"] * len(numbers)} if self.keep else {}),
+        }
+        tables.write_shard(self.table, name, "images", pa.table(columns, schema), stamp)
+
+    def reject(self, name: str, rows: Sequence[tuple[int, str]]) -> None:
+        values = [
+            {"image_id": f"id{n}", "uri": f"/p/{n}", "stage": "fetch", "reason": reason, "message": "m"}
+            for n, reason in rows
+        ]
+        data = pa.Table.from_pylist(values, schema=tables.arrow_schema("rejects"))
+        tables.write_shard(self.rejects, name, "rejects", data, STAMP)
+
+    def stock(self, *, mend: bool = True) -> Stock:
+        return take_stock(self.table, self.rejects, self.scan, self.keep, PRINT, mend=mend)
+
+    def taken(self, stock: Stock) -> list[int]:
+        """The numbers of the manifest's rows that are marked as done."""
+        found = set(self.scan.keys[stock.taken].tolist())
+        ids = pq.read_table(self.home / "m.parquet")["image_id"]
+        keys = hash_strings(ids, self.scan.salt).tolist()
+        return sorted(int(i[2:]) for i, key in zip(ids.to_pylist(), keys, strict=True) if key in found)
+
+    def on_disk(self, folder: Folder | None = None) -> dict[str, list[int]]:
+        folder = folder or self.table
+        return {
+            name: [int(i[2:]) for i in tables.read_shard(folder, name)["image_id"].to_pylist()]
+            for name in tables.shard_names(folder)
+        }
+
+    def bytes_of(self) -> dict[str, bytes]:
+        files = [p for p in self.home.rglob("*") if p.is_file()]
+        return {str(p.relative_to(self.home)): p.read_bytes() for p in files}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path, 20)
+
+
+def test_nothing_is_there(run: Run) -> None:
+    stock = run.stock()
+    assert (stock.rows, stock.rejected, stock.files, stock.repaired) == (0, 0, [], {})
+    assert run.taken(stock) == []
+    assert len(stock.taken) == 20
+
+
+def test_what_is_written_and_rejected_is_taken(run: Run) -> None:
+    run.shard("a.parquet", [0, 1, 2])
+    run.shard("b.parquet", [7, 5])
+    run.reject("r.parquet", [(9, "empty"), (10, "truncated"), (11, "empty")])
+    before = run.bytes_of()
+    stock = run.stock()
+    assert run.taken(stock) == [0, 1, 2, 5, 7, 9, 10, 11]
+    assert [(s.name, s.rows, s.bytes) for s in stock.files] == [
+        (name, rows, len(before[f"images/{name}"])) for name, rows in (("a.parquet", 3), ("b.parquet", 2))
+    ]
+    assert [(s.name, s.rows) for s in stock.reject_files] == [("r.parquet", 3)]
+    assert stock.rejects == {"empty": 2, "truncated": 1}
+    assert (stock.rows, stock.rejected, stock.repaired) == (5, 3, {})
+    assert run.bytes_of() == before
+
+
+@pytest.mark.parametrize("keep", [0, 4, 500, -1, -200])
+def test_a_torn_shard_is_removed(run: Run, keep: int) -> None:
+    run.shard("a.parquet", [0, 1])
+    run.shard("b.parquet", [2, 3])
+    run.reject("r.parquet", [(4, "empty")])
+    for folder, name in ((run.table, "b.parquet"), (run.rejects, "r.parquet")):
+        folder.write(name, (folder.read(name) or b"")[:keep])
+    stock = run.stock()
+    assert stock.repaired == {"torn_files": 2}
+    assert run.on_disk() == {"a.parquet": [0, 1]}
+    assert run.on_disk(run.rejects) == {}
+    assert run.taken(stock) == [0, 1]
+    assert run.stock().repaired == {}
+
+
+def test_leftovers_of_a_killed_writer_are_removed(run: Run) -> None:
+    run.shard("a.parquet", [0, 1])
+    run.table.write(".tmp-0123", b"half a file")
+    run.rejects.write(".tmp-4567", b"")
+    run.table.write("_started.json", b"{}")
+    stock = run.stock()
+    assert run.table.sizes().keys() == {"a.parquet", "_started.json"}
+    assert run.rejects.sizes() == {}
+    assert (run.taken(stock), stock.repaired) == ([0, 1], {})
+
+
+def test_rows_that_stand_twice_are_kept_once(run: Run) -> None:
+    run.shard("a.parquet", [0, 1, 0, 2])
+    run.shard("b.parquet", [2, 3])
+    run.shard("c.parquet", [0, 3])
+    stock = run.stock()
+    assert run.on_disk() == {"a.parquet": [0, 1, 2], "b.parquet": [3]}
+    assert (stock.rows, stock.repaired) == (4, {"rows_doubled": 4})
+    assert [(s.name, s.rows) for s in stock.files] == [("a.parquet", 3), ("b.parquet", 1)]
+    assert {s.name: s.bytes for s in stock.files} == run.table.sizes()
+    assert run.taken(stock) == [0, 1, 2, 3]
+    assert run.stock().repaired == {}
+
+
+def test_a_rewritten_shard_keeps_its_values_and_its_stamp(run: Run) -> None:
+    run.shard("a.parquet", [4, 5, 4])
+    before = tables.shard_stamp(run.table, "a.parquet")
+    run.stock()
+    after = tables.shard_stamp(run.table, "a.parquet")
+    assert (before[0], after[0]) == (3, 2)
+    assert after[1:] == before[1:]
+    assert tables.read_shard(run.table, "a.parquet")["clip"].to_pylist() == [[4, -4], [5, -5]]
+
+
+def test_a_row_both_written_and_rejected_is_written(run: Run) -> None:
+    run.shard("a.parquet", [0, 1])
+    run.reject("r.parquet", [(1, "worker_died"), (2, "empty")])
+    stock = run.stock()
+    assert (stock.rows, stock.rejects, stock.repaired) == (2, {"empty": 1}, {"rows_doubled": 1})
+    assert run.on_disk(run.rejects) == {"r.parquet": [2]}
+    assert run.taken(stock) == [0, 1, 2]
+
+
+def test_rows_that_left_the_manifest_are_removed(run: Run) -> None:
+    run.shard("a.parquet", [0, 1, 2])
+    run.shard("b.parquet", [18, 19])
+    run.reject("r.parquet", [(3, "empty"), (17, "empty")])
+    run.manifest(range(2, 17))
+    stock = run.stock()
+    assert run.on_disk() == {"a.parquet": [2]}
+    assert run.on_disk(run.rejects) == {"r.parquet": [3]}
+    assert (stock.repaired, stock.rejects) == ({"rows_gone": 5}, {"empty": 1})
+    assert run.taken(stock) == [2, 3]
+
+
+def test_all_rows_left_the_manifest(run: Run) -> None:
+    run.shard("a.parquet", [0, 1, 2])
+    run.reject("r.parquet", [(3, "empty")])
+    run.manifest([])
+    stock = run.stock()
+    assert (stock.repaired, stock.rows, stock.rejected) == ({"rows_gone": 4}, 0, 0)
+    assert run.on_disk() == run.on_disk(run.rejects) == {}
+
+
+def test_rows_with_another_uri_are_made_again(run: Run) -> None:
+    run.shard("a.parquet", [0, 1, 2])
+    run.reject("r.parquet", [(3, "unreachable"), (4, "unreachable")])
+    run.manifest(range(20), moved=[1, 3])
+    stock = run.stock()
+    assert run.on_disk() == {"a.parquet": [0, 2]}
+    assert run.on_disk(run.rejects) == {"r.parquet": [4]}
+    assert (stock.repaired, stock.rejects) == ({"rows_changed": 2}, {"unreachable": 1})
+    assert run.taken(stock) == [0, 2, 4]
+
+
+def test_rows_with_another_kept_value_are_made_again(tmp_path: Path) -> None:
+    run = Run(tmp_path, 20, keep=["label"])
+    run.shard("a.parquet", [0, 1, 2])
+    run.reject("r.parquet", [(3, "empty")])
+    assert (run.stock().repaired, run.stock().rows) == ({}, 3)
+    run.manifest(range(20), relabelled=[1, 3])
+    stock = run.stock()
+    assert run.on_disk() == {"a.parquet": [0, 2]}
+    assert (stock.repaired, stock.rejects) == ({"rows_changed": 1}, {"empty": 1})  # a reject holds no label
+    assert run.taken(stock) == [0, 2, 3]
+
+
+def test_a_column_that_is_not_kept_may_change(run: Run) -> None:
+    run.shard("a.parquet", [0, 1, 2])
+    run.manifest(range(20), relabelled=[1])
+    assert (run.stock().repaired, run.stock().rows) == ({}, 3)
+
+
+@pytest.mark.parametrize("kind", ["plain", "dictionary"])
+def test_kept_strings_survive_the_way_through_a_shard(tmp_path: Path, kind: str) -> None:
+    """A shard has a dictionary of its own; a null must not hash as one of its categories."""
+    values = ["hen", None, "duck", "hen", None, "goose"]
+    labels = pa.array(values, pa.string())
+    labels = labels.dictionary_encode() if kind == "dictionary" else labels
+    ids = [f"id{n}" for n in range(6)]
+    pq.write_table(pa.table({"image_id": ids, "uri": ids, "label": labels}), tmp_path / "m.parquet")
+    opened = open_manifest(str(tmp_path / "m.parquet"), ["label"])
+    found = scan(opened, ["label"])
+    table = Folder(f"{tmp_path}/images")
+    schema = tables.arrow_schema("images", {"clip": 1}, extra=[opened.schema.field("label")])
+    for number in range(0, 6, 2):
+        columns = {
+            "image_id": ids[number : number + 2],
+            "uri": [f"{tmp_path}/{i}" for i in ids[number : number + 2]],
+            "height": pa.array([1, 1], pa.int32()),
+            "width": pa.array([1, 1], pa.int32()),
+            "clip": pa.FixedSizeListArray.from_arrays(pa.array([0, 1], pa.float32()), type=schema.field("clip").type),
+            "label": pa.array(values[number : number + 2], pa.string()).cast(schema.field("label").type),
+        }
+        tables.write_shard(table, f"{number}.parquet", "images", pa.table(columns, schema), STAMP)
+    stock = take_stock(table, Folder(f"{tmp_path}/rejects/images"), found, ["label"], PRINT)
+    assert (stock.repaired, stock.rows, stock.taken.all()) == ({}, 6, True)
+
+
+@pytest.mark.parametrize("where", ["table", "rejects"])
+def test_parquet_of_somebody_else_is_refused(run: Run, where: str) -> None:
+    folder = run.table if where == "table" else run.rejects
+    Path(folder.path("")).mkdir(parents=True)
+    pq.write_table(pa.table({"image_id": ["id0"], "uri": ["/p/0"], "reason": ["empty"]}), folder.path("x.parquet"))
+    before = run.bytes_of()
+    for mend in (True, False):
+        with pytest.raises(
+            StaleTableError, match=r"x.parquet was not made by this job with these settings; move it away"
+        ):
+            run.stock(mend=mend)
+    assert run.bytes_of() == before
+
+
+def test_shards_of_other_settings_are_refused(run: Run) -> None:
+    run.shard("a.parquet", [0, 1])
+    run.shard("b.parquet", [2], {**STAMP, "fingerprint": "other"})
+    before = run.bytes_of()
+    with pytest.raises(StaleTableError, match=r"b.parquet was not made by this job"):
+        run.stock()
+    assert run.bytes_of() == before
+
+
+def test_the_manifests_own_rejects_are_counted_but_take_nothing(run: Run) -> None:
+    rows = [
+        {"image_id": i, "uri": None, "stage": "manifest", "reason": r, "message": "m"}
+        for i, r in ((None, "null_id"), ("id3", "duplicate_id"), ("id3", "duplicate_id"))
+    ]
+    data = pa.Table.from_pylist(rows, schema=tables.arrow_schema("rejects"))
+    tables.write_shard(run.rejects, REFUSED, "rejects", data, STAMP)
+    run.reject("r.parquet", [(4, "empty")])
+    stock = run.stock()
+    assert stock.rejects == {"null_id": 1, "duplicate_id": 2, "empty": 1}
+    assert (stock.rejected, run.taken(stock), stock.repaired) == (4, [4], {})
+
+
+def test_without_mending_nothing_is_touched(run: Run) -> None:
+    run.shard("a.parquet", [0, 1, 0])
+    run.shard("b.parquet", [1, 2, 19])
+    run.shard("c.parquet", [5])
+    run.table.write("d.parquet", b"PAR1 torn")
+    run.table.write(".tmp-1", b"left")
+    run.reject("r.parquet", [(6, "empty"), (0, "empty")])
+    run.manifest(range(19))
+    before = run.bytes_of()
+    looked = run.stock(mend=False)
+    assert run.bytes_of() == before
+    assert looked.repaired == {"torn_files": 1, "rows_doubled": 3, "rows_gone": 1}
+    mended = run.stock()
+    assert run.bytes_of() != before
+    assert np.array_equal(looked.taken, mended.taken)
+    assert (looked.rows, looked.rejects) == (mended.rows, mended.rejects) == (4, {"empty": 1})
+
+
+def test_on_s3(tmp_path: Path, s3: str) -> None:
+    run = Run(tmp_path, 20)
+    run.table, run.rejects = Folder(f"{s3}/ledger/images"), Folder(f"{s3}/ledger/rejects/images")
+    run.shard("a.parquet", [0, 1, 0])
+    run.shard("b.parquet", [1, 2])
+    run.table.write("c.parquet", b"PAR1")
+    stock = run.stock()
+    assert stock.repaired == {"rows_doubled": 2, "torn_files": 1}
+    assert run.on_disk() == {"a.parquet": [0, 1], "b.parquet": [2]}
+    assert run.taken(stock) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("torn", ["", '{"event": "torn', '{"event": "tornü'])
+def test_the_log_goes_on_after_a_torn_line(tmp_path: Path, torn: str) -> None:
+    folder = Folder(f"{tmp_path}/run")
+    assert read_events(folder) == []
+    Events(folder).write("first", rows=3, name="ü")
+    with open(folder.path("events.jsonl"), "ab") as file:
+        file.write(torn.encode()[:-1])  # in the middle of a letter
+    Events(folder).write("second")
+    events = Events(folder)
+    events.write("third")
+    assert [(e["event"], e.get("rows"), e.get("name")) for e in read_events(folder)] == [
+        ("first", 3, "ü"),
+        ("second", None, None),
+        ("third", None, None),
+    ]
+
+
+def test_the_log_on_s3(s3: str) -> None:
+    folder = Folder(f"{s3}/log")
+    Events(folder).write("first")
+    events = Events(folder)
+    events.write("second")
+    events.write("third")
+    assert [e["event"] for e in read_events(folder)] == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_any_mess_ends_with_each_row_at_most_once(tmp_path: Path, seed: int) -> None:
+    """Random shards that overlap, repeat, are torn or stale, on both sides; and taking stock again finds nothing to do."""
+    rng = np.random.default_rng(seed)
+    run = Run(tmp_path, 40, keep=["label"] if seed % 2 else [])
+    torn = set()
+    for number in range(int(rng.integers(1, 7))):
+        rows = rng.integers(0, 40, rng.integers(1, 15)).tolist()
+        run.shard(f"s{number}.parquet", rows)
+        if rng.random() < 0.2:
+            whole = run.table.read(f"s{number}.parquet") or b""
+            run.table.write(f"s{number}.parquet", whole[: rng.integers(0, len(whole))])
+            torn.add(f"s{number}.parquet")
+    for number in range(int(rng.integers(0, 4))):
+        run.reject(f"r{number}.parquet", [(int(n), "empty") for n in rng.integers(0, 40, rng.integers(1, 9))])
+    there = {n for name in tables.shard_names(run.table) if name not in torn for n in _numbers(run.table, name)}
+    thrown = {n for name in tables.shard_names(run.rejects) for n in _numbers(run.rejects, name)}
+    left = sorted(rng.choice(40, 32, replace=False).tolist())
+    moved = rng.choice(40, 4, replace=False).tolist()
+    relabelled = rng.choice(40, 4, replace=False).tolist()
+    run.manifest(left, moved, relabelled)
+
+    stock = run.stock()
+
+    written = Counter(n for rows in run.on_disk().values() for n in rows)
+    refused = Counter(n for rows in run.on_disk(run.rejects).values() for n in rows)
+    same = set(left) - set(moved)
+    right = same - set(relabelled) if run.keep else same
+    assert written == Counter(there & right)
+    assert refused == Counter((thrown & same) - (there & right))
+    assert run.taken(stock) == sorted((written + refused).elements())
+    assert (stock.rows, stock.rejected) == (written.total(), refused.total())
+    assert stock.repaired.get("torn_files", 0) == len(torn)
+    assert {s.name: s.bytes for s in stock.files} == run.table.sizes()
+    after = run.bytes_of()
+    again = run.stock()
+    assert (again.repaired, run.bytes_of()) == ({}, after)
+    assert np.array_equal(again.taken, stock.taken)
+
+
+def _numbers(folder: Folder, name: str) -> list[int]:
+    return [int(i[2:]) for i in tables.read_shard(folder, name, ["image_id"])["image_id"].to_pylist()]
