@@ -83,7 +83,7 @@ class EmbedImages(Settings):
     cpus_per_actor: Annotated[Literal["auto"] | Annotated[float, Field(gt=0)], Execution] = "auto"
     decode_in: Annotated[Literal["auto", "tasks", "actors"], Execution] = "auto"
     batch_size: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], Execution] = "auto"
-    rows_per_block: Annotated[int, Execution, Field(ge=1)] = 256
+    rows_per_block: Annotated[int, Execution, Field(ge=1)] = 128
     rows_per_file: Annotated[int, Execution, Field(ge=1)] = 16_384
     flush_s: Annotated[float, Execution, Field(ge=0)] = 20.0
 

@@ -430,7 +430,7 @@ class ImageEncoder:
             if self.batch_size < size or seconds > 0.97 * best_s:
                 break
             best, best_s = size, seconds
-            if time.perf_counter() - began + 4 * size * seconds > 2:
+            if time.perf_counter() - began + 4 * size * seconds > 1.5:
                 break
         return best
 

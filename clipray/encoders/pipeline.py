@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -20,6 +22,7 @@ from clipray.encoders.images import Limits, Picture, Refused, load_picture, prep
 from clipray.encoders.models import ImageEncoder, ResolvedModel, split_transform
 from clipray.reports import Report, fatal
 
+DECODE_NICENESS = 19
 REMOTE_THREADS = 32  # waiting for a network, not computing
 
 
@@ -47,7 +50,7 @@ class PictureLoader:
         self._limits = settings.limits
         self._preprocess, _, _ = split_transform(settings.model)
         self._draft_px = 2 * max(settings.model.image_size) if settings.fast_decode else None
-        self._decoders = ThreadPoolExecutor(settings.threads, "decode")
+        self._decoders = ThreadPoolExecutor(settings.threads, "decode", initializer=_yield_to_the_network)
         self._fetchers = ThreadPoolExecutor(REMOTE_THREADS, "fetch")
 
     def load(self, block: pa.Table, ahead: int) -> Iterator[Picture | Refused]:
@@ -65,6 +68,12 @@ class PictureLoader:
         remote = raw is None and uri is not None and "://" in uri and not uri.startswith("file://")
         pool = self._fetchers if remote else self._decoders
         return pool.submit(load_picture, uri, raw, self._limits, self._preprocess, self._draft_px)
+
+
+def _yield_to_the_network() -> None:
+    """Decode in the gaps that the network leaves: its threads wait for one another, so to slow one is to slow all."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), DECODE_NICENESS)
 
 
 def _column(block: pa.Table, name: str) -> Iterator[Any]:

@@ -1,9 +1,10 @@
-"""Finished blocks -> shards, by size or time. Imports no torch: tasks start fast."""
+"""Finished blocks -> shards, by size or time."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,20 +44,23 @@ class Written:
 class Sink:
     """Collects finished blocks and writes them as shards: when `rows_per_file` are there, or `flush_s` have passed.
 
-    The first block is written at once. Only references pass through here; writer actors, one a node, fetch the blocks
-    and write the files, whose names are fixed before, so that a write that is done again overwrites its own file.
+    The first block is written at once. On one machine threads of the driver write, from the shared object store; on a
+    cluster only references pass through here, and writer actors, one a node, do it. The files' names are fixed before,
+    so that a write that is done again overwrites its own file.
     """
 
     def __init__(
-        self, target: Target, written: Written, provenance: Callable[[], dict[str, Any]], writers: int
+        self, target: Target, written: Written, provenance: Callable[[], dict[str, Any]], *, local: bool, nodes: int
     ) -> None:
         self._target, self._written, self._provenance = target, written, provenance
+        self._threads = ThreadPoolExecutor(1, "clipray-write") if local else None
         actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, scheduling_strategy="SPREAD")(_Writer)
-        self._writers = [actor.remote(target) for _ in range(writers)]
+        self._writers = [] if local else [actor.remote(target) for _ in range(nodes)]
+        self._ahead = WRITES_AHEAD * (1 if local else nodes)
         self._blocks: list[Any] = []
         self._rows = self._bytes = self._count = 0
         self._last = 0.0
-        self._pending: list[Any] = []
+        self._pending: list[Future[tuple[int, dict[str, int]]]] = []
 
     def add(self, ref: Any, rows: int, size_bytes: int) -> None:
         """Take a finished block; may start a write, and waits when too many are under way."""
@@ -66,7 +70,7 @@ class Sink:
         full = self._rows >= self._target.rows_per_file or self._bytes >= SHARD_BYTES
         if self._rows and (full or time.monotonic() - self._last >= self._target.flush_s):
             self._start()
-        self._collect(WRITES_AHEAD * len(self._writers))
+        self._collect(self._ahead)
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Write what is there and wait until everything is on disk, or the time is up."""
@@ -76,39 +80,55 @@ class Sink:
 
     def _start(self) -> None:
         name = f"{self._target.prefix}-{self._count:06d}.parquet"
-        writer = self._writers[self._count % len(self._writers)]
-        self._pending.append(writer.write.remote(self._provenance(), name, *self._blocks))
+        if self._threads:
+            future = self._threads.submit(_fetch_and_write, self._target, self._provenance(), name, self._blocks)
+        else:
+            writer = self._writers[self._count % len(self._writers)]
+            future = writer.write.remote(self._provenance(), name, *self._blocks).future()
+        self._pending.append(future)
         self._blocks, self._rows, self._bytes, self._last = [], 0, 0, time.monotonic()
         self._count += 1
 
     def _collect(self, leave: int, timeout_s: float | None = None) -> None:
         while self._pending:
-            wait = len(self._pending) > leave
-            ready, self._pending = ray.wait(self._pending, num_returns=1, timeout=timeout_s if wait else 0)
-            if not ready:
+            late = len(self._pending) > leave
+            done, _ = wait(self._pending, timeout=timeout_s if late else 0, return_when=FIRST_COMPLETED)
+            if not done:
                 return
-            rows, rejects = ray.get(ready[0])
-            self._written.rows += rows
-            self._written.files += 1 if rows else 0
-            for reason, count in rejects.items():
-                self._written.rejects[reason] = self._written.rejects.get(reason, 0) + count
+            self._pending = [future for future in self._pending if future not in done]
+            for future in done:
+                rows, rejects = future.result()
+                self._written.rows += rows
+                self._written.files += 1 if rows else 0
+                for reason, count in rejects.items():
+                    self._written.rejects[reason] = self._written.rejects.get(reason, 0) + count
 
 
 class _Writer:
-    """Writes shards. An actor, since it can start while the encoders load; a task would start when they are done."""
+    """Writes shards on some node of a cluster."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
 
     def write(self, provenance: dict[str, Any], name: str, *blocks: pa.Table) -> tuple[int, dict[str, int]]:
-        """Split finished blocks into rows and rejects and write a shard of each. Returns (rows, rejects by reason)."""
-        data, target = pa.concat_tables(blocks), self._target
-        refused = data["reason"].is_valid()
-        bad = data.filter(refused).select(target.rejects_schema.names).cast(target.rejects_schema)
-        good = data.filter(pc.invert(refused)).select(target.schema.names)
-        if bad.num_rows:
-            write_shard(target.rejects, name, "rejects", bad, provenance)
-        if good.num_rows:
-            good = pa.table(good.columns, schema=target.schema)
-            write_shard(target.table, name, "images", good, provenance)
-        return good.num_rows, {v["values"]: v["counts"] for v in bad["reason"].value_counts().to_pylist()}
+        return _write(self._target, provenance, name, list(blocks))
+
+
+def _fetch_and_write(
+    target: Target, provenance: dict[str, Any], name: str, refs: list[Any]
+) -> tuple[int, dict[str, int]]:
+    return _write(target, provenance, name, ray.get(refs))
+
+
+def _write(target: Target, provenance: dict[str, Any], name: str, blocks: list[pa.Table]) -> tuple[int, dict[str, int]]:
+    """Split finished blocks into rows and rejects and write a shard of each. Returns (rows, rejects by reason)."""
+    data = pa.concat_tables(blocks)
+    refused = data["reason"].is_valid()
+    bad = data.filter(refused).select(target.rejects_schema.names).cast(target.rejects_schema)
+    good = data.filter(pc.invert(refused)).select(target.schema.names)
+    if bad.num_rows:
+        write_shard(target.rejects, name, "rejects", bad, provenance)
+    if good.num_rows:
+        good = pa.table(good.columns, schema=target.schema)
+        write_shard(target.table, name, "images", good, provenance)
+    return good.num_rows, {v["values"]: v["counts"] for v in bad["reason"].value_counts().to_pylist()}

@@ -46,7 +46,7 @@ def run_pass(
         RunError: an encoder cannot start, or workers die over and over.
     """
     written = Written()
-    sink = Sink(target, written, provenance, plan.nodes)
+    sink = Sink(target, written, provenance, local=plan.nodes == 1, nodes=plan.nodes)
     try:
         for bundle in _timed(
             _dataset(this, plan, settings, progress.reporter), lambda: _observe(progress, written, watch)
