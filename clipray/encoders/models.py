@@ -302,8 +302,22 @@ def split_transform(model: ResolvedModel) -> tuple[Callable[[Image.Image], np.nd
     return to_pixels, mean, std
 
 
-def best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def image_tower(network: Any) -> torch.nn.Module:
+    """The part that `encode_image` runs, so that the text tower takes no memory; a network of another make stays whole."""
+    if isinstance(network, open_clip.CLIP | open_clip.CustomTextCLIP):
+        return network.visual
+    return _EncodeImage(network)
+
+
+class _EncodeImage(torch.nn.Module):
+    """`encode_image` as a module, raw vectors (CoCa's own default is to normalise them)."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.network.encode_image(image, normalize=False)
 
 
 def native_precision(device: str) -> Precision:
@@ -352,7 +366,7 @@ class ImageEncoder:
         normalize: bool = True,
     ) -> None:
         self.device, self.normalize = device, normalize
-        network = load(model, device)
+        network = image_tower(load(model, device))
         self.preprocess, mean, std = split_transform(model)
         self._mean, self._std = mean.to(device), std.to(device)
         self.image_size = model.image_size
@@ -386,8 +400,7 @@ class ImageEncoder:
     def _forward(self, network: torch.nn.Module, pixels: np.ndarray, dtype: torch.dtype) -> np.ndarray:
         batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)  # (b, height, width, 3)
         batch = batch.permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(255)  # as ToTensor does
-        encode: Any = network.encode_image
-        features = encode(batch.sub_(self._mean).div_(self._std).to(dtype)).float()  # (b, d)
+        features = network(batch.sub_(self._mean).div_(self._std).to(dtype)).float()  # (b, d)
         if self.normalize:
             features = torch.nn.functional.normalize(features, dim=-1)
         return features.cpu().numpy()

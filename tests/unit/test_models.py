@@ -428,3 +428,20 @@ def test_the_test_picture_shows_something() -> None:
         assert (picture.shape, picture.dtype) == ((height, width, 3), np.uint8)
         assert all(len(np.unique(picture[..., c])) > 1 for c in range(3))
     assert np.array_equal(sample_picture(64, 64), sample_picture(64, 64))
+
+
+def test_a_network_of_another_make_is_kept_whole() -> None:
+    encoder = ImageEncoder(
+        resolve(Model(name="coca_ViT-B-32", pretrained="random", seed=1)),
+        precision="fp32",
+        batch_size=2,
+        normalize=False,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network, _, preprocess = open_clip.create_model_and_transforms("coca_ViT-B-32")
+    network.eval()
+    pixels = sample_picture(*encoder.image_size)
+    with torch.inference_mode():
+        expected = network.encode_image(preprocess(Image.fromarray(pixels))[None], normalize=False)[0].numpy()
+    assert np.abs(encoder.encode(pixels[None])[0] - expected).max() <= 1e-5
