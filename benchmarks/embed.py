@@ -54,7 +54,8 @@ def encode_core_s(seconds: float = 10) -> tuple[float, dict]:
     import numpy as np
     import torch
 
-    from clipray.encoders.models import ImageEncoder, resolve, sample_picture
+    from clipray.encoders.image_encoder import ImageEncoder, sample_picture
+    from clipray.encoders.models import resolve
     from clipray.settings import Model
 
     torch.set_num_threads(CORES)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipray.errors import SchemaError, StaleTableError
-from clipray.manifest import Scan, row_keys
+from clipray.scan import Scan, row_keys
 from clipray.storage import Folder
 from clipray.tables import Shard, read_shard, shard_names, shard_stamp, write_shard
 

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from clipray.encoders.image_encoder import ImageEncoder
 from clipray.encoders.images import Limits, Picture, Refused, load_picture, prepare_pillow
-from clipray.encoders.models import ImageEncoder, ResolvedModel, split_transform
+from clipray.encoders.models import ResolvedModel, split_transform
 from clipray.reports import Report, fatal
 
 DECODE_NICENESS = 19

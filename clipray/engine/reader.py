@@ -11,8 +11,9 @@ import pyarrow as pa
 import ray
 
 from clipray.engine.progress import Reporter
-from clipray.manifest import Piece, contains, hash_strings, read_piece
+from clipray.manifest import Piece, read_piece
 from clipray.reports import fatal
+from clipray.scan import contains, hash_strings
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from clipray.errors import RunError
 
 BLOCK_BYTES = 64 * 2**20
 STOP_S = 15.0  # for the last rows of a run that is stopped
-LOST_BLOCKS = 64  # more deaths than this in one pass and something else is wrong
+LOST_BLOCKS, LOST_SHARE = 64, 0.1  # more lost blocks than both in one pass, and it is no matter of single rows
 
 
 def run_pass(
@@ -77,11 +77,11 @@ def _observe(progress: Progress, written: Written, watch: Callable[[Written, dic
 
 def _dataset(this: Pass, plan: Plan, settings: EncodeSettings, report: Reporter) -> Any:
     context = ray.data.DataContext.get_current()
-    context.max_errored_blocks = LOST_BLOCKS if not this.careful else -1
     wanted = ray.put(this.wanted)
     refused = ray.put(this.refused)
     mean_bytes = sum(p.bytes for p in this.pieces) / max(1, sum(p.rows for p in this.pieces))
     rows = max(1, min(this.rows_per_block, int(BLOCK_BYTES / max(1.0, mean_bytes))))
+    context.max_errored_blocks = -1 if this.careful else max(LOST_BLOCKS, int(LOST_SHARE * len(this.wanted) / rows))
     read = Reader(tuple(this.columns), this.salt, [wanted], [refused], rows, report)
     # A lost block comes again in the next, finer pass; only a row that was alone gets a second try at once, since
     # its loss is final.

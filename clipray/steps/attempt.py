@@ -21,7 +21,8 @@ from clipray.engine.stream import run_pass
 from clipray.errors import RejectRateError, StaleTableError
 from clipray.events import Events
 from clipray.ledger import REFUSED, Stock, take_stock
-from clipray.manifest import contains, hash_strings, pieces_with, read_piece
+from clipray.manifest import read_piece
+from clipray.scan import contains, hash_strings, pieces_with
 from clipray.steps.embed_images import STARTED, EmbedStep, encode_settings, inspect
 
 STOP_EARLY_REJECTS = 1_000

@@ -13,7 +13,8 @@ from clipray.encoders.models import ResolvedModel
 from clipray.encoders.pipeline import EncodeSettings
 from clipray.job import changes, fingerprint
 from clipray.ledger import Stock, take_stock
-from clipray.manifest import Manifest, Scan, open_manifest, scan
+from clipray.manifest import Manifest, open_manifest
+from clipray.scan import Scan, scan
 from clipray.settings import EmbedImages, Model
 from clipray.storage import Folder
 

@@ -109,7 +109,8 @@ def test_decoding_tasks_are_not_fused_into_the_encoder(tiny_model: str, finished
     from clipray.engine.progress import Progress
     from clipray.engine.reader import Pass
     from clipray.engine.stream import _dataset
-    from clipray.manifest import open_manifest, scan
+    from clipray.manifest import open_manifest
+    from clipray.scan import scan
     from clipray.settings import EmbedImages, Model
 
     manifest = open_manifest(str(finished / "m.parquet"))

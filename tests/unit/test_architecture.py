@@ -19,6 +19,7 @@ FLOORS = [
     {"storage", "settings"},
     {"tables"},
     {"job", "manifest", "events"},
+    {"scan"},
     {"ledger", "status"},
     {"encoders"},
     {"engine"},

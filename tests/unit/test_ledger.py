@@ -16,7 +16,8 @@ from clipray import tables
 from clipray.errors import StaleTableError
 from clipray.events import Events, read_events
 from clipray.ledger import REFUSED, Stock, take_stock
-from clipray.manifest import Scan, hash_strings, open_manifest, scan
+from clipray.manifest import open_manifest
+from clipray.scan import Scan, hash_strings, scan
 from clipray.storage import Folder
 
 PRINT = "0123456789abcdef"

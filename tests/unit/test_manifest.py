@@ -17,23 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clipray import manifest as module
 from clipray import tables
 from clipray.encoders.images import Limits, Picture, load_picture
 from clipray.errors import JobError, ManifestError
-from clipray.manifest import (
-    Manifest,
-    Scan,
-    contains,
-    hash_strings,
-    make_manifest,
-    open_manifest,
-    pieces_with,
-    read_piece,
-    resolve,
-    row_keys,
-    scan,
-)
+from clipray.manifest import Manifest, make_manifest, open_manifest, read_piece, resolve
+from clipray.scan import Scan, contains, hash_strings, pieces_with, row_keys, scan
 
 NAMES = ["hens/b.jpg", "hens/a.JPEG", "ducks/deep/d.png", "c.webp"]
 
@@ -538,7 +526,7 @@ def _weak_for(salts: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
             return strong(column, salt)
         return np.array([len(value or "") for value in column.to_pylist()], np.uint64)
 
-    monkeypatch.setattr(module, "hash_strings", weak)
+    monkeypatch.setattr("clipray.scan.hash_strings", weak)
 
 
 def test_ids_that_collide_are_hashed_with_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

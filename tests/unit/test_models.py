@@ -18,9 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms import ToTensor
 
-from clipray.encoders import models as module
+from clipray.encoders import image_encoder, models
+from clipray.encoders.image_encoder import ImageEncoder, sample_picture
 from clipray.encoders.images import Limits, decode
-from clipray.encoders.models import ImageEncoder, ResolvedModel, load, resolve, sample_picture, split_transform
+from clipray.encoders.models import ResolvedModel, load, resolve, split_transform
 from clipray.errors import ModelError
 from clipray.settings import Model
 
@@ -259,8 +260,8 @@ def test_weights_that_need_a_network_are_told(monkeypatch: pytest.MonkeyPatch, t
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
         monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
-    monkeypatch.setattr(module.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(module.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(models.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(models.constants, "HF_HUB_CACHE", str(tmp_path))
     for spec in (
         {"name": "RN50", "pretrained": "openai"},
         {"name": "hf-hub:nobody/no-such-model-of-these-tests"},
@@ -356,13 +357,13 @@ def test_a_network_that_prepares_pictures_otherwise_is_refused(saved_models: dic
 
 
 def test_a_precision_that_fails_its_check(saved_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MIN_COSINE", 1.1)
+    monkeypatch.setattr(image_encoder, "MIN_COSINE", 1.1)
     with pytest.raises(
         ModelError,
         match=r"precision bf16: cosine to fp32 on the test picture is \d.\d+, expected >= 1.1; use `precision: fp32`",
     ):
         encoder(saved_models["vit"], precision="bf16")
-    monkeypatch.setattr(module, "native_precision", lambda device: "bf16")
+    monkeypatch.setattr(image_encoder, "native_precision", lambda device: "bf16")
     fallen = encoder(saved_models["vit"], precision="auto")
     assert (fallen.precision, fallen.facts["precision"]) == ("fp32", "fp32")
     assert next(fallen.network.parameters()).dtype == torch.float32
@@ -371,7 +372,7 @@ def test_a_precision_that_fails_its_check(saved_models: dict[str, Path], monkeyp
 
 def test_auto_takes_the_native_precision(saved_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for native in ("bf16", "fp32"):
-        monkeypatch.setattr(module, "native_precision", lambda device, native=native: native)
+        monkeypatch.setattr(image_encoder, "native_precision", lambda device, native=native: native)
         assert encoder(saved_models["vit"], precision="auto").precision == native
 
 
@@ -381,7 +382,7 @@ def test_auto_takes_the_native_precision(saved_models: dict[str, Path], monkeypa
 )
 def test_the_native_precision_of_a_cpu(monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], expected: str) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
-    assert module.native_precision("cpu") == expected
+    assert image_encoder.native_precision("cpu") == expected
 
 
 def _memory_for(encoder: ImageEncoder, rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:

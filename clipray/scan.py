@@ -1,0 +1,218 @@
+"""What the driver knows of a manifest before work starts: a few numbers per row, and no strings.
+
+Rows are known by `image_id`. For counting and filtering an id becomes a 64-bit hash, so that a hundred million rows
+need some gigabytes of driver memory at the most; the hash's key is chosen so that no two ids of a manifest collide.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from clipray import tables
+from clipray.errors import ManifestError
+from clipray.manifest import Manifest, Piece, is_text, read_piece
+
+SCAN_ROWS = 131_072
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the driver knows of every row before work starts.
+
+    Attributes:
+        keys: (n,) uint64, hash of each accepted row's id, sorted.
+        uris, kept: (n,) uint64, hashes of its `uri` and of its kept columns, in the order of `keys`.
+        salt: the key of the hash, chosen so that `keys` are unique.
+        digest: digest of all rows, whatever their order and files.
+        refused: file number -> sorted row numbers that are no work: null ids, repeated ids.
+        rejects: one row per refused row, in the schema of `rejects`.
+        piece_keys: the keys of each piece's accepted rows; see `pieces_with`.
+    """
+
+    rows: int
+    keys: np.ndarray
+    uris: np.ndarray
+    kept: np.ndarray
+    salt: str
+    digest: str
+    refused: dict[int, np.ndarray]
+    rejects: pa.Table
+    piece_keys: list[np.ndarray] = field(repr=False, default_factory=list)
+
+
+def row_keys(table: pa.Table, salt: str, keep: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n,) uint64 hashes of a table's rows: of `image_id`, of `uri` (resolved), of the kept columns."""
+    keys = hash_strings(table["image_id"], salt)
+    uris = (
+        hash_strings(table["uri"], salt)
+        if "uri" in table.column_names
+        else hash_strings(pa.nulls(len(table), pa.string()), salt)
+    )
+    kept = np.zeros(len(keys), np.uint64)
+    for name in keep:
+        values = (
+            table[name]
+            if is_text(table.schema.field(name).type)
+            else pa.array([repr(v) for v in table[name].to_pylist()], pa.string())
+        )
+        kept = kept * np.uint64(1_099_511_628_211) + hash_strings(values, salt)
+    return keys, uris, kept
+
+
+def hash_strings(column: pa.ChunkedArray | pa.Array, salt: str) -> np.ndarray:
+    """(n,) uint64 keyed hash (SipHash) of a string column, the same on every machine and version."""
+    if pa.types.is_dictionary(column.type):  # whose nulls `to_numpy` would show as a category
+        column = column.cast(pa.string())
+    values = np.asarray(
+        column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy(), dtype=object
+    )
+    values[pd.isna(values)] = "\0null"
+    return pd.util.hash_array(values, hash_key=salt, categorize=False)
+
+
+def scan(manifest: Manifest, keep: Sequence[str] = ()) -> Scan:
+    """Read ids, URIs and kept columns of the whole manifest: find null and repeated ids, hash the rest.
+
+    Of rows with the same id the first is kept; the others become rejects.
+    """
+    for attempt in range(8):
+        found = _scan(manifest, keep, f"clipray-{attempt:08d}")
+        if found is not None:
+            return found
+    raise ManifestError("image ids collide under every hash key tried; are they adversarial?")  # practically impossible
+
+
+def _scan(manifest: Manifest, keep: Sequence[str], salt: str) -> Scan | None:
+    columns = [c for c in manifest.columns(keep) if c != "bytes"]
+    columns_of: list[list[np.ndarray]] = []
+    for piece in manifest.pieces:
+        for _, table in _read_safely(piece, columns):
+            columns_of.append([*row_keys(table, salt, keep), _null_ids(table)])
+    empty = np.zeros(0, np.uint64)
+    keys, uris, kept, null = (
+        (np.concatenate([empty, *parts]) for parts in zip(*columns_of)) if columns_of else (empty,) * 4
+    )
+    null = null.astype(bool)
+    repeated = _repeats(keys, ~null)
+    positions = np.flatnonzero(null | repeated)
+    rejects, collided = _refused_rows(manifest, positions, null, keys, columns)
+    if collided:
+        return None
+    accepted = np.ones(len(keys), bool)
+    accepted[positions] = False
+    starts = np.cumsum([0, *(piece.rows for piece in manifest.pieces)])
+    pieces = [keys[a:b][accepted[a:b]] for a, b in itertools.pairwise(starts)]
+    order = np.argsort(keys[accepted], kind="stable")
+    return Scan(
+        rows=len(keys),
+        keys=keys[accepted][order],
+        uris=uris[accepted][order],
+        kept=kept[accepted][order],
+        salt=salt,
+        digest=_digest(keys, uris, kept),
+        refused=_by_file(manifest, positions, starts),
+        rejects=rejects,
+        piece_keys=pieces,
+    )
+
+
+def _read_safely(piece: Piece, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
+    try:
+        yield from read_piece(piece, columns, SCAN_ROWS)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ManifestError(f"{piece.path}: row group {piece.row_group} cannot be read: {error}") from error
+
+
+def _null_ids(table: pa.Table) -> np.ndarray:
+    ids = table["image_id"].to_numpy()
+    return np.array([not value for value in ids], bool)  # an empty string is no identity either
+
+
+def _repeats(keys: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """(n,) bool: rows whose key stood in an earlier usable row."""
+    repeated = np.zeros(len(keys), bool)
+    rows = np.flatnonzero(usable)
+    order = rows[np.argsort(keys[rows], kind="stable")]
+    repeated[order[1:][keys[order[1:]] == keys[order[:-1]]]] = True
+    return repeated
+
+
+def _refused_rows(
+    manifest: Manifest, positions: np.ndarray, null: np.ndarray, keys: np.ndarray, columns: list[str]
+) -> tuple[pa.Table, bool]:
+    """The rejects for the refused rows; and whether two different ids share a key."""
+    rows: list[dict[str, Any]] = []
+    suspects = set(keys[positions[~null[positions]]].tolist())
+    id_of: dict[int, str] = {}
+    start = 0
+    for piece in manifest.pieces:
+        inside = np.arange(start, start + piece.rows)
+        here = set(positions[(positions >= start) & (positions < start + piece.rows)].tolist())
+        if here or (suspects and np.isin(keys[inside], list(suspects)).any()):
+            for row_in_file, table in _read_safely(piece, columns):
+                offset = start + row_in_file - piece.first_row
+                for n, (image_id, uri) in enumerate(_pairs(table)):
+                    position, key = offset + n, int(keys[offset + n])
+                    if key in suspects and image_id and id_of.setdefault(key, image_id) != image_id:
+                        return pa.table({}), True
+                    if position in here:
+                        rows.append(_refusal(piece, row_in_file + n, image_id, uri))
+        start += piece.rows
+    return pa.Table.from_pylist(rows, schema=tables.arrow_schema("rejects")), False
+
+
+def _pairs(table: pa.Table) -> Iterator[tuple[str | None, str | None]]:
+    uris = table["uri"].to_pylist() if "uri" in table.schema.names else [None] * len(table)
+    return zip(table["image_id"].to_pylist(), uris, strict=True)
+
+
+def _refusal(piece: Piece, row: int, image_id: str | None, uri: str | None) -> dict[str, Any]:
+    where = f"row {row} of {piece.path}"
+    reason, message = (
+        ("duplicate_id", f"{where}: image_id {image_id!r} stands in an earlier row, which is kept")
+        if image_id
+        else ("null_id", f"{where}: no image_id")
+    )
+    return {"image_id": image_id or None, "uri": uri, "stage": "manifest", "reason": reason, "message": message}
+
+
+def _by_file(manifest: Manifest, positions: np.ndarray, starts: np.ndarray) -> dict[int, np.ndarray]:
+    """Global row positions -> row numbers within each file."""
+    result: dict[int, list[int]] = {}
+    for position in positions.tolist():
+        number = int(np.searchsorted(starts, position, side="right")) - 1
+        piece = manifest.pieces[number]
+        result.setdefault(piece.file, []).append(position - int(starts[number]) + piece.first_row)
+    return {file: np.array(rows, np.int64) for file, rows in result.items()}
+
+
+def _digest(keys: np.ndarray, uris: np.ndarray, kept: np.ndarray) -> str:
+    mixed = np.sort(
+        (keys * np.uint64(0x9E3779B97F4A7C15) ^ uris) * np.uint64(0xBF58476D1CE4E5B9) ^ kept
+    )  # wraps around
+    return hashlib.sha256(mixed.tobytes()).hexdigest()[:16]
+
+
+def pieces_with(manifest: Manifest, scan: Scan, keys: np.ndarray) -> list[Piece]:
+    """The row groups that hold a row of `keys` ((n,) uint64, sorted)."""
+    return [
+        piece
+        for piece, mine in zip(manifest.pieces, scan.piece_keys, strict=True)
+        if len(mine) and contains(keys, mine).any()
+    ]
+
+
+def contains(sorted_keys: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """(n,) bool: which of `keys` are in `sorted_keys`."""
+    if not len(sorted_keys):
+        return np.zeros(len(keys), bool)
+    at = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
+    return sorted_keys[at] == keys
