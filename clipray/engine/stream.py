@@ -10,7 +10,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import asdict
 from typing import Any
 
@@ -48,13 +48,13 @@ def run_pass(
     written = Written()
     sink = Sink(target, written, provenance, local=plan.nodes == 1, nodes=plan.nodes)
     try:
-        for bundle in _timed(
-            _dataset(this, plan, settings, progress.reporter), lambda: _observe(progress, written, watch)
-        ):
-            if any(bundle.slices or ()):
-                raise RunError("Ray Data handed out a part of a block, which this version of clipray cannot write")
-            for entry in bundle.blocks:
-                sink.add(entry.ref, entry.metadata.num_rows or 0, entry.metadata.size_bytes or 0)
+        data = _dataset(this, plan, settings, progress.reporter)
+        with contextlib.closing(_timed(data, lambda: _observe(progress, written, watch))) as bundles:
+            for bundle in bundles:
+                if any(bundle.slices or ()):
+                    raise RunError("Ray Data handed out a part of a block, which this version of clipray cannot write")
+                for entry in bundle.blocks:
+                    sink.add(entry.ref, entry.metadata.num_rows or 0, entry.metadata.size_bytes or 0)
     except ray.exceptions.RayError as error:
         with contextlib.suppress(ray.exceptions.RayError):
             sink.flush(STOP_S)
@@ -119,7 +119,7 @@ def _dataset(this: Pass, plan: Plan, settings: EncodeSettings, report: Reporter)
     )
 
 
-def _timed(data: Any, tick: Callable[[], None]) -> Iterator[Any]:
+def _timed(data: Any, tick: Callable[[], None]) -> Generator[Any]:
     """The stream's bundles; `tick` runs about once a second in between, also while none comes."""
     results: queue.Queue[Any] = queue.Queue(maxsize=64)
     stop = threading.Event()
@@ -137,7 +137,8 @@ def _timed(data: Any, tick: Callable[[], None]) -> Iterator[Any]:
         except BaseException as error:  # handed to the consumer, who raises it
             results.put(error)
 
-    threading.Thread(target=pull, daemon=True, name="clipray-stream").start()
+    thread = threading.Thread(target=pull, daemon=True, name="clipray-stream")
+    thread.start()
     last = time.monotonic()
     try:
         while True:
@@ -156,6 +157,7 @@ def _timed(data: Any, tick: Callable[[], None]) -> Iterator[Any]:
                 yield item
     finally:
         stop.set()
+        thread.join(STOP_S)  # Ray ends the whole process when it is shut down under a stream that runs
 
 
 def _explain(error: BaseException | str) -> str:

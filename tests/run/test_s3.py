@@ -32,8 +32,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setenv(name, value)
     fsspec.config.conf.pop("s3", None)
     fs = fsspec.filesystem("s3", skip_instance_cache=True)
-    fs.mkdir("bucket")
-    yield "s3://bucket"
+    fs.mkdir("whole-job")  # the servers of a process share their buckets
+    yield "s3://whole-job"
     server.stop()
 
 
