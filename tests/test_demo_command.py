@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from conftest import CLIPRAY
+from support import CLIPRAY
 
 from clipray.demo.tour import nearest_pictures
 from clipray.storage import Folder

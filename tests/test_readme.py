@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import CLIPRAY, ROOT, draw_pictures
+from support import CLIPRAY, ROOT, draw_pictures
 from typer.testing import CliRunner
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

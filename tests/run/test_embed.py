@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import draw_pictures, write_job
+from support import draw_pictures, write_job
 
 from clipray import runner, status, tables
 from clipray.errors import RejectRateError, StaleTableError

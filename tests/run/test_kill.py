@@ -14,8 +14,8 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from conftest import CLIPRAY, ROOT, write_job
 from run.test_embed import reasons, vectors
+from support import CLIPRAY, ROOT, write_job
 
 from clipray.manifest import make_manifest
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from conftest import CLIPRAY, draw_pictures, write_job
+from support import CLIPRAY, draw_pictures, write_job
 
 from clipray.status import status
 from clipray.tables import read_table

@@ -1,0 +1,47 @@
+"""Helpers that tests import: where things are, pictures to draw, job files to write."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+PHOTOS = ROOT.parent / "shared" / "data" / "photos"
+CLIPRAY = str(Path(sys.executable).parent / "clipray")
+
+TINY_VIT = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "patch_size": 16, "head_width": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+def draw_pictures(folder: Path, count: int, *, start: int = 0) -> None:
+    """Gradients with a coloured disc: cheap, different, and no two of the same file size by intent."""
+    for number in range(start, start + count):
+        rng = np.random.default_rng(number)
+        height, width = (int(v) for v in rng.integers(48, 96, 2))
+        y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+        canvas = (np.stack([y, x, y * x], -1) * rng.integers(80, 255, 3)).astype(np.uint8)
+        canvas[(y - rng.random()) ** 2 + (x - rng.random()) ** 2 < 0.05] = rng.integers(0, 255, 3)
+        path = folder / f"class{number % 3}" / f"{number:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(canvas).save(path, quality=90)
+
+
+def write_job(
+    path: Path, manifest: Path | str, model: str, *, output: Path | str | None = None, **settings: object
+) -> str:
+    """A job file with one `embed_images` step; `model` is a local-dir name. Returns its path."""
+    import yaml
+
+    job = {
+        "output": str(output or path.parent / "out"),
+        "model": {"name": model, "precision": settings.pop("precision", "fp32")},
+        "steps": [{"embed_images": {"manifest": str(manifest), **settings}}],
+    }
+    path.write_text(yaml.safe_dump(job))
+    return str(path)
