@@ -37,7 +37,8 @@ def write_manifest(path: Path, photos: Path, rows: int) -> None:
 def decode_core_s(manifest: Path, photos: int = 500) -> float:
     """Core-seconds to fetch, decode and preprocess one photo, on one thread."""
     from clipray.encoders.images import Limits, load_picture
-    from clipray.encoders.models import resolve, split_transform
+    from clipray.encoders.models import split_transform
+    from clipray.encoders.resolve import resolve
     from clipray.settings import Model
 
     preprocess, _, _ = split_transform(resolve(Model(**MODEL)))
@@ -55,7 +56,7 @@ def encode_core_s(seconds: float = 10) -> tuple[float, dict]:
     import torch
 
     from clipray.encoders.image_encoder import ImageEncoder, sample_picture
-    from clipray.encoders.models import resolve
+    from clipray.encoders.resolve import resolve
     from clipray.settings import Model
 
     torch.set_num_threads(CORES)

@@ -132,7 +132,7 @@ def _connected(address: str | None) -> Any:
 
 
 def _resolve(job: Job) -> Any:
-    from clipray.encoders.models import resolve
+    from clipray.encoders.resolve import resolve
 
     return resolve(job.model)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from typing import Any, Literal
 
@@ -10,7 +9,8 @@ import numpy as np
 import open_clip
 import torch
 
-from clipray.encoders.models import ResolvedModel, load, split_transform
+from clipray.encoders.models import load, split_transform
+from clipray.encoders.resolve import ResolvedModel
 from clipray.errors import ModelError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -82,11 +82,11 @@ class ImageEncoder:
         normalize: bool = True,
     ) -> None:
         self.device, self.normalize = device, normalize
-        network = image_tower(load(model, device))
+        self._model = model
         self.preprocess, mean, std = split_transform(model)
         self._mean, self._std = mean.to(device), std.to(device)
         self.image_size = model.image_size
-        self.network, self.precision, cosine = self._prove(network, precision)
+        self.network, self.precision, cosine = self._prove(precision)
         self.batch_size = self._fastest_batch() if batch_size == "auto" else batch_size
         self.facts = {
             "device": device,
@@ -122,21 +122,21 @@ class ImageEncoder:
         return features.cpu().numpy()
 
     @torch.inference_mode()
-    def _prove(self, network: torch.nn.Module, precision: str) -> tuple[torch.nn.Module, Precision, float]:
+    def _prove(self, precision: str) -> tuple[torch.nn.Module, Precision, float]:
+        """The network at its precision, and that precision's cosine to fp32 on a test picture."""
+        network = image_tower(load(self._model, self.device))
         chosen: Any = native_precision(self.device) if precision == "auto" else precision
         if chosen == "fp32":
             return network, "fp32", 1.0
         sample = sample_picture(*self.image_size)[None]
-        converted = copy.deepcopy(network).to(DTYPES[chosen])
-        exact, fast = (
-            self._forward(network, sample, torch.float32)[0],
-            self._forward(converted, sample, DTYPES[chosen])[0],
-        )
+        exact = self._forward(network, sample, torch.float32)[0]
+        network.to(DTYPES[chosen])  # in place: two copies of a large tower may not fit
+        fast = self._forward(network, sample, DTYPES[chosen])[0]
         cosine = float(exact @ fast / max(np.linalg.norm(exact) * np.linalg.norm(fast), 1e-12))
         if cosine >= MIN_COSINE:
-            return converted, chosen, cosine
+            return network, chosen, cosine
         if precision == "auto":
-            return network, "fp32", 1.0
+            return image_tower(load(self._model, self.device)), "fp32", 1.0
         raise ModelError(
             f"precision {chosen}: cosine to fp32 on the test picture is {cosine:.5f}, expected >= {MIN_COSINE}; use `precision: fp32`"
         )

@@ -11,36 +11,20 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from clipray.encoders.encode_settings import EncodeSettings
 from clipray.encoders.image_encoder import ImageEncoder
-from clipray.encoders.images import Limits, Picture, Refused, load_picture, prepare_pillow
-from clipray.encoders.models import ResolvedModel, split_transform
+from clipray.encoders.images import Picture, Refused, load_picture, prepare_pillow
+from clipray.encoders.models import split_transform
 from clipray.reports import Report, fatal
 
 DECODE_NICENESS = 19
 REMOTE_THREADS = 32  # waiting for a network, not computing
-
-
-@dataclass(frozen=True)
-class EncodeSettings:
-    """What a worker needs to know; small, so that it travels with every actor."""
-
-    model: ResolvedModel
-    limits: Limits
-    features: dict[str, str]  # column -> layer
-    schema: pa.Schema  # of the table to write
-    precision: str = "auto"
-    batch_size: int | Literal["auto"] = "auto"
-    normalize: bool = True
-    fast_decode: bool = False
-    device: str = "cpu"
-    threads: int = 1
 
 
 class PictureLoader:

@@ -17,11 +17,12 @@ from typing import Any
 import ray
 import ray.data
 
-from clipray.encoders.pipeline import DecodeBlocks, EncodeBlocks, EncodeSettings
+from clipray.encoders.encode_settings import EncodeSettings
 from clipray.engine.plan import DECODE_CPUS, READ_CPUS, Plan
 from clipray.engine.progress import Progress, Reporter
 from clipray.engine.reader import Pass, Reader
 from clipray.engine.sink import Sink, Target, Written
+from clipray.engine.workers import Decode, Encode
 from clipray.errors import RunError
 
 BLOCK_BYTES = 64 * 2**20
@@ -93,7 +94,7 @@ def _dataset(this: Pass, plan: Plan, settings: EncodeSettings, report: Reporter)
     data = data.repartition(target_num_rows_per_block=rows)
     if plan.decode_in == "tasks":
         data = data.map_batches(
-            DecodeBlocks(settings, report),
+            Decode(settings, report),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=DECODE_CPUS,
@@ -107,7 +108,7 @@ def _dataset(this: Pass, plan: Plan, settings: EncodeSettings, report: Reporter)
         enable_true_multi_threading=True,
     )
     return data.map_batches(
-        EncodeBlocks,
+        Encode,
         fn_constructor_kwargs={"settings": settings, "report": report},
         batch_size=None,
         batch_format="pyarrow",

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import __version__, tables
-from clipray.encoders.models import provenance
+from clipray.encoders.resolve import provenance
 from clipray.engine.plan import Plan
 from clipray.engine.progress import Progress
 from clipray.engine.reader import Pass

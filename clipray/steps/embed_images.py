@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from clipray import tables
+from clipray.encoders.encode_settings import EncodeSettings
 from clipray.encoders.images import Limits
-from clipray.encoders.models import ResolvedModel
-from clipray.encoders.pipeline import EncodeSettings
+from clipray.encoders.resolve import ResolvedModel
 from clipray.job import changes, fingerprint
 from clipray.ledger import Stock, take_stock
 from clipray.manifest import Manifest, open_manifest

@@ -103,8 +103,8 @@ def test_same_vectors_however_it_is_laid_out(
 
 def test_decoding_tasks_are_not_fused_into_the_encoder(tiny_model: str, finished: Path, tmp_path: Path) -> None:
     from clipray.encoders.images import Limits
-    from clipray.encoders.models import resolve
-    from clipray.encoders.pipeline import EncodeSettings
+    from clipray.encoders.encode_settings import EncodeSettings
+    from clipray.encoders.resolve import resolve
     from clipray.engine.plan import make_plan
     from clipray.engine.progress import Progress
     from clipray.engine.reader import Pass
@@ -127,7 +127,7 @@ def test_decoding_tasks_are_not_fused_into_the_encoder(tiny_model: str, finished
     data = _dataset(work, make_plan(settings, 4, 0), encode, Progress().reporter).materialize()
     assert data.count() == 40
     operators = [line for line in data.stats().splitlines() if line.startswith("Operator")]
-    encoders = [line for line in operators if "EncodeBlocks" in line]
+    encoders = [line for line in operators if "(Encode)" in line]
     assert len(encoders) == 1
     assert "->" not in encoders[0]
 

@@ -99,7 +99,7 @@ def children(process: subprocess.Popen[str], wanted: Callable[[psutil.Process], 
 
 
 def is_encoder(process: psutil.Process) -> bool:
-    return any("EncodeBlocks" in part for part in process.cmdline())
+    return any("(Encode)" in part for part in process.cmdline())
 
 
 def is_agent(process: psutil.Process) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,17 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from huggingface_hub import constants
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms import ToTensor
 
-from clipray.encoders import image_encoder, models
+from clipray.encoders import image_encoder
 from clipray.encoders.image_encoder import ImageEncoder, sample_picture
 from clipray.encoders.images import Limits, decode
-from clipray.encoders.models import ResolvedModel, load, resolve, split_transform
+from clipray.encoders.models import load, split_transform
+from clipray.encoders.resolve import PREPROCESS, ResolvedModel, _builtin_config, resolve
 from clipray.errors import ModelError
 from clipray.settings import Model
 
@@ -249,6 +254,24 @@ def test_a_wrong_name_gets_the_nearest_ones(name: str, nearest: str) -> None:
     assert nearest in message.split("nearest: ")[1].split(", ")
 
 
+def test_what_open_clip_says_is_what_its_package_data_says() -> None:
+    """The driver reads the package data, so that it need not import torch."""
+    shipped = {p.stem for p in (Path(open_clip.__file__).parent / "model_configs").glob("*.json")}
+    for name in shipped & set(open_clip.list_models()):
+        assert _builtin_config(name) == open_clip.get_model_config(name)
+    assert asdict(PreprocessCfg()) | {"size": (224, 224)} == PREPROCESS
+
+
+def test_a_driver_needs_no_torch() -> None:
+    code = (
+        "import sys; from clipray.encoders.resolve import resolve; from clipray.settings import Model\n"
+        "import clipray.cli, clipray.steps.attempt, clipray.engine.stream\n"
+        "resolve(Model(name='ViT-B-32', pretrained='random', seed=0)); resolve(Model(name='demo'))\n"
+        "print([n for n in ('torch', 'open_clip', 'sklearn', 'faiss') if n in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 def test_a_wrong_tag_gets_the_nearest_one() -> None:
     message = refusal(name="ViT-B-32", pretrained="opnai")
     assert "'opnai' is no tag of ViT-B-32 and no file; did you mean the tag 'openai'?" in message
@@ -260,8 +283,8 @@ def test_weights_that_need_a_network_are_told(monkeypatch: pytest.MonkeyPatch, t
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
         monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
-    monkeypatch.setattr(models.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(models.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     for spec in (
         {"name": "RN50", "pretrained": "openai"},
         {"name": "hf-hub:nobody/no-such-model-of-these-tests"},

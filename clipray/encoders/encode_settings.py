@@ -1,0 +1,27 @@
+"""What an encoder is told: made by the driver, read by workers. Imports no torch, so that the driver need not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+from clipray.encoders.images import Limits
+from clipray.encoders.resolve import ResolvedModel
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """What a worker needs to know; small, so that it travels with every actor."""
+
+    model: ResolvedModel
+    limits: Limits
+    features: dict[str, str]  # column -> layer
+    schema: pa.Schema  # of the table to write
+    precision: str = "auto"
+    batch_size: int | Literal["auto"] = "auto"
+    normalize: bool = True
+    fast_decode: bool = False
+    device: str = "cpu"
+    threads: int = 1

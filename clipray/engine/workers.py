@@ -1,0 +1,41 @@
+"""What Ray runs in workers. Only there is torch imported: the driver hands these over without it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from clipray.encoders.encode_settings import EncodeSettings
+from clipray.engine.progress import Reporter
+
+
+class Decode:
+    """Blocks of manifest rows -> the same with `pixels`, in CPU tasks; see `DecodeBlocks`."""
+
+    def __init__(self, settings: EncodeSettings, report: Reporter) -> None:
+        self.settings, self.report = settings, report
+        self._work: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"settings": self.settings, "report": self.report, "_work": None}
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        if self._work is None:
+            from clipray.encoders.pipeline import DecodeBlocks
+
+            self._work = DecodeBlocks(self.settings, self.report)
+        result: pa.Table = self._work(block)
+        return result
+
+
+class Encode:
+    """Blocks of manifest rows, or of pixels -> rows of the table, in an actor; see `EncodeBlocks`."""
+
+    def __init__(self, settings: EncodeSettings, report: Reporter) -> None:
+        from clipray.encoders.pipeline import EncodeBlocks
+
+        self._work = EncodeBlocks(settings, report)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return self._work(block)
