@@ -17,6 +17,7 @@ from PIL import Image
 
 from clipray.encoders.image_encoder import ImageEncoder
 from clipray.encoders.images import Limits, Picture, load_picture
+from clipray.encoders.models import split_transform
 from clipray.encoders.resolve import resolve
 from clipray.settings import Model
 
@@ -38,8 +39,9 @@ def enlarged(path: Path, width: int) -> bytes:
 
 def decoded(files: list[bytes], encoder: ImageEncoder, draft_px: int | None) -> tuple[np.ndarray, float]:
     """(n, height, width, 3) uint8 and core-ms a photo."""
+    preprocess = split_transform(encoder.model)[0]
     start = time.process_time()
-    pictures = [load_picture(None, data, Limits(), encoder.preprocess, draft_px) for data in files]
+    pictures = [load_picture(None, data, Limits(), preprocess, draft_px) for data in files]
     ms = (time.process_time() - start) / len(files) * 1e3
     good = [p for p in pictures if isinstance(p, Picture)]
     return np.stack([p.pixels for p in good]), ms
@@ -60,7 +62,7 @@ def main() -> None:
         encoder = ImageEncoder(resolve(model), precision="fp32", batch_size=16)
         exact, exact_ms = decoded(files, encoder, None)
         fast, fast_ms = decoded(files, encoder, 2 * max(encoder.image_size))
-        cosine = (encoder.encode(exact) * encoder.encode(fast)).sum(1)
+        cosine = (encoder.encode(exact).vectors["clip"] * encoder.encode(fast).vectors["clip"]).sum(1)
         off = np.abs(exact.astype(np.int16) - fast).mean()
         print(
             f"{model.name}: exact {exact_ms:.0f} ms, fast {fast_ms:.0f} ms a photo; cosine mean {cosine.mean():.5f}, "

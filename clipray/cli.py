@@ -163,6 +163,25 @@ def schema(
 
 
 @app.command()
+def layers(
+    model: Annotated[str, typer.Argument(help="open_clip model name, hf-hub:…, local-dir:…, config file, or demo.")],
+) -> None:
+    """Print the layers of a model that a feature can name, and their shapes. Needs no weights."""
+    from clipray.encoders.layers import shapes_without_weights
+    from clipray.encoders.resolve import architecture
+
+    found = architecture(model)
+    height, width = found.image_size
+    listing = Table(
+        "layer", "shape", title=f"{model}: layers for pictures of {height} x {width} px", title_justify="left"
+    )
+    for layer, shape in shapes_without_weights(found).items():
+        names = "" if len(shape) == 1 else " (channels x height x width)"
+        listing.add_row(layer, " x ".join(map(str, shape)) + names)
+    out.print(listing)
+
+
+@app.command()
 def demo(
     output: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the pictures and the tables.")] = "runs/demo",
 ) -> None:
@@ -201,7 +220,7 @@ def _print_reports(reports: list[Any]) -> None:
     listing = Table("table", "state", "rows", "rejected", "of", "")
     for report in reports:
         note = report.note
-        if report.record and not note:
+        if report.record and not note and report.record.seconds:
             note = f"{report.record.seconds:g} s, {report.record.rows_per_s:g} rows/s"
         listing.add_row(
             report.name,

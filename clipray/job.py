@@ -66,7 +66,7 @@ def parse_job(text: str, where: str = "job") -> Job:
     ]
     job = _validated(Job, values, (), lines, where, mistakes)
     steps = list(_step_settings(values.get("steps"), lines, where, mistakes))
-    names = [step.name for step in steps]
+    names = [table for step in steps for table in step.tables]
     mistakes += [
         f"{where}: two steps write a table {name!r}: give one another `name`"
         for name in sorted(set(names))

@@ -3,6 +3,9 @@
 The files themselves are the books. Taking stock reads the ids of every committed shard, removes what a kill left
 torn, and rewrites shards that hold a row twice, a row that the manifest no longer has, or one whose `uri` or kept
 columns have changed, so that afterwards every row on disk is a row of the manifest, once.
+
+Regions lie in shards of the same name as those of their pictures. A picture counts as written only with all its
+regions, and regions without their picture are removed.
 """
 
 from __future__ import annotations
@@ -23,6 +26,14 @@ from clipray.tables import Shard, read_shard, shard_names, shard_stamp, write_sh
 REFUSED = "refused.parquet"  # the manifest's own rejects, written before work starts
 
 
+@dataclass(frozen=True)
+class RegionFolders:
+    """The regions table of a step, and the boxes that were refused."""
+
+    table: Folder
+    rejects: Folder
+
+
 @dataclass
 class Stock:
     """What is on disk.
@@ -30,6 +41,7 @@ class Stock:
     Attributes:
         taken: (n,) bool, for each accepted row of the scan: written or rejected.
         files, reject_files: the shards, all whole.
+        region_files, refused_box_files: likewise. Empty where the step writes no regions.
         rejects: count by reason, the manifest's own included.
         repaired: what taking stock had to mend: torn files, rows doubled, gone, changed.
     """
@@ -37,6 +49,8 @@ class Stock:
     taken: np.ndarray
     files: list[Shard] = field(default_factory=list)
     reject_files: list[Shard] = field(default_factory=list)
+    region_files: list[Shard] = field(default_factory=list)
+    refused_box_files: list[Shard] = field(default_factory=list)
     rejects: dict[str, int] = field(default_factory=dict)
     repaired: dict[str, int] = field(default_factory=dict)
 
@@ -50,7 +64,14 @@ class Stock:
 
 
 def take_stock(
-    table: Folder, rejects: Folder, scan: Scan, keep: Sequence[str], fingerprint: str, *, mend: bool = True
+    table: Folder,
+    rejects: Folder,
+    scan: Scan,
+    keep: Sequence[str],
+    fingerprint: str,
+    *,
+    regions: RegionFolders | None = None,
+    mend: bool = True,
 ) -> Stock:
     """Count what is written and rejected; with `mend`, remove and rewrite what does not belong.
 
@@ -63,9 +84,13 @@ def take_stock(
             folder.remove(name)
         sizes = folder.sizes()
         for name in shard_names(folder):
-            shard = _count_shard(folder, name, sizes[name], is_table, scan, keep, fingerprint, stock, mend)
+            shard = _count_shard(
+                folder, name, sizes[name], is_table, scan, keep, fingerprint, stock, regions if is_table else None, mend
+            )
             if shard is not None:
                 (stock.files if is_table else stock.reject_files).append(shard)
+    if regions is not None and mend:
+        _match_regions(table, regions, stock)
     return stock
 
 
@@ -78,6 +103,7 @@ def _count_shard(
     keep: Sequence[str],
     fingerprint: str,
     stock: Stock,
+    regions: RegionFolders | None,
     mend: bool,
 ) -> Shard | None:
     try:
@@ -86,14 +112,16 @@ def _count_shard(
             raise StaleTableError(
                 f"{folder.path(name)} was not made by this job with these settings; move it away, or give the job another `output`"
             )
-        ids = read_shard(folder, name, ["image_id", "uri", *(keep if is_table else ())])
+        counted = ["region_count"] if regions else []
+        ids = read_shard(folder, name, ["image_id", "uri", *counted, *(keep if is_table else ())])
     except (SchemaError, FileNotFoundError):
         _note(stock, "torn_files", 1)
         if mend:
             folder.remove(name)
         return None
     reasons = None if is_table else read_shard(folder, name, ["reason"])["reason"]
-    good = np.ones(rows, bool) if name == REFUSED else _belongs(ids, is_table, scan, keep, stock)
+    whole = _with_regions(ids, regions.table, name, stock) if regions else np.ones(rows, bool)
+    good = np.ones(rows, bool) if name == REFUSED else _belongs(ids, is_table, scan, keep, stock, whole)
     if reasons is not None:
         for item in pc.value_counts(reasons.filter(pa.array(good))).to_pylist():
             stock.rejects[item["values"]] = stock.rejects.get(item["values"], 0) + item["counts"]
@@ -104,8 +132,51 @@ def _count_shard(
     return _rewrite(folder, name, good, stamp)
 
 
-def _belongs(ids: pa.Table, is_table: bool, scan: Scan, keep: Sequence[str], stock: Stock) -> np.ndarray:
-    """(rows,) bool: rows that are rows of the manifest, unchanged, and not counted before. Marks them as taken."""
+def _with_regions(ids: pa.Table, regions: Folder, name: str, stock: Stock) -> np.ndarray:
+    """(rows,) bool: pictures of a shard whose regions are all there."""
+    try:
+        found = read_shard(regions, name, ["image_id"])["image_id"]
+    except (SchemaError, FileNotFoundError):
+        found = pa.chunked_array([[]], pa.string())
+    counts = pc.value_counts(found)
+    at = pc.index_in(ids["image_id"], value_set=counts.field("values").cast(pa.string()))
+    there = pc.fill_null(counts.field("counts").take(at), 0).to_numpy()
+    whole: np.ndarray = there == ids["region_count"].to_numpy()
+    _note(stock, "rows_without_their_regions", int((~whole).sum()))
+    return whole
+
+
+def _match_regions(table: Folder, regions: RegionFolders, stock: Stock) -> None:
+    """Remove regions whose picture is not in the shard of the same name."""
+    pictures = {shard.name for shard in stock.files}
+    for folder, files in ((regions.table, stock.region_files), (regions.rejects, stock.refused_box_files)):
+        for name in folder.leftovers():
+            folder.remove(name)
+        sizes = folder.sizes()
+        for name in shard_names(folder):
+            shard = _match_shard(table, folder, name, sizes[name]) if name in pictures else None
+            if shard is None:
+                _note(stock, "region_files_removed", 1)
+                folder.remove(name)
+            else:
+                files.append(shard)
+
+
+def _match_shard(table: Folder, folder: Folder, name: str, size: int) -> Shard | None:
+    try:
+        ids = read_shard(folder, name, ["image_id"])["image_id"]
+    except SchemaError:
+        return None
+    good = pc.is_in(ids, value_set=read_shard(table, name, ["image_id"])["image_id"].combine_chunks()).to_numpy()
+    if good.all():
+        return Shard(name, len(good), size)
+    return _rewrite(folder, name, good, shard_stamp(folder, name)[2])
+
+
+def _belongs(
+    ids: pa.Table, is_table: bool, scan: Scan, keep: Sequence[str], stock: Stock, whole: np.ndarray
+) -> np.ndarray:
+    """(rows,) bool: whole rows that are rows of the manifest, unchanged, and not counted before. Marks them as taken."""
     keys, uris, kept = row_keys(ids, scan.salt, keep if is_table else ())
     if not len(scan.keys):
         _note(stock, "rows_gone", len(keys))
@@ -115,11 +186,11 @@ def _belongs(ids: pa.Table, is_table: bool, scan: Scan, keep: Sequence[str], sto
     same = known & (scan.uris[at] == uris) & ((scan.kept[at] == kept) if is_table else True)
     first = np.zeros(len(keys), bool)
     first[np.unique(keys, return_index=True)[1]] = True
-    good = same & first & ~stock.taken[at]
+    good = same & first & whole & ~stock.taken[at]
     stock.taken[at[good]] = True
     _note(stock, "rows_gone", int((~known).sum()))
     _note(stock, "rows_changed", int((known & ~same).sum()))
-    _note(stock, "rows_doubled", int((same & ~good).sum()))
+    _note(stock, "rows_doubled", int((same & whole & ~good).sum()))
     return good
 
 

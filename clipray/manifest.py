@@ -160,6 +160,21 @@ def _check_columns(url: str, schema: pa.Schema, keep: Sequence[str]) -> None:
             )
 
 
+def check_boxes(manifest: Manifest) -> None:
+    """Raises ManifestError where the column `boxes` holds no lists of lists of numbers."""
+    kind = manifest.schema.field("boxes").type
+    inner = kind.value_type if _is_list(kind) else None
+    number = inner.value_type if inner is not None and _is_list(inner) else None
+    if number is None or not (pa.types.is_floating(number) or pa.types.is_integer(number)):
+        raise ManifestError(
+            f"{manifest.urls[0]}: column `boxes` is {kind}; expected list<list<float>>: for each picture a list of [x1, y1, x2, y2] in px"
+        )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 def is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type

@@ -43,7 +43,7 @@ def run(
         notice: called with one line for each thing a person should know.
 
     Returns:
-        One report per step.
+        One report per table.
 
     Raises:
         ClipRayError: and what is written by then is kept; the next run goes on from there.
@@ -71,8 +71,9 @@ def _run_steps(
 ) -> list[StepReport]:  # fmt: skip
     settings = steps_of(job)
     _known_tables(fresh, [s.name for s in settings])
-    for table in fresh:
-        _delete_table(output, table)
+    for step in settings:
+        for table in step.tables if step.name in fresh else ():
+            _delete_table(output, table)
     if retry_rejects:
         for step in settings:
             _forget_rejects(output, step.name)
@@ -83,7 +84,18 @@ def _run_steps(
             if any(tables.read_record(output.sub(s.name)) is None for s in settings):
                 cluster()
             model = found.result()
-        return [_run_step(s, job, output, model, cluster, events, watch, say) for s in settings]
+        reports: list[StepReport] = []
+        for s in settings:
+            reports.append(_run_step(s, job, output, model, cluster, events, watch, say))
+            reports += [_table_report(output, name) for name in s.tables[1:]]
+        return reports
+
+
+def _table_report(output: Folder, name: str) -> StepReport:
+    """Of a table that a step writes beside its own."""
+    record = tables.read_record(output.sub(name))
+    assert record is not None
+    return StepReport(name, "finished", record.rows, record.rejects, record=record)
 
 
 def _run_step(
@@ -134,6 +146,8 @@ def _connected(address: str | None) -> Any:
 def _resolve(job: Job) -> Any:
     from clipray.encoders.resolve import resolve
 
+    if any(step.looks_inside for step in steps_of(job)):
+        import clipray.encoders.layers  # noqa: F401 - needs torch, which takes its time
     return resolve(job.model)
 
 

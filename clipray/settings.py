@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Execution = "execution"
 """Marker in a field's `Annotated` metadata; see the module's docstring."""
 
+TABLE_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
+
 SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "http", "https")
 """URI schemes that a manifest may name unless the job says otherwise."""
 
@@ -48,27 +50,61 @@ class Model(Settings):
 
 
 class Feature(Settings):
-    """A vector column: the layer it is taken from. `output` is the CLIP image vector."""
+    """A vector column: the layer it is taken from, and how that layer's map becomes one vector.
 
-    layer: Literal["output"] = "output"
+    `output` is the CLIP image vector. Every other layer is a map of (channels, height, width) and needs a `pooling`.
+
+    Attributes:
+        levels, overlap: scales of the region grid and the wanted overlap of neighbours (`rmac`, and `regions`).
+        p: exponent of `gem`.
+        l2_before: normalise each cell of the map before pooling. l2_after: normalise the pooled vector, and each
+            region's; None follows the step's `normalize`.
+        regions: write a row per region into the regions table: `grid`, the manifest's `boxes`, or true for both.
+    """
+
+    layer: str = "output"
+    pooling: Literal["mac", "spoc", "gem", "rmac"] | None = None
+    levels: Annotated[int, Field(ge=1, le=16)] = 2
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    p: Annotated[float, Field(gt=0)] = 3.0
+    l2_before: bool = True
+    l2_after: bool | None = None
+    regions: bool | Literal["grid", "boxes"] = False
+
+    @model_validator(mode="after")
+    def _maps_are_pooled(self) -> Feature:
+        if self.layer != "output" and self.pooling is None:
+            raise ValueError(f"layer {self.layer!r} is a map: it needs `pooling`: mac, spoc, gem or rmac")
+        if self.layer == "output" and (self.pooling or self.regions):
+            raise ValueError("layer 'output' is one vector, no map: it has no `pooling` and no `regions`")
+        return self
 
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Actors = Literal["auto"] | Count | tuple[Count, Count]
 
 
-FIXED_COLUMNS = ("image_id", "uri", "height", "width", "bytes", "pixels", "stage", "reason", "message")
+FIXED_COLUMNS = (
+    "image_id", "uri", "height", "width", "bytes", "boxes", "region_count",
+    "pixels", "regions", "refused_boxes", "stage", "reason", "message",
+)  # fmt: skip
 """Columns of the table, and those that rows carry on their way to it."""
 
 
 class EmbedImages(Settings):
-    """Manifest of pictures -> `images` table: one row a picture, one vector column a feature."""
+    """Manifest of pictures -> `images` table: one row a picture, one vector column a feature.
 
-    name: str = Field("images", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    A feature with `regions` also fills the table `regions_name`, one row a region.
+    """
+
+    name: str = Field("images", pattern=TABLE_NAME)
+    regions_name: str = Field("regions", pattern=TABLE_NAME)
     manifest: Annotated[str | list[str], Execution]
     features: dict[str, Feature] = Field(default_factory=lambda: {"clip": Feature()}, min_length=1)
     keep: list[str] = Field(default_factory=list)
     decode: Literal["exact", "fast"] = "exact"
+    preprocess: Literal["model", "keep_aspect"] = "model"
+    long_side_px: Annotated[int, Field(ge=1)] | None = None
     normalize: Literal["l2", "none"] = "l2"
     vector_type: Literal["float32", "float16"] = "float32"
     # Limits on one picture. Rows already written stay valid when they change.
@@ -101,6 +137,38 @@ class EmbedImages(Settings):
         if taken:
             raise ValueError(f"the column name {taken[0]!r} is taken: rename the feature or drop it from `keep`")
         return self
+
+    @model_validator(mode="after")
+    def _one_feature_has_regions(self) -> EmbedImages:
+        named = [name for name, feature in self.features.items() if feature.regions]
+        if len(named) > 1:
+            raise ValueError(
+                f"one feature of a step can write regions, found {', '.join(named)}: put the other in a second embed_images step"
+            )
+        if named and self.regions_name == self.name:
+            raise ValueError(f"`name` and `regions_name` are both {self.name!r}: the tables need two names")
+        return self
+
+    @model_validator(mode="after")
+    def _long_side_belongs_to_keep_aspect(self) -> EmbedImages:
+        if self.long_side_px is not None and self.preprocess != "keep_aspect":
+            raise ValueError("`long_side_px` goes with `preprocess: keep_aspect`")
+        return self
+
+    @property
+    def region_feature(self) -> str | None:
+        """The feature that writes regions, if any."""
+        return next((name for name, feature in self.features.items() if feature.regions), None)
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether the driver must know the network's layers, and not only what it returns."""
+        return self.preprocess != "model" or any(feature.layer != "output" for feature in self.features.values())
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables that the step writes."""
+        return (self.name, self.regions_name) if self.region_feature else (self.name,)
 
 
 STEPS: dict[str, type[EmbedImages]] = {"embed_images": EmbedImages}

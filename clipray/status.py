@@ -54,7 +54,7 @@ def status(url: str) -> list[StepReport]:
         note = (
             _last_seen(output, name)
             if record is None
-            else f"finished {record.finished_at}, {record.rows_per_s:g} rows/s"
+            else f"finished {record.finished_at}" + (f", {record.rows_per_s:g} rows/s" if record.rows_per_s else "")
         )
         size = sum(folder.sizes().values())
         reports.append(

@@ -27,6 +27,7 @@ ROW_GROUP_ROWS = 16_384
 ARROW_TYPES = {
     "string": pa.string(), "binary": pa.binary(), "int32": pa.int32(), "int64": pa.int64(), "bool": pa.bool_(),
     "float32": pa.float32(), "float64": pa.float64(),
+    "box": pa.list_(pa.field("element", pa.float32(), nullable=False), 4),
 }  # fmt: skip
 
 
@@ -184,6 +185,7 @@ class Record:
     settings: dict[str, Any]
     provenance: dict[str, Any]
     rejects_by_reason: dict[str, int] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
     workers: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     rows_per_s: float = 0.0

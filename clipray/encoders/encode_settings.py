@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from clipray.encoders.images import Limits
 from clipray.encoders.resolve import ResolvedModel
+from clipray.settings import Feature
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,10 @@ class EncodeSettings:
 
     model: ResolvedModel
     limits: Limits
-    features: dict[str, str]  # column -> layer
+    features: dict[str, Feature]  # by column
     schema: pa.Schema  # of the table to write
+    region_schema: pa.Schema | None = None  # of the regions table, where a feature has one
+    keep_aspect: tuple[int, int] | None = None  # (long side, multiple of both sides) in px; None: the model's own crop
     precision: str = "auto"
     batch_size: int | Literal["auto"] = "auto"
     normalize: bool = True

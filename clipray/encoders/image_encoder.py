@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 import numpy as np
 import open_clip
 import torch
 
+from clipray.encoders.features import FeatureNetwork, Features, joined
 from clipray.encoders.models import load, split_transform
 from clipray.encoders.resolve import ResolvedModel
 from clipray.errors import ModelError
+from clipray.settings import Feature
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -61,11 +64,11 @@ class ImageEncoder:
         precision: `auto` takes the hardware's native one and falls back to fp32 if its check fails.
         device: `cpu` or `cuda`.
         batch_size: `auto` tries a few and keeps the fastest.
+        features: what to make of each picture, by name; alone the CLIP vector, `clip`.
         normalize: L2-normalise the vectors.
 
     Attributes:
         image_size: (height, width) in px of its input.
-        preprocess: PIL image -> (height, width, 3) uint8.
         facts: device, precision, cosine of the check and batch size, for the table's record.
 
     Raises:
@@ -76,14 +79,15 @@ class ImageEncoder:
         self,
         model: ResolvedModel,
         *,
+        features: Mapping[str, Feature] | None = None,
         precision: str = "auto",
         device: str = "cpu",
         batch_size: int | Literal["auto"] = "auto",
         normalize: bool = True,
     ) -> None:
-        self.device, self.normalize = device, normalize
-        self._model = model
-        self.preprocess, mean, std = split_transform(model)
+        self.device = device
+        self.model, self._features, self._normalize = model, features or {"clip": Feature()}, normalize
+        mean, std = split_transform(model)[1:]
         self._mean, self._std = mean.to(device), std.to(device)
         self.image_size = model.image_size
         self.network, self.precision, cosine = self._prove(precision)
@@ -96,13 +100,18 @@ class ImageEncoder:
         }
 
     @torch.inference_mode()
-    def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """(n, height, width, 3) uint8 -> (n, d) float32. Out of GPU memory, the batch is halved for good."""
+    def encode(self, pixels: np.ndarray, boxes: Sequence[np.ndarray] | None = None) -> Features[np.ndarray]:
+        """Encode n pictures of one size. Out of GPU memory, the batch is halved for good.
+
+        Args:
+            pixels: (n, height, width, 3) uint8.
+            boxes: for each picture (K_i, 4) float32 x1, y1, x2, y2 in px of `pixels`.
+        """
         parts, start = [], 0
         while start < len(pixels):
-            part = pixels[start : start + self.batch_size]
+            chosen = slice(start, start + self.batch_size)
             try:
-                parts.append(self._forward(self.network, part, DTYPES[self.precision]))
+                parts.append(self._forward(self.network, pixels[chosen], self.precision, boxes and boxes[chosen]))
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise
@@ -110,36 +119,44 @@ class ImageEncoder:
                 self.facts["batch_size"] = self.batch_size
                 torch.cuda.empty_cache()
                 continue
-            start += len(part)
-        return np.concatenate(parts)
+            start = chosen.stop
+        return joined(parts)
 
-    def _forward(self, network: torch.nn.Module, pixels: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    def _forward(
+        self, network: FeatureNetwork, pixels: np.ndarray, precision: str, boxes: Sequence[np.ndarray] | None = None
+    ) -> Features[torch.Tensor]:
         batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)  # (b, height, width, 3)
         batch = batch.permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(255)  # as ToTensor does
-        features = network(batch.sub_(self._mean).div_(self._std).to(dtype)).float()  # (b, d)
-        if self.normalize:
-            features = torch.nn.functional.normalize(features, dim=-1)
-        return features.cpu().numpy()
+        batch = batch.sub_(self._mean).div_(self._std).to(DTYPES[precision])
+        if boxes is None:
+            return cast(Features[torch.Tensor], network(batch))
+        together = torch.from_numpy(np.concatenate(boxes).astype(np.float32)).to(self.device)  # (K, 4)
+        owner = torch.repeat_interleave(torch.tensor([len(b) for b in boxes])).to(self.device)  # (K,)
+        return cast(Features[torch.Tensor], network(batch, together, owner))
 
     @torch.inference_mode()
-    def _prove(self, precision: str) -> tuple[torch.nn.Module, Precision, float]:
-        """The network at its precision, and that precision's cosine to fp32 on a test picture."""
-        network = image_tower(load(self._model, self.device))
+    def _prove(self, precision: str) -> tuple[FeatureNetwork, Precision, float]:
+        """The network at its precision, and that precision's cosine to fp32 on a test picture, of the worst feature."""
+        network = self._load()
         chosen: Any = native_precision(self.device) if precision == "auto" else precision
         if chosen == "fp32":
             return network, "fp32", 1.0
         sample = sample_picture(*self.image_size)[None]
-        exact = self._forward(network, sample, torch.float32)[0]
+        exact = self._forward(network, sample, "fp32").vectors
         network.to(DTYPES[chosen])  # in place: two copies of a large tower may not fit
-        fast = self._forward(network, sample, DTYPES[chosen])[0]
-        cosine = float(exact @ fast / max(np.linalg.norm(exact) * np.linalg.norm(fast), 1e-12))
-        if cosine >= MIN_COSINE:
-            return network, chosen, cosine
+        fast = self._forward(network, sample, chosen).vectors
+        cosines = {name: float(torch.cosine_similarity(exact[name], fast[name]).item()) for name in exact}
+        worst = min(cosines, key=lambda name: cosines[name])
+        if cosines[worst] >= MIN_COSINE:
+            return network, chosen, cosines[worst]
         if precision == "auto":
-            return image_tower(load(self._model, self.device)), "fp32", 1.0
+            return self._load(), "fp32", 1.0
         raise ModelError(
-            f"precision {chosen}: cosine to fp32 on the test picture is {cosine:.5f}, expected >= {MIN_COSINE}; use `precision: fp32`"
+            f"precision {chosen}: cosine to fp32 on the test picture is {cosines[worst]:.5f} for {worst!r}, expected >= {MIN_COSINE}; use `precision: fp32`"
         )
+
+    def _load(self) -> FeatureNetwork:
+        return FeatureNetwork(image_tower(load(self.model, self.device)), self._features, self._normalize)
 
     def _fastest_batch(self) -> int:
         """Double the batch while that makes a picture at least 3 % cheaper, within a few seconds."""

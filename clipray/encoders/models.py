@@ -14,6 +14,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import Normalize, ToTensor
 
+from clipray.encoders.geometry import keep_aspect_size
 from clipray.encoders.resolve import ResolvedModel, folder_sha256, pair, quiet, sha256
 from clipray.errors import ModelError
 
@@ -62,6 +63,17 @@ def _check_preprocess(model: ResolvedModel, found: dict[str, Any]) -> None:
     found = {key: list(v) if isinstance(v, tuple) else v for key, v in {**found, "size": pair(found["size"])}.items()}
     if found != model.preprocess:
         raise ModelError(f"{model.name}: expected preprocessing {model.preprocess}, but the loaded network has {found}")
+
+
+def keeping_aspect(model: ResolvedModel, long_px: int, multiple: int) -> Callable[[Image.Image], np.ndarray]:
+    """PIL image -> (H, W, 3) uint8 of the whole picture: no crop, the long side `long_px`, both sides a `multiple`."""
+    resample = Image.Resampling[str(model.preprocess["interpolation"]).upper().replace("RANDOM", "BICUBIC")]
+
+    def to_pixels(image: Image.Image) -> np.ndarray:
+        height, width = keep_aspect_size(image.height, image.width, long_px, multiple)
+        return np.asarray(image.resize((width, height), resample), dtype=np.uint8)
+
+    return to_pixels
 
 
 def split_transform(model: ResolvedModel) -> tuple[Callable[[Image.Image], np.ndarray], torch.Tensor, torch.Tensor]:

@@ -103,6 +103,17 @@ def resolve(spec: Model) -> ResolvedModel:
     return ResolvedModel(name, pretrained if tag else checkpoint, config, None, sha256(checkpoint), *_shape(known, tag))
 
 
+def architecture(name: str) -> ResolvedModel:
+    """A model for its shapes alone: no weights are asked for, and none are loaded where a name brings its own.
+
+    Raises:
+        ModelError: unknown name.
+    """
+    if name.startswith(("hf-hub:", "local-dir:")):
+        return resolve(Model(name=name))
+    return resolve(Model(name=name, pretrained="random", seed=0))
+
+
 def _open_clip() -> Any:
     import open_clip
 

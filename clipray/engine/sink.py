@@ -12,11 +12,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from clipray.encoders.regions import unfolded
 from clipray.storage import Folder
 from clipray.tables import write_shard
 
 WRITES_AHEAD = 2
 SHARD_BYTES = 256 * 2**20  # a writer holds a few of these
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Where the regions of pictures go."""
+
+    table: Folder
+    rejects: Folder
+    schema: pa.Schema
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class Target:
     prefix: str
     rows_per_file: int
     flush_s: float
+    regions: Regions | None = None
 
 
 @dataclass
@@ -129,6 +140,27 @@ def _write(target: Target, provenance: dict[str, Any], name: str, blocks: list[p
     if bad.num_rows:
         write_shard(target.rejects, name, "rejects", bad, provenance)
     if good.num_rows:
+        if target.regions is not None:
+            _write_regions(target.regions, data.filter(pc.invert(refused)), provenance, name, target.rejects_schema)
         good = pa.table(good.columns, schema=target.schema)
         write_shard(target.table, name, "images", good, provenance)
     return good.num_rows, {v["values"]: v["counts"] for v in bad["reason"].value_counts().to_pylist()}
+
+
+def _write_regions(
+    target: Regions, pictures: pa.Table, provenance: dict[str, Any], name: str, rejects_schema: pa.Schema
+) -> None:
+    """The regions of a shard's pictures, in a shard of the same name, written first: a picture on disk is complete."""
+    rows = unfolded(pictures, "regions").select(target.schema.names)
+    if rows.num_rows:
+        write_shard(target.table, name, "regions", pa.table(rows.columns, schema=target.schema), provenance)
+    else:
+        target.table.remove(name)
+    boxes = unfolded(pictures, "refused_boxes")
+    if boxes.num_rows:
+        boxes = boxes.append_column("stage", pa.array(["pool"] * len(boxes), pa.string()))
+        write_shard(
+            target.rejects, name, "rejects", boxes.select(rejects_schema.names).cast(rejects_schema), provenance
+        )
+    else:
+        target.rejects.remove(name)

@@ -22,7 +22,7 @@ class Decode:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         if self._work is None:
-            from clipray.encoders.pipeline import DecodeBlocks
+            from clipray.encoders.decoding import DecodeBlocks
 
             self._work = DecodeBlocks(self.settings, self.report)
         result: pa.Table = self._work(block)

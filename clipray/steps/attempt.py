@@ -5,24 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from clipray import __version__, tables
-from clipray.encoders.resolve import provenance
+from clipray import tables
 from clipray.engine.plan import Plan
 from clipray.engine.progress import Progress
 from clipray.engine.reader import Pass
-from clipray.engine.sink import Target, Written
+from clipray.engine.sink import Regions, Target, Written
 from clipray.engine.stream import run_pass
 from clipray.errors import RejectRateError, StaleTableError
 from clipray.events import Events
 from clipray.ledger import REFUSED, Stock, take_stock
 from clipray.manifest import read_piece
 from clipray.scan import contains, hash_strings, pieces_with
+from clipray.steps.commit import commit_step, now, step_provenance
 from clipray.steps.embed_images import STARTED, EmbedStep, encode_settings, inspect
 
 STOP_EARLY_REJECTS = 1_000
@@ -108,9 +107,11 @@ class Attempt:
             "fingerprint": step.fingerprint,
             "attempt": attempt,
             "precision": before.get("precision"),
-            "started_at": before.get("started_at", _now()),
+            "started_at": before.get("started_at", now()),
         }
         step.table.remove(tables.RECORD)  # from here on the table is not finished
+        if step.regions:
+            step.regions.table.remove(tables.RECORD)
         step.table.write_json(STARTED, facts)
         self._facts = facts
         if step.scan.rejects.num_rows:
@@ -121,22 +122,13 @@ class Attempt:
 
     def _stock(self) -> Stock:
         step = self.step
-        stock = take_stock(step.table, step.rejects, step.scan, step.settings.keep, step.fingerprint)
+        stock = take_stock(step.table, step.rejects, step.scan, step.keep, step.fingerprint, regions=step.regions)
         if stock.repaired:
             self.events.write("repaired", step=step.settings.name, **stock.repaired)
         return stock
 
     def _provenance(self) -> dict[str, Any]:
-        step = self.step
-        made = provenance(step.model)
-        return {
-            "fingerprint": step.fingerprint,
-            "model": {**made["model"], "precision": self._facts.get("precision") or step.precision},
-            "features": {name: feature.layer for name, feature in step.settings.features.items()},
-            "decode": step.settings.decode,
-            "normalize": step.settings.normalize,
-            "versions": {"clipray": __version__, **made["versions"]},
-        }
+        return step_provenance(self.step, self._facts.get("precision") or self.step.precision)
 
     def _encoder_provenance(self) -> dict[str, Any]:
         """Provenance with the precision that the encoders chose; they say so before their first block."""
@@ -166,8 +158,9 @@ class Attempt:
             prefix,
             settings.rows_per_file,
             settings.flush_s,
+            Regions(step.regions.table, step.regions.rejects, step.region_schema) if step.regions else None,
         )
-        columns = step.manifest.columns(settings.keep)
+        columns = step.manifest.columns(step.keep)
         work = Pass(
             pieces_with(step.manifest, step.scan, todo),
             columns,
@@ -279,24 +272,14 @@ class Attempt:
             )
 
     def _commit(self, stock: Stock) -> tables.Record:
-        step, board = self.step, self.progress.state()
-        made = self._provenance()
-        common: dict[str, Any] = {
-            "fingerprint": step.fingerprint, "inputs": {"rows": step.scan.rows, "digest": step.scan.digest, "manifest": list(step.manifest.urls)},
-            "settings": step.identity, "provenance": made, "finished_at": _now(),
-        }  # fmt: skip
-        rejects_schema = tables.arrow_schema("rejects")
-        tables.commit(step.rejects, tables.Record(
-            "rejects", tables.table_schema("rejects")["version"], {f.name: str(f.type) for f in rejects_schema}, stock.rejected, 0,
-            [asdict(shard) for shard in stock.reject_files], rejects_by_reason=stock.rejects, **common,
-        ))  # fmt: skip
-        record = tables.Record(
-            "images", tables.table_schema("images")["version"], {f.name: str(f.type) for f in step.schema}, stock.rows, stock.rejected,
-            [asdict(shard) for shard in stock.files], rejects_by_reason=stock.rejects, workers=list(board["workers"].values()),
-            seconds=round(time.monotonic() - self._began, 2), rows_per_s=round(self._encoded / self._streaming_s, 2) if self._streaming_s else 0.0, **common,
-        )  # fmt: skip
-        tables.commit(step.table, record)
-        return record
+        return commit_step(
+            self.step,
+            stock,
+            self._provenance(),
+            workers=list(self.progress.state()["workers"].values()),
+            seconds=round(time.monotonic() - self._began, 2),
+            rows_per_s=round(self._encoded / self._streaming_s, 2) if self._streaming_s else 0.0,
+        )
 
 
 def step_rows(step: EmbedStep, keys: np.ndarray) -> pa.Table:
@@ -310,7 +293,3 @@ def step_rows(step: EmbedStep, keys: np.ndarray) -> pa.Table:
             rows = table.filter(pa.array(here))
             found.append(rows if "uri" in columns else rows.append_column("uri", pa.nulls(len(rows), pa.string())))
     return pa.concat_tables(found)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -102,8 +102,8 @@ def test_same_vectors_however_it_is_laid_out(
 
 
 def test_decoding_tasks_are_not_fused_into_the_encoder(tiny_model: str, finished: Path, tmp_path: Path) -> None:
-    from clipray.encoders.images import Limits
     from clipray.encoders.encode_settings import EncodeSettings
+    from clipray.encoders.images import Limits
     from clipray.encoders.resolve import resolve
     from clipray.engine.plan import make_plan
     from clipray.engine.progress import Progress
@@ -111,7 +111,7 @@ def test_decoding_tasks_are_not_fused_into_the_encoder(tiny_model: str, finished
     from clipray.engine.stream import _dataset
     from clipray.manifest import open_manifest
     from clipray.scan import scan
-    from clipray.settings import EmbedImages, Model
+    from clipray.settings import EmbedImages, Feature, Model
 
     manifest = open_manifest(str(finished / "m.parquet"))
     counted = scan(manifest)
@@ -119,7 +119,7 @@ def test_decoding_tasks_are_not_fused_into_the_encoder(tiny_model: str, finished
     encode = EncodeSettings(
         resolve(Model(name=tiny_model)),
         Limits(),
-        {"clip": "output"},
+        {"clip": Feature()},
         tables.arrow_schema("images", {"clip": 32}),
         batch_size=16,
     )

@@ -71,7 +71,8 @@ def upstream(folder: Path, images: Sequence[Image.Image]) -> np.ndarray:
 
 
 def ours(encoder: ImageEncoder, images: Sequence[Image.Image]) -> np.ndarray:
-    return encoder.encode(np.stack([encoder.preprocess(image.convert("RGB")) for image in images]))
+    pixels = np.stack([split_transform(encoder.model)[0](image.convert("RGB")) for image in images])
+    return encoder.encode(pixels).vectors["clip"]
 
 
 # --- the same as open_clip
@@ -149,7 +150,7 @@ def test_a_config_and_a_checkpoint(saved_models: dict[str, Path], tmp_path: Path
     assert model.image_size == (64, 64)
     assert model.identity()["name"] == f"small-{kind}"
     assert str(tmp_path) not in json.dumps(model.identity())
-    found = ImageEncoder(model, precision="fp32", batch_size=4, normalize=False).encode(pictures(5))
+    found = ImageEncoder(model, precision="fp32", batch_size=4, normalize=False).encode(pictures(5)).vectors["clip"]
     # the same network; only the folder's config says another mean and std, which this one does not
     network = open_clip.create_model(f"local-dir:{saved_models[kind]}").eval()
     mean, std = (torch.tensor(model.preprocess[name]).view(3, 1, 1) for name in ("mean", "std"))
@@ -160,8 +161,8 @@ def test_a_config_and_a_checkpoint(saved_models: dict[str, Path], tmp_path: Path
 
 
 def test_the_size_of_batches_does_not_matter(saved_models: dict[str, Path]) -> None:
-    whole = encoder(saved_models["vit"], batch_size=64).encode(pictures(13))
-    parts = encoder(saved_models["vit"], batch_size=5).encode(pictures(13))
+    whole = encoder(saved_models["vit"], batch_size=64).encode(pictures(13)).vectors["clip"]
+    parts = encoder(saved_models["vit"], batch_size=5).encode(pictures(13)).vectors["clip"]
     assert whole.shape == (13, 32)
     assert np.abs(whole - parts).max() <= 1e-6
 
@@ -193,7 +194,7 @@ def test_random_weights_are_those_of_their_seed(saved_models: dict[str, Path], t
     def vectors(seed: int) -> np.ndarray:
         model = resolve(Model(name=str(config), pretrained="random", seed=seed))
         assert model.weights == f"random:{seed}"
-        return ImageEncoder(model, precision="fp32", batch_size=2).encode(pictures(2))
+        return ImageEncoder(model, precision="fp32", batch_size=2).encode(pictures(2)).vectors["clip"]
 
     first = vectors(1)
     torch.manual_seed(99)  # whatever the process drew before
@@ -383,14 +384,16 @@ def test_a_precision_that_fails_its_check(saved_models: dict[str, Path], monkeyp
     monkeypatch.setattr(image_encoder, "MIN_COSINE", 1.1)
     with pytest.raises(
         ModelError,
-        match=r"precision bf16: cosine to fp32 on the test picture is \d.\d+, expected >= 1.1; use `precision: fp32`",
+        match=r"precision bf16: cosine to fp32 on the test picture is \d.\d+ for 'clip', expected >= 1.1; use `precision: fp32`",
     ):
         encoder(saved_models["vit"], precision="bf16")
     monkeypatch.setattr(image_encoder, "native_precision", lambda device: "bf16")
     fallen = encoder(saved_models["vit"], precision="auto")
     assert (fallen.precision, fallen.facts["precision"]) == ("fp32", "fp32")
     assert next(fallen.network.parameters()).dtype == torch.float32
-    assert np.array_equal(fallen.encode(pictures(3)), encoder(saved_models["vit"]).encode(pictures(3)))
+    assert np.array_equal(
+        fallen.encode(pictures(3)).vectors["clip"], encoder(saved_models["vit"]).encode(pictures(3)).vectors["clip"]
+    )
 
 
 def test_auto_takes_the_native_precision(saved_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,11 +415,11 @@ def _memory_for(encoder: ImageEncoder, rows: int, monkeypatch: pytest.MonkeyPatc
     """From now on batches above `rows` run out of memory. Returns the sizes that were tried."""
     real, tried = encoder._forward, []
 
-    def forward(network: torch.nn.Module, pixels: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    def forward(network: Any, pixels: np.ndarray, precision: str, boxes: Any) -> Any:
         tried.append(len(pixels))
         if len(pixels) > rows:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(network, pixels, dtype)
+        return real(network, pixels, precision, boxes)
 
     monkeypatch.setattr(encoder, "_forward", forward)
     return tried
@@ -425,14 +428,14 @@ def _memory_for(encoder: ImageEncoder, rows: int, monkeypatch: pytest.MonkeyPatc
 def test_out_of_memory_halves_the_batch_and_goes_on(
     saved_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = encoder(saved_models["vit"]).encode(pictures(21))
+    expected = encoder(saved_models["vit"]).encode(pictures(21)).vectors["clip"]
     small = encoder(saved_models["vit"], batch_size=16)
     tried = _memory_for(small, 5, monkeypatch)
-    found = small.encode(pictures(21))
+    found = small.encode(pictures(21)).vectors["clip"]
     assert np.abs(found - expected).max() <= 1e-6
     assert tried == [16, 8, 4, 4, 4, 4, 4, 1]
     assert small.batch_size == small.facts["batch_size"] == 4
-    assert np.abs(small.encode(pictures(21)) - expected).max() <= 1e-6
+    assert np.abs(small.encode(pictures(21)).vectors["clip"] - expected).max() <= 1e-6
     assert 16 not in tried[8:]  # halved for good
 
 
@@ -442,7 +445,7 @@ def test_out_of_memory_with_a_single_picture_is_an_error(
     small = encoder(saved_models["vit"], batch_size=4)
     tried = _memory_for(small, 0, monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
-        small.encode(pictures(4))
+        small.encode(pictures(4)).vectors["clip"]
     assert tried == [4, 2, 1]
 
 
@@ -468,4 +471,4 @@ def test_a_network_of_another_make_is_kept_whole() -> None:
     pixels = sample_picture(*encoder.image_size)
     with torch.inference_mode():
         expected = network.encode_image(preprocess(Image.fromarray(pixels))[None], normalize=False)[0].numpy()
-    assert np.abs(encoder.encode(pixels[None])[0] - expected).max() <= 1e-5
+    assert np.abs(encoder.encode(pixels[None]).vectors["clip"][0] - expected).max() <= 1e-5

@@ -83,7 +83,7 @@ def expected() -> tuple[list[str], np.ndarray]:
 
 
 def test_every_schema_is_whole() -> None:
-    assert tables.table_names() == ["image_manifest", "images", "rejects"]
+    assert tables.table_names() == ["image_manifest", "images", "regions", "rejects"]
     for name in tables.table_names():
         spec = tables.table_schema(name)
         assert spec["table"] == name
@@ -92,14 +92,14 @@ def test_every_schema_is_whole() -> None:
         for column in spec["columns"]:
             assert column["doc"].endswith(".")
             assert isinstance(column["nullable"], bool)
-            assert column["type"] in {*tables.ARROW_TYPES, "vector", "any"}
+            assert column["type"] in {*tables.ARROW_TYPES, "vector", "any", "boxes"}
         names = [c["name"] for c in spec["columns"]]
         assert len(set(names)) == len(names)
         assert spec["key"] is None or spec["key"] in names
 
 
 def test_an_unknown_table_names_the_known_ones() -> None:
-    with pytest.raises(SchemaError, match="no table 'imges'; there are: image_manifest, images, rejects"):
+    with pytest.raises(SchemaError, match="no table 'imges'; there are: image_manifest, images, regions, rejects"):
         tables.table_schema("imges")
 
 

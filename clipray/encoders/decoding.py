@@ -1,0 +1,105 @@
+"""Blocks of manifest rows to pictures: fetched and decoded in threads, a bounded number ahead of who takes them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+from clipray.encoders.encode_settings import EncodeSettings
+from clipray.encoders.images import Picture, Refused, load_picture, prepare_pillow
+from clipray.encoders.models import keeping_aspect, split_transform
+from clipray.reports import Report, fatal
+
+DECODE_NICENESS = 19
+REMOTE_THREADS = 32  # waiting for a network, not computing
+
+
+class PictureLoader:
+    """Rows -> pictures, in order, a bounded number ahead of who consumes them."""
+
+    def __init__(self, settings: EncodeSettings) -> None:
+        prepare_pillow()
+        self._limits = settings.limits
+        self._preprocess = (
+            keeping_aspect(settings.model, *settings.keep_aspect)
+            if settings.keep_aspect
+            else split_transform(settings.model)[0]
+        )
+        wanted = settings.keep_aspect[0] if settings.keep_aspect else max(settings.model.image_size)
+        self._draft_px = 2 * wanted if settings.fast_decode else None
+        self._decoders = ThreadPoolExecutor(settings.threads, "decode", initializer=_yield_to_the_network)
+        self._fetchers = ThreadPoolExecutor(REMOTE_THREADS, "fetch")
+
+    def load(self, block: pa.Table, ahead: int) -> Iterator[Picture | Refused]:
+        """One result per row of `block` (columns `uri` and/or `bytes`), in its order."""
+        waiting: deque[Future[Picture | Refused]] = deque()
+        for uri, data in zip(_column(block, "uri"), _column(block, "bytes"), strict=True):
+            waiting.append(self._submit(uri, data))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def _submit(self, uri: str | None, data: pa.Scalar | None) -> Future[Picture | Refused]:
+        raw = data.as_py() if data is not None else None
+        remote = raw is None and uri is not None and "://" in uri and not uri.startswith("file://")
+        pool = self._fetchers if remote else self._decoders
+        return pool.submit(load_picture, uri, raw, self._limits, self._preprocess, self._draft_px)
+
+
+def _yield_to_the_network() -> None:
+    """Decode in the gaps that the network leaves: its threads wait for one another, so to slow one is to slow all."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), DECODE_NICENESS)
+
+
+def _column(block: pa.Table, name: str) -> Iterator[Any]:
+    if name not in block.column_names:
+        return iter([None] * len(block))
+    return iter(block[name].to_pylist()) if name == "uri" else (scalar for scalar in block[name])
+
+
+class DecodeBlocks:
+    """Manifest rows -> the same rows with `pixels`, for encoders elsewhere; runs in CPU tasks."""
+
+    def __init__(self, settings: EncodeSettings, report: Report) -> None:
+        self.settings, self.report = settings, report
+        self._loader: PictureLoader | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"settings": self.settings, "report": self.report, "_loader": None}
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        with fatal(self.report):
+            return self._decode(block)
+
+    def _decode(self, block: pa.Table) -> pa.Table:
+        self._loader = self._loader or PictureLoader(self.settings)
+        start = time.perf_counter()
+        loaded = list(self._loader.load(block, 2 * self.settings.threads))
+        self.report({"stage": "decode", "rows": len(block), "seconds": time.perf_counter() - start})
+        good = [p if isinstance(p, Picture) else None for p in loaded]
+        columns = {
+            "pixels": pa.array([p and p.pixels.tobytes() for p in good], pa.binary()),
+            "height": pa.array([p and p.height for p in good], pa.int32()),
+            "width": pa.array([p and p.width for p in good], pa.int32()),
+            **refusal_columns(loaded),
+        }
+        kept = block.drop_columns(["bytes"]) if "bytes" in block.column_names else block
+        return pa.table({**dict(zip(kept.column_names, kept.columns, strict=True)), **columns})
+
+
+def refusal_columns(results: Iterable[Any]) -> dict[str, pa.Array]:
+    refused = [r if isinstance(r, Refused) else None for r in results]
+    return {
+        name: pa.array([r and getattr(r, name) for r in refused], pa.string())
+        for name in ("stage", "reason", "message")
+    }

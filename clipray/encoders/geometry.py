@@ -1,0 +1,194 @@
+"""Where a picture's pixels lie in the network's input and in the cells of its feature map, and back.
+
+Coordinates are continuous: pixel i spans [i, i + 1), and so does cell i. Boxes are x1, y1, x2, y2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# A side shorter than this is float32's rounding near 64 cells; one pixel of 10,000 still has 7e-4 of a map's 7 cells.
+NO_CELLS = 1e-5
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How one picture became the network's input: `input_x = x * scale_x - left`, and likewise down the picture.
+
+    Attributes:
+        scale_y, scale_x: px of the resized picture per px of the original.
+        top, left: where the input begins in the resized picture, in px; negative where the input is padded.
+        height, width: the original, in px.
+        input_height, input_width: what the map's cells divide evenly, in px: the whole input. Where patches leave a
+            rest of the input unread (384 px in patches of 14), `dataclasses.replace` it by cells x patch.
+    """
+
+    scale_y: float
+    scale_x: float
+    top: int
+    left: int
+    height: int
+    width: int
+    input_height: int
+    input_width: int
+
+
+def geometry(height: int, width: int, preprocess: Mapping[str, Any]) -> Geometry:
+    """What open_clip's inference transform (`image_transform_v2`, open_clip 3.3) does to a picture of this size.
+
+    `shortest` scales the short side to the input and crops the centre, `longest` scales the long side and pads,
+    `squash` scales each side by itself.
+
+    Args:
+        height, width: of the picture, in px.
+        preprocess: open_clip's `PreprocessCfg` as a dict, of which `size` and `resize_mode` count.
+
+    Raises:
+        ValueError: a picture without pixels, before or after resizing, or an unknown `resize_mode`.
+    """
+    size, mode = preprocess["size"], preprocess.get("resize_mode") or "shortest"
+    target = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    _check_picture(height, width)
+    if mode == "squash":
+        return _placed(height, width, target, target)
+    if mode == "shortest" and target[0] == target[1]:
+        return _placed(height, width, _resize(height, width, target[0]), target)
+    if mode in ("shortest", "longest"):
+        return _placed(height, width, _resize_keep_ratio(height, width, target, mode), target)
+    raise ValueError(f"resize_mode={mode!r} is none of shortest, longest, squash")
+
+
+def keep_aspect_size(height: int, width: int, long_px: int, multiple: int) -> tuple[int, int]:
+    """(height, width) in px of an input that keeps the picture's aspect: nothing cropped, sides multiples of `multiple`.
+
+    The long side is `long_px`, the short side follows it; both go to the nearest multiple (halves up), at least one.
+
+    Raises:
+        ValueError: an argument below 1.
+    """
+    _check_picture(height, width)
+    if min(long_px, multiple) < 1:
+        raise ValueError(f"long_px={long_px}, multiple={multiple} should be >= 1 px")
+    short, long = min(height, width), max(height, width)
+    long_units = max((2 * long_px + multiple) // (2 * multiple), 1)
+    short_units = max((2 * long_units * short + long) // (2 * long), 1)
+    units = (long_units, short_units) if height >= width else (short_units, long_units)
+    return units[0] * multiple, units[1] * multiple
+
+
+def keep_aspect_geometry(height: int, width: int, long_px: int, multiple: int) -> Geometry:
+    """The picture resized to `keep_aspect_size`, whole. Raises ValueError as that does."""
+    target = keep_aspect_size(height, width, long_px, multiple)
+    return _placed(height, width, target, target)
+
+
+def _check_picture(height: int, width: int) -> None:
+    if min(height, width) < 1:
+        raise ValueError(f"height={height}, width={width} should be >= 1 px")
+
+
+def _resize(height: int, width: int, short_px: int) -> tuple[int, int]:
+    """torchvision's `Resize` to a short side: the long side is rounded down."""
+    if width <= height:
+        return int(short_px * height / width), short_px
+    return short_px, int(short_px * width / height)
+
+
+def _resize_keep_ratio(height: int, width: int, target: tuple[int, int], mode: str) -> tuple[int, int]:
+    """open_clip's `ResizeKeepRatio`: both sides are rounded, halves to even."""
+    ratios = height / target[0], width / target[1]
+    ratio = max(ratios) if mode == "longest" else min(ratios)
+    return round(height / ratio), round(width / ratio)
+
+
+def _placed(height: int, width: int, resized: tuple[int, int], target: tuple[int, int]) -> Geometry:
+    if min(resized) < 1:
+        raise ValueError(f"{height} x {width} px would be resized to {resized[0]} x {resized[1]} px")
+    top, left = (_offset(side, input_side) for side, input_side in zip(resized, target))
+    return Geometry(resized[0] / height, resized[1] / width, top, left, height, width, *target)
+
+
+def _offset(side: int, input_side: int) -> int:
+    """Of `CenterCrop` and `CenterCropOrPad`: half of what is padded, rounded down, or cropped, rounded to even."""
+    return round((side - input_side) / 2) if side >= input_side else -((input_side - side) // 2)
+
+
+def cells_to_original(geometry: Geometry, grid_cells: np.ndarray, map_height: int, map_width: int) -> np.ndarray:
+    """Regions of the map as boxes of the picture.
+
+    Args:
+        grid_cells: (R, 4) top, left, bottom, right in cells, half-open, as `region_grid` without its scale.
+        map_height, map_width: of the map, in cells.
+
+    Returns:
+        (R, 4) float32 x1, y1, x2, y2 in px of the original, clipped to it; without area where all is padding.
+
+    Raises:
+        ValueError: `grid_cells` of another shape.
+    """
+    boxes = _four_columns(grid_cells, "grid_cells")[:, [1, 0, 3, 2]]  # (R, 4) xyxy, in cells
+    cell = np.tile([geometry.input_width / map_width, geometry.input_height / map_height], 2)
+    pixels = (boxes * cell + _origin(geometry)) / _scale(geometry)
+    return pixels.clip(0, [geometry.width, geometry.height] * 2).astype(np.float32)
+
+
+def boxes_to_cells(geometry: Geometry, boxes_xyxy: np.ndarray, map_height: int, map_width: int) -> np.ndarray:
+    """Boxes of the picture (K, 4) xyxy in px of the original -> (K, 4) float32 xyxy in cells, clipped to the map.
+
+    A box that the input does not show has no area then (`without_area`). Raises ValueError for another shape.
+    """
+    pixels = _four_columns(boxes_xyxy, "boxes") * _scale(geometry) - _origin(geometry)
+    cells = pixels * np.tile([map_width / geometry.input_width, map_height / geometry.input_height], 2)
+    return cells.clip(0, [map_width, map_height] * 2).astype(np.float32)
+
+
+def covered_px(input_px: int, cells: int) -> int:
+    """The part of an input's side that a map's cells divide: patches of 14 px leave 6 of 384 px unread."""
+    return cells * stride if (stride := round(input_px / cells)) * cells <= input_px else input_px
+
+
+def without_area(cells_xyxy: np.ndarray) -> np.ndarray:
+    """(K,) bool: which boxes in cells, as from `boxes_to_cells`, lie outside what the network sees, or are NaN."""
+    sides = cells_xyxy[:, 2:] - cells_xyxy[:, :2]
+    return ~(sides > NO_CELLS).all(axis=1)
+
+
+def clip_boxes(boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes (K, 4) x1, y1, x2, y2 in px cut to a picture of `height`, `width` px.
+
+    Returns:
+        clipped (K, 4) float32, zeros where a coordinate is NaN or infinite;
+        was_clipped (K,) bool, a finite box changed;
+        empty (K,) bool, not finite, turned around or outside the picture: nothing of it can be pooled.
+
+    Raises:
+        ValueError: `boxes` of another shape.
+    """
+    with np.errstate(over="ignore"):
+        given = _four_columns(boxes, "boxes").astype(np.float32)
+    finite = np.isfinite(given).all(axis=1)
+    given[~finite] = 0
+    clipped = given.clip(0, np.array([width, height] * 2, np.float32))
+    return clipped, np.any(clipped != given, axis=1), np.any(clipped[:, 2:] <= clipped[:, :2], axis=1)
+
+
+def _four_columns(values: np.ndarray, name: str) -> np.ndarray:
+    """(K, 4) float64; an empty list, as tables hold it, has no rows."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape == (0,):
+        return array.reshape(0, 4)
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise ValueError(f"{name} has shape {array.shape}, expected (K, 4)")
+    return array
+
+
+def _scale(geometry: Geometry) -> np.ndarray:
+    return np.tile([geometry.scale_x, geometry.scale_y], 2)
+
+
+def _origin(geometry: Geometry) -> np.ndarray:
+    return np.tile([geometry.left, geometry.top], 2).astype(np.float64)
