@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from clipray.encoders import pooling
-from clipray.encoders.geometry import covered_px
 from clipray.encoders.layers import Taps
 from clipray.settings import Feature
 
@@ -24,13 +23,15 @@ class Features(Generic[Array]):
 
     Attributes:
         vectors: (b, d) float32 by feature.
-        cells: (height, width) of the map that regions come from; None where no feature has regions.
+        cells: (height, width) of the map that regions come from; None where no feature has regions. covered_px: the
+            part of the input that they divide: patches of 14 px leave 6 of 384 px unread.
         grid: (R, 5) int32 `scale, top, left, bottom, right` in its cells. regions: (b, R, c) float32, a vector each.
         boxes: (K, c) float32, one vector for each given box.
     """
 
     vectors: dict[str, Array]
     cells: tuple[int, int] | None = None
+    covered_px: tuple[int, int] | None = None
     grid: np.ndarray | None = None
     regions: Array | None = None
     boxes: Array | None = None
@@ -45,7 +46,14 @@ def joined(parts: Sequence[Features[Tensor]]) -> Features[np.ndarray]:
 
     vectors = {name: np.concatenate([part.vectors[name].cpu().numpy() for part in parts]) for name in parts[0].vectors}
     first = parts[0]
-    return Features(vectors, first.cells, first.grid, join([p.regions for p in parts]), join([p.boxes for p in parts]))
+    return Features(
+        vectors,
+        first.cells,
+        first.covered_px,
+        first.grid,
+        join([p.regions for p in parts]),
+        join([p.boxes for p in parts]),
+    )
 
 
 class FeatureNetwork(torch.nn.Module):
@@ -88,13 +96,18 @@ class FeatureNetwork(torch.nn.Module):
                 regions = pooling.pool_regions(x, grid, _plain(feature), feature.p)  # (b, R, c)
             vectors[name] = self._finished(feature, _pooled(feature, x, regions))
             if feature.regions:
-                of_boxes = None
+                of_boxes, covered = None, self.taps.covered_px(batch.shape)
                 if feature.regions != "grid" and boxes is not None and owner is not None:
-                    cells = boxes * boxes.new_tensor([width, height] * 2) / boxes.new_tensor(_covered(batch, x))
+                    cells = boxes * boxes.new_tensor([width / covered[1], height / covered[0]] * 2)
                     of_boxes = self._finished(feature, pooling.pool_boxes(x, cells, owner, _plain(feature), feature.p))
                 kept = regions if feature.regions != "boxes" else None
                 regional = Features(
-                    vectors, (height, width), grid, None if kept is None else self._finished(feature, kept), of_boxes
+                    vectors,
+                    (height, width),
+                    covered,
+                    grid,
+                    None if kept is None else self._finished(feature, kept),
+                    of_boxes,
                 )
         return regional
 
@@ -121,8 +134,3 @@ def _pooled(feature: Feature, x: Tensor, regions: Tensor | None) -> Tensor:
     if feature.pooling == "gem":
         return pooling.gem(x, feature.p)
     return pooling.mac(x) if feature.pooling == "mac" else pooling.spoc(x)
-
-
-def _covered(batch: Tensor, x: Tensor) -> list[float]:
-    """`[width, height] * 2` in px of what the map's cells cover."""
-    return [float(covered_px(batch.shape[n], x.shape[n])) for n in (3, 2)] * 2

@@ -146,11 +146,6 @@ def boxes_to_cells(geometry: Geometry, boxes_xyxy: np.ndarray, map_height: int, 
     return cells.clip(0, [map_width, map_height] * 2).astype(np.float32)
 
 
-def covered_px(input_px: int, cells: int) -> int:
-    """The part of an input's side that a map's cells divide: patches of 14 px leave 6 of 384 px unread."""
-    return cells * stride if (stride := round(input_px / cells)) * cells <= input_px else input_px
-
-
 def without_area(cells_xyxy: np.ndarray) -> np.ndarray:
     """(K,) bool: which boxes in cells, as from `boxes_to_cells`, lie outside what the network sees, or are NaN."""
     sides = cells_xyxy[:, 2:] - cells_xyxy[:, :2]

@@ -83,6 +83,12 @@ class Taps(torch.nn.Module):
             raise ModelError(f"layer {missing[0]!r} takes no part in the forward pass of this {_kind(visual)}")
         return {layer: found[layer] for layer in self.layers}
 
+    def covered_px(self, picture: torch.Size) -> tuple[int, int]:
+        """(height, width) in px of the part of a picture (…, height, width) that maps show: whole patches."""
+        visual: Any = self.tower.get_submodule(self._where)
+        patch = getattr(getattr(getattr(visual, "trunk", None), "patch_embed", visual), "patch_size", (1, 1))
+        return picture[-2] // patch[0] * patch[0], picture[-1] // patch[1] * patch[1]
+
     def _run(self, visual: Any, batch: torch.Tensor) -> Any:
         grid = _grid(visual, batch.shape)
         if not isinstance(visual, VisionTransformer) or grid == visual.grid_size or self.layers == ("conv1",):

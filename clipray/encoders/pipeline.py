@@ -157,9 +157,11 @@ class EncodeBlocks:
             regions = None
             if regional:
                 assert made.cells is not None
+                assert made.covered_px is not None
                 regions = picture_regions(
                     places[n],
                     made.cells,
+                    made.covered_px,
                     made.grid,
                     None if made.regions is None else made.regions[n],
                     given[n] if given else None,

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
+BOX_BYTES = 64 * 2**20  # of boxes cut out at a time
 Pooling = Literal["mac", "spoc", "gem"]
 
 
@@ -144,12 +145,13 @@ def pool_boxes(
     pooling: Pooling = "mac",
     p: float = 3.0,
     *,
-    bins: int = 3,
-    sampling_ratio: int = 2,
+    bins: int = 14,
+    sampling_ratio: int = 1,
 ) -> Tensor:
     """Raw vectors of boxes that need not lie on cell edges: RoIAlign, then a pooling over its bins.
 
-    It interpolates between the centres of cells (arXiv 1703.06870), so it pools a box of whole cells not as `pool_regions`.
+    It interpolates between the centres of cells (arXiv 1703.06870), so a box of whole cells is pooled nearly as
+    `pool_regions` does: with the default grid cosine above 0.99 on maps of up to 14 cells a side.
 
     Args:
         x: (b, c, height, width).
@@ -174,8 +176,11 @@ def pool_boxes(
     if not bool(boxes.isfinite().all()):
         raise ValueError("boxes should be finite")
     rois = torch.cat([image_index[:, None].to(x), boxes.to(x)], dim=1)  # (K, 5)
-    binned = roi_align(x, rois, bins, sampling_ratio=sampling_ratio, aligned=True)  # (K, c, bins, bins)
-    return _pooled(binned.flatten(2), 2, pooling, p)
+    vectors = x.new_empty(len(rois), x.shape[1])
+    for some in torch.arange(len(rois), device=x.device).split(max(1, BOX_BYTES // (4 * x.shape[1] * bins**2))):
+        binned = roi_align(x, rois[some], bins, sampling_ratio=sampling_ratio, aligned=True)  # (k, c, bins, bins)
+        vectors[some] = _pooled(binned.flatten(2), 2, pooling, p)
+    return vectors
 
 
 def _map(x: Tensor) -> Tensor:

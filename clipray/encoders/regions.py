@@ -19,7 +19,6 @@ from clipray.encoders.geometry import (
     boxes_to_cells,
     cells_to_original,
     clip_boxes,
-    covered_px,
     without_area,
 )
 
@@ -87,6 +86,7 @@ class PictureRegions:
 def picture_regions(
     picture: Geometry,
     cells: tuple[int, int],
+    covered_px: tuple[int, int],
     grid: np.ndarray | None,
     grid_vectors: np.ndarray | None,
     given: Boxes | None,
@@ -95,15 +95,11 @@ def picture_regions(
     """Put a picture's grid regions (`g0`, `g1`, …) and given boxes (`b0`, …, by their place in the manifest) together.
 
     Args:
-        cells: (height, width) of the map. grid: (R, 5) as `region_grid`. grid_vectors: (R, c). box_vectors: (K, c).
+        cells: (height, width) of the map. covered_px: the part of the input that it shows. grid: (R, 5) as `region_grid`. grid_vectors: (R, c). box_vectors: (K, c).
     """
     parts: list[tuple[list[str], np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     if grid is not None and grid_vectors is not None:
-        seen = replace(
-            picture,
-            input_height=covered_px(picture.input_height, cells[0]),
-            input_width=covered_px(picture.input_width, cells[1]),
-        )
+        seen = replace(picture, input_height=covered_px[0], input_width=covered_px[1])
         boxes = cells_to_original(seen, grid[:, 1:], *cells)
         shown = ~without_area(boxes)  # a region of nothing but padding is no part of the picture
         names = [f"g{n}" for n in np.flatnonzero(shown).tolist()]

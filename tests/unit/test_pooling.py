@@ -157,6 +157,24 @@ def test_the_sum_of_region_vectors_is_not_normalised() -> None:
     torch.testing.assert_close(l2(vectors, 1)[0, :, 1], torch.tensor([4.0, 2.0, 0.0]) / math.sqrt(20))
 
 
+def test_a_box_of_whole_cells_is_pooled_nearly_as_a_region() -> None:
+    x = torch.rand(4, 64, 7, 7, generator=torch.Generator().manual_seed(3))
+    boxes = torch.tensor([[0, 0, 7, 7], [1, 2, 5, 6], [3, 0, 6, 3], [0, 4, 7, 7]])
+    for pooling in ("mac", "spoc", "gem"):
+        for n, (left, top, right, bottom) in enumerate(boxes.tolist()):
+            region = pool_regions(x[n : n + 1], np.array([[1, top, left, bottom, right]]), pooling)[0, 0]
+            box = pool_boxes(x, boxes[n : n + 1], torch.tensor([n]), pooling)[0]
+            assert torch.cosine_similarity(region, box, dim=0) > 0.99
+
+
+def test_boxes_are_pooled_alike_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, index = random_map(9, 7), torch.arange(20) % 2
+    boxes = torch.rand(20, 4, generator=torch.Generator().manual_seed(1)) * 3 + torch.tensor([0.0, 0.0, 3.5, 3.5])
+    whole = pool_boxes(x, boxes, index)
+    monkeypatch.setattr("clipray.encoders.pooling.BOX_BYTES", 1)
+    torch.testing.assert_close(pool_boxes(x, boxes, index), whole)
+
+
 def test_boxes_of_a_constant_map_a_ramp_and_one_lit_cell() -> None:
     boxes, index = torch.tensor([[0, 0, 8, 6], [2, 1, 3, 2], [1.2, 1.4, 6.9, 1.5]]), torch.tensor([0, 1, 1])
     constant = torch.tensor([2.0, 5.0])[:, None, None, None].expand(2, 1, 6, 8)
@@ -164,11 +182,11 @@ def test_boxes_of_a_constant_map_a_ramp_and_one_lit_cell() -> None:
         torch.testing.assert_close(pool_boxes(constant, boxes, index, pooling), torch.tensor([[2.0], [5.0], [5.0]]))
     ramp = (torch.arange(8) + 0.5).expand(2, 1, 6, 8)  # each cell says where its centre is
     torch.testing.assert_close(pool_boxes(ramp, boxes, index, "spoc")[:, 0], torch.tensor([4.0, 2.5, 4.05]))
-    # The box of exactly the lit cell: per axis, points 5/12, 3/12, 1/12, … from its centre, two per bin, see the light
-    # at 7/12, 9/12 | 11/12, 11/12 | 9/12, 7/12: bins of 2/3, 11/12, 2/3.
-    lit, box, squares = torch.zeros(2, 1, 6, 8), boxes[1:2], (2 / 3) ** 2 * 2 + (11 / 12) ** 2
+    # The box of exactly the lit cell: per axis 14 points, 1/28, 3/28 … 13/28 from its centre on either side, see the
+    # light at 27/28, 25/28 … 15/28; the mean of these is 21/28, and of their squares 457/784.
+    lit, box = torch.zeros(2, 1, 6, 8), boxes[1:2]
     lit[1, 0, 1, 2] = 1
-    for pooling, value in {"mac": (11 / 12) ** 2, "spoc": 0.75**2, "gem": squares / 3}.items():
+    for pooling, value in {"mac": (27 / 28) ** 2, "spoc": 0.75**2, "gem": 457 / 784}.items():
         assert pool_boxes(lit, box, torch.tensor([1]), pooling, p=2).item() == pytest.approx(value)
     assert pool_boxes(lit, box, torch.tensor([0])).item() == 0
     assert pool_boxes(lit, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)).shape == (0, 1)
