@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from clipray.errors import JobError
-from clipray.settings import STEPS, EmbedImages, Job
+from clipray.settings import STEPS, EmbedImages, Job, StepSettings
 from clipray.storage import absolute, filesystem
 
 Place = tuple[str | int, ...]
@@ -72,12 +72,14 @@ def parse_job(text: str, where: str = "job") -> Job:
         for name in sorted(set(names))
         if names.count(name) > 1
     ]
+    if job is not None and job.model is None and any(isinstance(step, EmbedImages) for step in steps):
+        mistakes.append(f"{where}: model: is missing: embed_images needs one")
     if mistakes or job is None:
         raise JobError("\n".join(mistakes))
     return job.model_copy(update={"output": absolute(job.output)})
 
 
-def steps_of(job: Job) -> list[EmbedImages]:
+def steps_of(job: Job) -> list[StepSettings]:
     """The validated settings of each step, in order."""
     return [STEPS[kind](**(settings or {})) for step in job.steps for kind, settings in step.items()]
 
@@ -87,7 +89,7 @@ def step_kind(settings: BaseModel) -> str:
     return next(kind for kind, cls in STEPS.items() if isinstance(settings, cls))
 
 
-def _step_settings(steps: Any, lines: dict[Place, int], where: str, mistakes: list[str]) -> Iterator[EmbedImages]:
+def _step_settings(steps: Any, lines: dict[Place, int], where: str, mistakes: list[str]) -> Iterator[StepSettings]:
     for index, step in enumerate(steps if isinstance(steps, list) else []):
         place: Place = ("steps", index)
         if not isinstance(step, dict) or len(step) != 1:

@@ -76,11 +76,11 @@ def open_manifest(source: str | Sequence[str], keep: Sequence[str] = ()) -> Mani
     Raises:
         ManifestError: nothing there, not Parquet, a column missing or of another type, files that differ.
     """
-    urls = [url for one in ([source] if isinstance(source, str) else source) for url in _expand(absolute(one))]
+    urls = [url for one in ([source] if isinstance(source, str) else source) for url in expand_parquet(absolute(one))]
     pieces: list[Piece] = []
     first: pa.Schema | None = None
     for number, url in enumerate(urls):
-        schema, metadata = _footer(url)
+        schema, metadata = read_footer(url)
         _check_columns(url, schema, keep)
         first = first or schema
         for name in ("uri", "bytes", *keep):
@@ -101,7 +101,8 @@ def open_manifest(source: str | Sequence[str], keep: Sequence[str] = ()) -> Mani
     return Manifest(tuple(urls), tuple(pieces), first)
 
 
-def _expand(url: str) -> list[str]:
+def expand_parquet(url: str) -> list[str]:
+    """The Parquet files at a file's, glob's or folder's URL. Raises ManifestError where there are none."""
     fs, path = filesystem(url)
     scheme = url.split("://", maxsplit=1)[0] + "://" if "://" in url else ""
     if is_glob(fs, path):
@@ -126,7 +127,8 @@ def is_glob(fs: fsspec.AbstractFileSystem, path: str) -> bool:
     return any(c in path for c in "*?[") and not fs.exists(path)
 
 
-def _footer(url: str) -> tuple[pa.Schema, pq.FileMetaData]:
+def read_footer(url: str) -> tuple[pa.Schema, pq.FileMetaData]:
+    """Schema and metadata of a Parquet file. Raises ManifestError where it is none."""
     fs, path = filesystem(url)
     try:
         with fs.open(path, "rb") as file:

@@ -9,7 +9,7 @@ from clipray.errors import StaleTableError
 from clipray.job import dump_job, load_job, steps_of
 from clipray.manifest import find_pictures, make_manifest
 from clipray.runner import run
-from clipray.settings import Model
+from clipray.settings import EmbedImages, Model
 from clipray.status import StepReport
 from clipray.storage import Folder, absolute, filesystem
 
@@ -74,11 +74,13 @@ def _same_job(path: str, values: dict[str, Any]) -> None:
     job = load_job(path)
     asked = Model(**values["model"])
     if job.model != asked:
+        model = job.model.model_dump(exclude_none=True, exclude_defaults=True) if job.model else None
         raise StaleTableError(
-            f"{path} says model {job.model.model_dump(exclude_none=True, exclude_defaults=True)}, the command {asked.model_dump(exclude_none=True, exclude_defaults=True)}: "
+            f"{path} says model {model}, the command {asked.model_dump(exclude_none=True, exclude_defaults=True)}: "
             "give another OUT, or edit the job and `clipray run` it"
         )
     step = steps_of(job)[0]
+    assert isinstance(step, EmbedImages)
     if step.manifest != values["steps"][0]["embed_images"]["manifest"]:
         raise StaleTableError(
             f"{path} reads {step.manifest}, the command names {values['steps'][0]['embed_images']['manifest']}: give another OUT, or edit the job and `clipray run` it"

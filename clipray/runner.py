@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import signal
 import threading
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from clipray import tables
-from clipray.errors import JobError, RunError, Stopped
+from clipray.errors import JobError, RunError, SchemaError, Stopped
 from clipray.events import Events
 from clipray.job import load_job, steps_of
 from clipray.settings import EmbedImages, Job
 from clipray.status import StepReport, status
+from clipray.steps.prepare import prepare
+from clipray.steps.step import Run, State, Step
 from clipray.storage import Folder
 
 LOCK = ".lock"
@@ -77,64 +80,39 @@ def _run_steps(
     if retry_rejects:
         for step in settings:
             _forget_rejects(output, step.name)
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as aside:
         cluster = functools.cache(lambda: stack.enter_context(_connected(address or job.address)))
-        with ThreadPoolExecutor(1) as aside:
-            found = aside.submit(_resolve, job)  # imports torch: seconds, in which Ray can start
-            if any(tables.read_record(output.sub(s.name)) is None for s in settings):
-                cluster()
-            model = found.result()
-        reports: list[StepReport] = []
-        for s in settings:
-            reports.append(_run_step(s, job, output, model, cluster, events, watch, say))
-            reports += [_table_report(output, name) for name in s.tables[1:]]
-        return reports
+        model = aside.submit(_resolve, job)
+        unfinished = [s for s in settings if tables.read_record(output.sub(s.name)) is None]
+        if any(isinstance(s, EmbedImages) and s.looks_inside for s in unfinished):
+            aside.submit(importlib.import_module, "clipray.encoders.layers")  # and torch: seconds, in which Ray starts
+        if unfinished:
+            cluster()
+        here = Run(cluster, events, watch, say)
+        return [report for s in settings for report in _run_step(prepare(s, job, output, model.result), here, s.tables)]
 
 
-def _table_report(output: Folder, name: str) -> StepReport:
-    """Of a table that a step writes beside its own."""
-    record = tables.read_record(output.sub(name))
-    assert record is not None
-    return StepReport(name, "finished", record.rows, record.rejects, record=record)
-
-
-def _run_step(
-    settings: EmbedImages, job: Job, output: Folder, model: Any, cluster: Callable[[], Any], events: Events,
-    watch: Callable[[Any], None], say: Callable[[str], None],
-) -> StepReport:  # fmt: skip
-    from clipray.engine.plan import make_plan
-    from clipray.engine.progress import Progress
-    from clipray.steps import embed_images as module
-    from clipray.steps.attempt import Attempt
-
-    step = module.prepare(settings, output, job.model, model)
-    name, total = settings.name, step.scan.rows
-    if module.inspect(step, count=False).kind == "finished":
-        record = tables.read_record(step.table)
+def _run_step(step: Step, run: Run, names: Sequence[str]) -> Iterator[StepReport]:
+    """Run the step unless it is finished; a report for each table that it writes, `names`, its own first."""
+    note = ""
+    if step.inspect(count=False).kind == "finished":
+        record, note = tables.read_record(step.table), "was finished already"
         assert record is not None
-        return StepReport(
-            name, "finished", record.rows, record.rejects, total, note="was finished already", record=record
+    else:
+        record = step.run(run)
+        run.events.write(
+            "step_finished",
+            step=step.name,
+            rows=record.rows,
+            rejects=record.rejects_by_reason,
+            seconds=record.seconds,
+            rows_per_s=record.rows_per_s,
         )
-    refused = step.scan.rejects
-    if refused.num_rows:
-        example = refused["message"][0].as_py()
-        say(
-            f"{name}: {refused.num_rows} of {total} manifest rows have no id or a repeated one and are rejected, e.g. {example}"
-        )
-    here = cluster()
-    plan = make_plan(settings, here.cpus, here.gpus, here.nodes)
-    say(f"{name}: {plan.sentence()}")
-    events.write("step_started", step=name, rows=total, plan=plan.sentence(), fingerprint=step.fingerprint)
-    record = Attempt(step, plan, Progress(), events, watch).run()
-    events.write(
-        "step_finished",
-        step=name,
-        rows=record.rows,
-        rejects=record.rejects_by_reason,
-        seconds=record.seconds,
-        rows_per_s=record.rows_per_s,
-    )
-    return StepReport(name, "finished", record.rows, record.rejects, total, record=record)
+    yield StepReport(step.name, "finished", record.rows, record.rejects, step.total, note=note, record=record)
+    for name in names[1:]:
+        beside = tables.read_record(step.output.sub(name))
+        assert beside is not None
+        yield StepReport(name, "finished", beside.rows, beside.rejects, note=note, record=beside)
 
 
 def _connected(address: str | None) -> Any:
@@ -144,10 +122,11 @@ def _connected(address: str | None) -> Any:
 
 
 def _resolve(job: Job) -> Any:
+    """The job's model, found; None for a job without one."""
+    if job.model is None:
+        return None
     from clipray.encoders.resolve import resolve
 
-    if any(step.looks_inside for step in steps_of(job)):
-        import clipray.encoders.layers  # noqa: F401 - needs torch, which takes its time
     return resolve(job.model)
 
 
@@ -224,46 +203,56 @@ def plan(job: Job | str, *, address: str | None = None) -> tuple[list[StepReport
     Raises:
         ClipRayError: as `run` would, before any work.
     """
-    job = load_job(job) if isinstance(job, str) else job  # before torch is imported: a typing error shows at once
-    from clipray.engine.plan import make_plan
-    from clipray.steps import embed_images as module
-
+    job = load_job(job) if isinstance(job, str) else job  # before anything heavy: a typing error shows at once
     output = Folder(job.output)
-    model = _resolve(job)
-    reports, lines = [], []
-    cpus, gpus, nodes = _machine(address or job.address)
+    model = functools.cache(lambda: _resolve(job))
+    here = _machine(address or job.address)
+    reports: list[StepReport] = []
+    lines: list[str] = []
+    made: set[str] = set()  # tables that this very run would make first
     for settings in steps_of(job):
-        step = module.prepare(settings, output, job.model, model)
-        state = module.inspect(step)
-        layout = make_plan(settings, cpus, gpus, nodes)
-        written, rejected = (state.stock.rows, state.stock.rejected) if state.stock else (0, 0)
-        note = {
-            "finished": "nothing to do",
-            "absent": f"{step.scan.rows} rows to encode",
-            "partial": f"{int((~state.stock.taken).sum()) if state.stock else 0} rows to encode",
-            "stale": f"stale: {'; '.join(state.changed)}",
-        }[state.kind]
-        record = tables.read_record(step.table)
-        if state.kind == "finished" and record:
-            written, rejected = record.rows, record.rejects
-        reports.append(
-            StepReport(settings.name, state.kind, written, rejected, step.scan.rows, step.manifest.bytes, note, record)
-        )
-        lines.append(
-            f"{settings.name}: manifest of {len(step.manifest.urls)} file(s), {step.scan.rows} rows, {step.manifest.bytes / 2**20:.1f} MiB, {step.scan.rejects.num_rows} refused"
-        )
-        lines.append(f"{settings.name}: {layout.sentence()}")
-        lines.append(f"{settings.name}: model {model.name}, weights {model.weights[:23]}, vectors of {model.embed_dim}")
+        try:
+            step = prepare(settings, job, output, model)
+        except SchemaError as error:
+            source = getattr(settings, "input", None)
+            if not isinstance(source, str) or source.rpartition(".")[0] not in made:
+                raise
+            reports.append(StepReport(settings.name, "absent", note=f"waits for {source}"))
+            lines.append(f"{settings.name}: {error}")
+            made.update(settings.tables)
+            continue
+        state = step.inspect()
+        if state.kind != "finished":
+            made.update(settings.tables)
+        reports.append(_planned(step, state))
+        lines += step.describe(here)
     return reports, lines
 
 
-def _machine(address: str | None) -> tuple[float, float, int]:
-    """CPUs, GPUs and nodes of the cluster at `address`, or of this machine without starting Ray."""
-    from clipray.engine.connect import connected, local_cpus
+def _planned(step: Step, state: State) -> StepReport:
+    record = tables.read_record(step.table) if state.kind == "finished" else None
+    stock = state.stock
+    left = int((~stock.taken).sum()) if stock else step.total
+    note = {
+        "finished": "nothing to do",
+        "absent": f"{step.total} rows to do",
+        "partial": f"{left} rows to do",
+        "stale": f"stale: {'; '.join(state.changed)}",
+    }[state.kind]
+    found = record or stock
+    written, rejected = (
+        (found.rows, found.rejects if isinstance(found, tables.Record) else found.rejected) if found else (0, 0)
+    )
+    return StepReport(step.name, state.kind, written, rejected, step.total, note=note, record=record)
+
+
+def _machine(address: str | None) -> Any:
+    """What the cluster at `address` has, or this machine, without starting Ray on it."""
+    from clipray.engine.connect import Cluster, connected, local_cpus
 
     if address and address != "local":
         with connected(address) as cluster:
-            return cluster.cpus, cluster.gpus, cluster.nodes
+            return cluster
     import torch
 
-    return float(max(2, local_cpus())), float(torch.cuda.device_count()), 1
+    return Cluster(1, float(max(2, local_cpus())), float(torch.cuda.device_count()), local=True)

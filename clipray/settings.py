@@ -57,8 +57,8 @@ class Feature(Settings):
     Attributes:
         levels, overlap: scales of the region grid and the wanted overlap of neighbours (`rmac`, and `regions`).
         p: exponent of `gem`.
-        l2_before: normalise each cell of the map before pooling. l2_after: normalise the pooled vector, and each
-            region's; None follows the step's `normalize`.
+        l2_before: normalise each cell of the map before pooling. l2_after: normalise the vector, and each region's; None
+            follows the step's `normalize`.
         regions: write a row per region into the regions table: `grid`, the manifest's `boxes`, or true for both.
     """
 
@@ -171,7 +171,50 @@ class EmbedImages(Settings):
         return (self.name, self.regions_name) if self.region_feature else (self.name,)
 
 
-STEPS: dict[str, type[EmbedImages]] = {"embed_images": EmbedImages}
+class Column(Settings):
+    """A vector column of any Parquet: a file, a glob or a folder; `id` is the column that names a row."""
+
+    path: str
+    column: str
+    id: str = "image_id"
+
+
+class Reduce(Settings):
+    """Vector column -> `reduced` table: principal components, whitened if asked.
+
+    Give `components` (how many) or `explained_variance` (the smallest number that reaches this share), or `fit`: the
+    reduced table of another run, whose projection is applied as it is.
+    """
+
+    name: str = Field("reduced", pattern=TABLE_NAME)
+    input: str | Column
+    components: Annotated[int, Field(ge=1)] | None = None
+    explained_variance: Annotated[float, Field(gt=0, le=1)] | None = None
+    whiten: bool = False
+    epsilon: Annotated[float, Field(ge=0, le=1)] = 1e-5
+    shrinkage: Annotated[float, Field(ge=0, le=1)] = 0.0
+    normalize: Literal["none", "before", "after", "both"] = "none"
+    fit: str | None = None
+    vector_type: Literal["float32", "float16"] = "float32"
+    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Reduce:
+        given = [name for name in ("components", "explained_variance", "fit") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"expected one of `components`, `explained_variance` and `fit`, found {' and '.join(given) or 'none'}"
+            )
+        return self
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables that the step writes."""
+        return (self.name, f"{self.name}_components")
+
+
+StepSettings = EmbedImages | Reduce
+STEPS: dict[str, type[EmbedImages] | type[Reduce]] = {"embed_images": EmbedImages, "reduce": Reduce}
 """The steps a job can name, in the order in which data flows."""
 
 
@@ -180,6 +223,6 @@ class Job(Settings):
 
     name: str = "clipray"
     output: str
-    model: Model
+    model: Model | None = None
     address: str | None = None
     steps: list[dict[str, Any]] = Field(min_length=1)

@@ -12,9 +12,11 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -29,6 +31,9 @@ ARROW_TYPES = {
     "float32": pa.float32(), "float64": pa.float64(),
     "box": pa.list_(pa.field("element", pa.float32(), nullable=False), 4),
 }  # fmt: skip
+
+
+ELEMENTS = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}
 
 
 @functools.cache
@@ -56,7 +61,13 @@ def table_schema(table: str) -> dict[str, Any]:
 
 def vector_type(width: int, element: str = "float32") -> pa.DataType:
     """Arrow type of a vector column: `fixed_size_list<element not null>[width]`."""
-    return pa.list_(pa.field("element", pa.float16() if element == "float16" else pa.float32(), nullable=False), width)
+    return pa.list_(pa.field("element", ELEMENTS[element], nullable=False), width)
+
+
+def vector_array(matrix: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """(n, d) -> vector column of n rows."""
+    values = np.ascontiguousarray(matrix, kind.value_type.to_pandas_dtype()).ravel()
+    return pa.FixedSizeListArray.from_arrays(pa.array(values, kind.value_type), type=kind)
 
 
 def arrow_schema(
@@ -170,6 +181,16 @@ def shard_stamp(folder: Folder, name: str) -> tuple[int, pa.Schema, dict[str, An
         return parquet.metadata.num_rows, parquet.schema_arrow, stamp
 
 
+def shard_is(folder: Folder, name: str, stamp: Mapping[str, Any], rows: int | None = None) -> bool:
+    """Whether the shard is whole and was written with this provenance (and has that many rows)."""
+    try:
+        found, _, written = shard_stamp(folder, name)
+    except (SchemaError, FileNotFoundError):
+        return False
+    own = {key: value for key, value in written.items() if key not in ("table", "schema_version")}
+    return own == json.loads(json.dumps(stamp)) and rows in (None, found)
+
+
 @dataclass(frozen=True)
 class Record:
     """The commit record of a finished table, `_table.json`."""
@@ -195,6 +216,28 @@ class Record:
 def commit(folder: Folder, record: Record) -> None:
     """Write the commit record: from here on the table is finished."""
     folder.write_json(RECORD, asdict(record))
+
+
+def finish(
+    folder: Folder, table: str, schema: pa.Schema, files: Sequence[Shard], *, rejects: int = 0, **facts: Any
+) -> Record:
+    """Commit a table of these shards; `facts` are the other fields of its `Record`."""
+    record = Record(
+        table,
+        table_schema(table)["version"],
+        {field.name: str(field.type) for field in schema},
+        rows=sum(shard.rows for shard in files),
+        rejects=rejects,
+        files=[asdict(shard) for shard in files],
+        **facts,
+    )
+    commit(folder, record)
+    return record
+
+
+def now() -> str:
+    """The time in ISO 8601, UTC, to the second, as records hold it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read_record(folder: Folder) -> Record | None:

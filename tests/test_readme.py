@@ -27,13 +27,20 @@ def commands() -> Iterator[list[str]]:
                     yield words
 
 
+def job_files() -> Iterator[tuple[str, str]]:
+    """Name, from the comment in its first line, and text of each job file."""
+    for kind, text in BLOCKS:
+        if kind == "yaml":
+            yield text.splitlines()[0].removeprefix("# "), text
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the README has been followed: pictures, the job file, the commands."""
     home = tmp_path_factory.mktemp("readme")
     draw_pictures(home / "photos", 12)
-    (job,) = (text for kind, text in BLOCKS if kind == "yaml")
-    (home / "job.yaml").write_text(job)
+    for name, text in job_files():
+        (home / name).write_text(text)
     for words in commands():
         done = subprocess.run([CLIPRAY, *words[1:]], cwd=home, capture_output=True, text=True, timeout=180, check=False)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"

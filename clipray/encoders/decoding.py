@@ -7,10 +7,11 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from clipray.encoders.encode_settings import EncodeSettings
@@ -27,13 +28,11 @@ class PictureLoader:
 
     def __init__(self, settings: EncodeSettings) -> None:
         prepare_pillow()
-        self._limits = settings.limits
-        self._preprocess = (
-            keeping_aspect(settings.model, *settings.keep_aspect)
-            if settings.keep_aspect
-            else split_transform(settings.model)[0]
-        )
-        wanted = settings.keep_aspect[0] if settings.keep_aspect else max(settings.model.image_size)
+        self._limits, keep = settings.limits, settings.keep_aspect
+        self._preprocess: Callable[..., np.ndarray]
+        self._preprocess = keeping_aspect(settings.model, *keep) if keep else split_transform(settings.model)[0]
+        self._by_size = keep is not None
+        wanted = keep[0] if keep else max(settings.model.image_size)
         self._draft_px = 2 * wanted if settings.fast_decode else None
         self._decoders = ThreadPoolExecutor(settings.threads, "decode", initializer=_yield_to_the_network)
         self._fetchers = ThreadPoolExecutor(REMOTE_THREADS, "fetch")
@@ -52,7 +51,9 @@ class PictureLoader:
         raw = data.as_py() if data is not None else None
         remote = raw is None and uri is not None and "://" in uri and not uri.startswith("file://")
         pool = self._fetchers if remote else self._decoders
-        return pool.submit(load_picture, uri, raw, self._limits, self._preprocess, self._draft_px)
+        return pool.submit(
+            load_picture, uri, raw, self._limits, self._preprocess, self._draft_px, by_size=self._by_size
+        )
 
 
 def _yield_to_the_network() -> None:

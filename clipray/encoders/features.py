@@ -62,7 +62,7 @@ class FeatureNetwork(torch.nn.Module):
     Args:
         tower: what `image_tower` returns.
         features: by column name.
-        normalize: whether `output` vectors are L2-normalised, and pooled ones whose `l2_after` is None.
+        normalize: whether vectors whose feature has `l2_after: None` are L2-normalised.
 
     Raises:
         ModelError: the tower has no such layer.
@@ -87,7 +87,7 @@ class FeatureNetwork(torch.nn.Module):
         for name, feature in self._features.items():
             x = unit[feature.layer] if _cells(feature) else maps[feature.layer].float()
             if feature.layer == "output":
-                vectors[name] = pooling.l2(x) if self._normalize else x
+                vectors[name] = self._finished(feature, x)
                 continue
             height, width = x.shape[2:]
             grid = regions = None

@@ -20,9 +20,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 Reason = Literal[
     "null_id", "duplicate_id", "no_source", "scheme_not_allowed", "unreachable", "timed_out", "too_many_bytes", "empty",
-    "not_an_image", "truncated", "undecodable", "too_many_pixels", "encode_failed", "worker_died",
+    "not_an_image", "truncated", "undecodable", "too_many_pixels", "encode_failed", "worker_died", "empty_box", "outside_crop",
 ]  # fmt: skip
-Stage = Literal["manifest", "fetch", "decode", "encode"]
+Stage = Literal["manifest", "fetch", "decode", "encode", "pool"]
 
 # First bytes of the formats that people keep pictures in: such a file that does not open is a broken picture.
 SIGNATURES = (
@@ -246,17 +246,23 @@ def load_picture(
     uri: str | None,
     data: bytes | None,
     limits: Limits,
-    preprocess: Callable[[Image.Image], np.ndarray],
+    preprocess: Callable[..., np.ndarray],
     draft_px: int | None = None,
+    *,
+    by_size: bool = False,
 ) -> Picture | Refused:
-    """Fetch (unless `data` is given), decode and preprocess one picture; a bad one comes back as its refusal."""
+    """Fetch (unless `data` is given), decode and preprocess one picture; a bad one comes back as its refusal.
+
+    `preprocess` takes the image; with `by_size` also the original's height and width, which a JPEG that was decoded at
+    a reduced scale no longer has exactly.
+    """
     try:
         if data is None and not uri:
             raise Refused("manifest", "no_source", "neither `uri` nor `bytes`")
         raw = checked_bytes(data, limits) if data is not None else fetch(str(uri), limits)
         image = decode(raw, limits, draft_px=draft_px)
         height, width = _original_size(raw, image) if draft_px else (image.height, image.width)
-        return Picture(preprocess(image), height, width)
+        return Picture(preprocess(image, height, width) if by_size else preprocess(image), height, width)
     except Refused as refused:
         return refused
     except Exception as error:  # a row is never worth the job

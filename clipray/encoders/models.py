@@ -65,13 +65,16 @@ def _check_preprocess(model: ResolvedModel, found: dict[str, Any]) -> None:
         raise ModelError(f"{model.name}: expected preprocessing {model.preprocess}, but the loaded network has {found}")
 
 
-def keeping_aspect(model: ResolvedModel, long_px: int, multiple: int) -> Callable[[Image.Image], np.ndarray]:
-    """PIL image -> (H, W, 3) uint8 of the whole picture: no crop, the long side `long_px`, both sides a `multiple`."""
+def keeping_aspect(model: ResolvedModel, long_px: int, multiple: int) -> Callable[[Image.Image, int, int], np.ndarray]:
+    """(PIL image, height and width of its original) -> (H, W, 3) uint8 of the whole picture.
+
+    No crop, the long side `long_px`, both sides a `multiple`.
+    """
     resample = Image.Resampling[str(model.preprocess["interpolation"]).upper().replace("RANDOM", "BICUBIC")]
 
-    def to_pixels(image: Image.Image) -> np.ndarray:
-        height, width = keep_aspect_size(image.height, image.width, long_px, multiple)
-        return np.asarray(image.resize((width, height), resample), dtype=np.uint8)
+    def to_pixels(image: Image.Image, height: int, width: int) -> np.ndarray:
+        size = keep_aspect_size(height, width, long_px, multiple)
+        return np.asarray(image.resize(size[::-1], resample), dtype=np.uint8)
 
     return to_pixels
 

@@ -44,8 +44,9 @@ class Boxes:
 def sort_boxes(given: Any, picture: Geometry) -> Boxes:
     """Clip the boxes of one manifest row (a list of [x1, y1, x2, y2] in px, or None) and refuse those with nothing in them."""
     raw = list(given or ())
-    rows = [box if _is_box(box) else [np.nan] * 4 for box in raw]
-    original, clipped, empty = clip_boxes(np.array(rows, np.float64).reshape(-1, 4), picture.height, picture.width)
+    with np.errstate(over="ignore"):
+        rows = np.array([box if _is_box(box) else [np.nan] * 4 for box in raw]).reshape(-1, 4).astype(np.float32)
+    original, clipped, empty = clip_boxes(rows, picture.height, picture.width)
     on_input = boxes_to_cells(picture, original, picture.input_height, picture.input_width)
     unseen = without_area(on_input) & ~empty
     refused = [
@@ -63,7 +64,7 @@ def _is_box(box: Any) -> bool:
     return box is not None and len(box) == 4 and all(value is not None for value in box)
 
 
-def _emptiness(box: Sequence[float], picture: Geometry) -> str:
+def _emptiness(box: np.ndarray, picture: Geometry) -> str:
     if not np.isfinite(box).all():
         return "expected four finite numbers x1, y1, x2, y2 in px"
     if box[2] <= box[0] or box[3] <= box[1]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,36 +16,16 @@ from clipray.engine.progress import Progress
 from clipray.engine.reader import Pass
 from clipray.engine.sink import Regions, Target, Written
 from clipray.engine.stream import run_pass
-from clipray.errors import RejectRateError, StaleTableError
+from clipray.errors import RejectRateError
 from clipray.events import Events
 from clipray.ledger import REFUSED, Stock, take_stock
 from clipray.manifest import read_piece
 from clipray.scan import contains, hash_strings, pieces_with
-from clipray.steps.commit import commit_step, now, step_provenance
-from clipray.steps.embed_images import STARTED, EmbedStep, encode_settings, inspect
+from clipray.steps.commit import commit_step, step_provenance
+from clipray.steps.embed_images import EmbedStep, encode_settings
+from clipray.steps.step import STARTED, Snapshot, refuse_stale
 
 STOP_EARLY_REJECTS = 1_000
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Where a step stands, for a display.
-
-    Attributes:
-        total: rows of the manifest; written, rejected: of them, so far, earlier runs included.
-        encoded: rows that went through an encoder in this run (some of them not on disk yet).
-        rate: rows a second over the last half minute; stages: rows a second and busy seconds by stage.
-    """
-
-    step: str
-    total: int
-    written: int
-    rejected: int
-    encoded: int
-    rate: float
-    eta_s: float | None
-    stages: dict[str, dict[str, float]]
-    phase: str
 
 
 class Attempt:
@@ -94,12 +74,7 @@ class Attempt:
     def _start(self) -> tuple[int, str]:
         """Open the table for writing. Returns the number of this attempt and the precision of the earlier ones."""
         step = self.step
-        state = inspect(step, count=False)
-        if state.kind == "stale":
-            raise StaleTableError(
-                f"{step.table.url} was made with other settings: {'; '.join(state.changed)}. "
-                "Set them back, give the job another `output`, or make the table anew with `--fresh`"
-            )
+        refuse_stale(step.table, step.inspect(count=False))
         before = step.table.read_json(STARTED) or {}
         attempt = int(before.get("attempt", 0)) + 1
         facts = {
@@ -107,7 +82,7 @@ class Attempt:
             "fingerprint": step.fingerprint,
             "attempt": attempt,
             "precision": before.get("precision"),
-            "started_at": before.get("started_at", now()),
+            "started_at": before.get("started_at", tables.now()),
         }
         step.table.remove(tables.RECORD)  # from here on the table is not finished
         if step.regions:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -15,8 +13,6 @@ from clipray.encoders.resolve import provenance
 from clipray.ledger import RegionFolders, Stock
 from clipray.settings import Feature
 from clipray.steps.embed_images import EmbedStep
-from clipray.storage import Folder
-from clipray.tables import Shard
 
 
 def step_provenance(step: EmbedStep, precision: str) -> dict[str, Any]:
@@ -46,12 +42,14 @@ def commit_step(step: EmbedStep, stock: Stock, made: dict[str, Any], **figures: 
         "inputs": {"rows": step.scan.rows, "digest": step.scan.digest, "manifest": list(step.manifest.urls)},
         "settings": step.identity,
         "provenance": made,
-        "finished_at": now(),
+        "finished_at": tables.now(),
     }
-    _commit(step.rejects, "rejects", tables.arrow_schema("rejects"), stock.reject_files, stock.rejects, common)
+    refused = tables.arrow_schema("rejects")
+    tables.finish(step.rejects, "rejects", refused, stock.reject_files, rejects_by_reason=stock.rejects, **common)
     if step.regions and step.region_schema:
         _commit_regions(step.regions, step.region_schema, stock, common)
-    return _commit(step.table, "images", step.schema, stock.files, stock.rejects, {**common, **figures})
+    common["rejects_by_reason"] = stock.rejects
+    return tables.finish(step.table, "images", step.schema, stock.files, rejects=stock.rejected, **common, **figures)
 
 
 def _commit_regions(folders: RegionFolders, schema: pa.Schema, stock: Stock, common: dict[str, Any]) -> None:
@@ -64,28 +62,6 @@ def _commit_regions(folders: RegionFolders, schema: pa.Schema, stock: Stock, com
     inputs = {"pictures": sum(shard.rows for shard in stock.files), "digest": common["inputs"]["digest"]}
     common = {**common, "inputs": inputs, "figures": {"boxes_clipped": clipped}}
     refused = tables.arrow_schema("rejects")
-    _commit(folders.rejects, "rejects", refused, stock.refused_box_files, dict(reasons), common)
-    _commit(folders.table, "regions", schema, stock.region_files, dict(reasons), common)
-
-
-def _commit(
-    folder: Folder, table: str, schema: pa.Schema, files: list[Shard], rejects: dict[str, int], facts: dict[str, Any]
-) -> tables.Record:
-    """`rejects`: by reason, of the rows that this table, or the one beside it, did not take."""
-    record = tables.Record(
-        table,
-        tables.table_schema(table)["version"],
-        {field.name: str(field.type) for field in schema},
-        rows=sum(shard.rows for shard in files),
-        rejects=0 if table == "rejects" else sum(rejects.values()),
-        files=[asdict(shard) for shard in files],
-        rejects_by_reason=rejects,
-        **facts,
-    )
-    tables.commit(folder, record)
-    return record
-
-
-def now() -> str:
-    """The time in ISO 8601, UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    common["rejects_by_reason"] = dict(reasons)
+    tables.finish(folders.rejects, "rejects", refused, stock.refused_box_files, **common)
+    tables.finish(folders.table, "regions", schema, stock.region_files, rejects=sum(reasons.values()), **common)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +13,18 @@ from clipray.encoders.encode_settings import EncodeSettings
 from clipray.encoders.images import Limits
 from clipray.encoders.resolve import ResolvedModel
 from clipray.errors import ManifestError, ModelError
-from clipray.job import changes, fingerprint
-from clipray.ledger import RegionFolders, Stock, take_stock
+from clipray.job import fingerprint
+from clipray.ledger import RegionFolders, take_stock
 from clipray.manifest import Manifest, check_boxes, open_manifest
 from clipray.scan import Scan, scan
 from clipray.settings import EmbedImages, Model
+from clipray.steps.step import Run, State, standing
 from clipray.storage import Folder
-
-STARTED = "_started.json"
 
 
 @dataclass(frozen=True)
 class EmbedStep:
-    """The step, ready to be looked at or run: its inputs are opened and counted, its model is found."""
+    """A `Step`, ready to be looked at or run: its inputs are opened and counted, its model is found."""
 
     settings: EmbedImages
     output: Folder
@@ -32,9 +32,20 @@ class EmbedStep:
     scan: Scan
     model: ResolvedModel
     precision: str
-    widths: dict[str, int]  # of each feature's vectors
     keep: tuple[str, ...]  # columns of the manifest in the table: those that the job names, and used boxes
-    keep_aspect: tuple[int, int] | None = None  # (long side, multiple of both sides) in px
+
+    @functools.cached_property
+    def layers(self) -> Layers:
+        """What the network's layers make of the features. Raises ModelError: there is no such layer."""
+        return _layers(self.settings, self.model)
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def total(self) -> int:
+        return self.scan.rows
 
     @property
     def table(self) -> Folder:
@@ -55,7 +66,7 @@ class EmbedStep:
     @property
     def region_schema(self) -> pa.Schema | None:
         feature = self.settings.region_feature
-        vectors = {feature: self.widths[feature]} if feature else {}
+        vectors = {feature: self.layers.widths[feature]} if feature else {}
         return tables.arrow_schema("regions", vectors, element=self.settings.vector_type) if feature else None
 
     @property
@@ -79,7 +90,51 @@ class EmbedStep:
     def schema(self) -> pa.Schema:
         counted = [pa.field("region_count", pa.int32(), nullable=False)] if self.regions else []
         extra = [self.manifest.schema.field(name).with_nullable(True) for name in self.keep]
-        return tables.arrow_schema("images", self.widths, element=self.settings.vector_type, extra=[*counted, *extra])
+        return tables.arrow_schema(
+            "images", self.layers.widths, element=self.settings.vector_type, extra=[*counted, *extra]
+        )
+
+    def inspect(self, *, count: bool = True) -> State:
+        state = standing(self.table, self.identity, self.scan.digest)
+        if state.kind == "finished" and not _regions_intact(self):
+            state = State("partial")
+        if state.kind != "partial" or not count:
+            return state
+        return State(
+            "partial",
+            take_stock(
+                self.table, self.rejects, self.scan, self.keep, self.fingerprint, regions=self.regions, mend=False
+            ),
+        )
+
+    def describe(self, cluster: Any) -> list[str]:
+        from clipray.engine.plan import make_plan
+
+        manifest, model = self.manifest, self.model
+        return [
+            f"{self.name}: manifest of {len(manifest.urls)} file(s), {self.scan.rows} rows, {manifest.bytes / 2**20:.1f} MiB, {self.scan.rejects.num_rows} refused",
+            f"{self.name}: {make_plan(self.settings, cluster.cpus, cluster.gpus, cluster.nodes).sentence()}",
+            f"{self.name}: model {model.name}, weights {model.weights[:23]}, vectors of {', '.join(f'{width} ({name})' for name, width in self.layers.widths.items())}",
+        ]
+
+    def run(self, run: Run) -> tables.Record:
+        _ = self.layers  # an unknown one is told before any work
+        from clipray.engine.plan import make_plan
+        from clipray.engine.progress import Progress
+        from clipray.steps.attempt import Attempt
+
+        refused = self.scan.rejects
+        if refused.num_rows:
+            run.say(
+                f"{self.name}: {refused.num_rows} of {self.total} manifest rows have no id or a repeated one and are rejected, e.g. {refused['message'][0].as_py()}"
+            )
+        cluster = run.cluster()
+        plan = make_plan(self.settings, cluster.cpus, cluster.gpus, cluster.nodes)
+        run.say(f"{self.name}: {plan.sentence()}")
+        run.events.write(
+            "step_started", step=self.name, rows=self.total, plan=plan.sentence(), fingerprint=self.fingerprint
+        )
+        return Attempt(self, plan, Progress(), run.events, run.watch).run()
 
 
 def encode_settings(step: EmbedStep, precision: str, device: str, threads: int) -> EncodeSettings:
@@ -91,7 +146,7 @@ def encode_settings(step: EmbedStep, precision: str, device: str, threads: int) 
         features=settings.features,
         schema=step.schema,
         region_schema=step.region_schema,
-        keep_aspect=step.keep_aspect,
+        keep_aspect=step.layers.keep_aspect,
         precision=precision,
         batch_size=settings.batch_size,
         normalize=settings.normalize == "l2",
@@ -102,15 +157,10 @@ def encode_settings(step: EmbedStep, precision: str, device: str, threads: int) 
 
 
 def prepare(settings: EmbedImages, output: Folder, spec: Model, model: ResolvedModel) -> EmbedStep:
-    """Open and count the manifest, look up the layers.
-
-    Raises:
-        ManifestError: of the manifest. ModelError: a layer that the network does not have.
-    """
+    """Open and count the manifest. Raises ManifestError."""
     manifest = open_manifest(settings.manifest, settings.keep)
     keep = (*settings.keep, *_boxes(settings, manifest))
-    widths, keep_aspect = _layers(settings, model)
-    return EmbedStep(settings, output, manifest, scan(manifest, keep), model, spec.precision, widths, keep, keep_aspect)
+    return EmbedStep(settings, output, manifest, scan(manifest, keep), model, spec.precision, keep)
 
 
 def _boxes(settings: EmbedImages, manifest: Manifest) -> list[str]:
@@ -127,11 +177,18 @@ def _boxes(settings: EmbedImages, manifest: Manifest) -> list[str]:
     return []
 
 
-def _layers(settings: EmbedImages, model: ResolvedModel) -> tuple[dict[str, int], tuple[int, int] | None]:
-    """Width of each feature's vectors, and what `keep_aspect` makes of a picture's sides."""
+@dataclass(frozen=True)
+class Layers:
+    """Width of each feature's vectors; `keep_aspect`: (long side, multiple of both sides) in px, where the job asks."""
+
+    widths: dict[str, int]
+    keep_aspect: tuple[int, int] | None = None
+
+
+def _layers(settings: EmbedImages, model: ResolvedModel) -> Layers:
     wanted = {feature.layer for feature in settings.features.values()}
     if not settings.looks_inside:
-        return dict.fromkeys(settings.features, model.embed_dim), None  # seconds sooner: no torch in the driver
+        return Layers(dict.fromkeys(settings.features, model.embed_dim))  # seconds sooner: no torch in the driver
     from clipray.encoders import layers
 
     tower = layers.tower_without_weights(model)
@@ -140,42 +197,11 @@ def _layers(settings: EmbedImages, model: ResolvedModel) -> tuple[dict[str, int]
     shapes |= layers.layer_shapes(tower, model.image_size, sorted(wanted))  # timm's deeper ones are not in the list
     widths = {name: shapes[feature.layer][0] for name, feature in settings.features.items()}
     if settings.preprocess == "model":
-        return widths, None
+        return Layers(widths)
     if reason := layers.allows_size(tower, sorted(wanted), model.image_size):
         raise ModelError(f"preprocess: keep_aspect: {reason}; drop it, or take other layers")
     strides = [round(model.image_size[0] / shape[1]) for shape in shapes.values() if len(shape) == 3]
-    return widths, (settings.long_side_px or max(model.image_size), max(strides, default=1))
-
-
-@dataclass(frozen=True)
-class State:
-    """What is on disk: `finished`, `partial` (also: to be extended), `absent` or `stale`; `changed` says why stale."""
-
-    kind: str
-    stock: Stock | None = None
-    changed: tuple[str, ...] = ()
-
-
-def inspect(step: EmbedStep, *, count: bool = True) -> State:
-    """Look at what is on disk without touching it."""
-    record = tables.read_record(step.table)
-    started = step.table.read_json(STARTED)
-    before = record.settings if record else (started or {}).get("settings")
-    if before is None and not tables.shard_names(step.table):
-        return State("absent")
-    if before is None or fingerprint(before) != step.fingerprint:
-        return State(
-            "stale", changed=tuple(changes(before or {}, step.identity)) or ("it was written by something else",)
-        )
-    same = record is not None and record.inputs.get("digest") == step.scan.digest
-    if record and same and tables.intact(step.table, record) and _regions_intact(step):
-        return State("finished")
-    stock = (
-        take_stock(step.table, step.rejects, step.scan, step.keep, step.fingerprint, regions=step.regions, mend=False)
-        if count
-        else None
-    )
-    return State("partial", stock)
+    return Layers(widths, (settings.long_side_px or max(model.image_size), max(strides, default=1)))
 
 
 def _regions_intact(step: EmbedStep) -> bool:

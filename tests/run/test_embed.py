@@ -144,7 +144,7 @@ def test_new_rows_are_added_and_gone_ones_removed(pictures: Path, tiny_model: st
         gone.unlink()
     make_manifest(str(mine), str(tmp_path / "m.parquet"))
     (planned,), _ = runner.plan(job)
-    assert (planned.state, planned.note) == ("partial", "8 rows to encode")
+    assert (planned.state, planned.note) == ("partial", "8 rows to do")
     (report,) = runner.run(job)
     assert report.rows == 43
     second = vectors(tmp_path / "out" / "images")

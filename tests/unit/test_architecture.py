@@ -17,9 +17,9 @@ PACKAGE = ROOT / "clipray"
 FLOORS = [
     {"errors", "reports"},
     {"storage", "settings"},
-    {"tables"},
+    {"tables", "analysis"},
     {"job", "manifest", "events"},
-    {"scan"},
+    {"scan", "vectors"},
     {"ledger", "status"},
     {"encoders"},
     {"engine"},

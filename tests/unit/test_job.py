@@ -105,7 +105,7 @@ def test_a_dumped_job_is_read_back(tmp_path: Path) -> None:
             GOOD.replace("  - embed_images:", "  - embed_image:"),
             "j.yaml:7: unknown step 'embed_image'; did you mean `embed_images`?",
         ),
-        (GOOD.replace("  - embed_images:", "  - 1:"), "j.yaml:7: unknown step 1; known: embed_images"),
+        (GOOD.replace("  - embed_images:", "  - 1:"), "j.yaml:7: unknown step 1; known: embed_images, reduce"),
         (
             "xyzzy: a\n" + GOOD,
             "j.yaml:1: xyzzy: unknown key; known: name, output, model, address, steps",
@@ -192,7 +192,7 @@ def test_text_that_is_no_job(text: str, expected: str) -> None:
         ("      manifest: hens.parquet\n", "", "j.yaml:7: steps[0].embed_images.manifest: is missing"),
         ("pretrained: openai", "seed: 1", "j.yaml:3: model: `seed` goes with `pretrained: random` only"),
         ("pretrained: openai", "pretrained: random", "j.yaml:3: model: `pretrained: random` needs a `seed`"),
-        ("layer: output", "layer: stem", "j.yaml:11: steps[0].embed_images.features.clip.layer: expected 'output', found"),
+        ("layer: output", "layer: stem", "j.yaml:10: steps[0].embed_images.features.clip: layer 'stem' is a map: it needs `pooling`: mac, spoc, gem or rmac"),
         ("          layer: output\n", "", "j.yaml:10: steps[0].embed_images.features.clip: expected a mapping, found nothing"),
         ("clip:", "uri:", "j.yaml:7: steps[0].embed_images: the column name 'uri' is taken"),
     ],
@@ -278,12 +278,12 @@ EXECUTION = {
 }  # fmt: skip
 DECIDING = {
     "name": "others", "features": {"other": {}}, "keep": ["label"], "decode": "fast", "normalize": "none",
-    "vector_type": "float16",
+    "vector_type": "float16", "preprocess": "keep_aspect", "regions_name": "parts",
 }  # fmt: skip
 
 
 def test_every_setting_is_known_to_these_tests() -> None:
-    assert EXECUTION.keys() | DECIDING.keys() == EmbedImages.model_fields.keys()
+    assert EXECUTION.keys() | DECIDING.keys() | {"long_side_px"} == EmbedImages.model_fields.keys()
 
 
 @pytest.mark.parametrize("setting", EXECUTION)

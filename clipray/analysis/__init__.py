@@ -1,0 +1,1 @@
+"""Pure numerics of tables of vectors: no Ray, no files."""

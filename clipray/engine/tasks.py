@@ -1,0 +1,58 @@
+"""Work on many pieces in Ray tasks: small results in the order of the pieces, however they end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import ray
+
+from clipray.errors import ClipRayError, RunError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+AHEAD = 2  # tasks waiting for each that can run
+TASK_CPUS = 1.0
+
+
+def map_tasks(
+    work: Callable[[Item], Result], items: Sequence[Item], cpus: float, tick: Callable[[int], None]
+) -> Iterator[Result]:
+    """`work(item)` in tasks of one CPU; results in the order of `items`, a bounded number under way.
+
+    Args:
+        cpus: of the cluster. tick: called about once a second with the number of finished tasks.
+
+    Raises:
+        ClipRayError: what a task raised. RunError: workers died over and over.
+    """
+    task: Any = ray.remote(num_cpus=TASK_CPUS, max_retries=3)(work)
+    limit = max(2, int(AHEAD * cpus / TASK_CPUS))
+    running: dict[Any, int] = {}
+    ready: dict[int, Any] = {}
+    started = given = 0
+    last = time.monotonic()
+    try:
+        while given < len(items):
+            while started < len(items) and len(running) + len(ready) < limit:
+                running[task.remote(items[started])] = started
+                started += 1
+            done, _ = ray.wait(list(running), num_returns=1, timeout=0.5) if running else ([], [])
+            for ref in done:
+                ready[running.pop(ref)] = ray.get(ref)
+            if time.monotonic() - last >= 1:
+                tick(given + len(ready))
+                last = time.monotonic()
+            while given in ready:
+                yield ready.pop(given)
+                given += 1
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ClipRayError):
+            raise error.cause from error
+        raise RunError(f"a worker failed: {' '.join(str(error.cause or error).split())[-600:]}") from error
+    except ray.exceptions.RayError as error:
+        raise RunError(f"workers failed and the run could not go on: {' '.join(str(error).split())[:600]}") from error
+    finally:
+        for ref in running:
+            ray.cancel(ref, force=False)

@@ -1,0 +1,130 @@
+"""What every step has in common: where it stands on disk, what a run gives it, what it shows while it works."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from clipray import tables
+from clipray.errors import StaleTableError
+from clipray.events import Events
+from clipray.job import changes, fingerprint
+from clipray.ledger import Stock
+from clipray.storage import Folder
+
+STARTED = "_started.json"
+
+
+@dataclass(frozen=True)
+class State:
+    """What is on disk: `finished`, `partial` (also: to be extended), `absent` or `stale`; `changed` says why stale."""
+
+    kind: str
+    stock: Stock | None = None
+    changed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a step stands, for a display.
+
+    Attributes:
+        total: rows that come in; written, rejected: of them, so far, earlier runs included.
+        encoded: rows that went through a worker in this run (some of them not on disk yet).
+        rate: rows a second over the last half minute; stages: rows a second and busy seconds by stage.
+    """
+
+    step: str
+    total: int
+    written: int
+    rejected: int
+    encoded: int
+    rate: float
+    eta_s: float | None
+    stages: dict[str, dict[str, float]]
+    phase: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a step gets from the run: a cluster when it asks for one, and who listens."""
+
+    cluster: Callable[[], Any]
+    events: Events
+    watch: Callable[[Snapshot], None]
+    say: Callable[[str], None]
+
+
+class Ticker:
+    """Tells the display and the event log, now and then, how far a step has come."""
+
+    def __init__(self, run: Run, step: str, total: int, phase: str) -> None:
+        self._run, self._step, self._total, self._phase = run, step, total, phase
+        self._began = self._logged = time.monotonic()
+
+    def at(self, done: int, written: int) -> None:
+        """`done`: rows worked on in this run; `written`: rows on disk."""
+        now = time.monotonic()
+        rate = done / max(now - self._began, 1e-9)
+        left = (self._total - done) / rate if done else None
+        shot = Snapshot(self._step, self._total, written, 0, done, rate, left, {}, self._phase)
+        self._run.watch(shot)
+        if now - self._logged >= 5:
+            self._logged = now
+            self._run.events.write("progress", **asdict(shot))
+
+
+class Step(Protocol):
+    """A step whose inputs are opened and counted: to be looked at, or run."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def total(self) -> int:
+        """Rows that come in."""
+
+    @property
+    def output(self) -> Folder: ...
+
+    @property
+    def table(self) -> Folder: ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the values of a row, and what they rest on."""
+
+    def inspect(self, *, count: bool = True) -> State:
+        """Look at what is on disk without touching it; `count`: also how many rows of a partial table there are."""
+
+    def describe(self, cluster: Any) -> list[str]:
+        """Lines for `clipray plan`."""
+
+    def run(self, run: Run) -> tables.Record:
+        """Make what is missing, from wherever the last run ended; commit."""
+
+
+def standing(table: Folder, identity: Mapping[str, Any], digest: str) -> State:
+    """Compare a table on disk with what would make it now. `digest`: of the rows that come in."""
+    record = tables.read_record(table)
+    started = table.read_json(STARTED)
+    before = record.settings if record else (started or {}).get("settings")
+    if before is None and not tables.shard_names(table):
+        return State("absent")
+    if before is None or fingerprint(before) != fingerprint(identity):
+        changed = tuple(changes(before or {}, identity)) or ("it was written by something else",)
+        return State("stale", changed=changed)
+    if record and record.inputs.get("digest") == digest and tables.intact(table, record):
+        return State("finished")
+    return State("partial")
+
+
+def refuse_stale(table: Folder, state: State) -> None:
+    """Raises StaleTableError where the table was made with other settings."""
+    if state.kind == "stale":
+        raise StaleTableError(
+            f"{table.url} was made with other settings: {'; '.join(state.changed)}. "
+            "Set them back, give the job another `output`, or make the table anew with `--fresh`"
+        )

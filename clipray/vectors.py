@@ -1,0 +1,224 @@
+"""Vector columns as inputs: `images.clip`, a table of another run, or any Parquet; opened, checked and read piece by piece."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipray import tables
+from clipray.errors import JobError, SchemaError
+from clipray.manifest import expand_parquet, read_footer
+from clipray.settings import Column
+from clipray.storage import Folder, absolute, filesystem
+
+IDENTITIES = ("image_id", "region_id", "text_id")
+"""Columns by which rows of our tables are known; those that a table has are carried into tables made from it."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A row group: the unit in which vectors are read. `first_row`: its place in the whole column."""
+
+    path: str
+    row_group: int
+    first_row: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """An opened vector column; no rows are read yet.
+
+    Attributes:
+        name: what the job calls it. column: the vector column.
+        ids: columns that are carried along, the last of which names a row.
+        n_features: width of the vectors.
+        schema: of the first file.
+        identity: what decides the values: the table's fingerprint, or the path; `digest`: of the very files.
+        provenance: what made the table, where it is one of ours.
+    """
+
+    name: str
+    column: str
+    ids: tuple[str, ...]
+    n_features: int
+    pieces: tuple[Piece, ...]
+    schema: pa.Schema
+    identity: dict[str, Any]
+    digest: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_samples(self) -> int:
+        return sum(piece.rows for piece in self.pieces)
+
+    @property
+    def space(self) -> dict[str, Any]:
+        """What two columns must share to be compared; empty where it is not known."""
+        made = self.provenance
+        if "space" in made:
+            return dict(made["space"])
+        if "model" not in made:
+            return {}
+        model = {key: made["model"].get(key) for key in ("name", "weights", "preprocess")}
+        return {
+            "model": model, "feature": made.get("features", {}).get(self.column), "preprocess": made.get("preprocess"),
+            "normalize": made.get("normalize"),
+        }  # fmt: skip
+
+    @property
+    def id_fields(self) -> list[pa.Field]:
+        return [pa.field(name, pa.string(), nullable=False) for name in self.ids]
+
+
+def open_vectors(source: str | Column, output: Folder) -> Vectors:
+    """Open an input of a step.
+
+    Args:
+        source: `table.column` of the run at `output`, `FOLDER/table.column` of another, or a `Column` of any Parquet.
+
+    Raises:
+        JobError: it is not written as one of those.
+        SchemaError: the table is not finished or has changed since, there is no such column, or it holds no vectors.
+        ManifestError: no Parquet there.
+    """
+    if isinstance(source, Column):
+        return _open_any(source)
+    table, _, column = source.rpartition(".")
+    if not table or not column or "/" in column:
+        raise JobError(
+            f"input {source!r}: expected `table.column`, `FOLDER/table.column`, or a mapping with `path`, `column` and `id`"
+        )
+    return _open_table(source, Folder(absolute(table)) if "/" in table else output.sub(table), column)
+
+
+def _open_table(name: str, folder: Folder, column: str) -> Vectors:
+    record = tables.read_record(folder)
+    if record is None:
+        raise SchemaError(f"input {name}: {folder.url} is no finished table; finish it with `clipray run`")
+    vectors = [n for n, kind in record.columns.items() if kind.startswith("fixed_size_list") and n != "box_xyxy"]
+    if column not in vectors:
+        raise SchemaError(f"input {name}: no vector column {column!r} in {folder.url}; there are: {', '.join(vectors)}")
+    if not tables.intact(folder, record):
+        raise SchemaError(
+            f"input {name}: the files of {folder.url} are not those of its {tables.RECORD}; `clipray run` mends it"
+        )
+    urls = [folder.path(file["name"]) if folder.local else f"{folder.url}/{file['name']}" for file in record.files]
+    ids = tuple(n for n in IDENTITIES if n in record.columns)
+    files = [(file["name"], file["rows"], file["bytes"]) for file in record.files]
+    identity = {"table": record.fingerprint, "column": column}
+    return _opened(name, column, ids, urls, identity, files, record.provenance)
+
+
+def _open_any(source: Column) -> Vectors:
+    urls = expand_parquet(absolute(source.path))
+    identity = {"path": absolute(source.path), "column": source.column, "id": source.id}
+    files = []
+    for url in urls:
+        fs, path = filesystem(url)
+        info = fs.info(path)
+        changed = next((str(info[key]) for key in ("ETag", "mtime", "LastModified", "updated") if info.get(key)), "")
+        files.append((url, info.get("size"), changed))
+    return _opened(source.path, source.column, (source.id,), urls, identity, files, {})
+
+
+def _opened(
+    name: str, column: str, ids: tuple[str, ...], urls: Sequence[str], identity: dict[str, Any], files: Any,
+    provenance: dict[str, Any],
+) -> Vectors:  # fmt: skip
+    pieces: list[Piece] = []
+    first: pa.Schema | None = None
+    width, start = 0, 0
+    for url in urls:
+        schema, metadata = read_footer(url)
+        for wanted in (column, *ids):
+            if wanted not in schema.names:
+                raise SchemaError(f"input {name}: {url} has no column {wanted!r}; found: {', '.join(schema.names)}")
+        here = _width(name, url, schema.field(column), metadata.num_rows)
+        if first is not None and here != width:
+            raise SchemaError(f"input {name}: vectors of {here} in {url}, of {width} in {urls[0]}")
+        first, width = first or schema, here
+        for group in range(metadata.num_row_groups):
+            rows = metadata.row_group(group).num_rows
+            pieces.append(Piece(url, group, start, rows))
+            start += rows
+    if first is None or not start:
+        raise SchemaError(f"input {name}: the table has no rows")
+    digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+    return Vectors(name, column, ids, width, tuple(pieces), first, identity, digest, provenance)
+
+
+def _width(name: str, url: str, field: pa.Field, rows: int) -> int:
+    """Width of the vectors; of plain lists, that of the first row."""
+    kind = field.type
+    lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not lists or not pa.types.is_floating(kind.value_type):
+        raise SchemaError(
+            f"input {name}: column {field.name!r} of {url} is {kind}; expected lists of float16, float32 or float64"
+        )
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size)
+    if not rows:
+        return 0
+    fs, path = filesystem(url)
+    with fs.open(path, "rb") as file:
+        batch = next(pq.ParquetFile(file).iter_batches(batch_size=1, columns=[field.name]))
+    return len(batch.column(0)[0].as_py() or ())
+
+
+def read_piece(vectors: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tuple[pa.Table, np.ndarray]:
+    """Read a row group.
+
+    Returns:
+        (table of the identity columns and `extra`, (n, d) matrix of the column's own float type).
+
+    Raises:
+        SchemaError: a null vector or id, or a vector of another width; with the row.
+    """
+    fs, path = filesystem(piece.path)
+    with fs.open(path, "rb") as file:
+        table = pq.ParquetFile(file).read_row_group(
+            piece.row_group, columns=list(dict.fromkeys([*vectors.ids, *extra, vectors.column]))
+        )
+    column = table[vectors.column].combine_chunks()
+    lengths = None if pa.types.is_fixed_size_list(column.type) else np.diff(column.offsets.to_numpy())
+    wrong = column.is_null().to_numpy(zero_copy_only=False)
+    if lengths is not None:
+        wrong |= lengths != vectors.n_features
+    wrong = wrong if wrong.any() else np.zeros(len(table), bool)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        found = "null" if lengths is None else f"{int(lengths[row])} values"
+        raise SchemaError(
+            f"{piece.path}: row {row} of row group {piece.row_group}: expected a vector of {vectors.n_features}, found {found}"
+        )
+    values = column.flatten()
+    if values.null_count:
+        raise SchemaError(
+            f"{piece.path}: row group {piece.row_group} has vectors with null values in column {vectors.column!r}"
+        )
+    ids = table.select([name for name in table.column_names if name != vectors.column])
+    for n, name in enumerate(ids.column_names):
+        if name in vectors.ids:
+            if ids[name].null_count:
+                raise SchemaError(f"{piece.path}: row group {piece.row_group} has rows without {name!r}")
+            ids = ids.set_column(n, pa.field(name, pa.string(), False), ids[name].cast(pa.string()))
+    return ids, values.to_numpy(zero_copy_only=True).reshape(-1, vectors.n_features)
+
+
+def groups(pieces: Sequence[Piece], rows: int) -> list[list[Piece]]:
+    """Neighbouring pieces together, up to about `rows` rows: what one task works on, or one file holds."""
+    result: list[list[Piece]] = []
+    for piece in pieces:
+        if result and sum(p.rows for p in result[-1]) + piece.rows <= rows:
+            result[-1].append(piece)
+        else:
+            result.append([piece])
+    return result
