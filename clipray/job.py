@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -21,7 +22,7 @@ TYPES = {
     "model_type": "expected a mapping", "dict_type": "expected a mapping", "list_type": "expected a list",
     "tuple_type": "expected a list", "string_type": "expected a string", "int_parsing": "expected an integer",
     "int_type": "expected an integer", "int_from_float": "expected an integer", "float_parsing": "expected a number",
-    "float_type": "expected a number",
+    "float_type": "expected a number", "bool_type": "expected true or false", "bool_parsing": "expected true or false",
 }  # fmt: skip
 """Pydantic's names of mistakes, where ours say the same in the words of a job file."""
 
@@ -68,7 +69,7 @@ def parse_job(text: str, where: str = "job") -> Job:
     steps = list(_step_settings(values.get("steps"), lines, where, mistakes))
     names = [table for step in steps for table in step.tables]
     mistakes += [
-        f"{where}: two steps write a table {name!r}: give one another `name`"
+        f"{where}: two steps write a table {name!r}: give one another `{_table_setting(steps, name)}`"
         for name in sorted(set(names))
         if names.count(name) > 1
     ]
@@ -77,6 +78,12 @@ def parse_job(text: str, where: str = "job") -> Job:
     if mistakes or job is None:
         raise JobError("\n".join(mistakes))
     return job.model_copy(update={"output": absolute(job.output)})
+
+
+def _table_setting(steps: Sequence[StepSettings], table: str) -> str:
+    """The setting that names a table."""
+    regional = any(isinstance(step, EmbedImages) and table in step.tables[1:] for step in steps)
+    return "regions_name" if regional else "name"
 
 
 def steps_of(job: Job) -> list[StepSettings]:
@@ -146,10 +153,12 @@ def _inside(values: Any, detail: Mapping[str, Any]) -> Place:
 
 def _explain(cls: type[BaseModel], detail: Mapping[str, Any], inner: Place, values: Mapping[str, Any]) -> str:
     if len(inner) < len(detail["loc"]):  # no branch of the union fits: one sentence for all of them
-        field = cls.model_fields[str(inner[0])]
-        return f"expected {_wanted(field.annotation)}, found {_shown(values[str(inner[0])])}"
+        value: Any = functools.reduce(lambda found, part: found[part], inner, values)
+        owner = _settings_at(cls, inner[:-1])
+        return f"expected {_wanted(owner.model_fields[str(inner[-1])].annotation)}, found {_shown(value)}"
     if detail["type"] == "extra_forbidden":
-        return f"unknown key{_nearest(str(detail['loc'][-1]), _known_keys(cls, detail['loc'][:-1]))}"
+        known = list(_settings_at(cls, detail["loc"][:-1]).model_fields)
+        return f"unknown key{_nearest(str(detail['loc'][-1]), known)}"
     if detail["type"] == "missing":
         return "is missing"
     if detail["type"] == "value_error" and isinstance(detail["input"], dict):  # of the settings as a whole
@@ -177,10 +186,8 @@ def _wanted(kind: Any) -> str:
             if hasattr(rule, name)
         ]
         return _wanted(args[0]) + " and".join(bounds)
-    if origin is Literal:
-        return _either([repr(value) for value in args])
-    if origin in (Union, UnionType):
-        return _either([_wanted(branch) for branch in args])
+    if kind is bool or origin in (Literal, Union, UnionType):
+        return _either(_choices(kind))
     if origin is list:
         return f"a list of {_wanted(args[0]).split(' ', 1)[-1]}s"
     if origin is tuple:
@@ -188,12 +195,21 @@ def _wanted(kind: Any) -> str:
     return {str: "a string", int: "an integer", float: "a number"}.get(kind, str(kind))
 
 
+def _choices(kind: Any) -> list[str]:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return [word for branch in args for word in _choices(branch)]
+    if origin is Literal:
+        return [repr(value) for value in args]
+    return ["true", "false"] if kind is bool else [_wanted(kind)]
+
+
 def _either(words: list[str]) -> str:
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def _known_keys(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    """Keys that the settings at `loc` know: follow the fields down, through dicts of settings."""
+def _settings_at(cls: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel]:
+    """The class of the settings at `loc`: follow the fields down, through dicts of settings."""
     for part in loc:
         field = cls.model_fields.get(str(part))
         if field is None:
@@ -205,7 +221,7 @@ def _known_keys(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
         ]
         if inner:
             cls = inner[0]
-    return list(cls.model_fields)
+    return cls
 
 
 def _nearest(word: str, known: list[str]) -> str:

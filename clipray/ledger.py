@@ -10,6 +10,7 @@ regions, and regions without their picture are removed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,6 +62,17 @@ class Stock:
     @property
     def rejected(self) -> int:
         return sum(self.rejects.values())
+
+
+def regions_of_another(regions: RegionFolders, fingerprint: str, name: str) -> str | None:
+    """Path of a shard that is not of the pictures of the table `name`, made with these settings; None if all are."""
+    for folder in (regions.table, regions.rejects):
+        for shard in shard_names(folder):
+            with contextlib.suppress(SchemaError, FileNotFoundError):  # torn, as a kill may leave it
+                stamp = shard_stamp(folder, shard)[2]
+                if (stamp.get("fingerprint"), stamp.get("name", name)) != (fingerprint, name):
+                    return folder.path(shard)
+    return None
 
 
 def take_stock(

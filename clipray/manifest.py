@@ -70,8 +70,10 @@ class Manifest:
         ]
 
 
-def open_manifest(source: str | Sequence[str], keep: Sequence[str] = ()) -> Manifest:
+def open_manifest(source: str | Sequence[str], keep: Sequence[str] = (), also: Sequence[str] = ()) -> Manifest:
     """Open one Parquet file, a glob, a folder of Parquet, or a list of those, on any fsspec URL.
+
+    `keep`: columns that must be there. `also`: columns that are in all files or in none.
 
     Raises:
         ManifestError: nothing there, not Parquet, a column missing or of another type, files that differ.
@@ -83,11 +85,11 @@ def open_manifest(source: str | Sequence[str], keep: Sequence[str] = ()) -> Mani
         schema, metadata = read_footer(url)
         _check_columns(url, schema, keep)
         first = first or schema
-        for name in ("uri", "bytes", *keep):
+        for name in ("uri", "bytes", *keep, *also):
             kinds = _type_of(schema, name), _type_of(first, name)
             if kinds[0] != kinds[1] and not (name == "uri" and None not in kinds):  # any kind of string will do
                 raise ManifestError(
-                    f"{url}: column {name!r} is {_type_of(schema, name)}, but {_type_of(first, name)} in {urls[0]}"
+                    f"{url}: column {name!r} is {kinds[0] or 'missing'}, but {kinds[1] or 'missing'} in {urls[0]}"
                 )
         start = 0
         for group in range(metadata.num_row_groups):

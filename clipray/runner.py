@@ -39,7 +39,7 @@ def run(
 
     Args:
         job: a `Job`, or the path or URL of a job file.
-        fresh: names of tables to delete and make anew.
+        fresh: names of tables to delete and make anew, with those that the same step writes beside them.
         retry_rejects: forget the rejects of an earlier run and try those rows again.
         address: a Ray cluster; without it, RAY_ADDRESS, the job's `address`, or Ray on this machine.
         watch: called about every second with a `Snapshot` of the step at work.
@@ -73,9 +73,9 @@ def _run_steps(
     watch: Callable[[Any], None], say: Callable[[str], None],
 ) -> list[StepReport]:  # fmt: skip
     settings = steps_of(job)
-    _known_tables(fresh, [s.name for s in settings])
+    _known_tables(fresh, [table for s in settings for table in s.tables])
     for step in settings:
-        for table in step.tables if step.name in fresh else ():
+        for table in step.tables if set(fresh) & set(step.tables) else ():
             _delete_table(output, table)
     if retry_rejects:
         for step in settings:

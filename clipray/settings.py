@@ -76,7 +76,9 @@ class Feature(Settings):
         if self.layer != "output" and self.pooling is None:
             raise ValueError(f"layer {self.layer!r} is a map: it needs `pooling`: mac, spoc, gem or rmac")
         if self.layer == "output" and (self.pooling or self.regions):
-            raise ValueError("layer 'output' is one vector, no map: it has no `pooling` and no `regions`")
+            raise ValueError(
+                "layer 'output' is one vector, no map: it has no `pooling` and no `regions`; `clipray layers MODEL` lists the maps"
+            )
         return self
 
 
@@ -89,6 +91,8 @@ FIXED_COLUMNS = (
     "pixels", "regions", "refused_boxes", "stage", "reason", "message",
 )  # fmt: skip
 """Columns of the table, and those that rows carry on their way to it."""
+REGION_COLUMNS = ("region_id", "box_xyxy", "scale", "clipped")
+"""Columns of the regions table, beside `image_id` and the feature's vector."""
 
 
 class EmbedImages(Settings):
@@ -145,6 +149,8 @@ class EmbedImages(Settings):
             raise ValueError(
                 f"one feature of a step can write regions, found {', '.join(named)}: put the other in a second embed_images step"
             )
+        if named and named[0] in REGION_COLUMNS:
+            raise ValueError(f"the column name {named[0]!r} is taken in the regions table: rename the feature")
         if named and self.regions_name == self.name:
             raise ValueError(f"`name` and `regions_name` are both {self.name!r}: the tables need two names")
         return self

@@ -20,6 +20,7 @@ def step_provenance(step: EmbedStep, precision: str) -> dict[str, Any]:
     made = provenance(step.model)
     return {
         "fingerprint": step.fingerprint,
+        "name": step.name,
         "model": {**made["model"], "precision": precision},
         "features": {name: _feature(feature) for name, feature in step.settings.features.items()},
         "decode": step.settings.decode,

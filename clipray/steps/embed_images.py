@@ -14,7 +14,7 @@ from clipray.encoders.images import Limits
 from clipray.encoders.resolve import ResolvedModel
 from clipray.errors import ManifestError, ModelError
 from clipray.job import fingerprint
-from clipray.ledger import RegionFolders, take_stock
+from clipray.ledger import RegionFolders, regions_of_another, take_stock
 from clipray.manifest import Manifest, check_boxes, open_manifest
 from clipray.scan import Scan, scan
 from clipray.settings import EmbedImages, Model
@@ -98,6 +98,8 @@ class EmbedStep:
         state = standing(self.table, self.identity, self.scan.digest)
         if state.kind == "finished" and not _regions_intact(self):
             state = State("partial")
+        if state.kind in ("absent", "partial") and (other := self._other_regions()):
+            return State("stale", changed=(f"{other} is of another step, choose another `regions_name`",))
         if state.kind != "partial" or not count:
             return state
         return State(
@@ -106,6 +108,9 @@ class EmbedStep:
                 self.table, self.rejects, self.scan, self.keep, self.fingerprint, regions=self.regions, mend=False
             ),
         )
+
+    def _other_regions(self) -> str | None:
+        return regions_of_another(self.regions, self.fingerprint, self.name) if self.regions else None
 
     def describe(self, cluster: Any) -> list[str]:
         from clipray.engine.plan import make_plan
@@ -158,20 +163,26 @@ def encode_settings(step: EmbedStep, precision: str, device: str, threads: int) 
 
 def prepare(settings: EmbedImages, output: Folder, spec: Model, model: ResolvedModel) -> EmbedStep:
     """Open and count the manifest. Raises ManifestError."""
-    manifest = open_manifest(settings.manifest, settings.keep)
+    manifest = open_manifest(settings.manifest, settings.keep, ["boxes"] if _use_of_boxes(settings) else ())
     keep = (*settings.keep, *_boxes(settings, manifest))
     return EmbedStep(settings, output, manifest, scan(manifest, keep), model, spec.precision, keep)
 
 
+def _use_of_boxes(settings: EmbedImages) -> str | None:
+    """`must` where a feature needs the manifest's boxes, `may` where it takes them if there are any."""
+    feature = settings.features.get(settings.region_feature or "")
+    return {True: "may", "boxes": "must"}.get(feature.regions) if feature else None
+
+
 def _boxes(settings: EmbedImages, manifest: Manifest) -> list[str]:
     """The manifest's column of boxes, where a feature uses it."""
-    feature = settings.features.get(settings.region_feature or "")
-    if feature is None or feature.regions == "grid":
+    use = _use_of_boxes(settings)
+    if use is None:
         return []
     if "boxes" in manifest.schema.names:
         check_boxes(manifest)
         return ["boxes"]
-    if feature.regions == "boxes":
+    if use == "must":
         found = ", ".join(manifest.schema.names)
         raise ManifestError(f"{manifest.urls[0]}: `regions: boxes` needs a column `boxes`; found: {found}")
     return []
@@ -199,7 +210,7 @@ def _layers(settings: EmbedImages, model: ResolvedModel) -> Layers:
     if settings.preprocess == "model":
         return Layers(widths)
     if reason := layers.allows_size(tower, sorted(wanted), model.image_size):
-        raise ModelError(f"preprocess: keep_aspect: {reason}; drop it, or take other layers")
+        raise ModelError(f"preprocess: keep_aspect: {reason}; drop `keep_aspect`, or take other layers")
     strides = [round(model.image_size[0] / shape[1]) for shape in shapes.values() if len(shape) == 3]
     return Layers(widths, (settings.long_side_px or max(model.image_size), max(strides, default=1)))
 

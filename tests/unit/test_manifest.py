@@ -252,7 +252,7 @@ def test_files_that_differ_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"b.parquet: column 'label' is int64, but string in .*a.parquet"):
         open_manifest(str(tmp_path / "m"), ["label"])
     write(tmp_path / "m/b.parquet", {**some([2]), "bytes": [b"x"]})
-    with pytest.raises(ManifestError, match=r"b.parquet: column 'bytes' is binary, but None in .*a.parquet"):
+    with pytest.raises(ManifestError, match=r"b.parquet: column 'bytes' is binary, but missing in .*a.parquet"):
         open_manifest(str(tmp_path / "m"))
 
 

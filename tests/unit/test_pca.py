@@ -133,7 +133,10 @@ def test_large_means_cost_no_digits(mean: float) -> None:
     halves = combine(moments(far[: N // 2]), moments(far[N // 2 :]))
     assert_same(halves, two_pass(far), 1e-6)
     assert_same(moments(far), two_pass(far), 1e-6)
-    ours, theirs = fit(moments(x), n_components=8, whiten=True), PCA(8, svd_solver="full", whiten=True).fit(x.astype(np.float64))
+    ours, theirs = (
+        fit(moments(x), n_components=8, whiten=True),
+        PCA(8, svd_solver="full", whiten=True).fit(x.astype(np.float64)),
+    )
     np.testing.assert_allclose(ours.variance, theirs.explained_variance_, rtol=1e-4)
     z = ours.transform(x)
     np.testing.assert_allclose(z, aligned(theirs.transform(x.astype(np.float64)), z), atol=1e-4)

@@ -99,7 +99,9 @@ def test_every_schema_is_whole() -> None:
 
 
 def test_an_unknown_table_names_the_known_ones() -> None:
-    with pytest.raises(SchemaError, match="no table 'imges'; there are: components, image_manifest, images, reduced, regions, rejects"):
+    with pytest.raises(
+        SchemaError, match="no table 'imges'; there are: components, image_manifest, images, reduced, regions, rejects"
+    ):
         tables.table_schema("imges")
 
 
