@@ -9,10 +9,9 @@ with a BLAS of one thread, as its tasks have on a cluster. Of each figure the me
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
-from typing import Any
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -25,14 +24,14 @@ BLOCK_ROWS = 16_384  # a row group of our tables
 
 
 def make_vectors(rows: int, columns: int, dtype: str, seed: int = 0) -> np.ndarray:
-    """(rows, columns): 64 directions of falling size, noise and a mean, of unit length, as CLIP vectors are."""
+    """(rows, columns): 200 directions of falling size, noise and a mean, of unit length, as CLIP vectors are."""
     random = np.random.default_rng(seed)
-    directions = random.normal(size=(64, columns)) * np.geomspace(1, 0.1, 64)[:, None]
-    mean = 2 * random.normal(size=columns)
+    directions = (random.normal(size=(200, columns)) * np.geomspace(1, 0.05, 200)[:, None]).astype(np.float32)
+    mean = (5 * random.normal(size=columns)).astype(np.float32)
     x = np.empty((rows, columns), dtype)
     for block in blocks(x):
-        block_x = random.standard_normal((len(block), 64), np.float32) @ directions.astype(np.float32)
-        block_x += mean + 0.3 * random.standard_normal(block.shape, np.float32)
+        block_x = random.standard_normal((len(block), 200), np.float32) @ directions
+        block_x += mean + np.float32(0.1) * random.standard_normal(block.shape, np.float32)
         block[:] = block_x / np.linalg.norm(block_x, axis=1, keepdims=True)
     return x
 
@@ -53,44 +52,46 @@ def clipray_fit(x: np.ndarray, components: int, threads: int) -> Projection:
     return fit(state, n_components=components)
 
 
-def clipray_transform(projection: Projection, x: np.ndarray, threads: int) -> np.ndarray:
+def clipray_transform(projection: Projection, x: np.ndarray, threads: int) -> list[np.ndarray]:
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
-        return np.concatenate(list(pool.map(projection.transform, blocks(x))))
+        return list(pool.map(projection.transform, blocks(x)))
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+def run_clipray(x: np.ndarray, components: int, threads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Seconds of fit and of transform, variances, the transformed vectors."""
     start = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - start
+    projection = clipray_fit(x, components, threads)
+    fitted = time.perf_counter()
+    z = clipray_transform(projection, x, threads)
+    return np.array([fitted - start, time.perf_counter() - fitted]), projection.variance, np.concatenate(z)
+
+
+def run_sklearn(x: np.ndarray, components: int, threads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    with threadpool_limits(threads, "blas"):
+        start = time.perf_counter()
+        pca = PCA(components, svd_solver="covariance_eigh").fit(x)
+        fitted = time.perf_counter()
+        z = pca.transform(x)
+        return np.array([fitted - start, time.perf_counter() - fitted]), pca.explained_variance_, z
 
 
 def side_by_side(x: np.ndarray, components: int, repetitions: int, threads: int) -> None:
-    """Each repetition does both, in turns first, so that another's load on the machine meets both."""
-    seconds: dict[str, list[float]] = {name: [] for name in ("fit", "transform", "fit (sk)", "transform (sk)")}
-    for repetition in range(1 + repetitions):
-        for ours in (True, False) if repetition % 2 else (False, True):
-            if ours:
-                projection, fit_s = timed(lambda: clipray_fit(x, components, threads))
-                z, transform_s = timed(lambda: clipray_transform(projection, x, threads))
-            else:
-                with threadpool_limits(threads, "blas"):
-                    pca, fit_s = timed(lambda: PCA(components, svd_solver="covariance_eigh").fit(x))
-                    z_sk, transform_s = timed(lambda: pca.transform(x))
-            if repetition:  # the first one warms up
-                seconds["fit" if ours else "fit (sk)"].append(fit_s)
-                seconds["transform" if ours else "transform (sk)"].append(transform_s)
-    off = np.abs(projection.variance / pca.explained_variance_ - 1).max()
-    cosine = np.abs((z * z_sk).sum(0) / np.linalg.norm(z, axis=0) / np.linalg.norm(z_sk, axis=0)).min()
-    print(f"{len(x):,} x {x.shape[1]} {x.dtype} -> {components}: variances differ by {off:.1e}, cosine {cosine:.6f}")
-    for stage in ("fit", "transform", "both"):
-        ours_s, theirs_s = (stage_seconds(seconds, stage, suffix) for suffix in ("", " (sk)"))
-        print(f"  {stage:9} clipray {spread(ours_s)} s, scikit-learn {spread(theirs_s)} s; "
-              f"scikit-learn / clipray {spread(theirs_s / ours_s)}")  # fmt: skip
-
-
-def stage_seconds(seconds: dict[str, list[float]], stage: str, suffix: str) -> np.ndarray:
-    names = ("fit", "transform") if stage == "both" else (stage,)
-    return np.sum([seconds[name + suffix] for name in names], axis=0)
+    """Each repetition does both, by turns first, so that other load on the machine meets both."""
+    sides = {"clipray": run_clipray, "sklearn": run_sklearn}
+    seconds: dict[str, list[np.ndarray]] = {name: [] for name in sides}
+    for repetition in range(1 + repetitions):  # the first one warms up
+        results = {}
+        for name in sorted(sides, reverse=repetition % 2 == 1):
+            results[name] = sides[name](x, components, threads)
+            seconds[name] += [results[name][0]] if repetition else []
+    (_, ours, z), (_, theirs, z_theirs) = results["clipray"], results["sklearn"]
+    cosine = np.abs((z * z_theirs).sum(0) / np.linalg.norm(z, axis=0) / np.linalg.norm(z_theirs, axis=0)).min()
+    print(f"{len(x):,} x {x.shape[1]} {x.dtype} -> {components}, {threads} threads:", end=" ")
+    print(f"variances differ by {np.abs(ours / theirs - 1).max():.1e}, cosine of the components >= {cosine:.6f}")
+    for stage, columns in {"fit": [0], "transform": [1], "both": [0, 1]}.items():
+        ours_s, theirs_s = (np.array(seconds[name])[:, columns].sum(1) for name in sides)
+        print(f"  {stage:9} clipray {spread(ours_s)} s, scikit-learn {spread(theirs_s)} s,", end=" ")
+        print(f"ratio {spread(theirs_s / ours_s)}")
 
 
 def spread(values: np.ndarray) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -153,7 +152,9 @@ def _inside(values: Any, detail: Mapping[str, Any]) -> Place:
 
 def _explain(cls: type[BaseModel], detail: Mapping[str, Any], inner: Place, values: Mapping[str, Any]) -> str:
     if len(inner) < len(detail["loc"]):  # no branch of the union fits: one sentence for all of them
-        value: Any = functools.reduce(lambda found, part: found[part], inner, values)
+        value: Any = values
+        for part in inner:
+            value = value[part]
         owner = _settings_at(cls, inner[:-1])
         return f"expected {_wanted(owner.model_fields[str(inner[-1])].annotation)}, found {_shown(value)}"
     if detail["type"] == "extra_forbidden":
@@ -192,6 +193,8 @@ def _wanted(kind: Any) -> str:
         return f"a list of {_wanted(args[0]).split(' ', 1)[-1]}s"
     if origin is tuple:
         return "[min, max]"
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return f"a mapping of {', '.join(f'`{name}`' for name in kind.model_fields)}"
     return {str: "a string", int: "an integer", float: "a number"}.get(kind, str(kind))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from clipray.analysis.moments import CHUNK_ROWS, Moments, checked, covariance
 
 RANK_TOLERANCE = 1e-6  # of the largest variance: float32 products leave up to 1e-7 where there is none
+FOLDED_MEAN = 100  # standard deviations: a product with a mean of so many keeps 1e-5 of one
 SIGN_TOLERANCE = 1e-5  # coefficients as near as this to the largest tie with it
 
 
@@ -57,8 +58,10 @@ class Projection:
         if x.shape[1] != self.n_features:
             raise ValueError(f"x has {x.shape[1]} columns, the components were fitted on {self.n_features}")
         weights = self.components.T * self.scale  # (d, k)
-        # The mean is taken off before the product, where float32 loses nothing by it; what its rounding leaves, after.
-        shift = self.mean.astype(x.dtype if x.dtype == np.float64 else np.float32)
+        # A small mean is taken off after the product. A large one would cost the product its digits there: it is taken
+        # off before, in float32 and a copy, and after the product only what its rounding left.
+        folded = x.dtype == np.float32 and np.linalg.norm(self.mean) <= FOLDED_MEAN * np.sqrt(self.variance.min())
+        shift = (0 * self.mean if folded else self.mean).astype(np.promote_types(x.dtype, np.float32))
         offset = ((self.mean - shift) @ weights).astype(np.float32)
         weights = weights.astype(np.float32)
         y = np.empty((min(len(x), CHUNK_ROWS), self.n_features), np.float32)
@@ -66,7 +69,7 @@ class Projection:
         with np.errstate(invalid="ignore", over="ignore"):
             for start in range(0, len(x), CHUNK_ROWS):
                 part, rows = x[start : start + CHUNK_ROWS], z[start : start + CHUNK_ROWS]
-                some = np.subtract(part, shift, out=y[: len(part)], casting="same_kind")
+                some = part if folded else np.subtract(part, shift, out=y[: len(part)], casting="same_kind")
                 np.matmul(some, weights, out=rows)  # (chunk, k)
                 rows -= offset
         return z

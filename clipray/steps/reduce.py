@@ -21,6 +21,7 @@ from clipray.errors import SchemaError
 from clipray.job import changes, fingerprint
 from clipray.settings import Reduce
 from clipray.steps.components import COMPONENTS, components_schema, components_table, read_projection
+from clipray.steps.metrics import Metric, write_metrics
 from clipray.steps.step import STARTED, Run, State, Ticker, refuse_stale, standing
 from clipray.storage import Folder, absolute
 from clipray.vectors import Piece, Vectors, groups, open_vectors, read_piece
@@ -185,11 +186,13 @@ class ReduceStep:
             "finished_at": tables.now(),
         }
         found = projection.variance_ratio
-        figures = {
+        figures: dict[str, Any] = {
             "components": len(found),
             "explained_variance_ratio": round(float(found.sum()), 6),
             "first_variance_ratios": [round(float(ratio), 6) for ratio in found[:10]],
         }
+        share = figures["explained_variance_ratio"]
+        write_metrics(self.output, self.name, [Metric("explained_variance_ratio", share, n=rows)], self._stamp)
         file = tables.Shard(COMPONENTS, len(found) + 1, self.components.sizes()[COMPONENTS])
         tables.finish(self.components, "components", components_schema(self.source.n_features), [file], **common)
         return tables.finish(

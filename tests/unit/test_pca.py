@@ -11,11 +11,19 @@ from functools import cache, reduce
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
+from threadpoolctl import threadpool_limits
 
 from clipray.analysis.moments import CHUNK_ROWS, Moments, combine, covariance, empty, first_bad_rows, moments
 from clipray.analysis.pca import Projection, fit
 
 N, D = 20_000, 128
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Products as small as these wait longer for a second thread than they take."""
+    with threadpool_limits(1):
+        yield
 
 
 @cache
