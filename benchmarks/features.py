@@ -88,8 +88,12 @@ def main() -> None:
                 walls[way].append(wall)
                 cores[way].append(core)
         precision = encoders["output"].precision
-        print(f"\n{datetime.now():%Y-%m-%d}, {name}, {options.threads} threads, {precision}, batch {options.batch}, {options.rounds} rounds")
-        print("| features | pictures/s | core-ms a picture | cost / `output`, by the clock | … by core time |\n|---|---|---|---|---|")
+        print(
+            f"\n{datetime.now():%Y-%m-%d}, {name}, {options.threads} threads, {precision}, batch {options.batch}, {options.rounds} rounds"
+        )
+        print(
+            "| features | pictures/s | core-ms a picture | cost / `output`, by the clock | … by core time |\n|---|---|---|---|---|"
+        )
         for way in encoders:
             by_clock = [one / base for one, base in zip(walls[way], walls["output"], strict=True)]
             by_core = [one / base for one, base in zip(cores[way], cores["output"], strict=True)]

@@ -57,7 +57,10 @@ def features(model: str, with_output: bool) -> dict[str, Feature]:
 
 def pixels_of(model: ResolvedModel, name: str, side: str) -> Callable[[Image.Image], np.ndarray]:
     """PIL image -> (H, W, 3) uint8."""
-    return split_transform(model)[0] if side == "model" else keeping_aspect(model, int(side), STRIDE_PX[name])
+    if side == "model":
+        return split_transform(model)[0]
+    keep = keeping_aspect(model, int(side), STRIDE_PX[name])
+    return lambda image: keep(image, image.height, image.width)
 
 
 def figures(world: DemoWorld, name: str, side: str) -> Figures:

@@ -219,8 +219,45 @@ class Reduce(Settings):
         return (self.name, f"{self.name}_components")
 
 
-StepSettings = EmbedImages | Reduce
-STEPS: dict[str, type[EmbedImages] | type[Reduce]] = {"embed_images": EmbedImages, "reduce": Reduce}
+class Cluster(Settings):
+    """Vector column -> `clusters` table: K-means.
+
+    Attributes:
+        clusters: how many.
+        tolerance: stop when the squared moves of all centroids add up to at most this share of a column's variance.
+        spherical: by cosine; vectors are L2-normalised, and so are centroids.
+        hold: how the vectors lie in memory; `float16` halves it.
+        precision: of the product that ranks the centroids; `auto` is bf16 where the hardware multiplies it natively.
+            Distances in the table are fp32 either way.
+        labels: `table.column` with a label for each row, to measure the clusters against.
+    """
+
+    name: str = Field("clusters", pattern=TABLE_NAME)
+    input: str | Column
+    clusters: Annotated[int, Field(ge=1)]
+    max_iterations: Annotated[int, Field(ge=1)] = 100
+    tolerance: Annotated[float, Field(ge=0)] = 1e-4
+    spherical: bool = False
+    normalize: Literal["none", "l2"] = "none"
+    random_state: Annotated[int, Field(ge=0)] = 0
+    hold: Literal["float32", "float16"] = "float32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    labels: Annotated[str | None, Execution] = None
+    actors: Annotated[Literal["auto"] | Count, Execution] = "auto"
+    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 1_048_576
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables that the step writes."""
+        return (self.name, f"{self.name}_centroids")
+
+
+StepSettings = EmbedImages | Reduce | Cluster
+STEPS: dict[str, type[EmbedImages] | type[Reduce] | type[Cluster]] = {
+    "embed_images": EmbedImages,
+    "reduce": Reduce,
+    "cluster": Cluster,
+}
 """The steps a job can name, in the order in which data flows."""
 
 

@@ -222,3 +222,10 @@ def groups(pieces: Sequence[Piece], rows: int) -> list[list[Piece]]:
         else:
             result.append([piece])
     return result
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """(n, d) float32 of unit length; zero vectors stay zero."""
+    x = x.astype(np.float32)
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return x

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CHUNK_ROWS = 4096  # of one product: half as many cost 5 % more at 768 columns, twice as many gain 1 %
+CHUNK_ROWS = 4096  # of one product: half as many cost 7 % more at 512 and 768 columns, twice as many gain nothing
 PROBES = 256  # rows whose mean shifts a block
 DTYPES = (np.float16, np.float32, np.float64)
 UNDERFLOW = 1e-28  # sums of float32 squares below it have lost digits
@@ -42,7 +42,7 @@ class Moments:
     @property
     def bad_columns(self) -> np.ndarray:
         """Numbers of the columns with NaN or infinite values, int64 ascending; `first_bad_rows` names the rows."""
-        return np.flatnonzero(~(np.isfinite(self.mean) & np.isfinite(self.scatter.diagonal())))
+        return np.flatnonzero(~np.isfinite(self.scatter.diagonal()))
 
 
 def empty(n_features: int) -> Moments:

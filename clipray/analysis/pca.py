@@ -111,7 +111,7 @@ def fit(
     _check_moments(moments, n_components)
     values, vectors = np.linalg.eigh(covariance(moments))  # ascending
     variance, components = values[::-1].clip(min=0), vectors.T[::-1]
-    rank = min(int((variance > RANK_TOLERANCE * variance[0]).sum()), moments.n_samples - 1)
+    rank = int((variance > RANK_TOLERANCE * variance[0]).sum())
     share = variance / variance.sum()
     if n_components is None:
         assert explained_variance is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from clipray.settings import EmbedImages, Job, StepSettings
+from clipray.settings import Cluster, EmbedImages, Job, StepSettings
 from clipray.steps import embed_images
 from clipray.steps.step import Step
 from clipray.storage import Folder
@@ -20,6 +20,10 @@ def prepare(settings: StepSettings, job: Job, output: Folder, model: Callable[[]
     if isinstance(settings, EmbedImages):
         assert job.model is not None
         return embed_images.prepare(settings, output, job.model, model())
+    if isinstance(settings, Cluster):
+        from clipray.steps import cluster
+
+        return cluster.prepare(settings, output)
     from clipray.steps import reduce
 
     return reduce.prepare(settings, output)

@@ -24,7 +24,7 @@ from clipray.steps.components import COMPONENTS, components_schema, components_t
 from clipray.steps.metrics import Metric, write_metrics
 from clipray.steps.step import STARTED, Run, State, Ticker, refuse_stale, standing
 from clipray.storage import Folder, absolute
-from clipray.vectors import Piece, Vectors, groups, open_vectors, read_piece
+from clipray.vectors import Piece, Vectors, groups, open_vectors, read_piece, unit
 
 MOMENT_ROWS = 131_072  # that a task turns into one state
 
@@ -134,8 +134,8 @@ class ReduceStep:
         work = groups(source.pieces, MOMENT_ROWS)
         ticker = Ticker(run, self.name, self.total, "moments")
         done = mm.empty(source.n_features)
-        unit = settings.normalize in ("before", "both")
-        items = [(source, group, unit) for group in work]
+        normalize = settings.normalize in ("before", "both")
+        items = [(source, group, normalize) for group in work]
         for state in map_tasks(_moments_of, items, cpus, lambda n: ticker.at(sum(_rows(g) for g in work[:n]), 0)):
             done = mm.combine(done, state)
         try:
@@ -255,8 +255,8 @@ def _rows(group: list[Piece]) -> int:
     return sum(piece.rows for piece in group)
 
 
-def _read(source: Vectors, piece: Piece, unit: bool) -> tuple[pa.Table, np.ndarray]:
-    """Identities and vectors of a piece, L2-normalised where `unit`; a vector that is not finite is an error."""
+def _read(source: Vectors, piece: Piece, normalize: bool) -> tuple[pa.Table, np.ndarray]:
+    """Identities and vectors of a piece, L2-normalised where `normalize`; a vector that is not finite is an error."""
     ids, x = read_piece(source, piece)
     bad = mm.first_bad_rows(x)
     if len(bad):
@@ -264,21 +264,14 @@ def _read(source: Vectors, piece: Piece, unit: bool) -> tuple[pa.Table, np.ndarr
         raise SchemaError(
             f"{source.name}: vectors that are not finite, {source.ids[-1]}: {named}; mend or drop these rows"
         )
-    return ids, _unit(x) if unit else x
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    """(n, d) float32 of unit length; zero vectors stay zero."""
-    x = x.astype(np.float32)
-    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    return x
+    return ids, unit(x) if normalize else x
 
 
 def _moments_of(item: tuple[Vectors, list[Piece], bool]) -> mm.Moments:
-    source, group, unit = item
+    source, group, normalize = item
     state = mm.empty(source.n_features)
     for piece in group:
-        state = mm.combine(state, mm.moments(_read(source, piece, unit)[1]))
+        state = mm.combine(state, mm.moments(_read(source, piece, normalize)[1]))
     return state
 
 
@@ -289,7 +282,7 @@ def _project_group(item: tuple[ReduceStep, pca.Projection, str, list[Piece]]) ->
     for piece in group:
         ids, x = _read(step.source, piece, normalize in ("before", "both"))
         y = projection.transform(x)
-        y = _unit(y) if normalize in ("after", "both") else y
+        y = unit(y) if normalize in ("after", "both") else y
         parts.append(
             pa.table([*ids.columns, tables.vector_array(y, schema.field(step.source.column).type)], schema=schema)
         )

@@ -64,12 +64,12 @@ class Ticker:
         self._run, self._step, self._total, self._phase = run, step, total, phase
         self._began = self._logged = time.monotonic()
 
-    def at(self, done: int, written: int) -> None:
+    def at(self, done: int, written: int, phase: str | None = None) -> None:
         """`done`: rows worked on in this run; `written`: rows on disk."""
         now = time.monotonic()
         rate = done / max(now - self._began, 1e-9)
         left = (self._total - done) / rate if done else None
-        shot = Snapshot(self._step, self._total, written, 0, done, rate, left, {}, self._phase)
+        shot = Snapshot(self._step, self._total, written, 0, done, rate, left, {}, phase or self._phase)
         self._run.watch(shot)
         if now - self._logged >= 5:
             self._logged = now

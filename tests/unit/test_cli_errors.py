@@ -83,7 +83,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["status", "nothing"], "nothing: no run there"),
     (["status", "photos"], "photos: no run there"),
     (["status", "m.parquet"], "m.parquet: no run there"),
-    (["schema", "imgaes"], "no table 'imgaes'; there are: components, image_manifest, images, metrics, reduced, regions, rejects"),
+    (["schema", "imgaes"], "no table 'imgaes'; there are: centroids, clusters, components, image_manifest, images, metrics, reduced, regions, rejects"),
     (["manifest", "photos", "out.csv"], "out.csv: a manifest's name ends in .parquet"),
     (["manifest", "empty", "out.parquet"], "empty: no pictures there"),
     (["manifest", "nothing", "out.parquet"], "nothing: no pictures there"),

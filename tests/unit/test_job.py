@@ -105,7 +105,7 @@ def test_a_dumped_job_is_read_back(tmp_path: Path) -> None:
             GOOD.replace("  - embed_images:", "  - embed_image:"),
             "j.yaml:7: unknown step 'embed_image'; did you mean `embed_images`?",
         ),
-        (GOOD.replace("  - embed_images:", "  - 1:"), "j.yaml:7: unknown step 1; known: embed_images, reduce"),
+        (GOOD.replace("  - embed_images:", "  - 1:"), "j.yaml:7: unknown step 1; known: embed_images, reduce, cluster"),
         (
             "xyzzy: a\n" + GOOD,
             "j.yaml:1: xyzzy: unknown key; known: name, output, model, address, steps",
@@ -317,3 +317,138 @@ def test_changes_are_phrases() -> None:
         "vector_type was 'not set', is 'float16'",
     ]
     assert changes(before, before) == []
+
+
+# --- features and regions
+
+
+FEATURES = """\
+output: runs/hens
+model: {name: RN50, pretrained: openai}
+steps:
+  - embed_images:
+      manifest: hens.parquet
+      features:
+        clip: {}
+        conv: %s
+"""
+
+
+def with_feature(settings: str, more: str = "") -> str:
+    return FEATURES % settings + more
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("{layer: stem, pooling: mac, levels: 0}", ".levels: expected greater than or equal to 1, found 0"),
+        ("{layer: stem, pooling: rmac, levels: two}", ".levels: expected an integer, found 'two'"),
+        ("{layer: stem, pooling: rmac, levels: 17}", ".levels: expected less than or equal to 16, found 17"),
+        ("{layer: stem, pooling: rmac, overlap: 1}", ".overlap: expected less than 1, found 1"),
+        ("{layer: stem, pooling: gem, p: 0}", ".p: expected greater than 0, found 0"),
+        ("{layer: stem, pooling: max}", ".pooling: expected 'mac', 'spoc', 'gem' or 'rmac', found 'max'"),
+        ("{layer: stem, pooling: mac, l2_before: 7}", ".l2_before: expected true or false, found 7"),
+        ("{layer: stem, pooling: mac, l2_after: often}", ".l2_after: expected true or false, found 'often'"),
+        ("{layer: stem, pooling: mac, regions: box}", ".regions: expected true, false, 'grid' or 'boxes', found 'box'"),
+        ("{layer: stem, pooling: mac, regions: [1]}", ".regions: expected true, false, 'grid' or 'boxes', found [1]"),
+        ("{layer: stem, pooling: mac, level: 2}", ".level: unknown key; did you mean `levels`?"),
+        ("{layer: stem}", ": layer 'stem' is a map: it needs `pooling`: mac, spoc, gem or rmac"),
+        ("{pooling: mac}", ": layer 'output' is one vector, no map: it has no `pooling` and no `regions`; `clipray layers MODEL` lists the maps"),
+        ("{regions: true}", ": layer 'output' is one vector, no map: it has no `pooling` and no `regions`; `clipray layers MODEL` lists the maps"),
+    ],
+)  # fmt: skip
+def test_a_wrong_feature_is_one_line_with_its_place(settings: str, expected: str) -> None:
+    assert mistakes(with_feature(settings)) == [f"j.yaml:8: steps[0].embed_images.features.conv{expected}"]
+
+
+LOCAL = "{layer: stem, pooling: mac, regions: true}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            with_feature(LOCAL, "        other: {layer: conv1, pooling: mac, regions: grid}\n"),
+            "j.yaml:4: steps[0].embed_images: one feature of a step can write regions, found conv, other: put the other in a second embed_images step",
+        ),
+        (
+            with_feature(LOCAL, "      regions_name: images\n"),
+            "j.yaml:4: steps[0].embed_images: `name` and `regions_name` are both 'images': the tables need two names",
+        ),
+        (
+            with_feature(LOCAL, "      name: regions\n"),
+            "j.yaml:4: steps[0].embed_images: `name` and `regions_name` are both 'regions': the tables need two names",
+        ),
+        (
+            with_feature(LOCAL).replace("conv:", "regions:"),
+            "j.yaml:4: steps[0].embed_images: the column name 'regions' is taken: rename the feature or drop it from `keep`",
+        ),
+        (
+            with_feature(LOCAL).replace("conv:", "scale:"),
+            "j.yaml:4: steps[0].embed_images: the column name 'scale' is taken in the regions table: rename the feature",
+        ),
+        (
+            with_feature("{}", "      long_side_px: 96\n"),
+            "j.yaml:4: steps[0].embed_images: `long_side_px` goes with `preprocess: keep_aspect`",
+        ),
+        (
+            with_feature("{}", "      preprocess: keep_aspect\n      long_side_px: 0\n"),
+            "j.yaml:10: steps[0].embed_images.long_side_px: expected greater than or equal to 1, found 0",
+        ),
+        (
+            with_feature("{}", "      preprocess: whole\n"),
+            "j.yaml:9: steps[0].embed_images.preprocess: expected 'model' or 'keep_aspect', found 'whole'",
+        ),
+        (
+            with_feature("{}", "      regions_name: 5\n"),
+            "j.yaml:9: steps[0].embed_images.regions_name: expected a string, found 5",
+        ),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_go_together(text: str, expected: str) -> None:
+    assert mistakes(text) == [expected]
+
+
+def test_names_that_are_taken_only_where_regions_are_written() -> None:
+    plain = with_feature("{layer: stem, pooling: mac}").replace("conv:", "scale:")
+    (step,) = steps_of(parse_job(plain + "      regions_name: images\n"))
+    assert (step.tables, step.region_feature) == (("images",), None)
+    (step,) = steps_of(parse_job(with_feature(LOCAL, "      regions_name: parts\n")))
+    assert (step.tables, step.region_feature) == (("images", "parts"), "conv")
+
+
+def test_two_steps_may_not_write_one_regions_table() -> None:
+    second = f"  - embed_images: {{name: others, manifest: m, features: {{c: {LOCAL}}}%s}}\n"
+    assert mistakes(with_feature(LOCAL) + second % "") == [
+        "j.yaml: two steps write a table 'regions': give one another `regions_name`"
+    ]
+    steps = steps_of(parse_job(with_feature(LOCAL) + second % ", regions_name: parts"))
+    assert [step.tables for step in steps] == [("images", "regions"), ("others", "parts")]
+    plain = "  - embed_images: {name: regions, manifest: m}\n"
+    assert mistakes(with_feature(LOCAL) + plain) == [
+        "j.yaml: two steps write a table 'regions': give one another `regions_name`"
+    ]
+
+
+CONV: dict[str, object] = {"layer": "stem", "pooling": "rmac"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layer": "conv1"}, {"pooling": "mac"}, {"levels": 3}, {"overlap": 0.5}, {"p": 2.0}, {"l2_before": False},
+        {"l2_after": False}, {"regions": True}, {"regions": "grid"}, {"regions": "boxes"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_setting_of_a_feature_is_its_identity(change: dict[str, object]) -> None:
+    plain, other = (EmbedImages(**BASE, features={"f": f}) for f in (CONV, {**CONV, **change}))
+    assert fingerprint(plain.identity()) != fingerprint(other.identity())
+    if change == {"regions": True}:
+        again = EmbedImages(**BASE, features={"f": {**CONV, "regions": "boxes"}})
+        assert fingerprint(again.identity()) != fingerprint(other.identity())
+
+
+def test_the_long_side_is_identity() -> None:
+    small, large = (EmbedImages(**BASE, preprocess="keep_aspect", long_side_px=n) for n in (96, 128))
+    assert fingerprint(small.identity()) != fingerprint(large.identity())

@@ -15,7 +15,7 @@ import pytest
 from clipray import tables
 from clipray.errors import StaleTableError
 from clipray.events import Events, read_events
-from clipray.ledger import REFUSED, Stock, take_stock
+from clipray.ledger import REFUSED, RegionFolders, Stock, regions_of_another, take_stock
 from clipray.manifest import open_manifest
 from clipray.scan import Scan, hash_strings, scan
 from clipray.storage import Folder
@@ -381,3 +381,225 @@ def test_any_mess_ends_with_each_row_at_most_once(tmp_path: Path, seed: int) -> 
 
 def _numbers(folder: Folder, name: str) -> list[int]:
     return [int(i[2:]) for i in tables.read_shard(folder, name, ["image_id"])["image_id"].to_pylist()]
+
+
+# --- regions beside pictures
+
+
+class Regional(Run):
+    """A run whose pictures have regions: by default picture n has n % 3 of them, and every fifth has a refused box."""
+
+    def __init__(self, home: Path, count: int) -> None:
+        super().__init__(home, count)
+        self.folders = RegionFolders(Folder(f"{home}/regions"), Folder(f"{home}/rejects/regions"))
+
+    def pictures(self, name: str, numbers: Sequence[int]) -> None:
+        counted = pa.field("region_count", pa.int32(), nullable=False)
+        schema = tables.arrow_schema("images", {"clip": 1}, extra=[counted])
+        columns = {
+            "image_id": [f"id{n}" for n in numbers],
+            "uri": [f"/p/{n}" for n in numbers],
+            "height": pa.array([1] * len(numbers), pa.int32()),
+            "width": pa.array([1] * len(numbers), pa.int32()),
+            "clip": pa.FixedSizeListArray.from_arrays(pa.array(np.float32(numbers)), type=schema.field("clip").type),
+            "region_count": pa.array([n % 3 for n in numbers], pa.int32()),
+        }
+        tables.write_shard(self.table, name, "images", pa.table(columns, schema), STAMP)
+
+    def regions(self, name: str, numbers: Sequence[int], stamp: dict[str, Any] = STAMP) -> None:
+        """A region for each number, as often as it stands there."""
+        schema = tables.arrow_schema("regions", {"clip": 1})
+        rows = [
+            {
+                "image_id": f"id{n}",
+                "region_id": f"id{n}#g{i}",
+                "box_xyxy": [0, 0, n, i],
+                "scale": 1,
+                "clipped": False,
+                "clip": [n],
+            }
+            for i, n in enumerate(numbers)
+        ]
+        tables.write_shard(self.folders.table, name, "regions", pa.Table.from_pylist(rows, schema), stamp)
+
+    def refused_boxes(self, name: str, numbers: Sequence[int], stamp: dict[str, Any] = STAMP) -> None:
+        rows = [{"image_id": f"id{n}", "stage": "pool", "reason": "empty_box", "message": "m"} for n in numbers]
+        data = pa.Table.from_pylist(rows, schema=tables.arrow_schema("rejects"))
+        tables.write_shard(self.folders.rejects, name, "rejects", data, stamp)
+
+    def whole(self, name: str, numbers: Sequence[int]) -> None:
+        """What a step writes: regions, refused boxes, then the pictures."""
+        if mine := [n for n in numbers for _ in range(n % 3)]:
+            self.regions(name, mine)
+        if refused := [n for n in numbers if n % 5 == 0]:
+            self.refused_boxes(name, refused)
+        self.pictures(name, numbers)
+
+    def stock(self, *, mend: bool = True) -> Stock:
+        return take_stock(self.table, self.rejects, self.scan, (), PRINT, regions=self.folders, mend=mend)
+
+    def assert_complete(self) -> None:
+        """Every picture has its regions in the shard of its name, and every region and refused box its picture."""
+        pictures, regions = self.on_disk(), self.on_disk(self.folders.table)
+        assert {name: sorted(n for n in rows for _ in range(n % 3)) for name, rows in pictures.items()} == {
+            name: sorted(regions.get(name, [])) for name in pictures
+        }
+        assert regions.keys() <= pictures.keys()
+        for name, refused in self.on_disk(self.folders.rejects).items():
+            assert set(refused) <= set(pictures[name])
+
+
+@pytest.fixture
+def regional(tmp_path: Path) -> Regional:
+    return Regional(tmp_path, 20)
+
+
+def test_whole_shards_with_regions_are_left_as_they_are(regional: Regional) -> None:
+    regional.whole("a.parquet", [0, 1, 2, 5])
+    regional.whole("b.parquet", [3, 6])  # no region at all
+    before = regional.bytes_of()
+    stock = regional.stock()
+    assert (regional.taken(stock), stock.repaired) == ([0, 1, 2, 3, 5, 6], {})
+    assert [(s.name, s.rows, s.bytes) for s in stock.region_files] == [
+        ("a.parquet", 5, len(before["regions/a.parquet"]))
+    ]
+    assert [(s.name, s.rows) for s in stock.refused_box_files] == [("a.parquet", 2)]
+    assert (stock.rejected, regional.bytes_of()) == (0, before)  # a refused box is no refused picture
+
+
+@pytest.mark.parametrize("how", ["gone", "torn", "empty"])
+def test_pictures_whose_regions_are_lost_are_made_again(regional: Regional, how: str) -> None:
+    regional.whole("a.parquet", [0, 1, 2, 3])
+    regional.whole("b.parquet", [4, 5])
+    found = regional.folders.table.read("a.parquet") or b""
+    if how == "gone":
+        regional.folders.table.remove("a.parquet")
+    else:
+        regional.folders.table.write("a.parquet", found[:-9] if how == "torn" else b"")
+    stock = regional.stock()
+    assert regional.on_disk() == {"a.parquet": [0, 3], "b.parquet": [4, 5]}  # those without regions lack none
+    assert regional.taken(stock) == [0, 3, 4, 5]
+    assert stock.repaired == {"rows_without_their_regions": 2, **({} if how == "gone" else {"region_files_removed": 1})}
+    assert regional.on_disk(regional.folders.rejects) == {"a.parquet": [0], "b.parquet": [5]}
+    regional.assert_complete()
+    assert regional.stock().repaired == {}
+
+
+@pytest.mark.parametrize("rows", [[1, 2, 4], [1, 2, 2, 2, 4], [1, 4, 7]], ids=["too few", "too many", "none"])
+def test_a_picture_with_another_number_of_regions_is_made_again(regional: Regional, rows: list[int]) -> None:
+    regional.whole("a.parquet", [1, 2, 4])
+    regional.regions("a.parquet", rows)
+    stock = regional.stock()
+    assert regional.on_disk() == {"a.parquet": [1, 4]}
+    assert regional.on_disk(regional.folders.table) == {"a.parquet": [1, 4]}
+    assert regional.taken(stock) == [1, 4]
+    assert stock.repaired == {"rows_without_their_regions": 1}
+    assert [s.rows for s in stock.region_files] == [2]
+    assert regional.stock().repaired == {}
+
+
+def test_regions_written_before_a_kill_are_removed(regional: Regional) -> None:
+    """Regions and refused boxes come first: without the pictures' shard they are a kill's."""
+    regional.whole("a.parquet", [1, 2])
+    regional.regions("b.parquet", [4, 5, 5])
+    regional.refused_boxes("b.parquet", [5])
+    regional.folders.table.write(".tmp-1", b"half")
+    regional.folders.rejects.write(".tmp-2", b"half")
+    stock = regional.stock()
+    assert (regional.taken(stock), stock.repaired) == ([1, 2], {"region_files_removed": 2})
+    assert regional.folders.table.sizes().keys() == {"a.parquet"}
+    assert regional.folders.rejects.sizes().keys() == set()
+    regional.assert_complete()
+
+
+def test_regions_leave_with_their_picture(regional: Regional) -> None:
+    regional.whole("a.parquet", [1, 2, 5, 10])
+    regional.whole("b.parquet", [15, 16])
+    before = tables.shard_stamp(regional.folders.table, "a.parquet")
+    regional.manifest([0, 1, 10, 11], moved=[1])
+    stock = regional.stock()
+    assert regional.on_disk() == {"a.parquet": [10]}
+    assert regional.on_disk(regional.folders.table) == {"a.parquet": [10]}
+    assert regional.on_disk(regional.folders.rejects) == {"a.parquet": [10]}
+    assert stock.repaired == {"rows_gone": 4, "rows_changed": 1, "region_files_removed": 2}
+    after = tables.shard_stamp(regional.folders.table, "a.parquet")
+    assert after[1:] == before[1:]
+    assert {s.name: s.bytes for s in stock.region_files} == regional.folders.table.sizes()
+    assert tables.read_shard(regional.folders.table, "a.parquet")["box_xyxy"].to_pylist() == [[0, 0, 10, 5]]
+
+
+def test_a_picture_that_stands_twice_keeps_one_set_of_regions(regional: Regional) -> None:
+    regional.whole("a.parquet", [1, 2])
+    regional.whole("b.parquet", [2, 4])
+    regional.whole("c.parquet", [1, 2, 7])
+    regional.folders.table.remove("a.parquet")  # the first is not whole: the second is the one to keep
+    stock = regional.stock()
+    assert regional.on_disk() == {"b.parquet": [2, 4], "c.parquet": [1, 7]}
+    assert stock.repaired == {"rows_without_their_regions": 2, "rows_doubled": 1}
+    assert regional.taken(stock) == [1, 2, 4, 7]
+    regional.assert_complete()
+
+
+def test_looking_at_regions_touches_nothing(regional: Regional) -> None:
+    regional.whole("a.parquet", [1, 2])
+    regional.regions("a.parquet", [1, 2])
+    regional.regions("b.parquet", [4])
+    before = regional.bytes_of()
+    looked = regional.stock(mend=False)
+    assert regional.bytes_of() == before
+    assert regional.taken(looked) == [1]
+    assert regional.taken(regional.stock()) == [1]
+
+
+@pytest.mark.parametrize("where", ["table", "rejects"])
+def test_regions_of_another_step_are_told_apart(regional: Regional, where: str) -> None:
+    regional.whole("a.parquet", [1, 2, 5])
+    assert regions_of_another(regional.folders, PRINT, "images") is None
+    write = regional.regions if where == "table" else regional.refused_boxes
+    folder = regional.folders.table if where == "table" else regional.folders.rejects
+    write("b.parquet", [4], {**STAMP, "name": "images"})
+    assert regions_of_another(regional.folders, PRINT, "images") is None
+    assert regions_of_another(regional.folders, PRINT, "others") == folder.path("b.parquet")
+    write("b.parquet", [4], {**STAMP, "fingerprint": "of other settings"})
+    assert regions_of_another(regional.folders, PRINT, "images") == folder.path("b.parquet")
+    folder.write("b.parquet", b"PAR1 torn by a kill")
+    assert regions_of_another(regional.folders, PRINT, "images") is None
+    pq.write_table(pa.table({"image_id": ["id4"]}), folder.path("b.parquet"))  # somebody's own
+    assert regions_of_another(regional.folders, PRINT, "images") == folder.path("b.parquet")
+    assert regions_of_another(RegionFolders(Folder("/nowhere/a"), Folder("/nowhere/b")), PRINT, "images") is None
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_after_any_mess_every_picture_has_its_regions(tmp_path: Path, seed: int) -> None:
+    """Shards that overlap, regions lost, cut, torn, doubled or written without pictures; and then nothing to do."""
+    rng = np.random.default_rng(seed)
+    run = Regional(tmp_path, 40)
+    for number in range(int(rng.integers(1, 7))):
+        name, numbers = f"s{number}.parquet", rng.choice(40, rng.integers(1, 15), replace=False).tolist()
+        run.whole(name, numbers)
+        regions = [n for n in numbers for _ in range(n % 3)]
+        mess = rng.integers(0, 7)
+        if mess == 0:
+            run.folders.table.remove(name)
+        elif mess == 1 and regions:
+            run.regions(name, rng.choice(regions, max(1, len(regions) // 2)).tolist())
+        elif mess == 2 and regions:
+            whole = run.folders.table.read(name) or b""
+            run.folders.table.write(name, whole[: rng.integers(0, len(whole))])
+        elif mess == 3:
+            run.table.remove(name)
+        elif mess == 4:
+            run.regions(name, [*regions, *rng.integers(0, 40, 5).tolist()])
+    left = sorted(rng.choice(40, 32, replace=False).tolist())
+    run.manifest(left, moved=rng.choice(40, 4, replace=False).tolist())
+    looked = run.stock(mend=False)
+    stock = run.stock()
+    run.assert_complete()
+    written = Counter(n for rows in run.on_disk().values() for n in rows)
+    assert set(written.values()) <= {1}
+    assert written.keys() <= set(left)
+    assert run.taken(stock) == run.taken(looked) == sorted(written)
+    assert {s.name: s.bytes for s in stock.region_files} == run.folders.table.sizes()
+    assert {s.name: s.bytes for s in stock.refused_box_files} == run.folders.rejects.sizes()
+    after = run.bytes_of()
+    assert (run.stock().repaired, run.bytes_of()) == ({}, after)

@@ -90,7 +90,9 @@ def test_components_are_scikit_learns_however_the_rows_are_split_and_merged(dtyp
         random = np.random.default_rng([blocks, seed])
         states = [moments(block) for block in split(vectors(dtype), blocks, random)]
         for _ in range(3 if blocks > 1 else 1):
-            assert_components_equal(fit(merged(states, random), n_components=D), oracle(dtype))
+            state = merged(states, random)
+            assert_components_equal(fit(state, n_components=D), oracle(dtype))
+            assert_components_equal(fit(state, n_components=10), oracle(dtype))
 
 
 def test_moments_agree_in_any_order() -> None:
@@ -261,10 +263,10 @@ def test_explained_variance_takes_the_fewest_components_that_reach_it(share: flo
 
 
 def test_a_share_that_is_just_reached_is_reached() -> None:
-    x = np.repeat(np.float32([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]]), 2, axis=0)
-    x *= np.sqrt(np.float32([6, 3, 1]))
-    for share, k in {0.6: 1, 0.6001: 2, 0.9: 2, 0.91: 3, 1.0: 3}.items():
-        assert fit(moments(x.astype(np.float64)), explained_variance=share).n_components == k
+    x = np.vstack([np.eye(10), -np.eye(10)])  # ten directions of a tenth each: sums are near 0.1, 0.2, … in binary
+    for k in range(1, 11):
+        assert fit(moments(x), explained_variance=k / 10).n_components == k
+        assert fit(moments(x), explained_variance=k / 10 - 0.001).n_components == k
 
 
 def low_rank(dtype: type, n: int = 3000, rank: int = 20) -> np.ndarray:
@@ -285,6 +287,20 @@ def test_vectors_of_low_rank(dtype: type) -> None:
     np.testing.assert_allclose(np.cov(z.T), np.eye(20), atol=1e-3)
     with pytest.raises(ValueError, match=r"n_components=21 should be <= 20 to be whitened: 3000 vectors of 64 values"):
         fit(state, n_components=21, whiten=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_small_component_counts_but_is_raised_no_more_than_the_floor_allows(dtype: type) -> None:
+    x = (np.random.default_rng(8).normal(size=(N, 3)) * np.sqrt([1, 1e-4, 3e-6])).astype(dtype)
+    state = moments(x)
+    assert fit(state, explained_variance=1.0).n_components == 3
+    projection = fit(state, n_components=3, whiten=True)
+    v = projection.variance
+    np.testing.assert_allclose(projection.scale, 1 / np.sqrt([v[0], v[1], 1e-5 * v[0]]))
+    z = projection.transform(x).astype(np.float64)
+    np.testing.assert_allclose(np.cov(z.T), np.diag([1, 1, v[2] / v[0] / 1e-5]), atol=1e-3)
+    full = fit(state, n_components=3, whiten=True, epsilon=0).transform(x).astype(np.float64)
+    np.testing.assert_allclose(np.cov(full.T), np.eye(3), atol=1e-3)
 
 
 def test_fewer_vectors_than_values() -> None:
@@ -314,6 +330,9 @@ def test_of_equal_coefficients_the_first_is_positive() -> None:
     for rows in (x, -x, x[::-1]):
         components = fit(moments(np.float32(np.vstack([rows, rows[:, ::-1]]))), n_components=2).components
         np.testing.assert_allclose(components, [[math.sqrt(0.5), -math.sqrt(0.5)], [math.sqrt(0.5)] * 2], atol=1e-5)
+    for nearly in (1 - 1e-7, 1 + 1e-7):  # as rounding may have it
+        components = fit(moments(np.outer([-1.0, 0, 1], [1, -nearly])), n_components=1).components
+        np.testing.assert_allclose(components, [[math.sqrt(0.5), -math.sqrt(0.5)]], atol=1e-6)
 
 
 def test_columns_of_very_different_size() -> None:

@@ -1,0 +1,264 @@
+"""Step `cluster`: a vector column -> the `clusters` table, by K-means over vectors that actors hold in memory.
+
+The centroids are kept after every iteration, with all that the next one needs, so that a killed run goes on from there
+and ends in the same centroids to the bit. The last pass ranks in fp32 and writes the table.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import __version__, tables
+from clipray.analysis.kmeans import KMeans, kmeans
+from clipray.errors import ClipRayError, SchemaError
+from clipray.job import fingerprint
+from clipray.settings import Cluster
+from clipray.steps.cluster_figures import cluster_metrics
+from clipray.steps.metrics import write_metrics
+from clipray.steps.step import STARTED, Run, State, Ticker, refuse_stale, standing
+from clipray.storage import Folder
+from clipray.vectors import Vectors, open_vectors
+
+CHECKPOINT = "_checkpoint.npz"
+CENTROIDS = "part-000000.parquet"
+
+
+@dataclass(frozen=True)
+class ClusterStep:
+    """A `Step`; see `Step`."""
+
+    settings: Cluster
+    output: Folder
+    source: Vectors
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def total(self) -> int:
+        return self.source.n_samples
+
+    @property
+    def table(self) -> Folder:
+        return self.output.sub(self.name)
+
+    @property
+    def centroids(self) -> Folder:
+        return self.output.sub(f"{self.name}_centroids")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        version = tables.table_schema("clusters")["version"]
+        own = {key: value for key, value in self.settings.identity().items() if key not in ("name", "input")}
+        return {"step": "cluster", "schema_version": version, "input": self.source.identity, **own}
+
+    def inspect(self, *, count: bool = True) -> State:  # noqa: ARG002 - the table is written at once, at the end
+        state = standing(self.table, self.identity, self.source.digest)
+        record = tables.read_record(self.centroids)
+        if state.kind == "finished" and (record is None or not tables.intact(self.centroids, record)):
+            return State("partial")
+        return state
+
+    def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
+        source, size = self.source, 2 if self.settings.hold == "float16" else 4
+        held = source.n_samples * source.n_features * size / 2**20
+        return [
+            f"{self.name}: {source.n_samples} vectors of {source.n_features} from {source.name}, {held:.1f} MiB in memory, {self.settings.clusters} clusters"
+        ]
+
+    def run(self, run: Run) -> tables.Record:
+        """Iterate from the last checkpoint, assign, commit.
+
+        Raises:
+            StaleTableError: the table was made with other settings.
+            SchemaError, JobError: vectors that cannot be clustered: not finite, fewer distinct ones than clusters.
+        """
+        from clipray.engine.shards import Holding, held
+
+        refuse_stale(self.table, self.inspect())
+        began = time.monotonic()
+        run.events.write("step_started", step=self.name, rows=self.total, fingerprint=fingerprint(self.identity))
+        cluster, settings = run.cluster(), self.settings
+        self._begin()
+        normalize = settings.spherical or settings.normalize == "l2"
+        holding = Holding(normalize, settings.hold == "float16", settings.precision)
+        with held(self.source, cluster, holding, settings.actors) as data:
+            precision = data.precision()
+            loaded_s = time.monotonic() - began
+            state = self._iterate(run, data)
+            iterations_s = time.monotonic() - began - loaded_s
+            made = data.finish(state.centroids, _Writer(self, self._stamp(precision)), settings.rows_per_file)
+            sample = data.sample(min(5_000, self.total), settings.random_state)
+        figures = {
+            "iterations": state.n_iterations,
+            "converged": state.converged,
+            "loading_s": round(loaded_s, 2),
+            "iterations_s": round(iterations_s, 2),
+            "precision": precision,
+        }
+        return self._commit(state, made, sample, figures, began)
+
+    def _begin(self) -> None:
+        """Open the tables for writing; what was made of another input goes."""
+        before = self.table.read_json(STARTED) or {}
+        for folder in (self.table, self.centroids):
+            for name in [tables.RECORD, *tables.shard_names(folder), *folder.leftovers()]:
+                folder.remove(name)
+        if (before.get("fingerprint"), before.get("digest")) != (fingerprint(self.identity), self.source.digest):
+            self.table.remove(CHECKPOINT)
+        mine = {"settings": self.identity, "fingerprint": fingerprint(self.identity), "digest": self.source.digest}
+        self.table.write_json(STARTED, {**mine, "started_at": before.get("started_at", tables.now())})
+
+    def _iterate(self, run: Run, data: Any) -> KMeans:
+        settings, start = self.settings, _load(self.table)
+        if start:
+            run.say(f"{self.name}: goes on after iteration {start.n_iterations}")
+        ticker = Ticker(run, self.name, self.total, "iterating")
+
+        def keep(state: KMeans) -> None:
+            _save(self.table, state)
+            ticker.at(0, 0, f"iteration {state.n_iterations}, inertia {state.inertia[-1]:.6g}")
+
+        try:
+            return kmeans(
+                data,
+                settings.clusters,
+                max_iterations=settings.max_iterations,
+                tolerance=settings.tolerance,
+                random_state=settings.random_state,
+                spherical=settings.spherical,
+                start=start,
+                on_iteration=keep,
+            )
+        except ClipRayError as error:
+            raise type(error)(f"{self.name}: {self.source.name}: {error}") from error
+
+    def _commit(
+        self, state: KMeans, made: list[Part], sample: np.ndarray, figures: dict[str, Any], began: float
+    ) -> tables.Record:
+        stamp = self._stamp(figures["precision"])
+        k, key = len(state.centroids), self.source.ids[-1]
+        sizes, inertia = (np.sum([getattr(part, name) for part in made], axis=0) for name in ("sizes", "inertia"))
+        best = _nearest_ids(made)
+        schema = tables.arrow_schema("centroids", {self.source.column: self.source.n_features})
+        vectors = tables.vector_array(state.centroids, schema.field(self.source.column).type)
+        columns = [
+            pa.array(range(k), pa.int32()),
+            pa.array(sizes),
+            pa.array(inertia),
+            pa.array(best, pa.string()),
+            vectors,
+        ]
+        beside = tables.write_shard(self.centroids, CENTROIDS, "centroids", pa.table(columns, schema=schema), stamp)
+        shards = [part.shard for part in made]
+        rows = sum(shard.rows for shard in shards)
+        if rows != self.total:
+            raise AssertionError(f"rows in = {self.total}, but {rows} written: this is a defect in clipray")
+        seconds = time.monotonic() - began
+        common: dict[str, Any] = {
+            "fingerprint": fingerprint(self.identity),
+            "inputs": {"rows": rows, "digest": self.source.digest, "input": self.source.name},
+            "settings": self.identity,
+            "provenance": stamp,
+            "finished_at": tables.now(),
+        }
+        measured = cluster_metrics(self.settings, self.output, self.table, key, state, sizes, inertia, sample)
+        write_metrics(self.output, self.name, measured, stamp)
+        figures = {**figures, **{m.metric: round(m.value, 6) for m in measured if m.group is None}}
+        tables.finish(self.centroids, "centroids", schema, [beside], **common)
+        record = tables.finish(
+            self.table, "clusters", self.schema, shards, figures=figures, seconds=round(seconds, 2),
+            rows_per_s=round(rows / max(seconds, 1e-9), 2), **common,
+        )  # fmt: skip
+        self.table.remove(CHECKPOINT)
+        return record
+
+    def _stamp(self, precision: str) -> dict[str, Any]:
+        source = self.source
+        return {
+            "fingerprint": fingerprint(self.identity),
+            "input": {"name": source.name, "digest": source.digest, **source.identity},
+            "space": source.space,
+            "precision": precision,
+            "versions": {"clipray": __version__, "numpy": np.__version__},
+        }
+
+    @property
+    def schema(self) -> pa.Schema:
+        fixed = tables.arrow_schema("clusters")
+        return pa.schema([*self.source.id_fields, *fixed])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A shard of the table, and by cluster its rows' number (k,), inertia (k,), and nearest row: distance, identity."""
+
+    shard: tables.Shard
+    sizes: np.ndarray
+    inertia: np.ndarray
+    nearest: dict[int, tuple[float, str]]
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes shards where the vectors are."""
+
+    step: ClusterStep
+    stamp: dict[str, Any]
+
+    def __call__(self, ids: pa.Table, labels: np.ndarray, squares: np.ndarray, first_row: int) -> Part:
+        step, k = self.step, self.step.settings.clusters
+        rows = pa.table([*ids.columns, pa.array(labels), pa.array(np.sqrt(squares))], schema=step.schema)
+        shard = tables.write_shard(step.table, f"part-{first_row:012d}.parquet", "clusters", rows, self.stamp)
+        order = np.lexsort((squares, labels))
+        firsts = order[np.unique(labels[order], return_index=True)[1]]
+        keys = ids[step.source.ids[-1]].take(pa.array(firsts)).to_pylist()
+        nearest = {int(labels[n]): (float(squares[n]), key) for n, key in zip(firsts, keys, strict=True)}
+        return Part(shard, np.bincount(labels, minlength=k), np.bincount(labels, squares, k), nearest)
+
+
+def _nearest_ids(parts: list[Part]) -> list[str | None]:
+    """Identity of the row nearest to each centroid; of two equally near the one whose identity sorts first."""
+    best: dict[int, tuple[float, str]] = {}
+    for part in parts:
+        for label, found in part.nearest.items():
+            best[label] = min(found, best.get(label, found))
+    return [best[label][1] if label in best else None for label in range(len(parts[0].sizes))]
+
+
+def _save(folder: Folder, state: KMeans) -> None:
+    sink = io.BytesIO()
+    facts = json.dumps({"converged": state.converged}).encode()
+    np.savez(sink, centroids=state.centroids, inertia=np.array(state.inertia), facts=np.frombuffer(facts, np.uint8))
+    folder.write(CHECKPOINT, sink.getvalue())
+
+
+def _load(folder: Folder) -> KMeans | None:
+    data = folder.read(CHECKPOINT)
+    if data is None:
+        return None
+    with np.load(io.BytesIO(data)) as kept:
+        converged = json.loads(kept["facts"].tobytes())["converged"]
+        return KMeans(kept["centroids"], tuple(kept["inertia"].tolist()), converged)
+
+
+def prepare(settings: Cluster, output: Folder) -> ClusterStep:
+    """Open the input.
+
+    Raises:
+        JobError, SchemaError, ManifestError: it is not there, or has fewer rows than clusters.
+    """
+    source = open_vectors(settings.input, output)
+    if source.n_samples < settings.clusters:
+        raise SchemaError(
+            f"{settings.name}: n_samples={source.n_samples} of {source.name} should be >= clusters={settings.clusters}"
+        )
+    return ClusterStep(settings, output, source)

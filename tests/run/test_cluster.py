@@ -1,0 +1,214 @@
+"""The cluster step on the session's Ray: as good as scikit-learn, the same bits on any number of actors, resumable."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
+from support import CLIPRAY
+
+from clipray import runner, tables
+from clipray.errors import ClipRayError, StaleTableError
+
+pytestmark = pytest.mark.usefixtures("ray_here")
+ROWS, WIDTH, GROUPS = 6_000, 16, 12
+
+
+def grouped(rows: int = ROWS, spread: float = 0.35, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, GROUPS, rows)
+    x = rng.normal(size=(GROUPS, WIDTH))[labels] + spread * rng.normal(size=(rows, WIDTH))
+    return x.astype(np.float32), labels
+
+
+def write_table(path: Path, x: np.ndarray, labels: np.ndarray | None = None, group: int = 500) -> dict[str, Any]:
+    ids = [f"v{row:06d}" for row in range(len(x))]
+    data = {"image_id": ids, "vector": pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), x.shape[1])}
+    if labels is not None:
+        data["label"] = [f"class {label}" for label in labels]
+    pq.write_table(pa.table(data), path, row_group_size=group)
+    return {"path": str(path), "column": "vector"}
+
+
+def write_job(home: Path, **settings: Any) -> str:
+    home.mkdir(exist_ok=True)
+    (home / "j.yaml").write_text(yaml.safe_dump({"output": str(home / "out"), "steps": [{"cluster": settings}]}))
+    return str(home / "j.yaml")
+
+
+def centroids(home: Path) -> np.ndarray:
+    table = tables.read_table(str(home / "out/clusters_centroids"))
+    assert table["cluster_id"].to_pylist() == list(range(len(table)))
+    return np.stack(table["vector"].to_numpy())
+
+
+def figures(home: Path) -> dict[str, Any]:
+    return json.loads((home / "out/clusters/_table.json").read_text())["figures"]
+
+
+def test_clusters_are_as_good_as_scikit_learns_and_belong_to_their_rows(tmp_path: Path) -> None:
+    x, labels = grouped()
+    source = write_table(tmp_path / "v.parquet", x, labels)
+    own, beside = runner.run(write_job(tmp_path / "a", input=source, clusters=GROUPS, rows_per_file=1_000))
+    assert (own.rows, own.total, beside.name, beside.rows) == (ROWS, ROWS, "clusters_centroids", GROUPS)
+    table = tables.read_table(str(tmp_path / "a/out/clusters"))
+    assert table["image_id"].to_pylist() == [f"v{row:06d}" for row in range(ROWS)]
+    c, found = centroids(tmp_path / "a"), table["cluster_id"].to_numpy()
+    distances = np.linalg.norm(x[:, None] - c[None], axis=2)
+    assert np.allclose(table["distance"].to_numpy(), distances.min(1), atol=1e-4)
+    assert np.allclose(distances[np.arange(ROWS), found], distances.min(1), atol=1e-4)
+    best = min(KMeans(GROUPS, n_init=1, random_state=seed).fit(x).inertia_ for seed in range(5))
+    assert figures(tmp_path / "a")["inertia"] <= 1.02 * best
+    assert adjusted_rand_score(labels, found) > 0.9
+    about = tables.read_table(str(tmp_path / "a/out/clusters_centroids"))
+    assert about["size"].to_pylist() == np.bincount(found, minlength=GROUPS).tolist()
+    nearest = [f"v{row:06d}" for row in np.where(found[:, None] == np.arange(GROUPS), distances, np.inf).argmin(0)]
+    assert about["nearest_id"].to_pylist() == nearest
+    assert len(list((tmp_path / "a/out/clusters").glob("*.parquet"))) == 6
+
+
+def test_the_same_bits_on_any_number_of_actors(tmp_path: Path) -> None:
+    x = grouped()[0]
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    source = write_table(tmp_path / "v.parquet", x)
+    settings = {"input": source, "clusters": 40, "max_iterations": 6, "tolerance": 0}
+    found = []
+    for actors in (1, 3):
+        runner.run(write_job(tmp_path / str(actors), actors=actors, **settings))
+        table = tables.read_table(str(tmp_path / f"{actors}/out/clusters"))
+        found.append((centroids(tmp_path / str(actors)), table["cluster_id"].to_numpy()))
+    assert np.array_equal(found[0][0], found[1][0])
+    assert np.array_equal(found[0][1], found[1][1])
+
+
+def test_a_stopped_run_goes_on_after_its_last_iteration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipray.steps import cluster
+
+    source = write_table(tmp_path / "v.parquet", grouped(spread=1.5)[0])
+    settings = {"input": source, "clusters": 25, "max_iterations": 9, "tolerance": 0, "spherical": True}
+    runner.run(write_job(tmp_path / "whole", **settings))
+    kept, save = [], cluster._save
+
+    def stop(folder: Any, state: Any) -> None:
+        save(folder, state)
+        kept.append(state.n_iterations)
+        if kept == [1, 2, 3, 4]:
+            raise ConnectionError("the machine is gone")
+
+    monkeypatch.setattr(cluster, "_save", stop)
+    job = write_job(tmp_path / "stopped", **settings)
+    with pytest.raises(ConnectionError):
+        runner.run(job)
+    assert runner.plan(job)[0][0].state == "partial"
+    said: list[str] = []
+    runner.run(job, notice=said.append)
+    assert kept == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert "clusters: goes on after iteration 4" in said
+    assert np.array_equal(centroids(tmp_path / "stopped"), centroids(tmp_path / "whole"))
+    assert np.allclose(np.linalg.norm(centroids(tmp_path / "whole"), axis=1), 1, atol=1e-6)
+    inertia = [
+        m for m in tables.read_table(str(tmp_path / "stopped/out/metrics")).to_pylist() if m["metric"] == "inertia"
+    ]
+    assert [m["group"] for m in inertia] == [f"iteration {n}" for n in range(1, 10)] + [None]
+    assert not (tmp_path / "stopped/out/clusters/_checkpoint.npz").exists()
+
+
+def test_a_killed_driver_at_iteration_five_of_twenty(tmp_path: Path) -> None:
+    x = grouped(60_000, spread=3.0)[0]
+    source = write_table(tmp_path / "v.parquet", x, group=8_000)
+    settings = {"input": source, "clusters": 300, "max_iterations": 20, "tolerance": 0}
+    runner.run(write_job(tmp_path / "whole", **settings))
+    job, checkpoint = write_job(tmp_path / "killed", **settings), tmp_path / "killed/out/clusters/_checkpoint.npz"
+    process = subprocess.Popen([CLIPRAY, "run", job], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while time.monotonic() < until and process.poll() is None:
+        if checkpoint.exists() and len(np.load(checkpoint)["inertia"]) >= 5:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(np.load(checkpoint)["inertia"])
+    assert 5 <= done < 20
+    said: list[str] = []
+    runner.run(job, notice=said.append)
+    assert f"clusters: goes on after iteration {done}" in said
+    assert np.array_equal(centroids(tmp_path / "killed"), centroids(tmp_path / "whole"))
+
+
+def test_labels_say_how_pure_the_clusters_are(tmp_path: Path) -> None:
+    """Labels come from another table of the same run, by image_id."""
+    x, labels = grouped()
+    source = write_table(tmp_path / "v.parquet", x)
+    schema = pa.schema([pa.field("image_id", pa.string(), False), pa.field("label", pa.string())])
+    data = pa.table(
+        [[f"v{row:06d}" for row in range(ROWS)], [f"class {n}" if n else None for n in labels]], schema=schema
+    )
+    folder = tables.Folder(str(tmp_path / "a/out/known"))
+    folder.write("part-0.parquet", b"")
+    (tmp_path / "a/out/known/part-0.parquet").unlink()
+    pq.write_table(
+        data.replace_schema_metadata({"clipray": '{"fingerprint": "f"}'}), tmp_path / "a/out/known/part-0.parquet"
+    )
+    size = (tmp_path / "a/out/known/part-0.parquet").stat().st_size
+    tables.commit(
+        folder,
+        tables.Record("images", 1, {f.name: str(f.type) for f in schema}, ROWS, 0, [{"name": "part-0.parquet", "rows": ROWS, "bytes": size}], "f", {}, {}, {}),
+    )  # fmt: skip
+    runner.run(write_job(tmp_path / "a", input=source, clusters=GROUPS, labels="known.label"))
+    found = figures(tmp_path / "a")
+    table = tables.read_table(str(tmp_path / "a/out/clusters"))
+    known = labels > 0
+    assert found["ari"] == pytest.approx(
+        adjusted_rand_score(labels[known], table["cluster_id"].to_numpy()[known]), abs=1e-6
+    )
+    assert 0.9 < found["purity"] <= 1
+    assert 0.9 < found["nmi"] <= 1
+    assert 0 < found["silhouette"] < 1
+    metric = next(m for m in tables.read_table(str(tmp_path / "a/out/metrics")).to_pylist() if m["metric"] == "purity")
+    assert metric["n"] == int(known.sum())
+
+
+def test_other_settings_are_refused_and_a_finished_table_is_kept(tmp_path: Path) -> None:
+    source = write_table(tmp_path / "v.parquet", grouped(800)[0])
+    job = write_job(tmp_path / "a", input=source, clusters=5)
+    runner.run(job)
+    assert runner.run(job)[0].note == "was finished already"
+    runner.run(write_job(tmp_path / "a", input=source, clusters=5, actors=2))
+    with pytest.raises(StaleTableError, match="clusters was 5, is 6"):
+        runner.run(write_job(tmp_path / "a", input=source, clusters=6))
+    assert runner.run(job, fresh=["clusters"])[0].rows == 800
+
+
+def nan_in(x: np.ndarray) -> np.ndarray:
+    x = x.copy()
+    x[123, 4] = np.nan
+    return x
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "message"),
+    [
+        ({"clusters": 900}, None, "n_samples=800 .* should be >= clusters=900"),
+        ({"clusters": 4}, nan_in, "image_id: 'v000123'; mend or drop these rows"),
+        ({"clusters": 4}, np.ones_like, "clusters: .*distinct"),
+        ({"clusters": 4, "spherical": True}, np.zeros_like, "clusters: .*"),
+        ({"clusters": 4, "labels": "known.label"}, None, "known: no _table.json"),
+    ],
+)
+def test_what_cannot_be_clustered(tmp_path: Path, settings: dict[str, Any], change: Any, message: str) -> None:
+    x = grouped(800)[0]
+    source = write_table(tmp_path / "v.parquet", change(x) if change else x)
+    with pytest.raises(ClipRayError, match=message) as caught:
+        runner.run(write_job(tmp_path / "a", input=source, **settings))
+    assert "\n" not in str(caught.value)
