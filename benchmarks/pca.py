@@ -48,8 +48,7 @@ def clipray_fit(x: np.ndarray, components: int, threads: int) -> Projection:
     parts = list(blocks(x))
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         states = pool.map(shard_moments, [part for i in range(threads) if (part := parts[i::threads])])
-        state = reduce(combine, states, empty(x.shape[1]))
-    return fit(state, n_components=components)
+        return fit(reduce(combine, states, empty(x.shape[1])), n_components=components)
 
 
 def clipray_transform(projection: Projection, x: np.ndarray, threads: int) -> list[np.ndarray]:
@@ -95,7 +94,8 @@ def side_by_side(x: np.ndarray, components: int, repetitions: int, threads: int)
 
 
 def spread(values: np.ndarray) -> str:
-    return f"{np.median(values):.2f} ({values.min():.2f} to {values.max():.2f})"
+    low, middle, high = np.quantile(values, [0, 0.5, 1])
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def main() -> None:

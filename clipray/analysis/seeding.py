@@ -1,10 +1,10 @@
-"""Where K-means starts: k-means++ on a sample for few clusters, rounds of draws by squared distance for many.
+"""Where K-means starts: greedy k-means++ on a sample, for many clusters in parts of the sample.
 
-k-means++ takes one pass over its sample per centroid, which is too many beyond some thousand. k-means|| (Bahmani et al.
-2012, arXiv 1203.6402) takes a few passes over all vectors, in each of which it draws many rows at once in proportion to
-their squared distance from those drawn before; but it draws several times too many, and reducing them to k by k-means++
-on the driver costs k passes over more than k vectors: hours at k = 100,000. Here the rounds draw k rows in all, so that
-nothing is left to reduce.
+k-means++ takes one pass over its sample per centroid; in parts of 2,000 centroids each it stays affordable at 100,000.
+k-means|| (Bahmani et al. 2012, arXiv 1203.6402) is not used: with 4k candidates it takes as long as eight iterations,
+and as much again to choose k of them. Inertia after 10 iterations on 40,000 vectors in 1,200 clusters, k = 1,500: random
+rows 2,573; k-means|| whose rounds draw no more than k 2,455; k-means|| with 4k candidates 2,227; here 2,240 with one
+part and 2,345 with five.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 
 from clipray.errors import JobError
 
-FEW = 1000  # clusters, up to which k-means++ is run
-SAMPLE = 16, 4096  # vectors of the sample: per cluster, and at least
-ROUNDS = 8
+SAMPLE_ROWS = 8, 4096  # of a cluster, and at least
+SAMPLE_BYTES = 2**29  # at most, unless that is fewer than two vectors of a cluster
+PART = 2000  # clusters of a part of the sample
 
 
 class Sampled(Protocol):
@@ -26,6 +26,9 @@ class Sampled(Protocol):
 
     @property
     def n_samples(self) -> int: ...
+
+    @property
+    def n_features(self) -> int: ...
 
     def sample(self, n: int, random_state: int, centroids: np.ndarray | None = None) -> np.ndarray: ...
 
@@ -37,52 +40,64 @@ def seeds(data: Sampled, n_clusters: int, random_state: int) -> np.ndarray:
         JobError: there are fewer distinct vectors than clusters.
     """
     rng = np.random.default_rng(random_state)
-    if n_clusters <= FEW:
-        per_cluster, least = SAMPLE
-        size = min(data.n_samples, max(per_cluster * n_clusters, least))
-        chosen = plus_plus(data.sample(size, seed(rng)), n_clusters, rng)
-    else:
-        chosen = _distinct(data.sample(-(-n_clusters // ROUNDS), seed(rng)))
-    while len(chosen) < n_clusters:
-        n = min(-(-n_clusters // ROUNDS), n_clusters - len(chosen))
-        more = _distinct(data.sample(n, seed(rng), chosen))
+    per_cluster, least = SAMPLE_ROWS
+    affordable = max(SAMPLE_BYTES // (4 * data.n_features), 2 * n_clusters)
+    x = data.sample(max(least, min(per_cluster * n_clusters, affordable)), seed(rng))
+    chosen = _in_parts(x, n_clusters, rng) if n_clusters > PART else plus_plus(x, n_clusters, rng)
+    while len(chosen) < n_clusters:  # vectors of the sample were equal, or parts rounded down
+        more = data.sample(n_clusters - len(chosen), seed(rng), chosen)
         if len(more) == 0:
             raise too_few_vectors(len(chosen), n_clusters)
-        chosen = np.concatenate([chosen, more])
+        chosen = np.concatenate([chosen, _distinct(more)])
     return chosen
 
 
 def plus_plus(x: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-    """Greedy k-means++ as in scikit-learn (Arthur and Vassilvitskii 2007): at most `k` rows of `x` (m, d), (k, d).
+    """At most `k` rows of `x` (m, d) float32 by k-means++ (Arthur and Vassilvitskii 2007), greedy as in scikit-learn.
 
-    Each next row is the best of 2 + ln(k) that are drawn in proportion to the squared distance from those chosen. Fewer
-    are returned when all others are as good as equal to one of them.
+    Each next row is the best of 2 + ln(k) that are drawn in proportion to the squared distance from the nearest chosen
+    one. Fewer than `k` are returned when all others are as good as equal to one of them.
     """
     centred = x - x.mean(0)
     norms = np.einsum("md,md->m", centred, centred)
-    noise = 1e-6 * norms.max(initial=0)  # rounding of the squared distances
-    chosen, nearest = [int(rng.integers(len(x)))], np.full(len(x), np.inf, dtype=np.float32)
-    candidates = np.array(chosen)
+    nearest = np.full(len(x), np.inf, dtype=np.float32)
+    chosen: list[int] = []
+    candidates = rng.integers(len(x), size=1)
     while True:
-        distances = norms[candidates, None] + norms - 2 * (centred[candidates] @ centred.T)  # (trials, m)
-        distances[distances <= noise] = 0
+        squares = norms[candidates, None] + norms  # (trials, m)
+        distances = squares - 2 * (centred[candidates] @ centred.T)
+        distances[distances <= 1e-6 * squares] = 0  # of equal rows, but for rounding
         np.minimum(distances, nearest, out=distances)
         best = int(distances.sum(1, dtype=np.float64).argmin())
-        chosen[-1], nearest = int(candidates[best]), distances[best]
+        nearest = distances[best]
+        chosen.append(int(candidates[best]))
         total = np.cumsum(nearest, dtype=np.float64)
         if len(chosen) == k or total[-1] == 0:
             return x[chosen]
         candidates = np.searchsorted(total, rng.random(2 + int(math.log(k))) * total[-1], side="right")
-        chosen.append(-1)
+
+
+def _in_parts(x: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Nearly `k` rows of `x`: k-means++ in each part of a coarse clustering, which gets rows in proportion to its inertia."""
+    n, norms = -(-k // PART), np.einsum("md,md->m", x, x)
+    pivots = x[rng.choice(len(x), n, replace=False)]
+    for _ in range(3):
+        scores = x @ pivots.T - np.einsum("gd,gd->g", pivots, pivots) / 2  # (m, parts)
+        part = scores.argmax(1)
+        sizes, inertia = np.bincount(part, minlength=n), np.bincount(part, norms - 2 * scores.max(1), n).clip(0)
+        pivots = np.stack([x[part == g].mean(0) if sizes[g] else pivots[g] for g in range(n)])
+    shares = inertia if inertia.any() else sizes
+    quotas = np.minimum((k * shares / shares.sum()).astype(np.int64), sizes)
+    return np.concatenate([plus_plus(x[part == g], quotas[g], rng) for g in np.flatnonzero(quotas)])
 
 
 def seed(rng: np.random.Generator) -> int:
-    """A `random_state` of its own for one call."""
+    """A `random_state` for one sample."""
     return int(rng.integers(2**63))
 
 
 def too_few_vectors(distinct: int, n_clusters: int) -> JobError:
-    return JobError(f"distinct vectors={distinct} should be >= n_clusters={n_clusters}: many vectors are equal")
+    return JobError(f"distinct vectors={distinct} should be >= n_clusters={n_clusters}: too many vectors are equal")
 
 
 def _distinct(x: np.ndarray) -> np.ndarray:
