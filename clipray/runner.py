@@ -19,7 +19,7 @@ from clipray.events import Events
 from clipray.job import load_job, steps_of
 from clipray.settings import EmbedImages, Job
 from clipray.status import StepReport, status
-from clipray.steps.prepare import prepare
+from clipray.steps.prepare import check, prepare
 from clipray.steps.step import Run, State, Step
 from clipray.storage import Folder
 
@@ -88,6 +88,8 @@ def _run_steps(
             aside.submit(importlib.import_module, "clipray.encoders.layers")  # and torch: seconds, in which Ray starts
         if unfinished:
             cluster()
+        for s in unfinished:
+            check(s, model.result)
         here = Run(cluster, events, watch, say)
         return [report for s in settings for report in _run_step(prepare(s, job, output, model.result), here, s.tables)]
 

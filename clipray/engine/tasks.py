@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 AHEAD = 2  # tasks waiting for each that can run
 TASK_CPUS = 1.0
+STOP_S = 15.0  # for tasks that are under way when one fails
 
 
 def map_tasks(
@@ -54,5 +56,7 @@ def map_tasks(
     except ray.exceptions.RayError as error:
         raise RunError(f"workers failed and the run could not go on: {' '.join(str(error).split())[:600]}") from error
     finally:
-        for ref in running:
-            ray.cancel(ref, force=False)
+        # Not cancelled: a task that ends at that very moment makes Ray 2.60 end this process (ray-project/ray#54798).
+        if running:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.wait(list(running), num_returns=len(running), timeout=STOP_S)

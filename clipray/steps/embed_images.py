@@ -37,7 +37,7 @@ class EmbedStep:
     @functools.cached_property
     def layers(self) -> Layers:
         """What the network's layers make of the features. Raises ModelError: there is no such layer."""
-        return _layers(self.settings, self.model)
+        return layers_of(self.settings, self.model)
 
     @property
     def name(self) -> str:
@@ -196,7 +196,8 @@ class Layers:
     keep_aspect: tuple[int, int] | None = None
 
 
-def _layers(settings: EmbedImages, model: ResolvedModel) -> Layers:
+def layers_of(settings: EmbedImages, model: ResolvedModel) -> Layers:
+    """Look the features' layers up, without weights. Raises ModelError: the network has no such layer."""
     wanted = {feature.layer for feature in settings.features.values()}
     if not settings.looks_inside:
         return Layers(dict.fromkeys(settings.features, model.embed_dim))  # seconds sooner: no torch in the driver

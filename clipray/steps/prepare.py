@@ -11,6 +11,12 @@ from clipray.steps.step import Step
 from clipray.storage import Folder
 
 
+def check(settings: StepSettings, model: Callable[[], Any]) -> None:
+    """Before the first step starts: what can be known of a step that may come hours later. Raises ModelError."""
+    if isinstance(settings, EmbedImages) and settings.looks_inside:
+        embed_images.layers_of(settings, model())
+
+
 def prepare(settings: StepSettings, job: Job, output: Folder, model: Callable[[], Any]) -> Step:
     """Open and count the step's inputs. `model` gives the job's `ResolvedModel`, to those that ask.
 

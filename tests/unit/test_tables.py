@@ -83,7 +83,17 @@ def expected() -> tuple[list[str], np.ndarray]:
 
 
 def test_every_schema_is_whole() -> None:
-    assert tables.table_names() == ["centroids", "clusters", "components", "image_manifest", "images", "metrics", "reduced", "regions", "rejects"]
+    assert tables.table_names() == [
+        "centroids",
+        "clusters",
+        "components",
+        "image_manifest",
+        "images",
+        "metrics",
+        "reduced",
+        "regions",
+        "rejects",
+    ]
     for name in tables.table_names():
         spec = tables.table_schema(name)
         assert spec["table"] == name
@@ -100,7 +110,8 @@ def test_every_schema_is_whole() -> None:
 
 def test_an_unknown_table_names_the_known_ones() -> None:
     with pytest.raises(
-        SchemaError, match="no table 'imges'; there are: centroids, clusters, components, image_manifest, images, metrics, reduced, regions, rejects"
+        SchemaError,
+        match="no table 'imges'; there are: centroids, clusters, components, image_manifest, images, metrics, reduced, regions, rejects",
     ):
         tables.table_schema("imges")
 
