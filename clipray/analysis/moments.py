@@ -55,7 +55,7 @@ def moments(x: np.ndarray) -> Moments:
 
     Products are of float32 (float64 for float64 vectors, and where float32 would overflow or underflow) over chunks,
     summed up in float64. Before them the block is shifted to near its mean, so that large means cost no digits:
-    variances keep 1e-6 of the largest one. NaN and infinite values give a state with `bad_columns`, without a warning.
+    variances err by 1e-7 of the largest one. NaN and infinite values give a state with `bad_columns`, without a warning.
 
     Args:
         x: (n, d) float16, float32 or float64; absolute values below 1e150.
