@@ -79,7 +79,7 @@ def grid_picture(path: Path) -> None:
                 pen.text((left, top + 8), words, fill=INK, font=ImageFont.load_default(15))
                 image.paste(with_boxes(picture, own), (left, top + title))
             left += picture.width + gap
-        image.save(path, quality=90)
+        image.save(path, quality=78, optimize=True)
 
 
 def with_boxes(picture: Image.Image, rows: list[Row]) -> Image.Image:
@@ -166,7 +166,7 @@ def draw_neighbours(
                 colour = RIGHT if is_right(relation, query, row) else JUNK if same else WRONG
                 pen.rectangle([x, y, x + side - 1, y + side - 1], fill=colour)
                 image.paste(thumbnail(row, side - 8), (x + 4, y + 4))
-    image.save(path, quality=86)
+    image.save(path, quality=78, optimize=True)
 
 
 def main() -> None:
