@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import queue
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -21,11 +24,11 @@ from clipray.analysis.ranking import PARTS, Precision, bf16_rows, native_bf16, r
 from clipray.analysis.sampling import Draw, choose, draw
 from clipray.errors import SchemaError
 
-SCORES = 2**22  # values of a block of scores: 8 MiB in bf16, still in the cache when their maxima are sought
+SCORES = 2**23  # values of a block of scores: 16 MiB in bf16, of which much is in the cache when maxima are sought
 BLOCK_ROWS = 512, 8192  # at least and at most
-MOVED_ROWS = 512  # in float64 at a time: again for the cache
+MOVED_ROWS = 256  # in float64 at a time: again for the cache
 LONGEST = 1e12  # beyond it products would overflow
-BLURRED = 1e-3  # of the squared lengths, about the mean: below it the vectors are 30 times their spread from the origin
+BLURRED = 1e-2  # of the squared lengths, about the mean: below it the vectors are 10 times their spread from the origin
 
 
 class Shard:
@@ -43,6 +46,7 @@ class Shard:
         *,
         precision: Literal["auto", "bf16", "fp32"] = "auto",
         device: str | torch.device = "cpu",
+        threads: int | None = None,
     ) -> None:
         """Takes `x` without a copy if it can, and never writes to it.
 
@@ -50,13 +54,16 @@ class Shard:
             x: (n, d) float16, bfloat16 or float32, other types become float32; n may be 0.
             keys: (n,) uint64, distinct in the whole table, say hashes of ids: samples depend on them, not on positions.
             precision: of the product; `auto` is bf16 where it is native and the vectors are not farther from the origin
-                than 30 times their spread, which bf16 would blur; else fp32.
+                than 10 times their spread, which bf16 would blur; else fp32.
+            threads: on a CPU, each with blocks of its own, so that none waits for another; by default as many as torch has.
 
         Raises:
             ValueError: `x` without two axes or without columns, or `keys` of another length.
             SchemaError: vectors that are not finite or longer than 1e12, with the first rows' numbers.
         """
         self.device = torch.device(device)
+        self._threads = 1 if self.device.type == "cuda" else threads or torch.get_num_threads()
+        self._lock = threading.Lock()
         self._x, self._keys = _tensor(x).to(self.device), np.asarray(keys, dtype=np.uint64)
         if self._x.ndim != 2 or self._x.shape[1] == 0 or self._keys.shape != self._x.shape[:1]:
             raise ValueError(f"x {tuple(self._x.shape)} and keys {self._keys.shape} should be (n, d >= 1) and (n,)")
@@ -67,9 +74,7 @@ class Shard:
         self.precision: Precision = precision
         self._copy: Tensor | None = None
         if precision == "bf16" and self._x.dtype == torch.float32:
-            self._copy = self._x.new_empty(self.n_samples, self.n_features + 2 * PARTS, dtype=torch.bfloat16)
-            for rows in self._blocks(SCORES):
-                self._copy[rows] = bf16_rows(self._x[rows])
+            self._copy = self._copied()
         self._forget(0)
 
     def assign(self, centroids: np.ndarray) -> Assigned:
@@ -81,12 +86,19 @@ class Shard:
         c = self._checked(centroids)
         if len(self._sums) != len(c):
             self._forget(len(c))
-        for rows, after in self._labelled(c, self.precision):
+
+        def move(rows: slice, after: Tensor) -> None:
             before = self._labels[rows]
             moved = (after != before).nonzero()[:, 0]
             for some in moved.split(MOVED_ROWS) if len(moved) else ():
                 self._move(self._x[rows][some], before[some], after[some])
             before.copy_(after)
+
+        try:
+            self._label(c, self.precision, move)
+        except BaseException:
+            self._forget(0)  # a row may have been taken from one cluster and not yet given to another
+            raise
         counts = torch.bincount(self._labels, minlength=len(c))
         return Assigned(*(value.cpu().numpy().copy() for value in (self._sums, counts, self._squares)))
 
@@ -102,9 +114,12 @@ class Shard:
         c = self._checked(centroids)
         labels = torch.empty(self.n_samples, dtype=torch.int32, device=self.device)
         distances = torch.empty(self.n_samples, device=self.device)
-        for rows, nearest in self._labelled(c, precision):
+
+        def measure(rows: slice, nearest: Tensor) -> None:
             labels[rows] = nearest
             distances[rows] = (self._x[rows] - c[nearest]).square_().sum(1)
+
+        self._label(c, precision, measure)
         return labels.cpu().numpy(), distances.cpu().numpy()
 
     def draw(self, n: int, random_state: int, centroids: np.ndarray | None = None) -> Draw:
@@ -120,16 +135,20 @@ class Shard:
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """The vectors (m, d) float32 of the rows (m,) int64."""
-        return self._x[torch.from_numpy(rows).to(self.device)].float().cpu().numpy()
+        return self._x[torch.tensor(rows, device=self.device)].float().cpu().numpy()
 
     def _measure(self) -> float:
         """The share of the squared lengths that is spread about the mean; sets the grid, 2**e above all lengths."""
         total = torch.zeros(self.n_features, dtype=torch.float64, device=self.device)
         squares = torch.zeros(self.n_samples, dtype=torch.float64, device=self.device)
-        for rows in self._blocks(SCORES):
+
+        def measure(rows: slice) -> None:
             values = self._x[rows].double()
-            total += values.sum(0)
             squares[rows] = values.square().sum(1)
+            with self._lock:
+                total.add_(values.sum(0))
+
+        self._each(SCORES, lambda: measure)
         bad = (~(squares <= LONGEST**2)).nonzero()[:, 0].tolist()
         if bad:
             first = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
@@ -138,6 +157,15 @@ class Shard:
         self._exponent = math.frexp(math.sqrt(2 * longest))[1]  # the factor: rounding must not lift unit vectors
         return 1 - total.square().sum().item() / (self.n_samples * squares.sum().item()) if longest else 1.0
 
+    def _copied(self) -> Tensor:
+        copy = self._x.new_empty(self.n_samples, self.n_features + 2 * PARTS, dtype=torch.bfloat16)
+
+        def fill(rows: slice) -> None:
+            copy[rows] = bf16_rows(self._x[rows])
+
+        self._each(SCORES, lambda: fill)
+        return copy
+
     def _forget(self, k: int) -> None:
         self._labels = torch.full((self.n_samples,), -1, dtype=torch.int32, device=self.device)
         self._sums = torch.zeros(k, self.n_features, dtype=torch.float64, device=self.device)
@@ -145,18 +173,45 @@ class Shard:
 
     def _move(self, x: Tensor, before: Tensor, after: Tensor) -> None:
         """Takes the rows `x` (m, d) from their clusters `before`, unless they had none (all -1), to those `after`."""
-        values = _on_grid(x.double(), self._exponent - 31)
-        squares = _on_grid(values.square().sum(1), 2 * self._exponent - 31)
-        for labels, sign in ((before, -1), (after, 1)):
-            if labels[0] >= 0:
-                self._sums.index_add_(0, labels, values, alpha=sign)
-                self._squares.index_add_(0, labels, squares, alpha=sign)
+        values = _on_grid(x.double(), self._exponent - 34)
+        squares = _on_grid(torch.linalg.vector_norm(values, dim=1).square_(), 2 * self._exponent - 31)
+        with self._lock:
+            for labels, sign in ((before, -1), (after, 1)):
+                if labels[0] >= 0:
+                    self._sums.index_add_(0, labels, values, alpha=sign)
+                    self._squares.index_add_(0, labels, squares, alpha=sign)
 
-    def _labelled(self, c: Tensor, precision: Precision) -> Iterator[tuple[slice, Tensor]]:
-        """Blocks of rows with their labels (m,) int64."""
-        nearest = ranking(c, precision, self._block(len(c)))
-        for rows in self._blocks(len(c)):
-            yield rows, nearest(self._x[rows], None if self._copy is None else self._copy[rows])
+    def _label(self, c: Tensor, precision: Precision, use: Callable[[slice, Tensor], None]) -> None:
+        """Calls `use` with each block of rows and their labels (m,) int64."""
+        make = ranking(c, precision, self._block(len(c)))
+
+        def worker() -> Callable[[slice], None]:
+            nearest = make()
+            return lambda rows: use(rows, nearest(self._x[rows], None if self._copy is None else self._copy[rows]))
+
+        self._each(len(c), worker)
+
+    def _each(self, k: int, worker: Callable[[], Callable[[slice], None]]) -> None:
+        """Calls what `worker` returns, once in each thread, with the blocks of rows for scores of k centroids."""
+        blocks: queue.SimpleQueue[slice | None] = queue.SimpleQueue()
+        for block in (*self._blocks(k), *[None] * self._threads):
+            blocks.put(block)
+
+        def work(threads: int) -> None:
+            torch.set_num_threads(threads)  # of this thread, and of those that start later
+            use = worker()
+            for rows in iter(blocks.get, None):
+                use(rows)
+
+        if self._threads == 1:
+            work(torch.get_num_threads())
+            return
+        with ThreadPoolExecutor(self._threads) as pool:
+            try:
+                for done in [pool.submit(work, 1) for _ in range(self._threads)]:
+                    done.result()
+            finally:
+                torch.set_num_threads(torch.get_num_threads())
 
     def _block(self, k: int) -> int:
         least, most = BLOCK_ROWS
@@ -165,15 +220,16 @@ class Shard:
     def _blocks(self, k: int) -> Iterator[slice]:
         """Blocks of nearly one size, as a product with a handful of rows may round otherwise than one with many."""
         count = -(-self.n_samples // self._block(k))
-        return itertools.starmap(slice, itertools.pairwise(i * self.n_samples // count for i in range(count + 1)))
+        edges = (i * self.n_samples // count for i in range(count + 1) if count)
+        return itertools.starmap(slice, itertools.pairwise(edges))
 
     def _checked(self, centroids: np.ndarray) -> Tensor:
-        c = np.asarray(centroids, dtype=np.float32)
+        c = np.array(centroids, dtype=np.float32, order="C")
         if c.ndim != 2 or c.shape[1] != self.n_features or len(c) == 0:
             raise ValueError(f"centroids have shape {c.shape}, expected (k >= 1, {self.n_features})")
         if not np.isfinite(c).all():
             raise ValueError("centroids should be finite")
-        return torch.tensor(c, device=self.device)
+        return torch.from_numpy(c).to(self.device)
 
 
 class LocalShards:

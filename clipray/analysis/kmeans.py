@@ -21,10 +21,10 @@ from clipray.errors import JobError
 class Assigned:
     """What one assignment needs to know of the rows: by cluster their sum, count and sum of squared lengths.
 
-    Rows enter on a grid of about 2**-30 of the longest vector, on which float64 adds up millions of rows a cluster
+    Rows enter on a grid of about 2**-33 of the longest vector, on which float64 adds up millions of rows a cluster
     without rounding. So the states of any split of the rows combine to the same bits if the longest vectors of the
     shards are nearly of one length, as normalised ones are (exactly: if `length * 2**0.5` has the same binary exponent),
-    and otherwise to 1e-9 of it.
+    and otherwise to 1e-10 of it.
 
     Attributes:
         sums: (k, d) float64.

@@ -1,6 +1,6 @@
 """Where K-means starts: greedy k-means++ on a sample, for many clusters in parts of the sample.
 
-k-means++ takes one pass over its sample per centroid; in parts of 2,000 centroids each it stays affordable at 100,000.
+k-means++ takes one pass over its sample per centroid; in parts of 1,000 centroids each it stays affordable at 100,000.
 k-means|| (Bahmani et al. 2012, arXiv 1203.6402) is not used: with 4k candidates it takes as long as eight iterations,
 and as much again to choose k of them. Inertia after 10 iterations on 40,000 vectors in 1,200 clusters, k = 1,500: random
 rows 2,573; k-means|| whose rounds draw no more than k 2,455; k-means|| with 4k candidates 2,227; here 2,240 with one
@@ -18,7 +18,7 @@ from clipray.errors import JobError
 
 SAMPLE_ROWS = 8, 4096  # of a cluster, and at least
 SAMPLE_BYTES = 2**29  # at most, unless that is fewer than two vectors of a cluster
-PART = 2000  # clusters of a part of the sample
+PART = 1000  # clusters of a part of the sample
 
 
 class Sampled(Protocol):
