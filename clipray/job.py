@@ -72,8 +72,9 @@ def parse_job(text: str, where: str = "job") -> Job:
         for name in sorted(set(names))
         if names.count(name) > 1
     ]
-    if job is not None and job.model is None and any(isinstance(step, EmbedImages) for step in steps):
-        mistakes.append(f"{where}: model: is missing: embed_images needs one")
+    needy = [step_kind(step) for step in steps if step.needs_model]
+    if job is not None and job.model is None and needy:
+        mistakes.append(f"{where}: model: is missing: {needy[0]} needs one")
     if mistakes or job is None:
         raise JobError("\n".join(mistakes))
     return job.model_copy(update={"output": absolute(job.output)})

@@ -17,10 +17,10 @@ from clipray import tables
 from clipray.errors import JobError, RunError, SchemaError, Stopped
 from clipray.events import Events
 from clipray.job import load_job, steps_of
-from clipray.settings import EmbedImages, Job
+from clipray.settings import Job
 from clipray.status import StepReport, status
 from clipray.steps.prepare import check, prepare
-from clipray.steps.step import Run, State, Step
+from clipray.steps.step import Given, Run, State, Step
 from clipray.storage import Folder
 
 LOCK = ".lock"
@@ -84,14 +84,15 @@ def _run_steps(
         cluster = functools.cache(lambda: stack.enter_context(_connected(address or job.address)))
         model = aside.submit(_resolve, job)
         unfinished = [s for s in settings if tables.read_record(output.sub(s.name)) is None]
-        if any(isinstance(s, EmbedImages) and s.looks_inside for s in unfinished):
+        if any(s.looks_inside for s in unfinished):
             aside.submit(importlib.import_module, "clipray.encoders.layers")  # and torch: seconds, in which Ray starts
         if unfinished:
             cluster()
         for s in unfinished:
             check(s, model.result)
         here = Run(cluster, events, watch, say)
-        return [report for s in settings for report in _run_step(prepare(s, job, output, model.result), here, s.tables)]
+        given = Given(job, output, model.result)
+        return [report for s in settings for report in _run_step(prepare(s, given), here, s.tables)]
 
 
 def _run_step(step: Step, run: Run, names: Sequence[str]) -> Iterator[StepReport]:
@@ -207,19 +208,19 @@ def plan(job: Job | str, *, address: str | None = None) -> tuple[list[StepReport
     """
     job = load_job(job) if isinstance(job, str) else job  # before anything heavy: a typing error shows at once
     output = Folder(job.output)
-    model = functools.cache(lambda: _resolve(job))
+    given = Given(job, output, functools.cache(lambda: _resolve(job)))
     here = _machine(address or job.address)
     reports: list[StepReport] = []
     lines: list[str] = []
     made: set[str] = set()  # tables that this very run would make first
     for settings in steps_of(job):
         try:
-            step = prepare(settings, job, output, model)
+            step = prepare(settings, given)
         except SchemaError as error:
-            source = getattr(settings, "input", None)
-            if not isinstance(source, str) or source.rpartition(".")[0] not in made:
+            awaited = [name for name in settings.sources if name in made]
+            if not awaited:
                 raise
-            reports.append(StepReport(settings.name, "absent", note=f"waits for {source}"))
+            reports.append(StepReport(settings.name, "absent", note=f"waits for {', '.join(awaited)}"))
             lines.append(f"{settings.name}: {error}")
             made.update(settings.tables)
             continue

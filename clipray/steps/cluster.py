@@ -22,7 +22,7 @@ from clipray.job import fingerprint
 from clipray.settings import Cluster
 from clipray.steps.cluster_figures import cluster_metrics
 from clipray.steps.metrics import write_metrics
-from clipray.steps.step import STARTED, Run, State, Ticker, refuse_stale, standing
+from clipray.steps.step import STARTED, Given, Run, State, Ticker, refuse_stale, standing
 from clipray.storage import Folder
 from clipray.vectors import Vectors, open_vectors
 
@@ -250,15 +250,15 @@ def _load(folder: Folder) -> KMeans | None:
         return KMeans(kept["centroids"], tuple(kept["inertia"].tolist()), converged)
 
 
-def prepare(settings: Cluster, output: Folder) -> ClusterStep:
+def prepare(settings: Cluster, given: Given) -> ClusterStep:
     """Open the input.
 
     Raises:
         JobError, SchemaError, ManifestError: it is not there, or has fewer rows than clusters.
     """
-    source = open_vectors(settings.input, output)
+    source = open_vectors(settings.input, given.output)
     if source.n_samples < settings.clusters:
         raise SchemaError(
             f"{settings.name}: n_samples={source.n_samples} of {source.name} should be >= clusters={settings.clusters}"
         )
-    return ClusterStep(settings, output, source)
+    return ClusterStep(settings, given.output, source)

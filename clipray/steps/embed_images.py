@@ -17,8 +17,8 @@ from clipray.job import fingerprint
 from clipray.ledger import RegionFolders, regions_of_another, take_stock
 from clipray.manifest import Manifest, check_boxes, open_manifest
 from clipray.scan import Scan, scan
-from clipray.settings import EmbedImages, Model
-from clipray.steps.step import Run, State, standing
+from clipray.settings import EmbedImages
+from clipray.steps.step import Given, Run, State, standing
 from clipray.storage import Folder
 
 
@@ -161,11 +161,14 @@ def encode_settings(step: EmbedStep, precision: str, device: str, threads: int) 
     )
 
 
-def prepare(settings: EmbedImages, output: Folder, spec: Model, model: ResolvedModel) -> EmbedStep:
+def prepare(settings: EmbedImages, given: Given) -> EmbedStep:
     """Open and count the manifest. Raises ManifestError."""
+    assert given.job.model is not None
     manifest = open_manifest(settings.manifest, settings.keep, ["boxes"] if _use_of_boxes(settings) else ())
     keep = (*settings.keep, *_boxes(settings, manifest))
-    return EmbedStep(settings, output, manifest, scan(manifest, keep), model, spec.precision, keep)
+    return EmbedStep(
+        settings, given.output, manifest, scan(manifest, keep), given.model(), given.job.model.precision, keep
+    )
 
 
 def _use_of_boxes(settings: EmbedImages) -> str | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
-from clipray.settings import Cluster, EmbedImages, Job, StepSettings
+from clipray.job import step_kind
+from clipray.settings import EmbedImages, StepSettings
 from clipray.steps import embed_images
-from clipray.steps.step import Step
-from clipray.storage import Folder
+from clipray.steps.step import Given, Step
 
 
 def check(settings: StepSettings, model: Callable[[], Any]) -> None:
@@ -17,19 +18,12 @@ def check(settings: StepSettings, model: Callable[[], Any]) -> None:
         embed_images.layers_of(settings, model())
 
 
-def prepare(settings: StepSettings, job: Job, output: Folder, model: Callable[[], Any]) -> Step:
-    """Open and count the step's inputs. `model` gives the job's `ResolvedModel`, to those that ask.
+def prepare(settings: StepSettings, given: Given) -> Step:
+    """Open and count the step's inputs, by the function `prepare` of the step's own module.
 
     Raises:
         ClipRayError: what the settings name is not there, or is not what the step needs.
     """
-    if isinstance(settings, EmbedImages):
-        assert job.model is not None
-        return embed_images.prepare(settings, output, job.model, model())
-    if isinstance(settings, Cluster):
-        from clipray.steps import cluster
-
-        return cluster.prepare(settings, output)
-    from clipray.steps import reduce
-
-    return reduce.prepare(settings, output)
+    module = importlib.import_module(f"clipray.steps.{step_kind(settings)}")
+    step: Step = module.prepare(settings, given)
+    return step

@@ -22,7 +22,7 @@ from clipray.job import changes, fingerprint
 from clipray.settings import Reduce
 from clipray.steps.components import COMPONENTS, components_schema, components_table, read_projection
 from clipray.steps.metrics import Metric, write_metrics
-from clipray.steps.step import STARTED, Run, State, Ticker, refuse_stale, standing
+from clipray.steps.step import STARTED, Given, Run, State, Ticker, refuse_stale, standing
 from clipray.storage import Folder, absolute
 from clipray.vectors import Piece, Vectors, groups, open_vectors, read_piece, unit
 
@@ -214,20 +214,20 @@ class ReduceStep:
         return pa.schema([*self.source.id_fields, vector])
 
 
-def prepare(settings: Reduce, output: Folder) -> ReduceStep:
+def prepare(settings: Reduce, given: Given) -> ReduceStep:
     """Open the input, and the fit where it is another run's.
 
     Raises:
         JobError, SchemaError, ManifestError: the input or the fit is not there, or they are of two spaces.
     """
-    source = open_vectors(settings.input, output)
+    source = open_vectors(settings.input, given.output)
     if settings.fit is None:
         if settings.components is not None and settings.components > source.n_features:
             raise SchemaError(
                 f"{settings.name}: components={settings.components} should be <= n_features={source.n_features} of {source.name}"
             )
-        return ReduceStep(settings, output, source, None)
-    url = absolute(settings.fit) if "/" in settings.fit else output.sub(settings.fit).url
+        return ReduceStep(settings, given.output, source, None)
+    url = absolute(settings.fit) if "/" in settings.fit else given.output.sub(settings.fit).url
     fitted = Folder(f"{url}_components")
     provenance = finished_record(fitted, f"fit {settings.fit}").provenance
     before = provenance["space"]["of"]
@@ -240,7 +240,7 @@ def prepare(settings: Reduce, output: Folder) -> ReduceStep:
         raise SchemaError(
             f"{settings.name}: {settings.fit} was fitted in another space than {source.name}: {'; '.join(changes(before, source.space))}"
         )
-    return ReduceStep(settings, output, source, fitted)
+    return ReduceStep(settings, given.output, source, fitted)
 
 
 def finished_record(folder: Folder, what: str) -> tables.Record:

@@ -12,6 +12,7 @@ from clipray.errors import StaleTableError
 from clipray.events import Events
 from clipray.job import changes, fingerprint
 from clipray.ledger import Stock
+from clipray.settings import Job
 from clipray.storage import Folder
 
 STARTED = "_started.json"
@@ -45,6 +46,15 @@ class Snapshot:
     eta_s: float | None
     stages: dict[str, dict[str, float]]
     phase: str
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a step is prepared from, beside its settings; `model` gives the job's `ResolvedModel` to those that ask."""
+
+    job: Job
+    output: Folder
+    model: Callable[[], Any]
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def test_it_follows_the_pictures(tmp_path: Path, tiny_model: str) -> None:
     text["steps"].append({"reduce": {"input": "images.clip", "components": 3}})
     Path(job).write_text(yaml.safe_dump(text))
     reports, _ = runner.plan(job)
-    assert [(r.name, r.state, r.note) for r in reports][1] == ("reduced", "absent", "waits for images.clip")
+    assert [(r.name, r.state, r.note) for r in reports][1] == ("reduced", "absent", "waits for images")
     runner.run(job)
     assert matrix(tmp_path / "out/reduced", "clip", "image_id")[1].shape == (30, 3)
     draw_pictures(tmp_path / "pictures", 5, start=30)

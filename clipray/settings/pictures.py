@@ -1,52 +1,15 @@
-"""The settings of a job: frozen, typed, validated once, at the door.
-
-A field marked `Execution` changes how fast or how patiently a step runs, never which values it writes for a row,
-so it is no part of a table's fingerprint.
-"""
+"""Settings of the step that encodes pictures."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Execution = "execution"
-"""Marker in a field's `Annotated` metadata; see the module's docstring."""
-
-TABLE_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
+from clipray.settings.base import TABLE_NAME, Actors, Execution, Settings, StepSettings
 
 SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "http", "https")
 """URI schemes that a manifest may name unless the job says otherwise."""
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
-
-    def identity(self) -> dict[str, Any]:
-        """The settings that decide what is written: everything but `Execution` fields, as plain JSON values."""
-        skip = {name for name, field in type(self).model_fields.items() if Execution in field.metadata}
-        return self.model_dump(mode="json", exclude=skip)
-
-
-class Model(Settings):
-    """An open_clip model.
-
-    `name` is a built-in name (`ViT-B-32`), `hf-hub:org/model`, `local-dir:/path`, the path of an open_clip config
-    (`*.json`), or the built-in `demo` (a ViT) or `demo-rn` (a ResNet). `pretrained` is a tag of that name, the path or URL of a checkpoint, or `random`.
-    """
-
-    name: str
-    pretrained: str | None = None
-    seed: int | None = None
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-
-    @model_validator(mode="after")
-    def _random_needs_a_seed(self) -> Model:
-        if self.pretrained == "random" and self.seed is None:
-            raise ValueError("`pretrained: random` needs a `seed`, so that every worker draws the same weights")
-        if self.pretrained != "random" and self.seed is not None:
-            raise ValueError("`seed` goes with `pretrained: random` only")
-        return self
 
 
 class Feature(Settings):
@@ -82,10 +45,6 @@ class Feature(Settings):
         return self
 
 
-Count = Annotated[int, Field(ge=1, strict=True)]
-Actors = Literal["auto"] | Count | tuple[Count, Count]
-
-
 FIXED_COLUMNS = (
     "image_id", "uri", "height", "width", "bytes", "boxes", "region_count",
     "pixels", "regions", "refused_boxes", "stage", "reason", "message",
@@ -95,11 +54,13 @@ REGION_COLUMNS = ("region_id", "box_xyxy", "scale", "clipped")
 """Columns of the regions table, beside `image_id` and the feature's vector."""
 
 
-class EmbedImages(Settings):
+class EmbedImages(StepSettings):
     """Manifest of pictures -> `images` table: one row a picture, one vector column a feature.
 
     A feature with `regions` also fills the table `regions_name`, one row a region.
     """
+
+    needs_model: ClassVar[bool] = True
 
     name: str = Field("images", pattern=TABLE_NAME)
     regions_name: str = Field("regions", pattern=TABLE_NAME)
@@ -168,104 +129,8 @@ class EmbedImages(Settings):
 
     @property
     def looks_inside(self) -> bool:
-        """Whether the driver must know the network's layers, and not only what it returns."""
         return self.preprocess != "model" or any(feature.layer != "output" for feature in self.features.values())
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """The tables that the step writes."""
         return (self.name, self.regions_name) if self.region_feature else (self.name,)
-
-
-class Column(Settings):
-    """A vector column of any Parquet: a file, a glob or a folder; `id` is the column that names a row."""
-
-    path: str
-    column: str
-    id: str = "image_id"
-
-
-class Reduce(Settings):
-    """Vector column -> `reduced` table: principal components, whitened if asked.
-
-    Give `components` (how many) or `explained_variance` (the smallest number that reaches this share), or `fit`: the
-    reduced table of another run, whose projection is applied as it is.
-    """
-
-    name: str = Field("reduced", pattern=TABLE_NAME)
-    input: str | Column
-    components: Annotated[int, Field(ge=1)] | None = None
-    explained_variance: Annotated[float, Field(gt=0, le=1)] | None = None
-    whiten: bool = False
-    epsilon: Annotated[float, Field(ge=0, le=1)] = 1e-5
-    shrinkage: Annotated[float, Field(ge=0, le=1)] = 0.0
-    normalize: Literal["none", "before", "after", "both"] = "none"
-    fit: str | None = None
-    vector_type: Literal["float32", "float16"] = "float32"
-    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Reduce:
-        given = [name for name in ("components", "explained_variance", "fit") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"expected one of `components`, `explained_variance` and `fit`, found {' and '.join(given) or 'none'}"
-            )
-        return self
-
-    @property
-    def tables(self) -> tuple[str, ...]:
-        """The tables that the step writes."""
-        return (self.name, f"{self.name}_components")
-
-
-class Cluster(Settings):
-    """Vector column -> `clusters` table: K-means.
-
-    Attributes:
-        clusters: how many.
-        tolerance: stop when the squared moves of all centroids add up to at most this share of a column's variance.
-        spherical: by cosine; vectors are L2-normalised, and so are centroids.
-        hold: how the vectors lie in memory; `float16` halves it.
-        precision: of the product that ranks the centroids; `auto` is bf16 where the hardware multiplies it natively.
-            Distances in the table are fp32 either way.
-        labels: `table.column` with a label for each row, to measure the clusters against.
-    """
-
-    name: str = Field("clusters", pattern=TABLE_NAME)
-    input: str | Column
-    clusters: Annotated[int, Field(ge=1)]
-    max_iterations: Annotated[int, Field(ge=1)] = 100
-    tolerance: Annotated[float, Field(ge=0)] = 1e-4
-    spherical: bool = False
-    normalize: Literal["none", "l2"] = "none"
-    random_state: Annotated[int, Field(ge=0)] = 0
-    hold: Literal["float32", "float16"] = "float32"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    labels: Annotated[str | None, Execution] = None
-    actors: Annotated[Literal["auto"] | Count, Execution] = "auto"
-    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 1_048_576
-
-    @property
-    def tables(self) -> tuple[str, ...]:
-        """The tables that the step writes."""
-        return (self.name, f"{self.name}_centroids")
-
-
-StepSettings = EmbedImages | Reduce | Cluster
-STEPS: dict[str, type[EmbedImages] | type[Reduce] | type[Cluster]] = {
-    "embed_images": EmbedImages,
-    "reduce": Reduce,
-    "cluster": Cluster,
-}
-"""The steps a job can name, in the order in which data flows."""
-
-
-class Job(Settings):
-    """A validated job: a model and the steps that use it, in the order in which data flows."""
-
-    name: str = "clipray"
-    output: str
-    model: Model | None = None
-    address: str | None = None
-    steps: list[dict[str, Any]] = Field(min_length=1)

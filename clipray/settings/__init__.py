@@ -1,0 +1,35 @@
+"""The settings of a job and of its steps, a module for each kind of step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from clipray.settings.base import Execution, Settings, StepSettings
+from clipray.settings.model import Model
+from clipray.settings.pictures import FIXED_COLUMNS, SCHEMES, EmbedImages, Feature
+from clipray.settings.vectors import Cluster, Column, Reduce
+
+STEPS: dict[str, type[StepSettings]] = {
+    "embed_images": EmbedImages,
+    "reduce": Reduce,
+    "cluster": Cluster,
+}
+"""The steps a job can name, in the order in which data flows; each is the module of that name in `clipray.steps`."""
+
+
+class Job(Settings):
+    """A validated job: a model and the steps that use it, in the order in which data flows."""
+
+    name: str = "clipray"
+    output: str
+    model: Model | None = None
+    address: str | None = None
+    steps: list[dict[str, Any]] = Field(min_length=1)
+
+
+__all__ = [
+    "FIXED_COLUMNS", "SCHEMES", "STEPS", "Cluster", "Column", "EmbedImages", "Execution", "Feature", "Job", "Model", "Reduce",
+    "Settings", "StepSettings",
+]  # fmt: skip

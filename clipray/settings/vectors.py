@@ -1,0 +1,95 @@
+"""Settings of the steps that take a vector column: `reduce` and `cluster`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from clipray.settings.base import TABLE_NAME, Count, Execution, Settings, StepSettings
+
+
+class Column(Settings):
+    """A vector column of any Parquet: a file, a glob or a folder; `id` is the column that names a row."""
+
+    path: str
+    column: str
+    id: str = "image_id"
+
+
+def table_of(column: str | Column) -> tuple[str, ...]:
+    """The table of ours that an input names, if it is one."""
+    return (column.rpartition(".")[0],) if isinstance(column, str) else ()
+
+
+class Reduce(StepSettings):
+    """Vector column -> `reduced` table: principal components, whitened if asked.
+
+    Give `components` (how many) or `explained_variance` (the smallest number that reaches this share), or `fit`: the
+    reduced table of another run, whose projection is applied as it is.
+    """
+
+    name: str = Field("reduced", pattern=TABLE_NAME)
+    input: str | Column
+    components: Annotated[int, Field(ge=1)] | None = None
+    explained_variance: Annotated[float, Field(gt=0, le=1)] | None = None
+    whiten: bool = False
+    epsilon: Annotated[float, Field(ge=0, le=1)] = 1e-5
+    shrinkage: Annotated[float, Field(ge=0, le=1)] = 0.0
+    normalize: Literal["none", "before", "after", "both"] = "none"
+    fit: str | None = None
+    vector_type: Literal["float32", "float16"] = "float32"
+    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Reduce:
+        given = [name for name in ("components", "explained_variance", "fit") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"expected one of `components`, `explained_variance` and `fit`, found {' and '.join(given) or 'none'}"
+            )
+        return self
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return (self.name, f"{self.name}_components")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return table_of(self.input)
+
+
+class Cluster(StepSettings):
+    """Vector column -> `clusters` table: K-means.
+
+    Attributes:
+        clusters: how many.
+        tolerance: stop when the squared moves of all centroids add up to at most this share of a column's variance.
+        spherical: by cosine; vectors are L2-normalised, and so are centroids.
+        hold: how the vectors lie in memory; `float16` halves it.
+        precision: of the product that ranks the centroids; `auto` is bf16 where the hardware multiplies it natively.
+            Distances in the table are fp32 either way.
+        labels: `table.column` with a label for each row, to measure the clusters against.
+    """
+
+    name: str = Field("clusters", pattern=TABLE_NAME)
+    input: str | Column
+    clusters: Annotated[int, Field(ge=1)]
+    max_iterations: Annotated[int, Field(ge=1)] = 100
+    tolerance: Annotated[float, Field(ge=0)] = 1e-4
+    spherical: bool = False
+    normalize: Literal["none", "l2"] = "none"
+    random_state: Annotated[int, Field(ge=0)] = 0
+    hold: Literal["float32", "float16"] = "float32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    labels: Annotated[str | None, Execution] = None
+    actors: Annotated[Literal["auto"] | Count, Execution] = "auto"
+    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 1_048_576
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return (self.name, f"{self.name}_centroids")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return table_of(self.input)
