@@ -82,11 +82,13 @@ class KMeans:
         centroids: (k, d) float32, the next to assign to.
         inertia: of each iteration so far, to the centroids that it began with.
         converged: they hardly moved in the last one.
+        counts: (k,) int64, of mini-batches: the vectors that each centroid is the mean of.
     """
 
     centroids: np.ndarray
     inertia: tuple[float, ...] = ()
     converged: bool = False
+    counts: np.ndarray | None = None
 
     @property
     def n_iterations(self) -> int:
@@ -122,13 +124,11 @@ def kmeans(
         JobError: fewer vectors, or distinct vectors, than clusters; `spherical` and vectors of other lengths.
         ValueError: an argument out of range, or `start` of another shape or not finite.
     """
-    state = _started(data, n_clusters, max_iterations, tolerance, random_state, start)
-    if spherical and state.n_iterations == 0:
-        state = KMeans(_unit(state.centroids, state.centroids).astype(np.float32))
+    state = started(data, n_clusters, max_iterations, tolerance, random_state, start, spherical)
     while state.n_iterations < max_iterations and not state.converged:
         assigned = data.assign(state.centroids)
         if spherical:
-            _check_unit(assigned)
+            check_unit(assigned)
         rng = np.random.default_rng([random_state, state.n_iterations])
         state = _iterated(data, state, assigned, tolerance, spherical, rng)
         if on_iteration is not None:
@@ -136,30 +136,16 @@ def kmeans(
     return state
 
 
-def mini_batch(
-    centroids: np.ndarray, counts: np.ndarray, assigned: Assigned, spherical: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """One step of mini-batch K-means (Sculley 2010), for tables that fit no memory: read a batch, assign it, and so on.
-
-    Each centroid becomes the mean of all vectors that it was ever given. Empty clusters stay where they are.
-
-    Args:
-        centroids: (k, d) float32, before.
-        counts: (k,) int64, the vectors given to each before; zeros at first.
-        assigned: of the batch, to `centroids`.
-
-    Returns:
-        Centroids (k, d) float32 and counts (k,) int64, after.
-    """
-    total = counts + assigned.counts
-    sums = centroids.astype(np.float64) * counts[:, None] + assigned.sums
-    means = np.where(total[:, None] > 0, sums / np.maximum(total, 1)[:, None], centroids)
-    return (_unit(means, centroids) if spherical else means).astype(np.float32), total
-
-
-def _started(
-    data: Vectors, n_clusters: int, max_iterations: int, tolerance: float, random_state: int, start: object
+def started(
+    data: Vectors,
+    n_clusters: int,
+    max_iterations: int,
+    tolerance: float,
+    random_state: int,
+    start: object,
+    spherical: bool,
 ) -> KMeans:
+    """The state before the first iteration, or the given one. Raises as `kmeans` does."""
     for name, value, least in (("n_clusters", n_clusters, 1), ("max_iterations", max_iterations, 1)):
         if value < least:
             raise ValueError(f"{name}={value} should be >= {least}")
@@ -168,12 +154,14 @@ def _started(
     if data.n_samples < n_clusters:
         raise JobError(f"n_samples={data.n_samples} should be >= n_clusters={n_clusters}")
     if start is None:
-        return KMeans(seeds(data, n_clusters, random_state))
+        start = seeds(data, n_clusters, random_state)
     state = start if isinstance(start, KMeans) else KMeans(np.array(start, dtype=np.float32))
     if state.centroids.shape != (n_clusters, data.n_features) or not np.isfinite(state.centroids).all():
         raise ValueError(
             f"start has shape {state.centroids.shape}, expected ({n_clusters}, {data.n_features}), all finite"
         )
+    if spherical and state.n_iterations == 0:
+        return KMeans(unit(state.centroids, state.centroids).astype(np.float32))
     return state
 
 
@@ -185,14 +173,14 @@ def _iterated(
     empty = np.flatnonzero(assigned.counts == 0)
     if len(empty):
         means[empty] = state.centroids[empty]
-        _refill(means, empty, assigned, data, rng)
-    centroids = (_unit(means, state.centroids) if spherical else means).astype(np.float32)
+        refill(means, empty, assigned, data, rng)
+    centroids = (unit(means, state.centroids) if spherical else means).astype(np.float32)
     moves = centroids - state.centroids
     moved = float(np.einsum("kd,kd->", moves, moves, dtype=np.float64))
-    return KMeans(centroids, (*state.inertia, inertia), moved <= tolerance * _variance(assigned) / data.n_features)
+    return KMeans(centroids, (*state.inertia, inertia), moved <= tolerance * variance(assigned) / data.n_features)
 
 
-def _refill(means: np.ndarray, empty: np.ndarray, assigned: Assigned, data: Vectors, rng: np.random.Generator) -> None:
+def refill(means: np.ndarray, empty: np.ndarray, assigned: Assigned, data: Vectors, rng: np.random.Generator) -> None:
     """Writes to `means` (k, d) of the `empty` clusters and of those that are split for them.
 
     The halves of a cluster lie to either side of its mean, a quarter of its radius away on a random line. Clusters whose
@@ -217,19 +205,19 @@ def _refill(means: np.ndarray, empty: np.ndarray, assigned: Assigned, data: Vect
         means[empty[: len(vectors)]] = vectors
 
 
-def _variance(assigned: Assigned) -> float:
-    """Of all vectors, summed over the columns."""
+def variance(assigned: Assigned) -> float:
+    """Variance of all vectors, summed over the columns."""
     n = assigned.counts.sum()
     return max(0.0, float(assigned.squares.sum() / n - np.square(assigned.sums.sum(0) / n).sum()))
 
 
-def _check_unit(assigned: Assigned) -> None:
+def check_unit(assigned: Assigned) -> None:
     mean = assigned.squares.sum() / assigned.counts.sum()
     if abs(mean - 1) > 0.02:
         raise JobError(f"spherical=True takes vectors of unit length, mean squared length={mean:.6g} should be 1")
 
 
-def _unit(means: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+def unit(means: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
     """Rows scaled to unit length; those of length 0 are taken from `otherwise`."""
     lengths = np.linalg.norm(means, axis=1, keepdims=True)
     return np.where(lengths > 0, means / np.where(lengths > 0, lengths, 1), otherwise)

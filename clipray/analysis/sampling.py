@@ -47,6 +47,13 @@ def draw(keys: np.ndarray, n: int, random_state: int, weights: np.ndarray | None
     return Draw(priorities[rows], keys[rows], rows)
 
 
+def merged(draws: Sequence[Draw], n: int) -> Draw:
+    """The `Draw` of at most `n` of a shard from those of its parts, at least one, whose rows already count through it."""
+    priorities, keys, rows = (np.concatenate([getattr(d, f) for d in draws]) for f in ("priorities", "keys", "rows"))
+    best = np.lexsort((keys, priorities))[:n]
+    return Draw(priorities[best], keys[best], rows[best])
+
+
 def choose(draws: Sequence[Draw], n: int) -> tuple[list[np.ndarray], np.ndarray]:
     """The sample of all shards from each one's `Draw` of at least `n`.
 

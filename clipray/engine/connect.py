@@ -30,12 +30,13 @@ WORKER_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIM
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a run can use: totals over all living nodes."""
+    """What a run can use: totals over all living nodes. `memory_bytes`: what Ray's workers may take, 0 if not known."""
 
     nodes: int
     cpus: float
     gpus: float
     local: bool
+    memory_bytes: float = 0.0
 
 
 def local_cpus() -> int:
@@ -107,7 +108,7 @@ def _cluster(*, local: bool) -> Cluster:
     total = ray.cluster_resources()
     alive: list[bool] = [node["Alive"] for node in ray.nodes()]
     nodes = sum(alive)
-    return Cluster(nodes, total.get("CPU", 0.0), total.get("GPU", 0.0), local or nodes == 1)
+    return Cluster(nodes, total.get("CPU", 0.0), total.get("GPU", 0.0), local or nodes == 1, total.get("memory", 0.0))
 
 
 def _quiet_ray() -> None:

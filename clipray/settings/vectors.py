@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -66,7 +66,10 @@ class Cluster(StepSettings):
         clusters: how many.
         tolerance: stop when the squared moves of all centroids add up to at most this share of a column's variance.
         spherical: by cosine; vectors are L2-normalised, and so are centroids.
-        hold: how the vectors lie in memory; `float16` halves it.
+        mini_batch: move the centroids after every so many rows, for tables that are too large for many passes; an
+            iteration is then a pass over the table.
+        hold: how the vectors lie in memory: `float32`, `float16` (half of it, and rounded), `none` (read again at each
+            iteration, the same result), or `auto`: float32 where it fits, else none.
         precision: of the product that ranks the centroids; `auto` is bf16 where the hardware multiplies it natively.
             Distances in the table are fp32 either way.
         labels: `table.column` with a label for each row, to measure the clusters against.
@@ -80,11 +83,22 @@ class Cluster(StepSettings):
     spherical: bool = False
     normalize: Literal["none", "l2"] = "none"
     random_state: Annotated[int, Field(ge=0)] = 0
-    hold: Literal["float32", "float16"] = "float32"
+    mini_batch: Count | None = None
+    hold: Literal["auto", "float32", "float16", "none"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     labels: Annotated[str | None, Execution] = None
     actors: Annotated[Literal["auto"] | Count, Execution] = "auto"
     rows_per_file: Annotated[int, Execution, Field(ge=1)] = 1_048_576
+
+    @model_validator(mode="after")
+    def _batches_are_not_held(self) -> Cluster:
+        if self.mini_batch is not None and self.hold in ("float32", "float16"):
+            raise ValueError(f"`mini_batch` reads batch by batch and holds nothing: drop `hold: {self.hold}`")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        rounded = "float16" if self.hold == "float16" else "float32"  # the others only differ in where vectors lie
+        return {**super().identity(), "hold": rounded}
 
     @property
     def tables(self) -> tuple[str, ...]:

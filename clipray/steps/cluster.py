@@ -6,6 +6,7 @@ and ends in the same centroids to the bit. The last pass ranks in fp32 and write
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import time
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from clipray import __version__, tables
 from clipray.analysis.kmeans import KMeans, kmeans
+from clipray.analysis.mini_batch import mini_batch_kmeans
 from clipray.errors import ClipRayError, SchemaError
 from clipray.job import fingerprint
 from clipray.settings import Cluster
@@ -68,10 +70,13 @@ class ClusterStep:
         return state
 
     def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
-        source, size = self.source, 2 if self.settings.hold == "float16" else 4
-        held = source.n_samples * source.n_features * size / 2**20
+        source, settings = self.source, self.settings
+        size = {"float16": 2, "none": 0}.get("none" if settings.mini_batch else settings.hold, 6)
+        held = (
+            f"{source.n_samples * source.n_features * size / 2**20:.1f} MiB in memory" if size else "not held in memory"
+        )
         return [
-            f"{self.name}: {source.n_samples} vectors of {source.n_features} from {source.name}, {held:.1f} MiB in memory, {self.settings.clusters} clusters"
+            f"{self.name}: {source.n_samples} vectors of {source.n_features} from {source.name}, {held}, {settings.clusters} clusters"
         ]
 
     def run(self, run: Run) -> tables.Record:
@@ -89,20 +94,22 @@ class ClusterStep:
         cluster, settings = run.cluster(), self.settings
         self._begin()
         normalize = settings.spherical or settings.normalize == "l2"
-        holding = Holding(normalize, settings.hold == "float16", settings.precision)
-        with held(self.source, cluster, holding, settings.actors) as data:
-            precision = data.precision()
+        hold = "none" if settings.mini_batch else settings.hold
+        with held(self.source, cluster, Holding(normalize, hold, settings.precision), settings.actors) as data:
+            facts = data.facts()
+            if not facts["held"]:
+                run.say(f"{self.name}: the vectors are read again at each iteration, not held in memory")
             loaded_s = time.monotonic() - began
             state = self._iterate(run, data)
             iterations_s = time.monotonic() - began - loaded_s
-            made = data.finish(state.centroids, _Writer(self, self._stamp(precision)), settings.rows_per_file)
+            made = data.finish(state.centroids, _Writer(self, self._stamp(facts["precision"])), settings.rows_per_file)
             sample = data.sample(min(5_000, self.total), settings.random_state)
         figures = {
             "iterations": state.n_iterations,
             "converged": state.converged,
             "loading_s": round(loaded_s, 2),
             "iterations_s": round(iterations_s, 2),
-            "precision": precision,
+            **facts,
         }
         return self._commit(state, made, sample, figures, began)
 
@@ -122,13 +129,16 @@ class ClusterStep:
         if start:
             run.say(f"{self.name}: goes on after iteration {start.n_iterations}")
         ticker = Ticker(run, self.name, self.total, "iterating")
+        algorithm = (
+            functools.partial(mini_batch_kmeans, batch_rows=settings.mini_batch) if settings.mini_batch else kmeans
+        )
 
         def keep(state: KMeans) -> None:
             _save(self.table, state)
             ticker.at(0, 0, f"iteration {state.n_iterations}, inertia {state.inertia[-1]:.6g}")
 
         try:
-            return kmeans(
+            return algorithm(
                 data,
                 settings.clusters,
                 max_iterations=settings.max_iterations,
@@ -237,7 +247,9 @@ def _nearest_ids(parts: list[Part]) -> list[str | None]:
 def _save(folder: Folder, state: KMeans) -> None:
     sink = io.BytesIO()
     facts = json.dumps({"converged": state.converged}).encode()
-    np.savez(sink, centroids=state.centroids, inertia=np.array(state.inertia), facts=np.frombuffer(facts, np.uint8))
+    counts: dict[str, Any] = {} if state.counts is None else {"counts": state.counts}
+    inertia = np.array(state.inertia)
+    np.savez(sink, centroids=state.centroids, inertia=inertia, facts=np.frombuffer(facts, np.uint8), **counts)
     folder.write(CHECKPOINT, sink.getvalue())
 
 
@@ -247,7 +259,8 @@ def _load(folder: Folder) -> KMeans | None:
         return None
     with np.load(io.BytesIO(data)) as kept:
         converged = json.loads(kept["facts"].tobytes())["converged"]
-        return KMeans(kept["centroids"], tuple(kept["inertia"].tolist()), converged)
+        counts = kept.get("counts")
+        return KMeans(kept["centroids"], tuple(kept["inertia"].tolist()), converged, counts)
 
 
 def prepare(settings: Cluster, given: Given) -> ClusterStep:

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ from sklearn.metrics import adjusted_rand_score
 from support import CLIPRAY
 
 from clipray import runner, tables
+from clipray.engine import shards
 from clipray.errors import ClipRayError, StaleTableError
+from clipray.settings import Column
+from clipray.storage import Folder
+from clipray.vectors import open_vectors
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 ROWS, WIDTH, GROUPS = 6_000, 16, 12
@@ -78,35 +83,99 @@ def test_clusters_are_as_good_as_scikit_learns_and_belong_to_their_rows(tmp_path
     assert len(list((tmp_path / "a/out/clusters").glob("*.parquet"))) == 6
 
 
-def test_the_same_bits_on_any_number_of_actors(tmp_path: Path) -> None:
+def test_the_same_bits_on_any_number_of_actors_and_wherever_vectors_lie(tmp_path: Path) -> None:
     x = grouped()[0]
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     source = write_table(tmp_path / "v.parquet", x)
     settings = {"input": source, "clusters": 40, "max_iterations": 6, "tolerance": 0}
     found = []
-    for actors in (1, 3):
-        runner.run(write_job(tmp_path / str(actors), actors=actors, **settings))
-        table = tables.read_table(str(tmp_path / f"{actors}/out/clusters"))
-        found.append((centroids(tmp_path / str(actors)), table["cluster_id"].to_numpy()))
-    assert np.array_equal(found[0][0], found[1][0])
-    assert np.array_equal(found[0][1], found[1][1])
+    for actors, hold in ((1, "auto"), (3, "float32"), (2, "none")):
+        home = tmp_path / hold
+        runner.run(write_job(home, actors=actors, hold=hold, **settings))
+        assert figures(home)["held"] == (hold != "none")
+        found.append((centroids(home), tables.read_table(str(home / "out/clusters"))["cluster_id"].to_numpy()))
+    for other in found[1:]:
+        assert np.array_equal(found[0][0], other[0])
+        assert np.array_equal(found[0][1], other[1])
 
 
-def test_a_stopped_run_goes_on_after_its_last_iteration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_read_part_by_part_are_as_those_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "PART_ROWS", 1_200)
+    x = grouped()[0]
+    source = open_vectors(Column(**write_table(tmp_path / "v.parquet", x)), Folder(str(tmp_path)))
+    held, read = (
+        shards._Holder(source, source.pieces, shards.Holding(hold=hold), "cpu", 1) for hold in ("float32", "none")
+    )
+    assert (held.facts()["held"], read.facts()["held"]) == (True, False)
+    c = x[:30]
+    for mine, theirs in zip(vars(held.assign(c)).values(), vars(read.assign(c)).values(), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-9)
+    for around in (None, c):
+        one, other = held.draw(700, 3, around), read.draw(700, 3, around)
+        assert one.rows.tolist() == other.rows.tolist()
+        np.testing.assert_array_equal(held.rows(one.rows), read.rows(other.rows))
+        np.testing.assert_array_equal(read.rows(other.rows), x[other.rows])
+    written: list[list[Any]] = []
+    for holder in (held, read):
+        written.append(
+            holder.finish(
+                c, lambda ids, *rest: (ids["image_id"].to_pylist(), *map(np.ndarray.tolist, rest[:2]), rest[2]), 1_700
+            )
+        )
+    assert written[0] == written[1]
+    assert [(len(part[0]), part[3]) for part in written[0]] == [(1_500, start) for start in range(0, ROWS, 1_500)]
+
+
+def test_vectors_that_do_not_fit_are_read_again_or_refused(tmp_path: Path) -> None:
+    source = open_vectors(Column(**write_table(tmp_path / "v.parquet", grouped()[0])), Folder(str(tmp_path)))
+    holding = shards.Holding(budget_bytes=500_000)
+    assert not shards._Holder(source, source.pieces, holding, "cpu", 1).facts()["held"]
+    small = replace(holding, hold="float16")  # 6,000 rows of 2 x 16 + 12 bytes
+    assert shards._Holder(source, source.pieces, small, "cpu", 1).facts()["held"]
+    with pytest.raises(ClipRayError, match=r"6000 vectors of 16 take .* GiB as float32 on cpu, where .*`hold: auto`"):
+        shards._Holder(source, source.pieces, replace(holding, hold="float32"), "cpu", 1)
+
+
+def test_mini_batches_come_near_and_go_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = grouped()[0]
+    source = write_table(tmp_path / "v.parquet", x)
+    settings = {"input": source, "clusters": GROUPS, "max_iterations": 6, "tolerance": 0, "mini_batch": 1_000}
+    runner.run(write_job(tmp_path / "whole", **settings))
+    table = tables.read_table(str(tmp_path / "whole/out/clusters"))
+    assert not figures(tmp_path / "whole")["held"]
+    assert (
+        np.square(table["distance"].to_numpy()).sum() < 1.02 * KMeans(GROUPS, n_init=3, random_state=0).fit(x).inertia_
+    )
+    kept = stop_after(4, monkeypatch)
+    job = write_job(tmp_path / "stopped", actors=3, **settings)
+    with pytest.raises(ConnectionError):
+        runner.run(job)
+    runner.run(job)
+    assert kept == [1, 2, 3, 4, 5, 6]
+    assert np.array_equal(centroids(tmp_path / "stopped"), centroids(tmp_path / "whole"))
+
+
+def stop_after(iterations: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The iterations whose checkpoints are kept; after so many the run breaks off, once."""
     from clipray.steps import cluster
 
-    source = write_table(tmp_path / "v.parquet", grouped(spread=1.5)[0])
-    settings = {"input": source, "clusters": 25, "max_iterations": 9, "tolerance": 0, "spherical": True}
-    runner.run(write_job(tmp_path / "whole", **settings))
     kept, save = [], cluster._save
 
     def stop(folder: Any, state: Any) -> None:
         save(folder, state)
         kept.append(state.n_iterations)
-        if kept == [1, 2, 3, 4]:
+        if kept == list(range(1, iterations + 1)):
             raise ConnectionError("the machine is gone")
 
     monkeypatch.setattr(cluster, "_save", stop)
+    return kept
+
+
+def test_a_stopped_run_goes_on_after_its_last_iteration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_table(tmp_path / "v.parquet", grouped(spread=1.5)[0])
+    settings = {"input": source, "clusters": 25, "max_iterations": 9, "tolerance": 0, "spherical": True}
+    runner.run(write_job(tmp_path / "whole", **settings))
+    kept = stop_after(4, monkeypatch)
     job = write_job(tmp_path / "stopped", **settings)
     with pytest.raises(ConnectionError):
         runner.run(job)

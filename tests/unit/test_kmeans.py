@@ -7,6 +7,8 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
@@ -17,7 +19,8 @@ import torch
 
 from clipray.analysis import assignment, ranking, seeding
 from clipray.analysis.assignment import LocalShards, Shard
-from clipray.analysis.kmeans import Assigned, KMeans, combine, kmeans, mini_batch
+from clipray.analysis.kmeans import Assigned, KMeans, combine, kmeans
+from clipray.analysis.mini_batch import mini_batch, mini_batch_kmeans
 from clipray.analysis.sampling import choose
 from clipray.analysis.seeding import plus_plus, seeds
 from clipray.errors import ClipRayError, JobError, SchemaError
@@ -395,6 +398,47 @@ def test_mini_batches_against_scikit_learn() -> None:
         theirs.partial_fit(batch)
         np.testing.assert_allclose(centroids, theirs.cluster_centers_, rtol=1e-4, atol=1e-5)
     assert counts.sum() == len(X)
+
+
+@dataclass
+class InBatches:
+    """`mini_batch.Batches` of vectors in this process; a batch is the shard of its rows."""
+
+    x: np.ndarray
+
+    def __post_init__(self) -> None:
+        self.whole = local(self.x)
+        self.n_samples, self.n_features, self.sample = self.whole.n_samples, self.whole.n_features, self.whole.sample
+
+    def batches(self, rows: int, random_state: int) -> list[Any]:
+        order = np.random.default_rng(random_state).permutation(len(self.x))
+        return [local(self.x[some]) for some in np.array_split(order, -(-len(self.x) // rows))]
+
+    def assign_batch(self, batch: Any, centroids: np.ndarray) -> Assigned:
+        return batch.assign(centroids)
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_passes_of_mini_batches_end_near_lloyds(spherical: bool) -> None:
+    x = X / np.linalg.norm(X, axis=1, keepdims=True) if spherical else X
+    whole = kmeans(local(x), 40, spherical=spherical, start=START)
+    found = mini_batch_kmeans(InBatches(x), 40, 500, spherical=spherical, start=START, tolerance=1e-4)
+    assert found.converged
+    assert 1 < found.n_iterations < 100
+    inertia = [local(x).assign(state.centroids).inertia(state.centroids).sum() for state in (whole, found)]
+    assert inertia[1] < 1.02 * inertia[0]  # it may well end in a better minimum
+    assert found.counts.sum() == found.n_iterations * len(x)
+    if spherical:
+        np.testing.assert_allclose(np.linalg.norm(found.centroids, axis=1), 1, atol=1e-6)
+
+
+def test_a_centroid_far_from_all_batches_takes_half_of_another() -> None:
+    start = np.concatenate([START[:39], START[:1] + 1e4]).astype(np.float32)
+    states: list[KMeans] = []
+    mini_batch_kmeans(InBatches(X), 40, 500, start=start, max_iterations=2, on_iteration=states.append)
+    assert np.abs(states[0].centroids).max() < 100
+    assert sorted(states[0].counts)[:2] == [0, 0]
+    assert states[1].counts.min() > 0
 
 
 def test_the_driver_needs_no_torch() -> None:
