@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms import ToTensor
 
-from clipray.encoders import image_encoder
+from clipray.encoders import precision as precisions
 from clipray.encoders.image_encoder import ImageEncoder, sample_picture
 from clipray.encoders.images import Limits, decode
 from clipray.encoders.models import load, split_transform
@@ -381,13 +381,13 @@ def test_a_network_that_prepares_pictures_otherwise_is_refused(saved_models: dic
 
 
 def test_a_precision_that_fails_its_check(saved_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_encoder, "MIN_COSINE", 1.1)
+    monkeypatch.setattr(precisions, "MIN_COSINE", 1.1)
     with pytest.raises(
         ModelError,
         match=r"precision bf16: cosine to fp32 on the test picture is \d.\d+ for 'clip', expected >= 1.1; use `precision: fp32`",
     ):
         encoder(saved_models["vit"], precision="bf16")
-    monkeypatch.setattr(image_encoder, "native_precision", lambda device: "bf16")
+    monkeypatch.setattr(precisions, "native_precision", lambda device: "bf16")
     fallen = encoder(saved_models["vit"], precision="auto")
     assert (fallen.precision, fallen.facts["precision"]) == ("fp32", "fp32")
     assert next(fallen.network.parameters()).dtype == torch.float32
@@ -398,7 +398,7 @@ def test_a_precision_that_fails_its_check(saved_models: dict[str, Path], monkeyp
 
 def test_auto_takes_the_native_precision(saved_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for native in ("bf16", "fp32"):
-        monkeypatch.setattr(image_encoder, "native_precision", lambda device, native=native: native)
+        monkeypatch.setattr(precisions, "native_precision", lambda device, native=native: native)
         assert encoder(saved_models["vit"], precision="auto").precision == native
 
 
@@ -408,7 +408,7 @@ def test_auto_takes_the_native_precision(saved_models: dict[str, Path], monkeypa
 )
 def test_the_native_precision_of_a_cpu(monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], expected: str) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
-    assert image_encoder.native_precision("cpu") == expected
+    assert precisions.native_precision("cpu") == expected
 
 
 def _memory_for(encoder: ImageEncoder, rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
