@@ -3,11 +3,13 @@
     python benchmarks/memory.py [PHOTOS_FOLDER] [--rows 1000 20000]
 
 Unique set size (memory that belongs to the process alone: Ray's shared object store is not counted twice), sampled five
-times a second, with the built-in model.
+times a second, with the built-in model: the peak, and the median of the second half of the run. The encoder's peak is at
+its start, when it tries batches.
 """
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,7 @@ import yaml
 from embed import PHOTOS, write_manifest
 
 KINDS = {
-    "EncodeBlocks": "encoder",
+    "(Encode)": "encoder",
     "_Writer": "writer",
     "_Board": "board",
     "Reader": "reader",
@@ -35,16 +37,17 @@ def kind_of(process: psutil.Process, driver: int) -> str | None:
     return next((kind for part, kind in KINDS.items() if part in title), None)
 
 
-def peaks(job: Path) -> dict[str, float]:
-    """MiB at the peak, of the largest process of each kind."""
+def levels(job: Path) -> dict[str, tuple[float, float]]:
+    """MiB of the largest process of each kind: the peak, and the median of the run's second half."""
     run = subprocess.Popen(
         [str(Path(sys.executable).parent / "clipray"), "run", str(job)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    found: dict[str, float] = defaultdict(float)
+    samples: list[dict[str, float]] = []
     driver = psutil.Process(run.pid)
     while run.poll() is None:
+        found: dict[str, float] = defaultdict(float)
         for process in [driver, *driver.children(recursive=True)]:
             try:
                 kind = kind_of(process, run.pid)
@@ -52,10 +55,12 @@ def peaks(job: Path) -> dict[str, float]:
                     found[kind] = max(found[kind], process.memory_full_info().uss / 2**20)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
+        samples.append(found)
         time.sleep(0.2)
     if run.returncode:
         sys.exit(f"clipray run failed with {run.returncode}")
-    return found
+    seen = {kind: [sample[kind] for sample in samples if kind in sample] for kind in set().union(*samples)}
+    return {kind: (max(sizes), statistics.median(sizes[len(sizes) // 2 :])) for kind, sizes in seen.items()}
 
 
 def main() -> None:
@@ -75,12 +80,11 @@ def main() -> None:
             }
             (home / "job.yaml").write_text(yaml.safe_dump(job))
             start = time.time()
-            table[rows] = peaks(home / "job.yaml")
+            table[rows] = levels(home / "job.yaml")
             print(f"{rows} rows in {time.time() - start:.0f} s on {len(os.sched_getaffinity(0))} cores", flush=True)
     for kind in sorted({kind for peak in table.values() for kind in peak}):
-        print(
-            f"{kind:14s} " + "  ".join(f"{rows:>6} rows: {peak.get(kind, 0):6.0f} MiB" for rows, peak in table.items())
-        )
+        figures = [(rows, found[kind]) for rows, found in table.items() if kind in found]
+        print(f"{kind:14s} " + "  ".join(f"{n:>6} rows: peak {p:5.0f}, later {m:5.0f} MiB" for n, (p, m) in figures))
 
 
 if __name__ == "__main__":

@@ -186,6 +186,7 @@ def demo(
     output: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the pictures and the tables.")] = "runs/demo",
 ) -> None:
     """Show the product on the built-in world: draws pictures, runs jobs/demo.yaml, looks at the result. Needs no network."""
+    from clipray.demo.clusters import look_at_clusters, write_cluster_pictures
     from clipray.demo.tour import nearest_pictures, write_demo
 
     job = write_demo(output)
@@ -197,8 +198,17 @@ def demo(
         listing.add_row(picture.caption, "; ".join(f"{caption} ({cosine:.2f})" for caption, cosine in picture.nearest))
     out.print(listing)
     out.print(f"The nearest other picture of a single thing shows the same thing for {same:.0%} of them.")
+    views = look_at_clusters(output)
+    listing = Table(
+        "cluster", "pictures", "commonest word of the labels", title="What K-means finds", title_justify="left"
+    )
+    for view in views[:6]:
+        listing.add_row(str(view.cluster_id), str(view.size), "{} ({} of {})".format(*view.commonest, view.labelled))
+    out.print(listing)
+    sheet, plot = write_cluster_pictures(output, views)
     out.print("Look next at:")
     for line in (
+        f"  {sheet}, {plot} (typical pictures of each cluster; the first two principal components)",
         f"  clipray status {output}",
         f"  clipray plan {job}",
         f"  duckdb -c \"select kind, count(*) from '{output}/images/*.parquet' group by kind\"",

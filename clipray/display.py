@@ -48,10 +48,12 @@ class Display:
 
 def line(shot: Any) -> str:
     """A snapshot as one plain line."""
-    return (
-        f"{shot.step}: {shot.written} of {shot.total} rows on disk, {shot.encoded} encoded in this run, {shot.rejected} rejected, "
-        f"{shot.rate:.1f} rows/s, {_left(shot.eta_s)} left ({shot.phase})"
-    )
+    parts = [f"{shot.step}: {shot.written} of {shot.total} rows on disk"]
+    if shot.encoded:
+        parts += [f"{shot.encoded} done in this run", f"{shot.rate:.1f} rows/s", f"{_left(shot.eta_s)} left"]
+    if shot.rejected:
+        parts.append(f"{shot.rejected} rejected")
+    return f"{', '.join(parts)} ({shot.phase})"
 
 
 def _left(seconds: float | None) -> str:

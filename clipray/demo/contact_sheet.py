@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from clipray.contact_sheet import contact_sheet
 from clipray.demo.places import Relation, draw_view, sample_place, sample_view
 from clipray.demo.scenes import Scene, contradicting_word, draw, sample_scene, with_word
 
-_PAPER = (250, 249, 246)
-_INK = (40, 40, 44)
 _LOOKS: tuple[tuple[Relation, int], ...] = (
     ("easy", 0),
     ("easy", 1),
@@ -54,20 +52,8 @@ def _rows(n_columns: int, side_px: int) -> list[tuple[str, list[Image.Image]]]:
     return rows
 
 
-def write_contact_sheet(path: str | Path, *, n_columns: int = 8, side_px: int = 128, gap_px: int = 6) -> Path:
+def write_contact_sheet(path: str | Path, *, n_columns: int = 8, side_px: int = 128) -> Path:
     """Draw the sheet and save it at `path` (PNG or JPEG by its name); returns the path."""
-    rows, title_px = _rows(n_columns, side_px), 24
-    width = gap_px + n_columns * (side_px + gap_px)
-    height = gap_px + sum(side_px + gap_px + (title_px if title else 0) for title, _ in rows)
-    sheet = Image.fromarray(np.full((height, width, 3), _PAPER, np.uint8))
-    pen, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(15), gap_px
-    for title, images in rows:
-        if title:
-            pen.text((gap_px, top + 2), title, fill=_INK, font=font)
-            top += title_px
-        for column, image in enumerate(images):
-            sheet.paste(image, (gap_px + column * (side_px + gap_px), top))
-        top += side_px + gap_px
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, quality=88, optimize=True)
+    contact_sheet(_rows(n_columns, side_px), side_px=side_px).save(path, quality=88, optimize=True)
     return Path(path)

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "clipray"
 FLOORS = [
     {"errors", "reports"},
     {"storage", "settings"},
-    {"tables", "analysis"},
+    {"tables", "analysis", "plots", "contact_sheet"},
     {"job", "manifest", "events"},
     {"scan", "vectors"},
     {"ledger", "status"},
