@@ -126,7 +126,7 @@ def _validated(
     try:
         return cls(**{str(key): value for key, value in values.items()})
     except ValidationError as error:
-        for detail in error.errors():
+        for detail in _narrowed(values, error.errors()):
             if cls is Job and detail["loc"][0] == "steps" and len(detail["loc"]) > 1:
                 continue  # `_step_settings` says it in more words
             inner = _inside(values, detail)
@@ -136,6 +136,30 @@ def _validated(
             if message not in mistakes:
                 mistakes.append(message)
         return None
+
+
+def _narrowed(values: Any, details: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of the mistakes of a mapping that may be one of several things, those in the branch that is a mapping."""
+    branches = {_inside(values, detail) for detail in details if _mapping_branch(values, detail)}
+    found = []
+    for detail in details:
+        inner, loc = _inside(values, detail), detail["loc"]
+        if _mapping_branch(values, detail):
+            found += _narrowed(values, [{**detail, "loc": (*inner, *loc[len(inner) + 1 :])}])
+        elif len(inner) == len(loc) or inner not in branches:
+            found.append(detail)
+    return found
+
+
+def _mapping_branch(values: Any, detail: Mapping[str, Any]) -> bool:
+    """Whether a mistake lies in the branch of a union that takes mappings, and a mapping was given."""
+    inner = _inside(values, detail)
+    if len(inner) == len(detail["loc"]):
+        return False
+    for part in inner:
+        values = values[part]
+    branch = str(detail["loc"][len(inner)])
+    return isinstance(values, dict) and (branch.startswith("dict[") or branch[:1].isupper())
 
 
 def _inside(values: Any, detail: Mapping[str, Any]) -> Place:
@@ -194,6 +218,8 @@ def _wanted(kind: Any) -> str:
         return f"a list of {_wanted(args[0]).split(' ', 1)[-1]}s"
     if origin is tuple:
         return "[min, max]"
+    if origin is dict:
+        return "a mapping"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return f"a mapping of {', '.join(f'`{name}`' for name in kind.model_fields)}"
     return {str: "a string", int: "an integer", float: "a number"}.get(kind, str(kind))
@@ -218,14 +244,15 @@ def _settings_at(cls: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel]:
         field = cls.model_fields.get(str(part))
         if field is None:
             continue  # a key of a dict such as `features: {NAME: ...}`
-        inner = [
-            a
-            for a in (field.annotation, *getattr(field.annotation, "__args__", ()))
-            if isinstance(a, type) and issubclass(a, BaseModel)
-        ]
-        if inner:
-            cls = inner[0]
+        cls = next(_models_in(field.annotation), cls)
     return cls
+
+
+def _models_in(kind: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    for inner in get_args(kind):
+        yield from _models_in(inner)
 
 
 def _nearest(word: str, known: list[str]) -> str:

@@ -30,6 +30,9 @@ ARROW_TYPES = {
     "string": pa.string(), "binary": pa.binary(), "int32": pa.int32(), "int64": pa.int64(), "bool": pa.bool_(),
     "float32": pa.float32(), "float64": pa.float64(),
     "box": pa.list_(pa.field("element", pa.float32(), nullable=False), 4),
+    "ranking": pa.list_(
+        pa.field("element", pa.struct([pa.field("label", pa.string(), False), pa.field("probability", pa.float32(), False)]), False)
+    ),
 }  # fmt: skip
 
 
@@ -140,13 +143,28 @@ def write_shard(folder: Folder, name: str, table: str, data: pa.Table, provenanc
         sink,
         compression="zstd",
         row_group_size=ROW_GROUP_ROWS,
-        use_dictionary=[f.name for f in data.schema if f.name not in vectors],
+        use_dictionary=list(_repetitive(data.schema)),
         use_byte_stream_split=[f"{name}.list.element" for name in vectors],
         store_schema=True,
     )
     payload = sink.getvalue()
     folder.write(name, payload)
     return Shard(name, data.num_rows, len(payload))
+
+
+def _repetitive(schema: pa.Schema) -> Iterator[str]:
+    """Columns of which a dictionary may be worthwhile, as Parquet calls them: not those of numbers with a fraction."""
+    for column in schema:
+        kind = column.type
+        if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
+            inner = (f for f in kind.value_type if not _fractions(f.type))
+            yield from (f"{column.name}.list.element.{f.name}" for f in inner)
+        elif not pa.types.is_fixed_size_list(kind) and not _fractions(kind):
+            yield column.name
+
+
+def _fractions(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind))
 
 
 @contextlib.contextmanager

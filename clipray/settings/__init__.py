@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from clipray.settings.base import Execution, Settings, StepSettings
+from clipray.settings.labels import CLASS_SETS, Classes, Label, MultiLabel, Style, distinct
 from clipray.settings.model import Model
 from clipray.settings.pictures import FIXED_COLUMNS, SCHEMES, EmbedImages, Feature
 from clipray.settings.vectors import Cluster, Column, Reduce
@@ -15,6 +16,7 @@ STEPS: dict[str, type[StepSettings]] = {
     "embed_images": EmbedImages,
     "reduce": Reduce,
     "cluster": Cluster,
+    "label": Label,
 }
 """The steps a job can name, in the order in which data flows; each is the module of that name in `clipray.steps`."""
 
@@ -30,6 +32,6 @@ class Job(Settings):
 
 
 __all__ = [
-    "FIXED_COLUMNS", "SCHEMES", "STEPS", "Cluster", "Column", "EmbedImages", "Execution", "Feature", "Job", "Model", "Reduce",
-    "Settings", "StepSettings",
+    "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Classes", "Cluster", "Column", "EmbedImages", "Execution", "Feature", "Job",
+    "Label", "Model", "MultiLabel", "Reduce", "Settings", "StepSettings", "Style", "distinct",
 ]  # fmt: skip

@@ -17,9 +17,9 @@ PACKAGE = ROOT / "clipray"
 FLOORS = [
     {"errors", "reports"},
     {"storage", "settings"},
-    {"tables", "analysis", "plots", "contact_sheet"},
+    {"tables", "analysis", "class_lists", "plots", "contact_sheet"},
     {"job", "manifest", "events"},
-    {"scan", "vectors"},
+    {"scan", "vectors", "classes"},
     {"ledger", "status"},
     {"encoders"},
     {"engine"},

@@ -8,7 +8,7 @@ import pytest
 
 from clipray.errors import JobError
 from clipray.job import changes, dump_job, fingerprint, load_job, parse_job, step_kind, steps_of
-from clipray.settings import EmbedImages, Job, Model
+from clipray.settings import STEPS, EmbedImages, Job, Model
 
 GOOD = """\
 name: hens
@@ -105,7 +105,7 @@ def test_a_dumped_job_is_read_back(tmp_path: Path) -> None:
             GOOD.replace("  - embed_images:", "  - embed_image:"),
             "j.yaml:7: unknown step 'embed_image'; did you mean `embed_images`?",
         ),
-        (GOOD.replace("  - embed_images:", "  - 1:"), "j.yaml:7: unknown step 1; known: embed_images, reduce, cluster"),
+        (GOOD.replace("  - embed_images:", "  - 1:"), f"j.yaml:7: unknown step 1; known: {', '.join(STEPS)}"),
         (
             "xyzzy: a\n" + GOOD,
             "j.yaml:1: xyzzy: unknown key; known: name, output, model, address, steps",

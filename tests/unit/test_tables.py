@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import ROOT
 
 from clipray import tables
 from clipray.errors import ClipRayError, SchemaError
@@ -83,17 +84,8 @@ def expected() -> tuple[list[str], np.ndarray]:
 
 
 def test_every_schema_is_whole() -> None:
-    assert tables.table_names() == [
-        "centroids",
-        "clusters",
-        "components",
-        "image_manifest",
-        "images",
-        "metrics",
-        "reduced",
-        "regions",
-        "rejects",
-    ]
+    assert tables.table_names() == sorted(path.stem for path in (ROOT / "schemas").glob("*.json"))
+    assert {"images", "metrics", "rejects"} < set(tables.table_names())
     for name in tables.table_names():
         spec = tables.table_schema(name)
         assert spec["table"] == name
@@ -111,7 +103,7 @@ def test_every_schema_is_whole() -> None:
 def test_an_unknown_table_names_the_known_ones() -> None:
     with pytest.raises(
         SchemaError,
-        match="no table 'imges'; there are: centroids, clusters, components, image_manifest, images, metrics, reduced, regions, rejects",
+        match=r"no table 'imges'; there are: centroids, clusters, .*images, .*rejects",
     ):
         tables.table_schema("imges")
 

@@ -1,0 +1,68 @@
+"""What is said of classes to their vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from clipray.analysis.prompts import PromptStyle
+from clipray.analysis.zero_shot import class_vectors
+from clipray.encoders.resolve import ResolvedModel
+from clipray.encoders.text_encoder import TextEncoder
+
+TEXTS_AT_ONCE = 4_096
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Work for one text tower.
+
+    Attributes:
+        ranges: of each style the first of its classes and the one behind the last.
+    """
+
+    model: ResolvedModel
+    precision: str
+    threads: int
+    ranges: tuple[tuple[PromptStyle, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Of each range the class vectors (k, d) float32 and the numbers of texts (k,) int64; what the tower says of itself."""
+
+    parts: list[tuple[np.ndarray, np.ndarray]]
+    facts: dict[str, Any]
+
+
+def encode_classes(work: Texts) -> Encoded:
+    """Load the text tower and encode; for a process of its own, whose torch gets `threads`."""
+    torch.set_num_threads(work.threads)
+    encoder = TextEncoder(work.model, precision=work.precision, batch_size=64)
+    parts, cut = [], 0
+    for style, start, stop in work.ranges:
+        vectors, counts, truncated = class_vectors_of(style, range(start, stop), encoder)
+        parts.append((vectors, counts))
+        cut += truncated
+    facts = {"logit_scale": encoder.logit_scale, "logit_bias": encoder.logit_bias, "prompts_truncated": cut}
+    return Encoded(parts, {**facts, "text_precision": encoder.precision})
+
+
+def class_vectors_of(
+    style: PromptStyle, classes: Sequence[int], encoder: TextEncoder
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Vectors (k, d) float32 of some classes of a style, their numbers of texts (k,), how many texts were cut."""
+    vectors, counts, cut = [np.zeros((0, encoder.model.embed_dim), np.float32)], [np.zeros(0, np.int64)], 0
+    at_once = max(1, TEXTS_AT_ONCE // max(1, len(style.templates)))
+    for start in range(0, len(classes), at_once):
+        some = classes[start : start + at_once]
+        said = [style.texts(n, encoder.token_count, encoder.context_length) for n in some]
+        x, truncated = encoder.encode([text for texts in said for text in texts])
+        counts.append(np.array([len(texts) for texts in said], np.int64))
+        vectors.append(class_vectors(x, counts[-1]))
+        cut += int(truncated.sum())
+    return np.concatenate(vectors), np.concatenate(counts), cut

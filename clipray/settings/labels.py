@@ -1,0 +1,151 @@
+"""Settings of the steps that give names to vectors: `label`, `evaluate_labels` and `probe`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from clipray.settings.base import TABLE_NAME, Execution, Settings, StepSettings
+from clipray.settings.vectors import Column, table_of
+
+TEMPLATE_SETS = ("photo", "openai")
+"""Built-in sets of templates: our own general ones, and the 80 that OpenAI used on ImageNet, as open_clip has them."""
+CLASS_SETS = ("cifar100", "imagenet")
+"""Built-in names of classes."""
+Texts = str | list[str]
+
+
+class Classes(Settings):
+    """Names of classes and what is said of them; the content of a class file in YAML, too.
+
+    Attributes:
+        templates: texts with `{}` where the name goes, or a built-in set of them.
+        descriptions: a text, or several, for each name.
+    """
+
+    names: list[str] = Field(min_length=1)
+    templates: Texts | None = None
+    descriptions: dict[str, Texts] | None = None
+
+    @field_validator("names")
+    @classmethod
+    def _names_differ(cls, names: list[str]) -> list[str]:
+        return distinct(names)
+
+    @field_validator("templates")
+    @classmethod
+    def _names_have_a_place(cls, templates: Texts | None) -> Texts | None:
+        return with_place(templates)
+
+
+class Style(Settings):
+    """A prompt style: how all classes are said. `templates` and `descriptions` are those of the classes unless given here.
+
+    Attributes:
+        descriptions: or the path of a YAML file with them.
+    """
+
+    prompt: Literal["template", "description", "name_is_description"] = "template"
+    templates: Texts | None = None
+    descriptions: str | dict[str, Texts] | None = None
+
+    @field_validator("templates")
+    @classmethod
+    def _names_have_a_place(cls, templates: Texts | None) -> Texts | None:
+        return with_place(templates)
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> Style:
+        if self.prompt == "template" and self.descriptions is not None:
+            raise ValueError("`descriptions` goes with `prompt: description` or `prompt: name_is_description`")
+        if self.prompt != "template" and self.templates is not None:
+            raise ValueError(f"`templates` goes with `prompt: template`, found `prompt: {self.prompt}`")
+        return self
+
+
+class MultiLabel(Settings):
+    """Each class is judged for itself.
+
+    Attributes:
+        negative: what a picture shows that does not show the class, with or without `{}` for its name; needed unless
+            the model has a `logit_bias` of its own (SigLIP).
+        threshold: labels are given from this probability on.
+    """
+
+    negative: str | None = None
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class Label(StepSettings):
+    """CLIP vectors of pictures -> `labels` table: zero-shot labels, a row for each row of the input and each style.
+
+    Attributes:
+        classes: a file (YAML or Parquet), a built-in list (`cifar100`, `imagenet`), a list of names, or `Classes`.
+        styles: prompt styles by name; or names of kinds of prompts; by default `template`, or all of a Parquet file.
+        top: how many labels to keep of each row.
+        precision: of the product, see `clipray.analysis.zero_shot`. Class vectors are fp32 unless the model's is set.
+    """
+
+    needs_model: ClassVar[bool] = True
+
+    name: str = Field("labels", pattern=TABLE_NAME)
+    input: str | Column
+    classes: str | list[str] | Classes
+    styles: list[str] | dict[str, Style] | None = None
+    top: Annotated[int, Field(ge=1, le=1000)] = 5
+    multi_label: MultiLabel | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
+
+    @field_validator("classes")
+    @classmethod
+    def _names_differ(cls, classes: Any) -> Any:
+        return distinct(classes) if isinstance(classes, list) else classes
+
+    @field_validator("styles")
+    @classmethod
+    def _styles_have_names(cls, styles: Any) -> Any:
+        distinct(list(styles or ["template"]), "style")
+        bad = [name for name in styles or () if not name.replace("_", "").replace("-", "").isalnum()]
+        if bad:
+            raise ValueError(f"a style's name is of letters, digits, `_` and `-`: {bad[0]!r}")
+        return styles
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return (self.name, f"{self.name}_classes")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return table_of(self.input)
+
+
+def distinct(names: list[str], what: str = "class") -> list[str]:
+    """Raises ValueError where a name is empty or stands twice."""
+    if not names:
+        raise ValueError(f"no {what} is named")
+    empty = [n for n, name in enumerate(names) if not name.strip()]
+    if empty:
+        raise ValueError(f"{what} {empty[0]} has an empty name")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{what} {twice[0]!r} stands twice{f', and {len(twice) - 1} others' if twice[1:] else ''}")
+    return names
+
+
+def with_place(templates: Texts | None) -> Texts | None:
+    """Raises ValueError where a template has no place for the name."""
+    if templates is None or templates in TEMPLATE_SETS:
+        return templates
+    given: Sequence[str] = [templates] if isinstance(templates, str) else templates
+    if not given:
+        raise ValueError("no template is given")
+    bad = [text for text in given if "{}" not in text]
+    if bad:
+        raise ValueError(
+            f"the template {bad[0]!r} has no `{{}}` where the name goes; built-in sets: {', '.join(TEMPLATE_SETS)}"
+        )
+    return templates

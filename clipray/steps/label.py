@@ -1,0 +1,275 @@
+"""Step `label`: CLIP vectors of pictures -> the `labels` table, by what is said of each class.
+
+First a worker encodes what is said, into the table of classes. Then each part of the input is read once and labelled in
+every style; a file holds the rows of one part in one style. A kill costs what was not written.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import __version__, tables
+from clipray.analysis.moments import first_bad_rows
+from clipray.classes import prompt_styles
+from clipray.errors import SchemaError
+from clipray.job import fingerprint
+from clipray.settings import Label
+from clipray.steps.label_classes import Said, read_classes, write_classes
+from clipray.steps.step import STARTED, Given, Run, State, Ticker, refuse_stale, standing
+from clipray.storage import Folder
+from clipray.vectors import Piece, Vectors, groups, open_vectors, read_piece, unit
+
+
+@dataclass(frozen=True)
+class LabelStep:
+    """A `Step`; see `Step`."""
+
+    settings: Label
+    output: Folder
+    source: Vectors
+    said: Said
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def total(self) -> int:
+        """A row for each row of the input and each style."""
+        return self.source.n_samples * len(self.said.styles)
+
+    @property
+    def table(self) -> Folder:
+        return self.output.sub(self.name)
+
+    @property
+    def classes(self) -> Folder:
+        return self.output.sub(f"{self.name}_classes")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        version, multi = tables.table_schema("labels")["version"], self.settings.multi_label
+        own = {"top": self.settings.top, "precision": self.settings.precision, "classes": self.said.identity}
+        threshold = {"threshold": multi.threshold} if multi else {}
+        return {"step": "label", "schema_version": version, "input": self.source.identity, **own, **threshold}
+
+    def inspect(self, *, count: bool = True) -> State:  # noqa: ARG002 - whole files are made, none is counted
+        state = standing(self.table, self.identity, self.source.digest)
+        record = tables.read_record(self.classes)
+        if state.kind == "finished" and (record is None or not tables.intact(self.classes, record)):
+            return State("partial")
+        return state
+
+    def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
+        source, styles = self.source, self.said.styles
+        said = ", ".join(f"{style.name} ({len(style.labels)} classes)" for style in styles)
+        return [f"{self.name}: {source.n_samples} vectors of {source.n_features} from {source.name}, styles: {said}"]
+
+    def run(self, run: Run) -> tables.Record:
+        """Encode the classes unless that is done, label what is missing, commit.
+
+        Raises:
+            StaleTableError: the table was made with other settings.
+            SchemaError: vectors that are not finite.
+            JobError, ModelError: the model cannot label in this way.
+        """
+        refuse_stale(self.table, self.inspect())
+        began = time.monotonic()
+        run.events.write("step_started", step=self.name, rows=self.total, fingerprint=fingerprint(self.identity))
+        cpus = run.cluster().cpus
+        self._begin()
+        encoding = Ticker(run, self.name, self.total, "encoding classes")
+        classes = write_classes(self.said, self.classes, cpus, lambda _: encoding.at(0, 0))
+        if classes.provenance["prompts_truncated"]:
+            run.say(
+                f"{self.name}: {classes.provenance['prompts_truncated']} prompts were longer than the model reads, and cut"
+            )
+        shards = self._label(run, cpus)
+        return self._commit(shards, time.monotonic() - began)
+
+    @functools.cached_property
+    def _stamp(self) -> dict[str, Any]:
+        source = self.source
+        return {
+            "fingerprint": fingerprint(self.identity),
+            "input": {"name": source.name, "digest": source.digest, **source.identity},
+            "space": source.space,
+            "classes": fingerprint(self.said.identity),
+            "versions": {"clipray": __version__},
+        }
+
+    def _begin(self) -> None:
+        before = self.table.read_json(STARTED) or {}
+        self.table.remove(tables.RECORD)
+        for name in list(self.table.leftovers()):
+            self.table.remove(name)
+        mine = {"settings": self.identity, "fingerprint": fingerprint(self.identity), "digest": self.source.digest}
+        self.table.write_json(STARTED, {**mine, "started_at": before.get("started_at", tables.now())})
+
+    def _label(self, run: Run, cpus: float) -> list[tables.Shard]:
+        from clipray.engine.tasks import map_tasks
+
+        work = groups(self.source.pieces, self.settings.rows_per_file)
+        names = {(n, s.name): f"part-{n:06d}-{s.name}.parquet" for n in range(len(work)) for s in self.said.styles}
+        for name in set(tables.shard_names(self.table)) - set(names.values()):
+            self.table.remove(name)
+        sizes = self.table.sizes()
+        shards = {
+            key: tables.Shard(name, _rows(work[key[0]]), sizes[name])
+            for key, name in names.items()
+            if name in sizes and tables.shard_is(self.table, name, self._stamp, _rows(work[key[0]]))
+        }
+        todo = [
+            (n, {s: name for (m, s), name in names.items() if m == n and (n, s) not in shards})
+            for n in range(len(work))
+        ]
+        todo = [(n, missing) for n, missing in todo if missing]
+        before = sum(shard.rows for shard in shards.values())
+        ticker = Ticker(run, self.name, self.total, "labelling")
+
+        def tick(count: int) -> None:
+            done = sum(_rows(work[n]) * len(missing) for n, missing in todo[:count])
+            ticker.at(done, before + done)
+
+        items = [(self, missing, work[n]) for n, missing in todo]
+        for (n, _), made in zip(todo, map_tasks(_label_group, items, cpus, tick), strict=True):
+            shards.update({(n, style): shard for style, shard in made.items()})
+        return [shards[key] for key in names]
+
+    def _commit(self, shards: list[tables.Shard], seconds: float) -> tables.Record:
+        rows = sum(shard.rows for shard in shards)
+        if rows != self.total:
+            raise AssertionError(f"rows in = {self.total}, but {rows} written: this is a defect in clipray")
+        figures = {"styles": {style.name: len(style.labels) for style in self.said.styles}}
+        return tables.finish(
+            self.table, "labels", self.schema, shards, fingerprint=fingerprint(self.identity),
+            inputs={"rows": self.total, "digest": self.source.digest, "input": self.source.name},
+            settings=self.identity, provenance=self._stamp, finished_at=tables.now(), figures=figures,
+            seconds=round(seconds, 2), rows_per_s=round(rows / max(seconds, 1e-9), 2),
+        )  # fmt: skip
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([*self.source.id_fields, *tables.arrow_schema("labels")])
+
+
+def prepare(settings: Label, given: Given) -> LabelStep:
+    """Open the input, read the classes, hold the model against the vectors.
+
+    Raises:
+        JobError, SchemaError, ManifestError: no such input or classes, or vectors of another space than the model's.
+    """
+    source, model = open_vectors(settings.input, given.output), given.model()
+    check_model(settings.name, source, model)
+    styles = tuple(prompt_styles(settings.classes, settings.styles))
+    asked = given.job.model.precision if given.job.model else "auto"
+    precision = "fp32" if asked == "auto" else asked  # classes are few, and every row rests on them
+    return LabelStep(settings, given.output, source, Said(model, precision, styles, settings.multi_label))
+
+
+def check_model(name: str, source: Vectors, model: Any) -> None:
+    """Raises SchemaError where vectors are known to be no CLIP vectors of this model."""
+    space = source.space
+    wanted = f"{name}: expected CLIP vectors of {model.name}, found {source.name}"
+    if space and "model" not in space:
+        raise SchemaError(f"{wanted}, which were reduced: label the vectors that they were made from")
+    if source.n_features != model.embed_dim:
+        raise SchemaError(f"{wanted} with {source.n_features} columns, not {model.embed_dim}")
+    if space and space["model"]["weights"] != model.weights:
+        raise SchemaError(f"{wanted}, made by {space['model']['name']} ({space['model']['weights'][:19]}…)")
+    if space and space["feature"] != "output":
+        raise SchemaError(f"{wanted}, of another layer: {space['feature']}; only `layer: output` compares with texts")
+
+
+def _rows(group: list[Piece]) -> int:
+    return sum(piece.rows for piece in group)
+
+
+def _label_group(item: tuple[LabelStep, dict[str, str], list[Piece]]) -> dict[str, tables.Shard]:
+    """Runs in a worker: labels pieces in some styles and writes the rows of each under its name."""
+    step, names, group = item
+    parts: dict[str, list[pa.Table]] = {style: [] for style in names}
+    for piece in group:
+        ids, x = read_vectors(step.source, piece)
+        for style in names:
+            parts[style].append(_labelled(step, style, ids, x))
+    return {
+        style: tables.write_shard(step.table, name, "labels", pa.concat_tables(parts[style]), step._stamp)
+        for style, name in names.items()
+    }
+
+
+def read_vectors(source: Vectors, piece: Piece) -> tuple[pa.Table, np.ndarray]:
+    """Identities, and vectors (n, d) of unit length. Raises SchemaError: some are not finite; with the first rows' ids."""
+    ids, x = read_piece(source, piece)
+    bad = first_bad_rows(x)
+    if len(bad):
+        named = ", ".join(map(repr, ids[source.ids[-1]].take(pa.array(bad)).to_pylist()))
+        raise SchemaError(
+            f"{source.name}: vectors that are not finite, {source.ids[-1]}: {named}; mend or drop these rows"
+        )
+    unit_length = source.provenance.get("normalize") == "l2" and x.dtype == np.float32
+    return ids, x if unit_length else unit(x)
+
+
+@functools.lru_cache(maxsize=8)
+def _classifier(url: str, mark: str, style: str, top: int, precision: str, alone: bool) -> Any:
+    """A style's classes ready to label, once in a worker."""
+    from clipray.analysis.zero_shot import ZeroShot
+
+    found = read_classes(url, mark)[style]
+    bias = found.logit_bias if alone and found.negatives is None else None
+    return ZeroShot(
+        found.vectors,
+        found.logit_scale,
+        top=top,
+        precision=precision,  # type: ignore[arg-type]
+        negatives=found.negatives,
+        logit_bias=bias,
+    )
+
+
+def _labelled(step: LabelStep, style: str, ids: pa.Table, x: np.ndarray) -> pa.Table:
+    settings, multi = step.settings, step.settings.multi_label
+    mark = fingerprint(step.said.identity)
+    top = settings.top
+    found = _classifier(step.classes.url, mark, style, top, settings.precision, multi is not None).label(x)
+    labels = read_classes(step.classes.url, mark)[style].labels
+    kept = None if multi is None else found.probabilities >= multi.threshold
+    return labels_table(ids, style, labels, found.classes, found.probabilities, step.schema, kept)
+
+
+def labels_table(
+    ids: pa.Table, style: str, labels: pa.Array, classes: np.ndarray, p: np.ndarray, schema: pa.Schema,
+    kept: np.ndarray | None = None,
+) -> pa.Table:  # fmt: skip
+    """Rows of the `labels` table.
+
+    Args:
+        labels: names of all classes. classes: (n, top), the most probable first. p: (n, top) float32, their probabilities.
+        kept: (n, top) bool, which of them count as labels; None: all.
+    """
+    n, top = p.shape
+    margin = p[:, 0] - p[:, 1] if top > 1 else p[:, 0]
+    lengths = np.full(n, top) if kept is None else kept.sum(axis=1)
+    flat = slice(None) if kept is None else kept.ravel()
+    names = labels.take(pa.array(classes.ravel()[flat]))
+    kind = schema.field("top").type
+    ranking = pa.StructArray.from_arrays([names, pa.array(p.ravel()[flat])], fields=list(kind.value_type))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    best = labels.take(pa.array(classes[:, 0], mask=None if kept is None else ~kept[:, 0]))
+    columns = [
+        *ids.columns,
+        pa.array([style], pa.string()).take(pa.array(np.zeros(n, np.int32))),
+        best,
+        pa.array(p[:, 0]),
+        pa.array(margin),
+        pa.ListArray.from_arrays(offsets, ranking, type=kind),
+    ]
+    return pa.table(columns, schema=schema)
