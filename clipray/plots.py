@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 DPI = 110
+NAMED = 100  # classes whose names fit beside a confusion matrix
 MANY = 10  # groups, beyond which colours come from the larger palette
 
 
@@ -37,6 +39,32 @@ def scatter(
     return _saved(figure, path)
 
 
+def confusion(counts: np.ndarray, labels: Sequence[str], *, title: str = "") -> bytes:
+    """A confusion matrix as a PNG: each row's shares as shades, its largest one darkest.
+
+    Args:
+        counts: (k, k) rows by known and by given label. labels: of both.
+    """
+    from matplotlib.ticker import FixedLocator
+
+    k = len(labels)
+    side_in = float(np.clip(2.5 + 0.16 * k, 4, 14)) if k <= NAMED else 9.0
+    figure, plot = _figure(side_in + 1, side_in, title)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shown = plot.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest" if k <= NAMED else "antialiased")
+    plot.spines[["left", "bottom"]].set_visible(False)
+    if k <= NAMED:
+        for axis in (plot.xaxis, plot.yaxis):
+            axis.set_major_locator(FixedLocator(range(k)))
+        size = 9 if k <= 25 else 6
+        plot.set_xticklabels(labels, rotation=90, fontsize=size)
+        plot.set_yticklabels(labels, fontsize=size)
+    plot.set_xlabel("label given")
+    plot.set_ylabel("known label")
+    figure.colorbar(shown, ax=plot, shrink=0.6, label="share of the row")
+    return _png(figure)
+
+
 def _figure(width_in: float, height_in: float, title: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
@@ -48,8 +76,14 @@ def _figure(width_in: float, height_in: float, title: str) -> tuple[Any, Any]:
 
 
 def _saved(figure: Any, path: str | Path) -> Path:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(_png(figure))
+    return Path(path)
+
+
+def _png(figure: Any) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path))
-    return Path(path)
+    sink = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(sink)
+    return sink.getvalue()

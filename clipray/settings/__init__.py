@@ -7,7 +7,16 @@ from typing import Any
 from pydantic import Field
 
 from clipray.settings.base import Execution, Settings, StepSettings
-from clipray.settings.labels import CLASS_SETS, Classes, Label, MultiLabel, Style, distinct
+from clipray.settings.labels import (
+    CLASS_SETS,
+    Classes,
+    EvaluateLabels,
+    Label,
+    LabelSet,
+    MultiLabel,
+    Style,
+    distinct,
+)  # fmt: skip
 from clipray.settings.model import Model
 from clipray.settings.pictures import FIXED_COLUMNS, SCHEMES, EmbedImages, Feature
 from clipray.settings.vectors import Cluster, Column, Reduce
@@ -17,6 +26,7 @@ STEPS: dict[str, type[StepSettings]] = {
     "reduce": Reduce,
     "cluster": Cluster,
     "label": Label,
+    "evaluate_labels": EvaluateLabels,
 }
 """The steps a job can name, in the order in which data flows; each is the module of that name in `clipray.steps`."""
 
@@ -32,6 +42,6 @@ class Job(Settings):
 
 
 __all__ = [
-    "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Classes", "Cluster", "Column", "EmbedImages", "Execution", "Feature", "Job",
-    "Label", "Model", "MultiLabel", "Reduce", "Settings", "StepSettings", "Style", "distinct",
+    "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Classes", "Cluster", "Column", "EmbedImages", "EvaluateLabels", "Execution", "Feature", "Job",
+    "Label", "LabelSet", "Model", "MultiLabel", "Reduce", "Settings", "StepSettings", "Style", "distinct",
 ]  # fmt: skip

@@ -149,3 +149,59 @@ def with_place(templates: Texts | None) -> Texts | None:
             f"the template {bad[0]!r} has no `{{}}` where the name goes; built-in sets: {', '.join(TEMPLATE_SETS)}"
         )
     return templates
+
+
+class LabelSet(Settings):
+    """A data set that was labelled.
+
+    Attributes:
+        labels: a table of labels, of this run or of another (`runs/other/labels`).
+        truth: `table.column` with the known labels.
+        baseline: another table of labels of the same rows.
+    """
+
+    labels: str
+    truth: str | Column
+    baseline: str | None = None
+
+
+class EvaluateLabels(StepSettings):
+    """Labels and what is known -> `label_figures` and its confusion: how right the labels are, style by style.
+
+    Attributes:
+        labels, truth: of one data set; or `sets`: of several, by name.
+        by: a column of the truth's table, each of whose values makes a data set of its own.
+        baseline: the data set, or the style, with which the others are compared.
+        bootstrap: samples that the intervals come from. confidence: of the intervals.
+    """
+
+    name: str = Field("label_figures", pattern=TABLE_NAME)
+    labels: str | None = None
+    truth: str | Column | None = None
+    sets: dict[str, LabelSet] | None = Field(None, min_length=1)
+    by: str | None = None
+    baseline: str | None = None
+    bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 1_000
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    random_state: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_way(self) -> EvaluateLabels:
+        if (self.sets is None) == (self.labels is None) or (self.labels is None) != (self.truth is None):
+            raise ValueError("expected `labels` and `truth`, or `sets` with both for each data set")
+        return self
+
+    @property
+    def data_sets(self) -> dict[str, LabelSet]:
+        if self.sets is not None:
+            return self.sets
+        return {"all": LabelSet(labels=str(self.labels), truth=self.truth)}  # type: ignore[arg-type]
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return (self.name, f"{self.name}_confusion")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        given = [(s.labels, *table_of(s.truth), *([s.baseline] if s.baseline else [])) for s in self.data_sets.values()]
+        return tuple(dict.fromkeys(name for names in given for name in names))
