@@ -26,6 +26,9 @@ KINDS = {
     "_Writer": "writer",
     "_Board": "board",
     "Reader": "reader",
+    "_moments_of": "moments",
+    "_project_group": "projection",
+    "_Holder": "holder",
     "ray::": "other workers",
 }
 
