@@ -14,6 +14,7 @@ from clipray.settings.labels import (
     Label,
     LabelSet,
     MultiLabel,
+    Probe,
     Style,
     distinct,
 )  # fmt: skip
@@ -26,6 +27,7 @@ STEPS: dict[str, type[StepSettings]] = {
     "reduce": Reduce,
     "cluster": Cluster,
     "label": Label,
+    "probe": Probe,
     "evaluate_labels": EvaluateLabels,
 }
 """The steps a job can name, in the order in which data flows; each is the module of that name in `clipray.steps`."""
@@ -43,5 +45,5 @@ class Job(Settings):
 
 __all__ = [
     "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Classes", "Cluster", "Column", "EmbedImages", "EvaluateLabels", "Execution", "Feature", "Job",
-    "Label", "LabelSet", "Model", "MultiLabel", "Reduce", "Settings", "StepSettings", "Style", "distinct",
+    "Label", "LabelSet", "Model", "MultiLabel", "Probe", "Reduce", "Settings", "StepSettings", "Style", "distinct",
 ]  # fmt: skip

@@ -205,3 +205,46 @@ class EvaluateLabels(StepSettings):
     def sources(self) -> tuple[str, ...]:
         given = [(s.labels, *table_of(s.truth), *([s.baseline] if s.baseline else [])) for s in self.data_sets.values()]
         return tuple(dict.fromkeys(name for names in given for name in names))
+
+
+class Probe(StepSettings):
+    """Any vector column and known labels -> `probe`, a table of labels: by logistic regression.
+
+    Attributes:
+        truth: `table.column` with the known labels; rows without one are only labelled.
+        split: a column of the truth's table that says `train`, `validation` or `test`; without it rows are drawn, by
+            their ids, so that a row stays where it is when others come.
+        c: strengths of the inverse penalty to try; the best on the validation rows is trained again with these.
+        fit: a finished probe, to be applied as it is: `runs/other/probe`.
+        max_rows: labelled rows to use, drawn by their ids; they lie in a worker's memory.
+    """
+
+    name: str = Field("probe", pattern=TABLE_NAME)
+    input: str | Column
+    truth: str | Column | None = None
+    split: str | None = None
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    c: list[Annotated[float, Field(gt=0)]] = Field([0.001, 0.01, 0.1, 1, 10, 100], min_length=1)
+    max_iterations: Annotated[int, Field(ge=1)] = 1_000
+    max_rows: Annotated[int, Field(ge=10)] = 200_000
+    random_state: Annotated[int, Field(ge=0)] = 0
+    fit: str | None = None
+    top: Annotated[int, Field(ge=1, le=1000)] = 5
+    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Probe:
+        if (self.truth is None) == (self.fit is None):
+            raise ValueError(f"expected one of `truth` and `fit`, found {'both' if self.fit else 'none'}")
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("`validation_share` and `test_share` leave nothing to train on")
+        return self
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return (self.name, f"{self.name}_classes")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (*table_of(self.input), *(table_of(self.truth) if self.truth else ()), *([self.fit] if self.fit else ()))

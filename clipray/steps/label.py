@@ -15,15 +15,15 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import __version__, tables
-from clipray.analysis.moments import first_bad_rows
 from clipray.classes import prompt_styles
 from clipray.errors import SchemaError
 from clipray.job import fingerprint
 from clipray.settings import Label
 from clipray.steps.label_classes import Said, read_classes, write_classes
-from clipray.steps.step import STARTED, Given, Run, State, Ticker, refuse_stale, standing
+from clipray.steps.parts import begin, make_parts, read_finite
+from clipray.steps.step import Given, Run, State, Ticker, refuse_stale, standing
 from clipray.storage import Folder
-from clipray.vectors import Piece, Vectors, groups, open_vectors, read_piece, unit
+from clipray.vectors import Piece, Vectors, groups, open_vectors, unit
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,14 @@ class LabelStep:
         began = time.monotonic()
         run.events.write("step_started", step=self.name, rows=self.total, fingerprint=fingerprint(self.identity))
         cpus = run.cluster().cpus
-        self._begin()
+        begin(self, self.source.digest)
         encoding = Ticker(run, self.name, self.total, "encoding classes")
         classes = write_classes(self.said, self.classes, cpus, lambda _: encoding.at(0, 0))
         if classes.provenance["prompts_truncated"]:
             run.say(
                 f"{self.name}: {classes.provenance['prompts_truncated']} prompts were longer than the model reads, and cut"
             )
-        shards = self._label(run, cpus)
+        shards = self._label(run)
         return self._commit(shards, time.monotonic() - began)
 
     @functools.cached_property
@@ -104,43 +104,10 @@ class LabelStep:
             "versions": {"clipray": __version__},
         }
 
-    def _begin(self) -> None:
-        before = self.table.read_json(STARTED) or {}
-        self.table.remove(tables.RECORD)
-        for name in list(self.table.leftovers()):
-            self.table.remove(name)
-        mine = {"settings": self.identity, "fingerprint": fingerprint(self.identity), "digest": self.source.digest}
-        self.table.write_json(STARTED, {**mine, "started_at": before.get("started_at", tables.now())})
-
-    def _label(self, run: Run, cpus: float) -> list[tables.Shard]:
-        from clipray.engine.tasks import map_tasks
-
+    def _label(self, run: Run) -> list[tables.Shard]:
         work = groups(self.source.pieces, self.settings.rows_per_file)
-        names = {(n, s.name): f"part-{n:06d}-{s.name}.parquet" for n in range(len(work)) for s in self.said.styles}
-        for name in set(tables.shard_names(self.table)) - set(names.values()):
-            self.table.remove(name)
-        sizes = self.table.sizes()
-        shards = {
-            key: tables.Shard(name, _rows(work[key[0]]), sizes[name])
-            for key, name in names.items()
-            if name in sizes and tables.shard_is(self.table, name, self._stamp, _rows(work[key[0]]))
-        }
-        todo = [
-            (n, {s: name for (m, s), name in names.items() if m == n and (n, s) not in shards})
-            for n in range(len(work))
-        ]
-        todo = [(n, missing) for n, missing in todo if missing]
-        before = sum(shard.rows for shard in shards.values())
-        ticker = Ticker(run, self.name, self.total, "labelling")
-
-        def tick(count: int) -> None:
-            done = sum(_rows(work[n]) * len(missing) for n, missing in todo[:count])
-            ticker.at(done, before + done)
-
-        items = [(self, missing, work[n]) for n, missing in todo]
-        for (n, _), made in zip(todo, map_tasks(_label_group, items, cpus, tick), strict=True):
-            shards.update({(n, style): shard for style, shard in made.items()})
-        return [shards[key] for key in names]
+        parts = [(group, [f"part-{n:06d}-{s.name}.parquet" for s in self.said.styles]) for n, group in enumerate(work)]
+        return make_parts(self, parts, self._stamp, _label_group, run, "labelling")
 
     def _commit(self, shards: list[tables.Shard], seconds: float) -> tables.Record:
         rows = sum(shard.rows for shard in shards)
@@ -187,35 +154,21 @@ def check_model(name: str, source: Vectors, model: Any) -> None:
         raise SchemaError(f"{wanted}, of another layer: {space['feature']}; only `layer: output` compares with texts")
 
 
-def _rows(group: list[Piece]) -> int:
-    return sum(piece.rows for piece in group)
-
-
-def _label_group(item: tuple[LabelStep, dict[str, str], list[Piece]]) -> dict[str, tables.Shard]:
-    """Runs in a worker: labels pieces in some styles and writes the rows of each under its name."""
-    step, names, group = item
-    parts: dict[str, list[pa.Table]] = {style: [] for style in names}
+def _label_group(item: tuple[LabelStep, list[Piece], list[str]]) -> list[tables.Shard]:
+    """Runs in a worker: labels pieces in some styles and writes the rows of each."""
+    step, group, names = item
+    styles = {name.removesuffix(".parquet").split("-", 2)[2]: name for name in names}
+    parts: dict[str, list[pa.Table]] = {style: [] for style in styles}
+    known = step.source.provenance.get("normalize") == "l2"
     for piece in group:
-        ids, x = read_vectors(step.source, piece)
-        for style in names:
+        ids, x = read_finite(step.source, piece)
+        x = x if known and x.dtype == np.float32 else unit(x)
+        for style in styles:
             parts[style].append(_labelled(step, style, ids, x))
-    return {
-        style: tables.write_shard(step.table, name, "labels", pa.concat_tables(parts[style]), step._stamp)
-        for style, name in names.items()
-    }
-
-
-def read_vectors(source: Vectors, piece: Piece) -> tuple[pa.Table, np.ndarray]:
-    """Identities, and vectors (n, d) of unit length. Raises SchemaError: some are not finite; with the first rows' ids."""
-    ids, x = read_piece(source, piece)
-    bad = first_bad_rows(x)
-    if len(bad):
-        named = ", ".join(map(repr, ids[source.ids[-1]].take(pa.array(bad)).to_pylist()))
-        raise SchemaError(
-            f"{source.name}: vectors that are not finite, {source.ids[-1]}: {named}; mend or drop these rows"
-        )
-    unit_length = source.provenance.get("normalize") == "l2" and x.dtype == np.float32
-    return ids, x if unit_length else unit(x)
+    return [
+        tables.write_shard(step.table, name, "labels", pa.concat_tables(parts[style]), step._stamp)
+        for style, name in styles.items()
+    ]
 
 
 @functools.lru_cache(maxsize=8)

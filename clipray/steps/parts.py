@@ -1,0 +1,79 @@
+"""A table made part by part, in tasks: what is there and still right stays, what is missing is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import tables
+from clipray.analysis.moments import first_bad_rows
+from clipray.errors import SchemaError
+from clipray.job import fingerprint
+from clipray.steps.step import STARTED, Run, Step, Ticker
+from clipray.vectors import Piece, Vectors, read_piece
+
+Part = tuple[list[Piece], list[str]]
+"""Neighbouring pieces of the input, and the names of the files that their rows go to."""
+
+
+def begin(step: Step, digest: str) -> None:
+    """Open a step's table for writing. digest: of the rows that come in."""
+    before = step.table.read_json(STARTED) or {}
+    step.table.remove(tables.RECORD)  # from here on the table is not finished
+    for name in list(step.table.leftovers()):
+        step.table.remove(name)
+    mine = {"settings": step.identity, "fingerprint": fingerprint(step.identity), "digest": digest}
+    step.table.write_json(STARTED, {**mine, "started_at": before.get("started_at", tables.now())})
+
+
+def make_parts(
+    step: Step, parts: Sequence[Part], stamp: Mapping[str, Any], make: Callable[[Any], list[tables.Shard]], run: Run,
+    phase: str,
+) -> list[tables.Shard]:  # fmt: skip
+    """The shards of a step's table, in the order of `parts`; files that belong to none are removed.
+
+    Args:
+        stamp: provenance by which a shard is known as right.
+        make: runs in a worker on (step, pieces, names of the files to write).
+    """
+    from clipray.engine.tasks import map_tasks
+
+    rows = {name: count_rows(pieces) for pieces, names in parts for name in names}
+    for name in set(tables.shard_names(step.table)) - set(rows):
+        step.table.remove(name)
+    sizes = step.table.sizes()
+    shards = {
+        name: tables.Shard(name, count, sizes[name])
+        for name, count in rows.items()
+        if name in sizes and tables.shard_is(step.table, name, stamp, count)
+    }
+    missing = [(pieces, [name for name in names if name not in shards]) for pieces, names in parts]
+    todo = [(pieces, names) for pieces, names in missing if names]
+    before, ticker = sum(shard.rows for shard in shards.values()), Ticker(run, step.name, step.total, phase)
+
+    def tick(finished: int) -> None:
+        done = sum(count_rows(pieces) * len(names) for pieces, names in todo[:finished])
+        ticker.at(done, before + done)
+
+    for made in map_tasks(make, [(step, *part) for part in todo], run.cluster().cpus, tick):
+        shards.update({shard.name: shard for shard in made})
+    return [shards[name] for name in rows]
+
+
+def count_rows(pieces: Sequence[Piece]) -> int:
+    return sum(piece.rows for piece in pieces)
+
+
+def read_finite(source: Vectors, piece: Piece) -> tuple[pa.Table, np.ndarray]:
+    """Identities and vectors (n, d). Raises SchemaError: some are not finite; with the first rows' ids."""
+    ids, x = read_piece(source, piece)
+    bad = first_bad_rows(x)
+    if len(bad):
+        named = ", ".join(map(repr, ids[source.ids[-1]].take(pa.array(bad)).to_pylist()))
+        raise SchemaError(
+            f"{source.name}: vectors that are not finite, {source.ids[-1]}: {named}; mend or drop these rows"
+        )
+    return ids, x
