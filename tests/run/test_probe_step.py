@@ -68,7 +68,7 @@ def test_photos_are_told_apart_far_beyond_chance(tmp_path: Path) -> None:
     runner.run(write(tmp_path / "j.yaml", embed, probe, evaluate, model={"name": "demo", "precision": "auto"}))
     figures = record_of(tmp_path / "out/probe").figures
     assert sum(figures["rows"].values()) - figures["rows"]["validation"] == 3_000
-    assert figures["test_accuracy"] >= 0.28
+    assert figures["test_accuracy"] >= 0.38
     assert figures["train_accuracy"] > figures["test_accuracy"]
     metrics = {
         (m["metric"], m["group"]): m["value"]
