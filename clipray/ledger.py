@@ -1,8 +1,8 @@
 """What of a manifest is on disk already: the books that make a run resumable.
 
 The files themselves are the books. Taking stock reads the ids of every committed shard, removes what a kill left
-torn, and rewrites shards that hold a row twice, a row that the manifest no longer has, or one whose `uri` or kept
-columns have changed, so that afterwards every row on disk is a row of the manifest, once.
+torn, and rewrites shards that hold a row twice, a row that the manifest no longer has, or one whose source (`uri`,
+`text`) or kept columns have changed, so that afterwards every row on disk is a row of the manifest, once.
 
 Regions lie in shards of the same name as those of their pictures. A picture counts as written only with all its
 regions, and regions without their picture are removed.
@@ -125,7 +125,7 @@ def _count_shard(
                 f"{folder.path(name)} was not made by this job with these settings; move it away, or give the job another `output`"
             )
         counted = ["region_count"] if regions else []
-        ids = read_shard(folder, name, ["image_id", "uri", *counted, *(keep if is_table else ())])
+        ids = read_shard(folder, name, [scan.kind.key, scan.kind.source, *counted, *(keep if is_table else ())])
     except (SchemaError, FileNotFoundError):
         _note(stock, "torn_files", 1)
         if mend:
@@ -189,13 +189,13 @@ def _belongs(
     ids: pa.Table, is_table: bool, scan: Scan, keep: Sequence[str], stock: Stock, whole: np.ndarray
 ) -> np.ndarray:
     """(rows,) bool: whole rows that are rows of the manifest, unchanged, and not counted before. Marks them as taken."""
-    keys, uris, kept = row_keys(ids, scan.salt, keep if is_table else ())
+    keys, sources, kept = row_keys(ids, scan.salt, keep if is_table else (), scan.kind)
     if not len(scan.keys):
         _note(stock, "rows_gone", len(keys))
         return np.zeros(len(keys), bool)
     at = np.minimum(np.searchsorted(scan.keys, keys), len(scan.keys) - 1)
     known = scan.keys[at] == keys
-    same = known & (scan.uris[at] == uris) & ((scan.kept[at] == kept) if is_table else True)
+    same = known & (scan.sources[at] == sources) & ((scan.kept[at] == kept) if is_table else True)
     first = np.zeros(len(keys), bool)
     first[np.unique(keys, return_index=True)[1]] = True
     good = same & first & whole & ~stock.taken[at]

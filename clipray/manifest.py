@@ -1,4 +1,4 @@
-"""Manifests: any Parquet that names pictures, opened, checked and read; and made from a folder of pictures."""
+"""Manifests: any Parquet that names pictures or holds texts, opened, checked and read; and made from a folder of pictures."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipray.errors import JobError, ManifestError
+from clipray.kinds import PICTURES, Kind
 from clipray.storage import Folder, absolute, filesystem
 
 PICTURE_SUFFIXES = (
@@ -51,6 +52,7 @@ class Manifest:
     urls: tuple[str, ...]
     pieces: tuple[Piece, ...]
     schema: pa.Schema
+    kind: Kind = PICTURES
 
     @property
     def rows(self) -> int:
@@ -63,17 +65,16 @@ class Manifest:
 
     def columns(self, keep: Sequence[str] = ()) -> list[str]:
         """The columns that encoding reads."""
-        return [
-            "image_id",
-            *(c for c in ("uri", "bytes") if c in self.schema.names),
-            *(k for k in keep if k not in ("uri", "bytes")),
-        ]
+        content = self.kind.content
+        return [self.kind.key, *(c for c in content if c in self.schema.names), *(k for k in keep if k not in content)]
 
 
-def open_manifest(source: str | Sequence[str], keep: Sequence[str] = (), also: Sequence[str] = ()) -> Manifest:
+def open_manifest(
+    source: str | Sequence[str], keep: Sequence[str] = (), also: Sequence[str] = (), kind: Kind = PICTURES
+) -> Manifest:
     """Open one Parquet file, a glob, a folder of Parquet, or a list of those, on any fsspec URL.
 
-    `keep`: columns that must be there. `also`: columns that are in all files or in none.
+    `keep`: columns that must be there. `also`: columns that are in all files or in none. `kind`: what its rows are.
 
     Raises:
         ManifestError: nothing there, not Parquet, a column missing or of another type, files that differ.
@@ -83,13 +84,13 @@ def open_manifest(source: str | Sequence[str], keep: Sequence[str] = (), also: S
     first: pa.Schema | None = None
     for number, url in enumerate(urls):
         schema, metadata = read_footer(url)
-        _check_columns(url, schema, keep)
+        _check_columns(url, schema, keep, kind)
         first = first or schema
-        for name in ("uri", "bytes", *keep, *also):
-            kinds = _type_of(schema, name), _type_of(first, name)
-            if kinds[0] != kinds[1] and not (name == "uri" and None not in kinds):  # any kind of string will do
+        for name in (*kind.content, *keep, *also):
+            types = _type_of(schema, name), _type_of(first, name)
+            if types[0] != types[1] and not (name == kind.source and None not in types):  # any kind of string will do
                 raise ManifestError(
-                    f"{url}: column {name!r} is {kinds[0] or 'missing'}, but {kinds[1] or 'missing'} in {urls[0]}"
+                    f"{url}: column {name!r} is {types[0] or 'missing'}, but {types[1] or 'missing'} in {urls[0]}"
                 )
         start = 0
         for group in range(metadata.num_row_groups):
@@ -100,7 +101,7 @@ def open_manifest(source: str | Sequence[str], keep: Sequence[str] = (), also: S
         raise ManifestError(
             "no manifest named: expected a Parquet file, a glob or a folder of Parquet, or a list of those"
         )
-    return Manifest(tuple(urls), tuple(pieces), first)
+    return Manifest(tuple(urls), tuple(pieces), first, kind)
 
 
 def expand_parquet(url: str) -> list[str]:
@@ -144,23 +145,23 @@ def _type_of(schema: pa.Schema, name: str) -> pa.DataType | None:
     return schema.field(name).type if name in schema.names else None
 
 
-def _check_columns(url: str, schema: pa.Schema, keep: Sequence[str]) -> None:
+def _check_columns(url: str, schema: pa.Schema, keep: Sequence[str], kind: Kind) -> None:
     found = ", ".join(schema.names)
-    if "image_id" not in schema.names:
-        raise ManifestError(f"{url}: no column `image_id`; found: {found}")
-    if "uri" not in schema.names and "bytes" not in schema.names:
-        raise ManifestError(f"{url}: expected a column `uri` or `bytes`; found: {found}")
+    if kind.key not in schema.names:
+        raise ManifestError(f"{url}: no column `{kind.key}`; found: {found}")
+    if not set(kind.content) & set(schema.names):
+        raise ManifestError(f"{url}: expected a column {' or '.join(f'`{c}`' for c in kind.content)}; found: {found}")
     missing = [name for name in keep if name not in schema.names]
     if missing:
         raise ManifestError(f"{url}: `keep` names {missing[0]!r}, which is no column; found: {found}")
-    if "bytes" in keep:
-        raise ManifestError(f"{url}: `keep` names 'bytes', the pictures themselves, which no table holds")
-    for name, accepted in {"image_id": is_text, "uri": is_text, "bytes": _is_binary}.items():
-        kind = _type_of(schema, name)
-        if kind is not None and not accepted(kind):
-            wanted = "binary" if name == "bytes" else "string"
+    if kind.inline in keep:
+        raise ManifestError(f"{url}: `keep` names {kind.inline!r}, the pictures themselves, which no table holds")
+    for name in (kind.key, *kind.content):
+        here = _type_of(schema, name)
+        if here is not None and not (_is_binary if name == kind.inline else is_text)(here):
+            wanted = "binary" if name == kind.inline else "string"
             raise ManifestError(
-                f"{url}: column `{name}` is {kind}; expected {wanted}: cast it when you write the manifest"
+                f"{url}: column `{name}` is {here}; expected {wanted}: cast it when you write the manifest"
             )
 
 
@@ -189,8 +190,13 @@ def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
-def read_piece(piece: Piece, columns: Sequence[str], rows: int) -> Iterator[tuple[int, pa.Table]]:
-    """Stream a row group as (number of the first row in its file, table of at most `rows` rows), URIs resolved."""
+def read_piece(
+    piece: Piece, columns: Sequence[str], rows: int, kind: Kind = PICTURES
+) -> Iterator[tuple[int, pa.Table]]:
+    """Stream a row group as (number of the first row in its file, table of at most `rows` rows).
+
+    Identities and sources come as plain strings, the URIs of pictures resolved.
+    """
     fs, path = filesystem(piece.path)
     start = piece.first_row
     with fs.open(path, "rb") as file:
@@ -198,10 +204,10 @@ def read_piece(piece: Piece, columns: Sequence[str], rows: int) -> Iterator[tupl
             batch_size=rows, row_groups=[piece.row_group], columns=list(columns)
         ):
             table = pa.Table.from_batches([batch]).select(list(columns))
-            for name in ("image_id", "uri"):
+            for name in (kind.key, kind.source):
                 if name in table.schema.names and table.schema.field(name).type != pa.string():
                     table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(pa.string()))
-            if "uri" in table.schema.names:
+            if kind == PICTURES and "uri" in table.schema.names:
                 uris = pa.array([resolve(uri, piece.path) for uri in table["uri"].to_pylist()], pa.string())
                 table = table.set_column(table.schema.get_field_index("uri"), "uri", uris)
             yield start, table

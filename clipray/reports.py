@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,3 +26,8 @@ def fatal(report: Report) -> Iterator[None]:
             }
         )
         raise
+
+
+def worker_facts(facts: dict[str, Any], threads: int) -> dict[str, Any]:
+    """The message with which an encoder says what it is."""
+    return {"worker": {**facts, "pid": os.getpid(), "host": socket.gethostname(), "threads": threads}}

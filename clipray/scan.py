@@ -1,6 +1,6 @@
 """What the driver knows of a manifest before work starts: a few numbers per row, and no strings.
 
-Rows are known by `image_id`. For counting and filtering an id becomes a 64-bit hash, so that a hundred million rows
+Rows are known by their identity. For counting and filtering an id becomes a 64-bit hash, so that a hundred million rows
 need some gigabytes of driver memory at the most; the hash's key is chosen so that no two ids of a manifest collide.
 """
 
@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.errors import ManifestError
+from clipray.kinds import PICTURES, Kind
 from clipray.manifest import Manifest, Piece, is_text, read_piece
 
 SCAN_ROWS = 131_072
@@ -29,7 +30,8 @@ class Scan:
 
     Attributes:
         keys: (n,) uint64, hash of each accepted row's id, sorted.
-        uris, kept: (n,) uint64, hashes of its `uri` and of its kept columns, in the order of `keys`.
+        sources, kept: (n,) uint64, hashes of what it is made from (`uri`, `text`) and of its kept columns, in the
+            order of `keys`.
         salt: the key of the hash, chosen so that `keys` are unique.
         digest: digest of all rows, whatever their order and files.
         refused: file number -> sorted row numbers that are no work: null ids, repeated ids.
@@ -39,23 +41,23 @@ class Scan:
 
     rows: int
     keys: np.ndarray
-    uris: np.ndarray
+    sources: np.ndarray
     kept: np.ndarray
     salt: str
     digest: str
     refused: dict[int, np.ndarray]
     rejects: pa.Table
     piece_keys: list[np.ndarray] = field(repr=False, default_factory=list)
+    kind: Kind = PICTURES
 
 
-def row_keys(table: pa.Table, salt: str, keep: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(n,) uint64 hashes of a table's rows: of `image_id`, of `uri` (resolved), of the kept columns."""
-    keys = hash_strings(table["image_id"], salt)
-    uris = (
-        hash_strings(table["uri"], salt)
-        if "uri" in table.column_names
-        else hash_strings(pa.nulls(len(table), pa.string()), salt)
-    )
+def row_keys(
+    table: pa.Table, salt: str, keep: Sequence[str] = (), kind: Kind = PICTURES
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n,) uint64 hashes of a table's rows: of the identity, of the source (a resolved `uri`), of the kept columns."""
+    keys = hash_strings(table[kind.key], salt)
+    there = kind.source in table.column_names
+    sources = hash_strings(table[kind.source] if there else pa.nulls(len(table), pa.string()), salt)
     kept = np.zeros(len(keys), np.uint64)
     for name in keep:
         values = (
@@ -64,7 +66,7 @@ def row_keys(table: pa.Table, salt: str, keep: Sequence[str] = ()) -> tuple[np.n
             else pa.array([repr(v) for v in table[name].to_pylist()], pa.string())
         )
         kept = kept * np.uint64(1_099_511_628_211) + hash_strings(values, salt)
-    return keys, uris, kept
+    return keys, sources, kept
 
 
 def hash_strings(column: pa.ChunkedArray | pa.Array, salt: str) -> np.ndarray:
@@ -79,7 +81,7 @@ def hash_strings(column: pa.ChunkedArray | pa.Array, salt: str) -> np.ndarray:
 
 
 def scan(manifest: Manifest, keep: Sequence[str] = ()) -> Scan:
-    """Read ids, URIs and kept columns of the whole manifest: find null and repeated ids, hash the rest.
+    """Read ids, sources and kept columns of the whole manifest: find null and repeated ids, hash the rest.
 
     Of rows with the same id the first is kept; the others become rejects.
     """
@@ -87,17 +89,18 @@ def scan(manifest: Manifest, keep: Sequence[str] = ()) -> Scan:
         found = _scan(manifest, keep, f"clipray-{attempt:08d}")
         if found is not None:
             return found
-    raise ManifestError("image ids collide under every hash key tried; are they adversarial?")  # practically impossible
+    raise ManifestError("ids collide under every hash key tried; are they adversarial?")  # practically impossible
 
 
 def _scan(manifest: Manifest, keep: Sequence[str], salt: str) -> Scan | None:
-    columns = [c for c in manifest.columns(keep) if c != "bytes"]
+    kind = manifest.kind
+    columns = [c for c in manifest.columns(keep) if c != kind.inline]
     columns_of: list[list[np.ndarray]] = []
     for piece in manifest.pieces:
-        for _, table in _read_safely(piece, columns):
-            columns_of.append([*row_keys(table, salt, keep), _null_ids(table)])
+        for _, table in _read_safely(piece, columns, kind):
+            columns_of.append([*row_keys(table, salt, keep, kind), _null_ids(table[kind.key])])
     empty = np.zeros(0, np.uint64)
-    keys, uris, kept, null = (
+    keys, sources, kept, null = (
         (np.concatenate([empty, *parts]) for parts in zip(*columns_of)) if columns_of else (empty,) * 4
     )
     null = null.astype(bool)
@@ -114,26 +117,26 @@ def _scan(manifest: Manifest, keep: Sequence[str], salt: str) -> Scan | None:
     return Scan(
         rows=len(keys),
         keys=keys[accepted][order],
-        uris=uris[accepted][order],
+        sources=sources[accepted][order],
         kept=kept[accepted][order],
         salt=salt,
-        digest=_digest(keys, uris, kept),
+        digest=_digest(keys, sources, kept),
         refused=_by_file(manifest, positions, starts),
         rejects=rejects,
         piece_keys=pieces,
+        kind=kind,
     )
 
 
-def _read_safely(piece: Piece, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
+def _read_safely(piece: Piece, columns: list[str], kind: Kind) -> Iterator[tuple[int, pa.Table]]:
     try:
-        yield from read_piece(piece, columns, SCAN_ROWS)
+        yield from read_piece(piece, columns, SCAN_ROWS, kind)
     except (pa.ArrowInvalid, OSError) as error:
         raise ManifestError(f"{piece.path}: row group {piece.row_group} cannot be read: {error}") from error
 
 
-def _null_ids(table: pa.Table) -> np.ndarray:
-    ids = table["image_id"].to_numpy()
-    return np.array([not value for value in ids], bool)  # an empty string is no identity either
+def _null_ids(ids: pa.ChunkedArray) -> np.ndarray:
+    return np.array([not value for value in ids.to_numpy()], bool)  # an empty string is no identity either
 
 
 def _repeats(keys: np.ndarray, usable: np.ndarray) -> np.ndarray:
@@ -157,31 +160,32 @@ def _refused_rows(
         inside = np.arange(start, start + piece.rows)
         here = set(positions[(positions >= start) & (positions < start + piece.rows)].tolist())
         if here or (suspects and np.isin(keys[inside], list(suspects)).any()):
-            for row_in_file, table in _read_safely(piece, columns):
+            for row_in_file, table in _read_safely(piece, columns, manifest.kind):
                 offset = start + row_in_file - piece.first_row
-                for n, (image_id, uri) in enumerate(_pairs(table)):
+                for n, (row_id, source) in enumerate(_pairs(table, manifest.kind)):
                     position, key = offset + n, int(keys[offset + n])
-                    if key in suspects and image_id and id_of.setdefault(key, image_id) != image_id:
+                    if key in suspects and row_id and id_of.setdefault(key, row_id) != row_id:
                         return pa.table({}), True
                     if position in here:
-                        rows.append(_refusal(piece, row_in_file + n, image_id, uri))
+                        rows.append(_refusal(piece, row_in_file + n, row_id, source, manifest.kind))
         start += piece.rows
-    return pa.Table.from_pylist(rows, schema=tables.arrow_schema("rejects")), False
+    schema = tables.rejects_schema(manifest.kind.key, manifest.kind.source)
+    return pa.Table.from_pylist(rows, schema=schema), False
 
 
-def _pairs(table: pa.Table) -> Iterator[tuple[str | None, str | None]]:
-    uris = table["uri"].to_pylist() if "uri" in table.schema.names else [None] * len(table)
-    return zip(table["image_id"].to_pylist(), uris, strict=True)
+def _pairs(table: pa.Table, kind: Kind) -> Iterator[tuple[str | None, str | None]]:
+    sources = table[kind.source].to_pylist() if kind.source in table.schema.names else [None] * len(table)
+    return zip(table[kind.key].to_pylist(), sources, strict=True)
 
 
-def _refusal(piece: Piece, row: int, image_id: str | None, uri: str | None) -> dict[str, Any]:
+def _refusal(piece: Piece, row: int, row_id: str | None, source: str | None, kind: Kind) -> dict[str, Any]:
     where = f"row {row} of {piece.path}"
     reason, message = (
-        ("duplicate_id", f"{where}: image_id {image_id!r} stands in an earlier row, which is kept")
-        if image_id
-        else ("null_id", f"{where}: no image_id")
+        ("duplicate_id", f"{where}: {kind.key} {row_id!r} stands in an earlier row, which is kept")
+        if row_id
+        else ("null_id", f"{where}: no {kind.key}")
     )
-    return {"image_id": image_id or None, "uri": uri, "stage": "manifest", "reason": reason, "message": message}
+    return {kind.key: row_id or None, kind.source: source, "stage": "manifest", "reason": reason, "message": message}
 
 
 def _by_file(manifest: Manifest, positions: np.ndarray, starts: np.ndarray) -> dict[int, np.ndarray]:
@@ -194,9 +198,9 @@ def _by_file(manifest: Manifest, positions: np.ndarray, starts: np.ndarray) -> d
     return {file: np.array(rows, np.int64) for file, rows in result.items()}
 
 
-def _digest(keys: np.ndarray, uris: np.ndarray, kept: np.ndarray) -> str:
+def _digest(keys: np.ndarray, sources: np.ndarray, kept: np.ndarray) -> str:
     mixed = np.sort(
-        (keys * np.uint64(0x9E3779B97F4A7C15) ^ uris) * np.uint64(0xBF58476D1CE4E5B9) ^ kept
+        (keys * np.uint64(0x9E3779B97F4A7C15) ^ sources) * np.uint64(0xBF58476D1CE4E5B9) ^ kept
     )  # wraps around
     return hashlib.sha256(mixed.tobytes()).hexdigest()[:16]
 

@@ -90,10 +90,15 @@ def arrow_schema(
             {"doc": c["doc"], **({"unit": c["unit"]} if "unit" in c else {})},
         )
         for c in spec["columns"]
-        if not c["name"].startswith("<")
+        if c["type"] in ARROW_TYPES and not c["name"].startswith("<") and not c.get("optional")
     ]
     fields += [pa.field(name, vector_type(width, element), False) for name, width in (vectors or {}).items()]
     return pa.schema([*fields, *extra])
+
+
+def rejects_schema(*names: str) -> pa.Schema:
+    """The Arrow schema of a table's rejects: `names` say which row it was (its identity first), the rest why."""
+    return pa.schema([*(pa.field(name, pa.string()) for name in names), *arrow_schema("rejects")])
 
 
 def check(table: str, data: pa.Table, schema: pa.Schema) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,8 @@ from clipray.settings import Column
 from clipray.storage import Folder, absolute, filesystem
 
 IDENTITIES = ("image_id", "region_id", "text_id")
-"""Columns by which rows of our tables are known; those that a table has are carried into tables made from it."""
+"""Columns by which rows of our tables are known; those that a table has are carried into tables made from it. (A text's
+`image_id` is no part of its identity, and may be null.)"""
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,46 @@ class Vectors:
         return [pa.field(name, pa.string(), nullable=False) for name in self.ids]
 
 
+def same_model(vectors: Vectors, model: Mapping[str, Any]) -> bool:
+    """Whether a column's vectors can be compared with those that `model` makes of texts and pictures.
+
+    `model` is an identity as `ResolvedModel.identity()` gives it, or the `model` of another column's `space`. Name and
+    weights must be the same, and the column must be the network's output; normalisation makes no difference to a cosine.
+    A column that says nothing of where it comes from is taken at its owner's word.
+    """
+    space = vectors.space
+    if not space:
+        return True
+    made = space.get("model") or {}
+    feature = space.get("feature")
+    layer = feature.get("layer") if isinstance(feature, Mapping) else feature
+    return layer == "output" and _name_and_weights(made) == _name_and_weights(model)
+
+
+def _name_and_weights(model: Mapping[str, Any]) -> tuple[str, Any]:
+    """What tells models apart, wherever a `local-dir:` lies."""
+    return str(model.get("name")).split(":/")[0], model.get("weights")
+
+
+def refuse_another_model(vectors: Vectors, model: Mapping[str, Any], n_features: int) -> None:
+    """Raises SchemaError where a column cannot be compared with what `model` makes: of another model, or no output."""
+    wanted = f"{model.get('name')} ({str(model.get('weights'))[:19]}…)"
+    if not same_model(vectors, model):
+        space = vectors.space
+        made, feature = space.get("model"), space.get("feature")
+        found = (
+            f"{feature!r} of {made.get('name')} ({str(made.get('weights'))[:19]}…)" if made else "made of such vectors"
+        )
+        raise SchemaError(
+            f"input {vectors.name}: expected the output of {wanted}, the job's model, but it is {found}; "
+            "texts and pictures are comparable in one model's space only"
+        )
+    if vectors.n_features != n_features:
+        raise SchemaError(
+            f"input {vectors.name}: vectors of {vectors.n_features}, but {wanted} makes vectors of {n_features}"
+        )
+
+
 def open_vectors(source: str | Column, output: Folder) -> Vectors:
     """Open an input of a step.
 
@@ -112,6 +153,7 @@ def _open_table(name: str, folder: Folder, column: str) -> Vectors:
         )
     urls = [folder.path(file["name"]) if folder.local else f"{folder.url}/{file['name']}" for file in record.files]
     ids = tuple(n for n in IDENTITIES if n in record.columns)
+    ids = ("text_id",) if "text_id" in ids else ids
     files = [(file["name"], file["rows"], file["bytes"]) for file in record.files]
     identity = {"table": record.fingerprint, "column": column}
     return _opened(name, column, ids, urls, identity, files, record.provenance)

@@ -28,3 +28,16 @@ class EncodeSettings:
     fast_decode: bool = False
     device: str = "cpu"
     threads: int = 1
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """What a worker that encodes texts needs to know."""
+
+    model: ResolvedModel
+    schema: pa.Schema  # of the table to write
+    precision: str = "auto"
+    batch_size: int | Literal["auto"] = "auto"
+    normalize: bool = True
+    device: str = "cpu"
+    threads: int = 1

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import socket
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -22,7 +20,7 @@ from clipray.encoders.geometry import Geometry, geometry, keep_aspect_geometry, 
 from clipray.encoders.image_encoder import ImageEncoder
 from clipray.encoders.images import Picture, Refused
 from clipray.encoders.regions import PictureRegions, picture_regions, region_columns, sort_boxes
-from clipray.reports import Report, fatal
+from clipray.reports import Report, fatal, worker_facts
 
 SIZES_AT_ONCE = 4  # batches that are gathered before pictures are grouped by size
 
@@ -64,16 +62,7 @@ class EncodeBlocks:
         )
         self._loader = PictureLoader(settings)
         self._gpu = ThreadPoolExecutor(1, "encode", initializer=torch.set_num_threads, initargs=(settings.threads,))
-        self.report(
-            {
-                "worker": {
-                    **self._encoder.facts,
-                    "pid": os.getpid(),
-                    "host": socket.gethostname(),
-                    "threads": settings.threads,
-                }
-            }
-        )
+        self.report(worker_facts(self._encoder.facts, settings.threads))
 
     def __call__(self, block: pa.Table) -> pa.Table:
         with fatal(self.report):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -100,6 +102,14 @@ def _pooling_of(parts: Any) -> tuple[str, int | None]:
     return parts.text_pool_type, parts.text_eos_id
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Texts as open_clip's tokens: `ids` (n, context_length) int64; `cut` (n,) bool, which of them were too long."""
+
+    ids: torch.Tensor
+    cut: np.ndarray
+
+
 class TextEncoder(Batched):
     """The text tower of an open_clip model that has proved its precision.
 
@@ -129,7 +139,7 @@ class TextEncoder(Batched):
         normalize: bool = True,
     ) -> None:
         self.model, self.device, self._normalize = model, device, normalize
-        self._tokenizer = Tokenizer(model)
+        self._tokenizer, self._tokenizing = Tokenizer(model), threading.Lock()  # some of them change while they work
         self.context_length = self._tokenizer.context_length
         with torch.inference_mode():
             self.network, self.precision, cosine = prove(
@@ -148,19 +158,27 @@ class TextEncoder(Batched):
         Returns:
             ((n, d) float32 vectors, (n,) bool: cut)
         """
-        parts = [self._encode(texts[n : n + TEXTS_AT_ONCE]) for n in range(0, len(texts), TEXTS_AT_ONCE)]
-        if not parts:
-            return np.zeros((0, self.model.embed_dim), np.float32), np.zeros(0, bool)
-        vectors, cut = zip(*parts, strict=True)
+        vectors, cut = [np.zeros((0, self.model.embed_dim), np.float32)], [np.zeros(0, bool)]
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            tokens = self.tokenize(texts[start : start + TEXTS_AT_ONCE])
+            vectors.append(self.encode_tokens(tokens))
+            cut.append(tokens.cut)
         return np.concatenate(vectors), np.concatenate(cut)
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """What `encode_tokens` takes; may run in another thread."""
+        with self._tokenizing:
+            tokens, cut = self._tokenizer(texts)
+        return Tokens(tokens, cut.numpy())
 
     def token_count(self, text: str) -> int:
         """Tokens of a text, start and end tokens included, before anything is cut."""
         return self._tokenizer.counts([text])[0]
 
     @torch.inference_mode()
-    def _encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        tokens, cut = self._tokenizer(texts)
+    def encode_tokens(self, texts: Tokens) -> np.ndarray:
+        """(n, d) float32 vectors, in the order of the texts; those of like length go through the network together."""
+        tokens = texts.ids
         lengths = _lengths(tokens) if self.network.cuts else torch.full((len(tokens),), self.context_length)
         order = torch.argsort(lengths, stable=True)
         tokens, lengths = tokens[order], lengths[order]
@@ -173,7 +191,7 @@ class TextEncoder(Batched):
         found = np.concatenate(self._in_batches(len(tokens), forward))
         vectors = np.empty_like(found)
         vectors[order.numpy()] = found
-        return vectors, cut.numpy()
+        return vectors
 
     def _load(self) -> TextTower:
         network: Any = load(self.model, self.device)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from clipray.errors import PlanError
-from clipray.settings import EmbedImages
+from clipray.settings import Encoding
 
 READ_CPUS = 0.25
 DECODE_CPUS = 1.0
@@ -21,7 +21,7 @@ class Plan:
         min_actors, max_actors: size of the pool of encoders.
         gpus_per_actor, cpus_per_actor: what each asks of Ray.
         threads: of each encoder process, for its network and for decoding.
-        decode_in: `actors` (threads beside the network) or `tasks` (CPU tasks, on any node).
+        decode_in: `actors` (threads beside the network), `tasks` (CPU tasks, on any node), or `none`.
     """
 
     min_actors: int
@@ -44,18 +44,21 @@ class Plan:
             str(self.max_actors) if self.min_actors == self.max_actors else f"{self.min_actors} to {self.max_actors}"
         )
         gpu = f" and {self.gpus_per_actor:g} GPU" if self.gpus_per_actor else ""
-        where = "threads beside each encoder" if self.decode_in == "actors" else f"CPU tasks of {DECODE_CPUS:g} CPU"
+        decoding = {
+            "actors": "decoding in threads beside each encoder; ",
+            "tasks": f"decoding in CPU tasks of {DECODE_CPUS:g} CPU; ",
+        }.get(self.decode_in, "")
         return (
             f"{count} encoder{'s' if count != '1' else ''} with {self.threads} thread{'s' if self.threads != 1 else ''}, {self.cpus_per_actor:g} CPU{gpu} each; "
-            f"decoding in {where}; {self.cpus:g} CPUs and {self.gpus:g} GPUs in all"
+            f"{decoding}{self.cpus:g} CPUs and {self.gpus:g} GPUs in all"
         )
 
 
-def make_plan(settings: EmbedImages, cpus: float, gpus: float, nodes: int = 1) -> Plan:
+def make_plan(settings: Encoding, cpus: float, gpus: float, nodes: int = 1) -> Plan:
     """Lay the encoders out so that reading and decoding always find room.
 
     Args:
-        settings: `actors`, `gpus_per_actor`, `cpus_per_actor` and `decode_in` are used.
+        settings: `actors`, `gpus_per_actor`, `cpus_per_actor` and `decoding` are used.
         cpus, gpus: logical resources of the whole cluster.
         nodes: number of nodes they lie on.
 
@@ -64,7 +67,7 @@ def make_plan(settings: EmbedImages, cpus: float, gpus: float, nodes: int = 1) -
     """
     gpus_each = (1.0 if gpus >= 1 else 0.0) if settings.gpus_per_actor == "auto" else float(settings.gpus_per_actor)
     on_gpu = gpus_each > 0
-    decode_in = settings.decode_in if settings.decode_in != "auto" else ("tasks" if on_gpu or nodes > 1 else "actors")
+    decode_in = settings.decoding if settings.decoding != "auto" else ("tasks" if on_gpu or nodes > 1 else "actors")
     fit = _gpu_actors(gpus_each, gpus) if on_gpu else nodes * max(1, round(cpus / nodes / CORES_PER_CPU_ACTOR))
     asked = settings.actors
     low, high = (fit, fit) if asked == "auto" else asked if isinstance(asked, tuple) else (asked, asked)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import ray
 
 from clipray.engine.progress import Reporter
+from clipray.kinds import PICTURES, Kind
 from clipray.manifest import Piece, read_piece
 from clipray.reports import fatal
 from clipray.scan import contains, hash_strings
@@ -36,23 +37,16 @@ class Pass:
     refused: dict[int, np.ndarray]
     rows_per_block: int
     careful: bool = False
+    kind: Kind = PICTURES
 
 
 class Reader:
     """A row group -> the wanted rows in it, in blocks."""
 
-    def __init__(
-        self, columns: Sequence[str], salt: str, wanted: list[Any], refused: list[Any], rows: int, report: Reporter
-    ) -> None:
+    def __init__(self, this: Pass, wanted: list[Any], refused: list[Any], rows: int, report: Reporter) -> None:
+        self.columns, self.salt, self.kind = tuple(this.columns), this.salt, this.kind
         # The references travel inside lists: bare ones would be replaced by copies of the arrays.
-        self.columns, self.salt, self.wanted, self.refused, self.rows, self.report = (
-            columns,
-            salt,
-            wanted,
-            refused,
-            rows,
-            report,
-        )
+        self.wanted, self.refused, self.rows, self.report = wanted, refused, rows, report
 
     def __call__(self, pieces: pa.Table) -> Iterator[pa.Table]:
         with fatal(self.report):
@@ -61,8 +55,8 @@ class Reader:
 
     def _read(self, piece: Piece) -> Iterator[pa.Table]:
         wanted, refused = ray.get([self.wanted[0], self.refused[0]])
-        for first, table in read_piece(piece, self.columns, self.rows):
-            keep = contains(wanted, hash_strings(table["image_id"], self.salt))
+        for first, table in read_piece(piece, self.columns, self.rows, self.kind):
+            keep = contains(wanted, hash_strings(table[self.kind.key], self.salt))
             keep &= ~np.isin(np.arange(first, first + len(table)), refused.get(piece.file, ()))
             if keep.any():
                 yield table if keep.all() else table.filter(pa.array(keep))

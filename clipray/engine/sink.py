@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import ray
 
 from clipray.encoders.regions import unfolded
+from clipray.kinds import PICTURES, Kind
 from clipray.storage import Folder
 from clipray.tables import write_shard
 
@@ -41,6 +42,7 @@ class Target:
     rows_per_file: int
     flush_s: float
     regions: Regions | None = None
+    kind: Kind = PICTURES
 
 
 @dataclass
@@ -143,7 +145,7 @@ def _write(target: Target, provenance: dict[str, Any], name: str, blocks: list[p
         if target.regions is not None:
             _write_regions(target.regions, data.filter(pc.invert(refused)), provenance, name, target.rejects_schema)
         good = pa.table(good.columns, schema=target.schema)
-        write_shard(target.table, name, "images", good, provenance)
+        write_shard(target.table, name, target.kind.table, good, provenance)
     return good.num_rows, {v["values"]: v["counts"] for v in bad["reason"].value_counts().to_pylist()}
 
 

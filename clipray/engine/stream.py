@@ -17,7 +17,7 @@ from typing import Any
 import ray
 import ray.data
 
-from clipray.encoders.encode_settings import EncodeSettings
+from clipray.encoders.encode_settings import EncodeSettings, TextSettings
 from clipray.engine.plan import DECODE_CPUS, READ_CPUS, Plan
 from clipray.engine.progress import Progress, Reporter
 from clipray.engine.reader import Pass, Reader
@@ -33,7 +33,7 @@ LOST_BLOCKS, LOST_SHARE = 64, 0.1  # more lost blocks than both in one pass, and
 def run_pass(
     this: Pass,
     plan: Plan,
-    settings: EncodeSettings,
+    settings: EncodeSettings | TextSettings,
     target: Target,
     progress: Progress,
     watch: Callable[[Written, dict[str, Any]], None],
@@ -76,14 +76,14 @@ def _observe(progress: Progress, written: Written, watch: Callable[[Written, dic
         raise RunError(_explain(state["fatal"]))
 
 
-def _dataset(this: Pass, plan: Plan, settings: EncodeSettings, report: Reporter) -> Any:
+def _dataset(this: Pass, plan: Plan, settings: EncodeSettings | TextSettings, report: Reporter) -> Any:
     context = ray.data.DataContext.get_current()
     wanted = ray.put(this.wanted)
     refused = ray.put(this.refused)
     mean_bytes = sum(p.bytes for p in this.pieces) / max(1, sum(p.rows for p in this.pieces))
     rows = max(1, min(this.rows_per_block, int(BLOCK_BYTES / max(1.0, mean_bytes))))
     context.max_errored_blocks = -1 if this.careful else max(LOST_BLOCKS, int(LOST_SHARE * len(this.wanted) / rows))
-    read = Reader(tuple(this.columns), this.salt, [wanted], [refused], rows, report)
+    read = Reader(this, [wanted], [refused], rows, report)
     # A lost block comes again in the next, finer pass; only a row that was alone gets a second try at once, since
     # its loss is final.
     retries = 1 if this.careful else 0
@@ -92,7 +92,7 @@ def _dataset(this: Pass, plan: Plan, settings: EncodeSettings, report: Reporter)
     )
     data = data.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS)
     data = data.repartition(target_num_rows_per_block=rows)
-    if plan.decode_in == "tasks":
+    if plan.decode_in == "tasks" and isinstance(settings, EncodeSettings):
         data = data.map_batches(
             Decode(settings, report),
             batch_size=None,

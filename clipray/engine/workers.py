@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
 
-from clipray.encoders.encode_settings import EncodeSettings
+from clipray.encoders.encode_settings import EncodeSettings, TextSettings
 from clipray.engine.progress import Reporter
 
 
@@ -30,12 +31,18 @@ class Decode:
 
 
 class Encode:
-    """Blocks of manifest rows, or of pixels -> rows of the table, in an actor; see `EncodeBlocks`."""
+    """Blocks of manifest rows, or of pixels -> rows of the table, in an actor; see `EncodeBlocks` and `EncodeTexts`."""
 
-    def __init__(self, settings: EncodeSettings, report: Reporter) -> None:
-        from clipray.encoders.pipeline import EncodeBlocks
+    def __init__(self, settings: EncodeSettings | TextSettings, report: Reporter) -> None:
+        self._work: Callable[[pa.Table], pa.Table]
+        if isinstance(settings, TextSettings):
+            from clipray.encoders.text_pipeline import EncodeTexts
 
-        self._work = EncodeBlocks(settings, report)
+            self._work = EncodeTexts(settings, report)
+        else:
+            from clipray.encoders.pipeline import EncodeBlocks
+
+            self._work = EncodeBlocks(settings, report)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return self._work(block)

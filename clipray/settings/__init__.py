@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from clipray.settings.base import Execution, Settings, StepSettings
+from clipray.settings.base import Encoding, Execution, Settings, StepSettings
 from clipray.settings.labels import (
     CLASS_SETS,
     Classes,
@@ -20,10 +20,12 @@ from clipray.settings.labels import (
 )  # fmt: skip
 from clipray.settings.model import Model
 from clipray.settings.pictures import FIXED_COLUMNS, SCHEMES, EmbedImages, Feature
+from clipray.settings.texts import EmbedTexts
 from clipray.settings.vectors import Cluster, Column, Reduce
 
 STEPS: dict[str, type[StepSettings]] = {
     "embed_images": EmbedImages,
+    "embed_texts": EmbedTexts,
     "reduce": Reduce,
     "cluster": Cluster,
     "label": Label,
@@ -44,6 +46,5 @@ class Job(Settings):
 
 
 __all__ = [
-    "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Classes", "Cluster", "Column", "EmbedImages", "EvaluateLabels", "Execution", "Feature", "Job",
-    "Label", "LabelSet", "Model", "MultiLabel", "Probe", "Reduce", "Settings", "StepSettings", "Style", "distinct",
+    "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Classes", "Cluster", "Column", "EmbedImages", "EmbedTexts", "Encoding", "EvaluateLabels", "Execution", "Feature", "Job", "Label", "LabelSet", "Model", "MultiLabel", "Probe", "Reduce", "Settings", "StepSettings", "Style", "distinct",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Execution = "execution"
 """Marker in a field's `Annotated` metadata; see the module's docstring."""
@@ -48,3 +48,42 @@ class StepSettings(Settings):
     def looks_inside(self) -> bool:
         """Whether the driver must know the network's layers, and not only what it returns."""
         return False
+
+
+class Encoding(StepSettings):
+    """What steps that encode the rows of a manifest have in common."""
+
+    needs_model: ClassVar[bool] = True
+
+    manifest: Annotated[str | list[str], Execution]
+    keep: list[str] = Field(default_factory=list)
+    normalize: Literal["l2", "none"] = "l2"
+    vector_type: Literal["float32", "float16"] = "float32"
+    max_reject_rate: Annotated[float, Execution, Field(ge=0, le=1)] = 0.01
+    # How it runs.
+    actors: Annotated[Actors, Execution] = "auto"
+    gpus_per_actor: Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], Execution] = "auto"
+    cpus_per_actor: Annotated[Literal["auto"] | Annotated[float, Field(gt=0)], Execution] = "auto"
+    batch_size: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], Execution] = "auto"
+    rows_per_block: Annotated[int, Execution, Field(ge=1)] = 128
+    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 16_384
+    flush_s: Annotated[float, Execution, Field(ge=0)] = 20.0
+
+    @field_validator("actors")
+    @classmethod
+    def _min_before_max(cls, actors: Any) -> Any:
+        if isinstance(actors, tuple) and actors[0] > actors[1]:
+            raise ValueError(f"[min, max] with min={actors[0]} > max={actors[1]}")
+        return actors
+
+    @property
+    def decoding(self) -> Literal["auto", "tasks", "actors", "none"]:
+        """Where rows are made ready for the encoders."""
+        return "none"
+
+
+def refuse_taken(named: list[str], fixed: tuple[str, ...], what: str) -> None:
+    """Raises ValueError where two columns of a table would have one name."""
+    taken = [name for name in named if name in fixed or named.count(name) > 1]
+    if taken:
+        raise ValueError(f"the column name {taken[0]!r} is taken: {what}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from clipray.settings.base import TABLE_NAME, Actors, Execution, Settings, StepSettings
+from clipray.settings.base import TABLE_NAME, Encoding, Execution, Settings, refuse_taken
 
 SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "http", "https")
 """URI schemes that a manifest may name unless the job says otherwise."""
@@ -54,53 +54,32 @@ REGION_COLUMNS = ("region_id", "box_xyxy", "scale", "clipped")
 """Columns of the regions table, beside `image_id` and the feature's vector."""
 
 
-class EmbedImages(StepSettings):
+class EmbedImages(Encoding):
     """Manifest of pictures -> `images` table: one row a picture, one vector column a feature.
 
     A feature with `regions` also fills the table `regions_name`, one row a region.
     """
 
-    needs_model: ClassVar[bool] = True
-
     name: str = Field("images", pattern=TABLE_NAME)
     regions_name: str = Field("regions", pattern=TABLE_NAME)
-    manifest: Annotated[str | list[str], Execution]
     features: dict[str, Feature] = Field(default_factory=lambda: {"clip": Feature()}, min_length=1)
-    keep: list[str] = Field(default_factory=list)
     decode: Literal["exact", "fast"] = "exact"
     preprocess: Literal["model", "keep_aspect"] = "model"
     long_side_px: Annotated[int, Field(ge=1)] | None = None
-    normalize: Literal["l2", "none"] = "l2"
-    vector_type: Literal["float32", "float16"] = "float32"
     # Limits on one picture. Rows already written stay valid when they change.
     max_bytes: Annotated[int, Execution, Field(ge=1)] = 64 * 2**20
     max_pixels: Annotated[int, Execution, Field(ge=1)] = 100_000_000
     fetch_timeout_s: Annotated[float, Execution, Field(gt=0)] = 30.0
     schemes: Annotated[tuple[str, ...], Execution] = SCHEMES
-    max_reject_rate: Annotated[float, Execution, Field(ge=0, le=1)] = 0.01
-    # How it runs.
-    actors: Annotated[Actors, Execution] = "auto"
-    gpus_per_actor: Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], Execution] = "auto"
-    cpus_per_actor: Annotated[Literal["auto"] | Annotated[float, Field(gt=0)], Execution] = "auto"
     decode_in: Annotated[Literal["auto", "tasks", "actors"], Execution] = "auto"
-    batch_size: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], Execution] = "auto"
-    rows_per_block: Annotated[int, Execution, Field(ge=1)] = 128
-    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 16_384
-    flush_s: Annotated[float, Execution, Field(ge=0)] = 20.0
 
-    @field_validator("actors")
-    @classmethod
-    def _min_before_max(cls, actors: Any) -> Any:
-        if isinstance(actors, tuple) and actors[0] > actors[1]:
-            raise ValueError(f"[min, max] with min={actors[0]} > max={actors[1]}")
-        return actors
+    @property
+    def decoding(self) -> Literal["auto", "tasks", "actors", "none"]:
+        return self.decode_in
 
     @model_validator(mode="after")
     def _column_names_are_free(self) -> EmbedImages:
-        named = [*self.features, *self.keep]
-        taken = [name for name in named if name in FIXED_COLUMNS or named.count(name) > 1]
-        if taken:
-            raise ValueError(f"the column name {taken[0]!r} is taken: rename the feature or drop it from `keep`")
+        refuse_taken([*self.features, *self.keep], FIXED_COLUMNS, "rename the feature or drop it from `keep`")
         return self
 
     @model_validator(mode="after")

@@ -21,8 +21,8 @@ from clipray.events import Events
 from clipray.ledger import REFUSED, Stock, take_stock
 from clipray.manifest import read_piece
 from clipray.scan import contains, hash_strings, pieces_with
-from clipray.steps.commit import commit_step, step_provenance
-from clipray.steps.embed_images import EmbedStep, encode_settings
+from clipray.steps.commit import commit_step
+from clipray.steps.encode_step import EncodeStep
 from clipray.steps.step import STARTED, Snapshot, refuse_stale
 
 STOP_EARLY_REJECTS = 1_000
@@ -32,7 +32,7 @@ class Attempt:
     """One run of the step, from wherever the last one ended."""
 
     def __init__(
-        self, step: EmbedStep, plan: Plan, progress: Progress, events: Events, watch: Callable[[Snapshot], None]
+        self, step: EncodeStep[Any], plan: Plan, progress: Progress, events: Events, watch: Callable[[Snapshot], None]
     ) -> None:
         self.step, self.plan, self.progress, self.events, self._watch = step, plan, progress, events, watch
         self._began = time.monotonic()
@@ -103,7 +103,7 @@ class Attempt:
         return stock
 
     def _provenance(self) -> dict[str, Any]:
-        return step_provenance(self.step, self._facts.get("precision") or self.step.precision)
+        return self.step.provenance(self._facts.get("precision") or self.step.precision)
 
     def _encoder_provenance(self) -> dict[str, Any]:
         """Provenance with the precision that the encoders chose; they say so before their first block."""
@@ -124,16 +124,17 @@ class Attempt:
         self, todo: np.ndarray, rows_per_block: int, careful: bool, prefix: str, precision: str, stock: Stock
     ) -> None:
         step, settings = self.step, self.step.settings
-        encode = encode_settings(step, precision, self.plan.device, self.plan.threads)
+        encode = step.encoder(precision, self.plan.device, self.plan.threads)
         target = Target(
             step.table,
             step.rejects,
             step.schema,
-            tables.arrow_schema("rejects"),
+            step.rejects_schema,
             prefix,
             settings.rows_per_file,
             settings.flush_s,
             Regions(step.regions.table, step.regions.rejects, step.region_schema) if step.regions else None,
+            step.manifest.kind,
         )
         columns = step.manifest.columns(step.keep)
         work = Pass(
@@ -144,6 +145,7 @@ class Attempt:
             step.scan.refused,
             rows_per_block,
             careful,
+            step.manifest.kind,
         )
         began = time.monotonic()
         try:
@@ -212,7 +214,7 @@ class Attempt:
             }
             for row in dead.to_pylist()
         ]
-        data = pa.Table.from_pylist(rows, schema=tables.arrow_schema("rejects"))
+        data = pa.Table.from_pylist(rows, schema=self.step.rejects_schema)
         tables.write_shard(self.step.rejects, f"part-{attempt:04d}-dead.parquet", "rejects", data, self._provenance())
 
     def _check_rejects(self, stock: Stock, *, at_start: bool = False) -> None:
@@ -230,13 +232,14 @@ class Attempt:
         listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
         return RejectRateError(
             f"{rejected} of {rows} rows were rejected ({rejected / max(1, rows):.1%}), more than max_reject_rate={self.step.settings.max_reject_rate:g}: "
-            f"{listed}{self._example()}. All rows written are kept. See {self.step.rejects.url}; mend the pictures and run with --retry-rejects, or raise max_reject_rate"
+            f"{listed}{self._example()}. All rows written are kept. See {self.step.rejects.url}; mend the rows and run with --retry-rejects, or raise max_reject_rate"
         )
 
     def _example(self) -> str:
+        key = self.step.manifest.kind.key
         for name in tables.shard_names(self.step.rejects)[:1]:
-            row = tables.read_shard(self.step.rejects, name, ["image_id", "message"]).slice(0, 1).to_pylist()[0]
-            return f"; e.g. {row['image_id']!r}: {row['message']}"
+            row = tables.read_shard(self.step.rejects, name, [key, "message"]).slice(0, 1).to_pylist()[0]
+            return f"; e.g. {row[key]!r}: {row['message']}"
         return ""
 
     def _reconcile(self, stock: Stock) -> None:
@@ -257,14 +260,16 @@ class Attempt:
         )
 
 
-def step_rows(step: EmbedStep, keys: np.ndarray) -> pa.Table:
-    """`image_id` and `uri` of the manifest rows with these keys ((n,) uint64, sorted)."""
-    columns = [c for c in ("image_id", "uri") if c in step.manifest.schema.names]
-    found = [pa.table({"image_id": pa.array([], pa.string()), "uri": pa.array([], pa.string())})]
+def step_rows(step: EncodeStep[Any], keys: np.ndarray) -> pa.Table:
+    """Identity and source of the manifest rows with these keys ((n,) uint64, sorted)."""
+    kind, there = step.manifest.kind, step.manifest.schema.names
+    columns = [c for c in (kind.key, kind.source) if c in there]
+    found = [pa.table({c: pa.array([], pa.string()) for c in (kind.key, kind.source)})]
     for piece in pieces_with(step.manifest, step.scan, keys):
-        for first, table in read_piece(piece, columns, 65_536):
-            here = contains(keys, hash_strings(table["image_id"], step.scan.salt))
+        for first, table in read_piece(piece, columns, 65_536, kind):
+            here = contains(keys, hash_strings(table[kind.key], step.scan.salt))
             here &= ~np.isin(np.arange(first, first + len(table)), step.scan.refused.get(piece.file, ()))
             rows = table.filter(pa.array(here))
-            found.append(rows if "uri" in columns else rows.append_column("uri", pa.nulls(len(rows), pa.string())))
+            gap = pa.nulls(len(rows), pa.string())
+            found.append(rows if kind.source in columns else rows.append_column(kind.source, gap))
     return pa.concat_tables(found)

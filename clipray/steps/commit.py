@@ -8,35 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipray import __version__, tables
-from clipray.encoders.resolve import provenance
+from clipray import tables
+from clipray.kinds import PICTURES
 from clipray.ledger import RegionFolders, Stock
-from clipray.settings import Feature
-from clipray.steps.embed_images import EmbedStep
+from clipray.steps.encode_step import EncodeStep
 
 
-def step_provenance(step: EmbedStep, precision: str) -> dict[str, Any]:
-    """What made the rows, for the metadata of every shard."""
-    made = provenance(step.model)
-    return {
-        "fingerprint": step.fingerprint,
-        "name": step.name,
-        "model": {**made["model"], "precision": precision},
-        "features": {name: _feature(feature) for name, feature in step.settings.features.items()},
-        "decode": step.settings.decode,
-        "preprocess": step.settings.preprocess,
-        "normalize": step.settings.normalize,
-        "versions": {"clipray": __version__, **made["versions"]},
-    }
-
-
-def _feature(feature: Feature) -> dict[str, Any] | str:
-    """A feature in a table's provenance: what was set, or the layer where that says it all."""
-    said = feature.model_dump(mode="json", exclude_defaults=True, exclude={"layer"})
-    return {"layer": feature.layer, **said} if said else feature.layer
-
-
-def commit_step(step: EmbedStep, stock: Stock, made: dict[str, Any], **figures: Any) -> tables.Record:
+def commit_step(step: EncodeStep[Any], stock: Stock, made: dict[str, Any], **figures: Any) -> tables.Record:
     """Write the records of all tables of the step; `figures` are those of the run: `workers`, `seconds`, `rows_per_s`."""
     common: dict[str, Any] = {
         "fingerprint": step.fingerprint,
@@ -45,12 +23,14 @@ def commit_step(step: EmbedStep, stock: Stock, made: dict[str, Any], **figures: 
         "provenance": made,
         "finished_at": tables.now(),
     }
-    refused = tables.arrow_schema("rejects")
-    tables.finish(step.rejects, "rejects", refused, stock.reject_files, rejects_by_reason=stock.rejects, **common)
+    tables.finish(
+        step.rejects, "rejects", step.rejects_schema, stock.reject_files, rejects_by_reason=stock.rejects, **common
+    )
     if step.regions and step.region_schema:
         _commit_regions(step.regions, step.region_schema, stock, common)
     common["rejects_by_reason"] = stock.rejects
-    return tables.finish(step.table, "images", step.schema, stock.files, rejects=stock.rejected, **common, **figures)
+    kind = step.manifest.kind.table
+    return tables.finish(step.table, kind, step.schema, stock.files, rejects=stock.rejected, **common, **figures)
 
 
 def _commit_regions(folders: RegionFolders, schema: pa.Schema, stock: Stock, common: dict[str, Any]) -> None:
@@ -62,7 +42,7 @@ def _commit_regions(folders: RegionFolders, schema: pa.Schema, stock: Stock, com
         clipped += pc.sum(found.cast(pa.int64())).as_py() or 0
     inputs = {"pictures": sum(shard.rows for shard in stock.files), "digest": common["inputs"]["digest"]}
     common = {**common, "inputs": inputs, "figures": {"boxes_clipped": clipped}}
-    refused = tables.arrow_schema("rejects")
     common["rejects_by_reason"] = dict(reasons)
+    refused = tables.rejects_schema(PICTURES.key, PICTURES.source)
     tables.finish(folders.rejects, "rejects", refused, stock.refused_box_files, **common)
     tables.finish(folders.table, "regions", schema, stock.region_files, rejects=sum(reasons.values()), **common)

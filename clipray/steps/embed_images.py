@@ -13,26 +13,17 @@ from clipray.encoders.encode_settings import EncodeSettings
 from clipray.encoders.images import Limits
 from clipray.encoders.resolve import ResolvedModel
 from clipray.errors import ManifestError, ModelError
-from clipray.job import fingerprint
-from clipray.ledger import RegionFolders, regions_of_another, take_stock
+from clipray.ledger import RegionFolders, regions_of_another
 from clipray.manifest import Manifest, check_boxes, open_manifest
-from clipray.scan import Scan, scan
-from clipray.settings import EmbedImages
-from clipray.steps.step import Given, Run, State, standing
-from clipray.storage import Folder
+from clipray.scan import scan
+from clipray.settings import EmbedImages, Feature
+from clipray.steps.encode_step import EncodeStep
+from clipray.steps.step import Given, State
 
 
 @dataclass(frozen=True)
-class EmbedStep:
-    """A `Step`, ready to be looked at or run: its inputs are opened and counted, its model is found."""
-
-    settings: EmbedImages
-    output: Folder
-    manifest: Manifest
-    scan: Scan
-    model: ResolvedModel
-    precision: str
-    keep: tuple[str, ...]  # columns of the manifest in the table: those that the job names, and used boxes
+class EmbedStep(EncodeStep[EmbedImages]):
+    """A `Step`; see `EncodeStep`. `keep` holds used boxes too."""
 
     @functools.cached_property
     def layers(self) -> Layers:
@@ -40,24 +31,11 @@ class EmbedStep:
         return layers_of(self.settings, self.model)
 
     @property
-    def name(self) -> str:
-        return self.settings.name
-
-    @property
-    def total(self) -> int:
-        return self.scan.rows
-
-    @property
-    def table(self) -> Folder:
-        return self.output.sub(self.settings.name)
-
-    @property
-    def rejects(self) -> Folder:
-        return self.output.sub(f"rejects/{self.settings.name}")
+    def widths(self) -> dict[str, int]:
+        return self.layers.widths
 
     @property
     def regions(self) -> RegionFolders | None:
-        """Where the regions go, if a feature has any."""
         if self.settings.region_feature is None:
             return None
         name = self.settings.regions_name
@@ -66,99 +44,54 @@ class EmbedStep:
     @property
     def region_schema(self) -> pa.Schema | None:
         feature = self.settings.region_feature
-        vectors = {feature: self.layers.widths[feature]} if feature else {}
+        vectors = {feature: self.widths[feature]} if feature else {}
         return tables.arrow_schema("regions", vectors, element=self.settings.vector_type) if feature else None
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All that decides the values of a row."""
-        version = tables.table_schema("images")["version"]
-        own = {key: value for key, value in self.settings.identity().items() if key != "name"}
-        own["keep"] = list(self.keep)
-        return {
-            "step": "embed_images",
-            "schema_version": version,
-            "model": {**self.model.identity(), "precision": self.precision},
-            **own,
-        }
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.identity)
 
     @property
     def schema(self) -> pa.Schema:
         counted = [pa.field("region_count", pa.int32(), nullable=False)] if self.regions else []
         extra = [self.manifest.schema.field(name).with_nullable(True) for name in self.keep]
-        return tables.arrow_schema(
-            "images", self.layers.widths, element=self.settings.vector_type, extra=[*counted, *extra]
-        )
+        return tables.arrow_schema("images", self.widths, element=self.settings.vector_type, extra=[*counted, *extra])
 
-    def inspect(self, *, count: bool = True) -> State:
-        state = standing(self.table, self.identity, self.scan.digest)
+    @property
+    def made(self) -> dict[str, Any]:
+        settings = self.settings
+        features = {name: _feature(feature) for name, feature in settings.features.items()}
+        return {"features": features, "decode": settings.decode, "preprocess": settings.preprocess}
+
+    def _standing(self) -> State:
+        state = super()._standing()
         if state.kind == "finished" and not _regions_intact(self):
             state = State("partial")
         if state.kind in ("absent", "partial") and (other := self._other_regions()):
             return State("stale", changed=(f"{other} is of another step, choose another `regions_name`",))
-        if state.kind != "partial" or not count:
-            return state
-        return State(
-            "partial",
-            take_stock(
-                self.table, self.rejects, self.scan, self.keep, self.fingerprint, regions=self.regions, mend=False
-            ),
-        )
+        return state
 
     def _other_regions(self) -> str | None:
         return regions_of_another(self.regions, self.fingerprint, self.name) if self.regions else None
 
-    def describe(self, cluster: Any) -> list[str]:
-        from clipray.engine.plan import make_plan
-
-        manifest, model = self.manifest, self.model
-        return [
-            f"{self.name}: manifest of {len(manifest.urls)} file(s), {self.scan.rows} rows, {manifest.bytes / 2**20:.1f} MiB, {self.scan.rejects.num_rows} refused",
-            f"{self.name}: {make_plan(self.settings, cluster.cpus, cluster.gpus, cluster.nodes).sentence()}",
-            f"{self.name}: model {model.name}, weights {model.weights[:23]}, vectors of {', '.join(f'{width} ({name})' for name, width in self.layers.widths.items())}",
-        ]
-
-    def run(self, run: Run) -> tables.Record:
-        _ = self.layers  # an unknown one is told before any work
-        from clipray.engine.plan import make_plan
-        from clipray.engine.progress import Progress
-        from clipray.steps.attempt import Attempt
-
-        refused = self.scan.rejects
-        if refused.num_rows:
-            run.say(
-                f"{self.name}: {refused.num_rows} of {self.total} manifest rows have no id or a repeated one and are rejected, e.g. {refused['message'][0].as_py()}"
-            )
-        cluster = run.cluster()
-        plan = make_plan(self.settings, cluster.cpus, cluster.gpus, cluster.nodes)
-        run.say(f"{self.name}: {plan.sentence()}")
-        run.events.write(
-            "step_started", step=self.name, rows=self.total, plan=plan.sentence(), fingerprint=self.fingerprint
+    def encoder(self, precision: str, device: str, threads: int) -> EncodeSettings:
+        settings = self.settings
+        return EncodeSettings(
+            model=self.model,
+            limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_timeout_s, settings.schemes),
+            features=settings.features,
+            schema=self.schema,
+            region_schema=self.region_schema,
+            keep_aspect=self.layers.keep_aspect,
+            precision=precision,
+            batch_size=settings.batch_size,
+            normalize=settings.normalize == "l2",
+            fast_decode=settings.decode == "fast",
+            device=device,
+            threads=threads,
         )
-        return Attempt(self, plan, Progress(), run.events, run.watch).run()
 
 
-def encode_settings(step: EmbedStep, precision: str, device: str, threads: int) -> EncodeSettings:
-    """What each encoder must know of the step."""
-    settings = step.settings
-    return EncodeSettings(
-        model=step.model,
-        limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_timeout_s, settings.schemes),
-        features=settings.features,
-        schema=step.schema,
-        region_schema=step.region_schema,
-        keep_aspect=step.layers.keep_aspect,
-        precision=precision,
-        batch_size=settings.batch_size,
-        normalize=settings.normalize == "l2",
-        fast_decode=settings.decode == "fast",
-        device=device,
-        threads=threads,
-    )
+def _feature(feature: Feature) -> dict[str, Any] | str:
+    """A feature in a table's provenance: what was set, or the layer where that says it all."""
+    said = feature.model_dump(mode="json", exclude_defaults=True, exclude={"layer"})
+    return {"layer": feature.layer, **said} if said else feature.layer
 
 
 def prepare(settings: EmbedImages, given: Given) -> EmbedStep:

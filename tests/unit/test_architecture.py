@@ -15,7 +15,7 @@ PACKAGE = ROOT / "clipray"
 
 # From the ground up. A module imports only from floors below its own; a package (encoders, engine, steps) also itself.
 FLOORS = [
-    {"errors", "reports"},
+    {"errors", "reports", "kinds"},
     {"storage", "settings"},
     {"tables", "analysis", "class_lists", "plots", "contact_sheet"},
     {"job", "manifest", "events"},

@@ -60,7 +60,7 @@ class Run:
             {"image_id": f"id{n}", "uri": f"/p/{n}", "stage": "fetch", "reason": reason, "message": "m"}
             for n, reason in rows
         ]
-        data = pa.Table.from_pylist(values, schema=tables.arrow_schema("rejects"))
+        data = pa.Table.from_pylist(values, schema=tables.rejects_schema("image_id", "uri"))
         tables.write_shard(self.rejects, name, "rejects", data, STAMP)
 
     def stock(self, *, mend: bool = True) -> Stock:
@@ -275,7 +275,7 @@ def test_the_manifests_own_rejects_are_counted_but_take_nothing(run: Run) -> Non
         {"image_id": i, "uri": None, "stage": "manifest", "reason": r, "message": "m"}
         for i, r in ((None, "null_id"), ("id3", "duplicate_id"), ("id3", "duplicate_id"))
     ]
-    data = pa.Table.from_pylist(rows, schema=tables.arrow_schema("rejects"))
+    data = pa.Table.from_pylist(rows, schema=tables.rejects_schema("image_id", "uri"))
     tables.write_shard(run.rejects, REFUSED, "rejects", data, STAMP)
     run.reject("r.parquet", [(4, "empty")])
     stock = run.stock()
@@ -424,7 +424,7 @@ class Regional(Run):
 
     def refused_boxes(self, name: str, numbers: Sequence[int], stamp: dict[str, Any] = STAMP) -> None:
         rows = [{"image_id": f"id{n}", "stage": "pool", "reason": "empty_box", "message": "m"} for n in numbers]
-        data = pa.Table.from_pylist(rows, schema=tables.arrow_schema("rejects"))
+        data = pa.Table.from_pylist(rows, schema=tables.rejects_schema("image_id", "uri"))
         tables.write_shard(self.folders.rejects, name, "rejects", data, stamp)
 
     def whole(self, name: str, numbers: Sequence[int]) -> None:

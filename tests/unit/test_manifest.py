@@ -372,9 +372,9 @@ def test_a_clean_manifest(tmp_path: Path) -> None:
     keys, uris, kept = row_keys(ids, found.salt)
     order = np.argsort(keys)
     assert np.array_equal(found.keys, keys[order])
-    assert np.array_equal(found.uris, uris[order])
+    assert np.array_equal(found.sources, uris[order])
     assert np.array_equal(found.kept, kept)
-    assert found.rejects.schema == tables.arrow_schema("rejects")
+    assert found.rejects.schema == tables.rejects_schema("image_id", "uri")
 
 
 def test_null_empty_and_repeated_ids(tmp_path: Path) -> None:
@@ -396,8 +396,8 @@ def test_null_empty_and_repeated_ids(tmp_path: Path) -> None:
         ("x", f"{here}/8", "manifest", "duplicate_id", f"row 3 of {b}: image_id 'x' {earlier}"),
         ("z", f"{here}/9", "manifest", "duplicate_id", f"row 4 of {b}: image_id 'z' {earlier}"),
     ]
-    tables.check("rejects", found.rejects, tables.arrow_schema("rejects"))
-    uris = dict(zip(found.keys.tolist(), found.uris.tolist(), strict=True))
+    tables.check("rejects", found.rejects, tables.rejects_schema("image_id", "uri"))
+    uris = dict(zip(found.keys.tolist(), found.sources.tolist(), strict=True))
     kept = pa.table({"image_id": ["x", "y", "z"], "uri": [f"{here}/0", f"{here}/2", f"{here}/5"]})
     keys, expected, _ = row_keys(kept, found.salt)
     assert uris == dict(zip(keys.tolist(), expected.tolist(), strict=True))
@@ -446,7 +446,7 @@ def test_random_manifests_against_a_dictionary(tmp_path: Path) -> None:
         keys, uris, _ = row_keys(expected, found.salt)
         order = np.argsort(keys)
         assert np.array_equal(found.keys, keys[order])
-        assert np.array_equal(found.uris, uris[order])
+        assert np.array_equal(found.sources, uris[order])
         assert sum(len(keys) for keys in found.piece_keys) == len(found.keys)
 
 

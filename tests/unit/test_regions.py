@@ -351,7 +351,7 @@ def sink_target(home: Path, schema: pa.Schema) -> sink.Target:
         Folder(f"{home}/regions"), Folder(f"{home}/rejects/regions"), tables.arrow_schema("regions", {"conv": 3})
     )
     folders = Folder(f"{home}/images"), Folder(f"{home}/rejects/images")
-    return sink.Target(*folders, schema, tables.arrow_schema("rejects"), "part", 100, 1.0, regions)
+    return sink.Target(*folders, schema, tables.rejects_schema("image_id", "uri"), "part", 100, 1.0, regions)
 
 
 def test_pictures_are_written_after_their_regions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

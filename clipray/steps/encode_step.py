@@ -1,0 +1,156 @@
+"""What the steps that encode the rows of a manifest have in common: where they stand, and how they are run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+
+from clipray import __version__, tables
+from clipray.encoders.encode_settings import EncodeSettings, TextSettings
+from clipray.encoders.resolve import ResolvedModel, provenance
+from clipray.job import fingerprint, step_kind
+from clipray.ledger import RegionFolders, take_stock
+from clipray.manifest import Manifest
+from clipray.scan import Scan
+from clipray.settings import Encoding
+from clipray.steps.step import Run, State, standing
+from clipray.storage import Folder
+
+AnyEncoding = TypeVar("AnyEncoding", bound=Encoding)
+
+
+@dataclass(frozen=True)
+class EncodeStep(ABC, Generic[AnyEncoding]):
+    """A `Step`, ready to be looked at or run: its inputs are opened and counted, its model is found.
+
+    Attributes:
+        keep: columns of the manifest in the table: those that the job names, and those that the step itself needs.
+    """
+
+    settings: AnyEncoding
+    output: Folder
+    manifest: Manifest
+    scan: Scan
+    model: ResolvedModel
+    precision: str
+    keep: tuple[str, ...]
+
+    @property
+    @abstractmethod
+    def widths(self) -> dict[str, int]:
+        """Width of each vector column. Raises ModelError: the network has no such layer."""
+
+    @property
+    @abstractmethod
+    def schema(self) -> pa.Schema:
+        """Of the table."""
+
+    @property
+    @abstractmethod
+    def made(self) -> dict[str, Any]:
+        """What beside the model made the rows, for the metadata of every shard."""
+
+    @abstractmethod
+    def encoder(self, precision: str, device: str, threads: int) -> EncodeSettings | TextSettings:
+        """What each encoder must know of the step."""
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def total(self) -> int:
+        return self.scan.rows
+
+    @property
+    def table(self) -> Folder:
+        return self.output.sub(self.settings.name)
+
+    @property
+    def rejects(self) -> Folder:
+        return self.output.sub(f"rejects/{self.settings.name}")
+
+    @property
+    def rejects_schema(self) -> pa.Schema:
+        return tables.rejects_schema(self.manifest.kind.key, self.manifest.kind.source)
+
+    @property
+    def regions(self) -> RegionFolders | None:
+        """Where the regions go, if the step writes any."""
+        return None
+
+    @property
+    def region_schema(self) -> pa.Schema | None:
+        return None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the values of a row."""
+        own = {key: value for key, value in self.settings.identity().items() if key != "name"}
+        own["keep"] = list(self.keep)
+        return {
+            "step": step_kind(self.settings),
+            "schema_version": tables.table_schema(self.manifest.kind.table)["version"],
+            "model": {**self.model.identity(), "precision": self.precision},
+            **own,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.identity)
+
+    def provenance(self, precision: str) -> dict[str, Any]:
+        """What made the rows, for the metadata of every shard."""
+        found = provenance(self.model)
+        return {
+            "fingerprint": self.fingerprint,
+            "name": self.name,
+            "model": {**found["model"], "precision": precision},
+            **self.made,
+            "normalize": self.settings.normalize,
+            "versions": {"clipray": __version__, **found["versions"]},
+        }
+
+    def inspect(self, *, count: bool = True) -> State:
+        state = self._standing()
+        if state.kind != "partial" or not count:
+            return state
+        stock = take_stock(
+            self.table, self.rejects, self.scan, self.keep, self.fingerprint, regions=self.regions, mend=False
+        )
+        return State("partial", stock)
+
+    def _standing(self) -> State:
+        return standing(self.table, self.identity, self.scan.digest)
+
+    def describe(self, cluster: Any) -> list[str]:
+        from clipray.engine.plan import make_plan
+
+        manifest, model = self.manifest, self.model
+        return [
+            f"{self.name}: manifest of {len(manifest.urls)} file(s), {self.scan.rows} rows, {manifest.bytes / 2**20:.1f} MiB, {self.scan.rejects.num_rows} refused",
+            f"{self.name}: {make_plan(self.settings, cluster.cpus, cluster.gpus, cluster.nodes).sentence()}",
+            f"{self.name}: model {model.name}, weights {model.weights[:23]}, vectors of {', '.join(f'{width} ({name})' for name, width in self.widths.items())}",
+        ]
+
+    def run(self, run: Run) -> tables.Record:
+        _ = self.widths  # an unknown layer is told before any work
+        from clipray.engine.plan import make_plan
+        from clipray.engine.progress import Progress
+        from clipray.steps.attempt import Attempt
+
+        refused = self.scan.rejects
+        if refused.num_rows:
+            run.say(
+                f"{self.name}: {refused.num_rows} of {self.total} manifest rows have no id or a repeated one and are rejected, e.g. {refused['message'][0].as_py()}"
+            )
+        cluster = run.cluster()
+        plan = make_plan(self.settings, cluster.cpus, cluster.gpus, cluster.nodes)
+        run.say(f"{self.name}: {plan.sentence()}")
+        run.events.write(
+            "step_started", step=self.name, rows=self.total, plan=plan.sentence(), fingerprint=self.fingerprint
+        )
+        return Attempt(self, plan, Progress(), run.events, run.watch).run()
