@@ -12,21 +12,26 @@ class Kind:
     Attributes:
         table: the type of table that the rows become.
         key: the column of identities.
-        source: the column that says what a row is made from. The table and its rejects hold it too, so that a row whose
-            source changed is noticed.
-        inline: the column that may hold the thing itself; read, never kept.
+        sources: the columns that say what a row is made from. The table and its rejects hold them too, so that a row
+            whose source changed is noticed.
+        inline: the column that may hold the thing itself in place of a source; read, never kept.
     """
 
     table: str
     key: str
-    source: str
+    sources: tuple[str, ...]
     inline: str | None = None
 
     @property
     def content(self) -> tuple[str, ...]:
-        """The columns of which a manifest needs one."""
-        return (self.source, self.inline) if self.inline else (self.source,)
+        """The columns that a row is made from: all of them, or, where one is inline, any."""
+        return (*self.sources, self.inline) if self.inline else self.sources
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The columns that say which row it is."""
+        return (self.key, *self.sources)
 
 
-PICTURES = Kind("images", "image_id", "uri", "bytes")
-TEXTS = Kind("texts", "text_id", "text")
+PICTURES = Kind("images", "image_id", ("uri",), "bytes")
+TEXTS = Kind("texts", "text_id", ("text",))

@@ -125,7 +125,7 @@ def _count_shard(
                 f"{folder.path(name)} was not made by this job with these settings; move it away, or give the job another `output`"
             )
         counted = ["region_count"] if regions else []
-        ids = read_shard(folder, name, [scan.kind.key, scan.kind.source, *counted, *(keep if is_table else ())])
+        ids = read_shard(folder, name, [*scan.kind.named, *counted, *(keep if is_table else ())])
     except (SchemaError, FileNotFoundError):
         _note(stock, "torn_files", 1)
         if mend:

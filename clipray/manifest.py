@@ -88,7 +88,7 @@ def open_manifest(
         first = first or schema
         for name in (*kind.content, *keep, *also):
             types = _type_of(schema, name), _type_of(first, name)
-            if types[0] != types[1] and not (name == kind.source and None not in types):  # any kind of string will do
+            if types[0] != types[1] and not (name in kind.sources and None not in types):  # any kind of string will do
                 raise ManifestError(
                     f"{url}: column {name!r} is {types[0] or 'missing'}, but {types[1] or 'missing'} in {urls[0]}"
                 )
@@ -149,8 +149,10 @@ def _check_columns(url: str, schema: pa.Schema, keep: Sequence[str], kind: Kind)
     found = ", ".join(schema.names)
     if kind.key not in schema.names:
         raise ManifestError(f"{url}: no column `{kind.key}`; found: {found}")
-    if not set(kind.content) & set(schema.names):
-        raise ManifestError(f"{url}: expected a column {' or '.join(f'`{c}`' for c in kind.content)}; found: {found}")
+    there = [c in schema.names for c in kind.content]
+    if not (any(there) if kind.inline else all(there)):
+        wanted = (" or " if kind.inline else " and ").join(f"`{c}`" for c in kind.content)
+        raise ManifestError(f"{url}: expected a column {wanted}; found: {found}")
     missing = [name for name in keep if name not in schema.names]
     if missing:
         raise ManifestError(f"{url}: `keep` names {missing[0]!r}, which is no column; found: {found}")
@@ -204,7 +206,7 @@ def read_piece(
             batch_size=rows, row_groups=[piece.row_group], columns=list(columns)
         ):
             table = pa.Table.from_batches([batch]).select(list(columns))
-            for name in (kind.key, kind.source):
+            for name in kind.named:
                 if name in table.schema.names and table.schema.field(name).type != pa.string():
                     table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(pa.string()))
             if kind == PICTURES and "uri" in table.schema.names:

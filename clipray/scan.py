@@ -56,8 +56,10 @@ def row_keys(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(n,) uint64 hashes of a table's rows: of the identity, of the source (a resolved `uri`), of the kept columns."""
     keys = hash_strings(table[kind.key], salt)
-    there = kind.source in table.column_names
-    sources = hash_strings(table[kind.source] if there else pa.nulls(len(table), pa.string()), salt)
+    sources = np.zeros(len(keys), np.uint64)
+    for name in kind.sources:
+        there = name in table.column_names
+        sources = _mixed(sources, hash_strings(table[name] if there else pa.nulls(len(table), pa.string()), salt))
     kept = np.zeros(len(keys), np.uint64)
     for name in keep:
         values = (
@@ -65,8 +67,13 @@ def row_keys(
             if is_text(table.schema.field(name).type)
             else pa.array([repr(v) for v in table[name].to_pylist()], pa.string())
         )
-        kept = kept * np.uint64(1_099_511_628_211) + hash_strings(values, salt)
+        kept = _mixed(kept, hash_strings(values, salt))
     return keys, sources, kept
+
+
+def _mixed(before: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """Hashes of several columns in one; that of a single column is its own."""
+    return before * np.uint64(1_099_511_628_211) + more
 
 
 def hash_strings(column: pa.ChunkedArray | pa.Array, salt: str) -> np.ndarray:
@@ -162,30 +169,26 @@ def _refused_rows(
         if here or (suspects and np.isin(keys[inside], list(suspects)).any()):
             for row_in_file, table in _read_safely(piece, columns, manifest.kind):
                 offset = start + row_in_file - piece.first_row
-                for n, (row_id, source) in enumerate(_pairs(table, manifest.kind)):
-                    position, key = offset + n, int(keys[offset + n])
+                names = [name for name in manifest.kind.named if name in table.column_names]
+                for n, row in enumerate(table.select(names).to_pylist()):
+                    position, key, row_id = offset + n, int(keys[offset + n]), row[manifest.kind.key]
                     if key in suspects and row_id and id_of.setdefault(key, row_id) != row_id:
                         return pa.table({}), True
                     if position in here:
-                        rows.append(_refusal(piece, row_in_file + n, row_id, source, manifest.kind))
+                        rows.append(_refusal(piece, row_in_file + n, row, manifest.kind.key))
         start += piece.rows
-    schema = tables.rejects_schema(manifest.kind.key, manifest.kind.source)
+    schema = tables.rejects_schema(*manifest.kind.named)
     return pa.Table.from_pylist(rows, schema=schema), False
 
 
-def _pairs(table: pa.Table, kind: Kind) -> Iterator[tuple[str | None, str | None]]:
-    sources = table[kind.source].to_pylist() if kind.source in table.schema.names else [None] * len(table)
-    return zip(table[kind.key].to_pylist(), sources, strict=True)
-
-
-def _refusal(piece: Piece, row: int, row_id: str | None, source: str | None, kind: Kind) -> dict[str, Any]:
-    where = f"row {row} of {piece.path}"
+def _refusal(piece: Piece, number: int, row: dict[str, Any], key: str) -> dict[str, Any]:
+    where = f"row {number} of {piece.path}"
     reason, message = (
-        ("duplicate_id", f"{where}: {kind.key} {row_id!r} stands in an earlier row, which is kept")
-        if row_id
-        else ("null_id", f"{where}: no {kind.key}")
+        ("duplicate_id", f"{where}: {key} {row[key]!r} stands in an earlier row, which is kept")
+        if row[key]
+        else ("null_id", f"{where}: no {key}")
     )
-    return {kind.key: row_id or None, kind.source: source, "stage": "manifest", "reason": reason, "message": message}
+    return {**row, key: row[key] or None, "stage": "manifest", "reason": reason, "message": message}
 
 
 def _by_file(manifest: Manifest, positions: np.ndarray, starts: np.ndarray) -> dict[int, np.ndarray]:

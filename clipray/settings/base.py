@@ -57,8 +57,6 @@ class Encoding(StepSettings):
 
     manifest: Annotated[str | list[str], Execution]
     keep: list[str] = Field(default_factory=list)
-    normalize: Literal["l2", "none"] = "l2"
-    vector_type: Literal["float32", "float16"] = "float32"
     max_reject_rate: Annotated[float, Execution, Field(ge=0, le=1)] = 0.01
     # How it runs.
     actors: Annotated[Actors, Execution] = "auto"
@@ -80,6 +78,13 @@ class Encoding(StepSettings):
     def decoding(self) -> Literal["auto", "tasks", "actors", "none"]:
         """Where rows are made ready for the encoders."""
         return "none"
+
+
+class Embedding(Encoding):
+    """What steps that write vectors have in common."""
+
+    normalize: Literal["l2", "none"] = "l2"
+    vector_type: Literal["float32", "float16"] = "float32"
 
 
 def refuse_taken(named: list[str], fixed: tuple[str, ...], what: str) -> None:

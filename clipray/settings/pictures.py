@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from clipray.settings.base import TABLE_NAME, Encoding, Execution, Settings, refuse_taken
+from clipray.settings.base import TABLE_NAME, Embedding, Execution, Settings, refuse_taken
 
 SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "http", "https")
 """URI schemes that a manifest may name unless the job says otherwise."""
@@ -54,7 +54,7 @@ REGION_COLUMNS = ("region_id", "box_xyxy", "scale", "clipped")
 """Columns of the regions table, beside `image_id` and the feature's vector."""
 
 
-class EmbedImages(Encoding):
+class EmbedImages(Embedding):
     """Manifest of pictures -> `images` table: one row a picture, one vector column a feature.
 
     A feature with `regions` also fills the table `regions_name`, one row a region.

@@ -6,13 +6,13 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from clipray.settings.base import TABLE_NAME, Encoding, Execution, refuse_taken
+from clipray.settings.base import TABLE_NAME, Embedding, Execution, refuse_taken
 
 TEXT_COLUMNS = ("text_id", "text", "truncated", "embedding", "image_id", "stage", "reason", "message")
 """Columns of the table, and those that rows carry on their way to it."""
 
 
-class EmbedTexts(Encoding):
+class EmbedTexts(Embedding):
     """Manifest of texts -> `texts` table: one row a text, in the space of the pictures' `output` feature.
 
     The manifest's `image_id`, where it has one, is carried through.

@@ -261,15 +261,16 @@ class Attempt:
 
 
 def step_rows(step: EncodeStep[Any], keys: np.ndarray) -> pa.Table:
-    """Identity and source of the manifest rows with these keys ((n,) uint64, sorted)."""
-    kind, there = step.manifest.kind, step.manifest.schema.names
-    columns = [c for c in (kind.key, kind.source) if c in there]
-    found = [pa.table({c: pa.array([], pa.string()) for c in (kind.key, kind.source)})]
+    """Identity and sources of the manifest rows with these keys ((n,) uint64, sorted)."""
+    kind = step.manifest.kind
+    columns = [c for c in step.manifest.columns() if c in kind.named]
+    found = [pa.table({c: pa.array([], pa.string()) for c in kind.named})]
     for piece in pieces_with(step.manifest, step.scan, keys):
         for first, table in read_piece(piece, columns, 65_536, kind):
             here = contains(keys, hash_strings(table[kind.key], step.scan.salt))
             here &= ~np.isin(np.arange(first, first + len(table)), step.scan.refused.get(piece.file, ()))
             rows = table.filter(pa.array(here))
-            gap = pa.nulls(len(rows), pa.string())
-            found.append(rows if kind.source in columns else rows.append_column(kind.source, gap))
+            for name in set(kind.named) - set(columns):
+                rows = rows.append_column(name, pa.nulls(len(rows), pa.string()))
+            found.append(rows.select(kind.named))
     return pa.concat_tables(found)

@@ -43,6 +43,6 @@ def _commit_regions(folders: RegionFolders, schema: pa.Schema, stock: Stock, com
     inputs = {"pictures": sum(shard.rows for shard in stock.files), "digest": common["inputs"]["digest"]}
     common = {**common, "inputs": inputs, "figures": {"boxes_clipped": clipped}}
     common["rejects_by_reason"] = dict(reasons)
-    refused = tables.rejects_schema(PICTURES.key, PICTURES.source)
+    refused = tables.rejects_schema(*PICTURES.named)
     tables.finish(folders.rejects, "rejects", refused, stock.refused_box_files, **common)
     tables.finish(folders.table, "regions", schema, stock.region_files, rejects=sum(reasons.values()), **common)

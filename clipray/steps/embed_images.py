@@ -57,7 +57,12 @@ class EmbedStep(EncodeStep[EmbedImages]):
     def made(self) -> dict[str, Any]:
         settings = self.settings
         features = {name: _feature(feature) for name, feature in settings.features.items()}
-        return {"features": features, "decode": settings.decode, "preprocess": settings.preprocess}
+        return {
+            "features": features,
+            "decode": settings.decode,
+            "preprocess": settings.preprocess,
+            "normalize": settings.normalize,
+        }
 
     def _standing(self) -> State:
         state = super()._standing()

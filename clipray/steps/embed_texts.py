@@ -39,7 +39,7 @@ class EmbedTextsStep(EncodeStep[EmbedTexts]):
 
     @property
     def made(self) -> dict[str, Any]:
-        return {"features": {VECTOR: "output"}}
+        return {"features": {VECTOR: "output"}, "normalize": self.settings.normalize}
 
     def encoder(self, precision: str, device: str, threads: int) -> TextSettings:
         settings = self.settings

@@ -75,7 +75,7 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
 
     @property
     def rejects_schema(self) -> pa.Schema:
-        return tables.rejects_schema(self.manifest.kind.key, self.manifest.kind.source)
+        return tables.rejects_schema(*self.manifest.kind.named)
 
     @property
     def regions(self) -> RegionFolders | None:
@@ -110,7 +110,6 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
             "name": self.name,
             "model": {**found["model"], "precision": precision},
             **self.made,
-            "normalize": self.settings.normalize,
             "versions": {"clipray": __version__, **found["versions"]},
         }
 

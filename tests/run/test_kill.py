@@ -73,19 +73,21 @@ def finish(job: str, timeout_s: float = 240) -> str:
     return done.stdout
 
 
-def rows_on_disk(job: str) -> int:
+def rows_on_disk(job: str, table: str = "images") -> int:
     total = 0
-    for shard in (Path(job).parent / "out" / "images").glob("*.parquet"):
+    for shard in (Path(job).parent / "out" / table).glob("*.parquet"):
         with contextlib.suppress(OSError):
             total += pq.read_metadata(shard).num_rows
     return total
 
 
-def wait_for_rows(job: str, rows: int, process: subprocess.Popen[str], timeout_s: float = 120) -> None:
+def wait_for_rows(
+    job: str, rows: int, process: subprocess.Popen[str], timeout_s: float = 120, table: str = "images"
+) -> None:
     end = time.monotonic() + timeout_s
-    while rows_on_disk(job) < rows:
+    while rows_on_disk(job, table) < rows:
         assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < end, f"only {rows_on_disk(job)} rows after {timeout_s} s"
+        assert time.monotonic() < end, f"only {rows_on_disk(job, table)} rows after {timeout_s} s"
         time.sleep(0.05)
 
 
