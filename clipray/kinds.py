@@ -1,4 +1,4 @@
-"""What the rows of a manifest are: pictures or texts."""
+"""What the rows of a manifest are: pictures, texts, or pairs of both."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ class Kind:
         sources: the columns that say what a row is made from. The table and its rejects hold them too, so that a row
             whose source changed is noticed.
         inline: the column that may hold the thing itself in place of a source; read, never kept.
+        derived: whether rows get an identity made of their sources where the manifest has none.
     """
 
     table: str
     key: str
     sources: tuple[str, ...]
     inline: str | None = None
+    derived: bool = False
 
     @property
     def content(self) -> tuple[str, ...]:
@@ -35,3 +37,4 @@ class Kind:
 
 PICTURES = Kind("images", "image_id", ("uri",), "bytes")
 TEXTS = Kind("texts", "text_id", ("text",))
+PAIRS = Kind("caption_scores", "pair_id", ("image_id", "caption"), derived=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -147,7 +149,7 @@ def _type_of(schema: pa.Schema, name: str) -> pa.DataType | None:
 
 def _check_columns(url: str, schema: pa.Schema, keep: Sequence[str], kind: Kind) -> None:
     found = ", ".join(schema.names)
-    if kind.key not in schema.names:
+    if kind.key not in schema.names and not kind.derived:
         raise ManifestError(f"{url}: no column `{kind.key}`; found: {found}")
     there = [c in schema.names for c in kind.content]
     if not (any(there) if kind.inline else all(there)):
@@ -182,6 +184,11 @@ def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
+def is_texts(kind: pa.DataType) -> bool:
+    """Whether it is lists of strings."""
+    return _is_list(kind) and is_text(kind.value_type)
+
+
 def is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -202,10 +209,13 @@ def read_piece(
     fs, path = filesystem(piece.path)
     start = piece.first_row
     with fs.open(path, "rb") as file:
-        for batch in pq.ParquetFile(file).iter_batches(
-            batch_size=rows, row_groups=[piece.row_group], columns=list(columns)
-        ):
-            table = pa.Table.from_batches([batch]).select(list(columns))
+        parquet = pq.ParquetFile(file)
+        made = kind.derived and kind.key in columns and kind.key not in parquet.schema_arrow.names
+        read = [name for name in columns if name != kind.key] if made else list(columns)
+        for batch in parquet.iter_batches(batch_size=rows, row_groups=[piece.row_group], columns=read):
+            table = pa.Table.from_batches([batch]).select(read)
+            if made:
+                table = table.append_column(kind.key, _derived_ids(table, kind)).select(list(columns))
             for name in kind.named:
                 if name in table.schema.names and table.schema.field(name).type != pa.string():
                     table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(pa.string()))
@@ -214,6 +224,13 @@ def read_piece(
                 table = table.set_column(table.schema.get_field_index("uri"), "uri", uris)
             yield start, table
             start += batch.num_rows
+
+
+def _derived_ids(table: pa.Table, kind: Kind) -> pa.Array:
+    """Identities made of the rows' sources: 16 hex digits each."""
+    rows = zip(*(table[name].to_pylist() for name in kind.sources), strict=True)
+    texts = (json.dumps(row, ensure_ascii=False) for row in rows)
+    return pa.array([hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts], pa.string())
 
 
 def resolve(uri: str | None, manifest: str) -> str | None:

@@ -41,3 +41,16 @@ class TextSettings:
     normalize: bool = True
     device: str = "cpu"
     threads: int = 1
+
+
+@dataclass(frozen=True)
+class PairSettings(TextSettings):
+    """What a worker that scores captions needs to know.
+
+    Attributes:
+        prefix: what stands before every caption. pictures: the column with the pictures' vectors, and where they are from.
+    """
+
+    prefix: str = ""
+    pictures: str = ""
+    source: str = ""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,14 +20,25 @@ from clipray.encoders.text_encoder import TextEncoder
 from clipray.reports import Report, fatal, worker_facts
 from clipray.tables import vector_array
 
+AnyTexts = TypeVar("AnyTexts", bound=TextSettings)
 
-class EncodeTexts:
-    """Manifest rows -> rows of the table, with `stage`, `reason`, `message` where one failed.
+
+@dataclass
+class Encoded:
+    """Texts encoded: `vectors` (n, d) float32, `cut` (n,) bool, and the reasons of those that failed, by their place."""
+
+    vectors: np.ndarray
+    cut: np.ndarray
+    failed: dict[int, Refused] = field(default_factory=dict)
+
+
+class TextWork(ABC, Generic[AnyTexts]):
+    """Blocks with texts in, blocks out, in a worker.
 
     Several blocks may be under way at once: while one is being encoded, the next is being tokenised.
     """
 
-    def __init__(self, settings: TextSettings, report: Report) -> None:
+    def __init__(self, settings: AnyTexts, report: Report) -> None:
         with fatal(report):
             self.settings, self.report = settings, report
             torch.set_num_threads(settings.threads)
@@ -39,53 +53,65 @@ class EncodeTexts:
             report(worker_facts(self._encoder.facts, settings.threads))
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        """The table's columns for every row of a block, with `stage`, `reason`, `message` where one failed."""
         with fatal(self.report):
             start = time.perf_counter()
-            result = self._encode_block(block)
+            made, refused = self._made(block)
             self.report({"stage": "encode", "rows": len(block), "seconds": time.perf_counter() - start})
-            return result
+            columns = {f.name: made[f.name] if f.name in made else _cast(block, f) for f in self.settings.schema}
+            return pa.table({**columns, **refusal_columns(refused)})
 
-    def _encode_block(self, block: pa.Table) -> pa.Table:
-        texts = block["text"].to_pylist()
-        refused = [refusal(text) for text in texts]
-        good = [n for n, no in enumerate(refused) if no is None]
-        vectors = np.zeros((len(texts), self.settings.model.embed_dim), np.float32)
-        cut = np.zeros(len(texts), bool)
-        failed = self._fill(texts, good, vectors, cut)
-        refused = [failed.get(n, no) for n, no in enumerate(refused)]
-        kind = self.settings.schema.field("embedding").type
-        made = {"embedding": vector_array(vectors, kind), "truncated": pa.array(cut)}
-        columns = {f.name: made.get(f.name, _cast(block, f)) for f in self.settings.schema}
-        return pa.table({**columns, **refusal_columns(refused)})
+    @abstractmethod
+    def _made(self, block: pa.Table) -> tuple[dict[str, pa.Array], list[Refused | None]]:
+        """The columns that are made, and who is refused."""
 
-    def _fill(
-        self, texts: Sequence[str], places: Sequence[int], vectors: np.ndarray, cut: np.ndarray
-    ) -> dict[int, Refused]:
-        """Encode the texts at `places` into the rows of `vectors` and `cut`; one that fails is refused alone."""
+    def _encode(self, texts: Sequence[str], places: Sequence[int]) -> Encoded:
+        """Encode the texts at `places`, the others' rows staying zero; one that fails is refused alone."""
+        width = self.settings.model.embed_dim
+        result = Encoded(np.zeros((len(texts), width), np.float32), np.zeros(len(texts), bool))
+        self._fill(texts, places, result)
+        return result
+
+    def _fill(self, texts: Sequence[str], places: Sequence[int], result: Encoded) -> None:
         if not places:
-            return {}
+            return
         try:
             tokens = self._encoder.tokenize([texts[n] for n in places])
-            vectors[places] = self._gpu.submit(self._encoder.encode_tokens, tokens).result()
-            cut[places] = tokens.cut
+            result.vectors[places] = self._gpu.submit(self._encoder.encode_tokens, tokens).result()
+            result.cut[places] = tokens.cut
         except (RuntimeError, ValueError) as error:
             if isinstance(error, torch.OutOfMemoryError):  # at a batch of one: no row's fault
                 raise
-            if len(places) > 1:
-                return {n: no for place in places for n, no in self._fill(texts, [place], vectors, cut).items()}
-            return {places[0]: Refused("encode", "encode_failed", f"{type(error).__name__}: {error}")}
-        wrong = [n for n in places if not np.isfinite(vectors[n]).all()]
-        return {n: Refused("encode", "encode_failed", "the vector is not finite") for n in wrong}
+            if len(places) == 1:
+                result.failed[places[0]] = Refused("encode", "encode_failed", f"{type(error).__name__}: {error}")
+                return
+            for place in places:
+                self._fill(texts, [place], result)
+        for n in places:
+            if not np.isfinite(result.vectors[n]).all():
+                result.failed[n] = Refused("encode", "encode_failed", "the vector is not finite")
 
 
-def refusal(text: str | None) -> Refused | None:
+class EncodeTexts(TextWork[TextSettings]):
+    """Manifest rows -> rows of `texts`."""
+
+    def _made(self, block: pa.Table) -> tuple[dict[str, pa.Array], list[Refused | None]]:
+        texts = block["text"].to_pylist()
+        refused = [refusal(text, "text") for text in texts]
+        found = self._encode(texts, [n for n, no in enumerate(refused) if no is None])
+        kind = self.settings.schema.field("embedding").type
+        made = {"embedding": vector_array(found.vectors, kind), "truncated": pa.array(found.cut)}
+        return made, [found.failed.get(n, no) for n, no in enumerate(refused)]
+
+
+def refusal(text: str | None, column: str) -> Refused | None:
     """Why a text cannot become a row, if it cannot."""
     if text is None:
-        return Refused("manifest", "no_source", "no `text`")
+        return Refused("manifest", "no_source", f"no `{column}`")
     if not text.strip():
-        return Refused("manifest", "empty", "the text is empty or nothing but space")
+        return Refused("manifest", "empty", f"the {column} is empty or nothing but space")
     return None
 
 
-def _cast(block: pa.Table, field: pa.Field) -> pa.Array | None:
-    return block[field.name].cast(field.type) if field.name in block.column_names else None
+def _cast(block: pa.Table, field: pa.Field) -> pa.ChunkedArray:
+    return block[field.name].cast(field.type)

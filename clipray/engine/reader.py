@@ -12,9 +12,13 @@ import ray
 
 from clipray.engine.progress import Reporter
 from clipray.kinds import PICTURES, Kind
+from clipray.lookup import Gatherer, Lookup
 from clipray.manifest import Piece, read_piece
 from clipray.reports import fatal
 from clipray.scan import contains, hash_strings
+
+GATHERED = "gathered"
+GATHER_ROWS = 16_384  # whose vectors are looked up together: pairs in any order read each row group once for so many
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Pass:
         refused: file number -> row numbers that are no work (repeated ids among them, whose key is wanted once).
         rows_per_block: rows that are lost together when a worker dies.
         careful: one block at a time in each encoder, tried twice: whoever is lost now is itself the cause.
+        lookup, by: rows get the vector of the id in their column `by`, as a column `GATHERED`; null where there is none.
     """
 
     pieces: Sequence[Piece]
@@ -38,25 +43,36 @@ class Pass:
     rows_per_block: int
     careful: bool = False
     kind: Kind = PICTURES
+    lookup: Lookup | None = None
+    by: str = ""
 
 
 class Reader:
     """A row group -> the wanted rows in it, in blocks."""
 
-    def __init__(self, this: Pass, wanted: list[Any], refused: list[Any], rows: int, report: Reporter) -> None:
-        self.columns, self.salt, self.kind = tuple(this.columns), this.salt, this.kind
+    def __init__(
+        self, this: Pass, wanted: list[Any], refused: list[Any], lookup: list[Any], rows: int, report: Reporter
+    ) -> None:
+        self.columns, self.salt, self.kind, self.by = tuple(this.columns), this.salt, this.kind, this.by
         # The references travel inside lists: bare ones would be replaced by copies of the arrays.
-        self.wanted, self.refused, self.rows, self.report = wanted, refused, rows, report
+        self.wanted, self.refused, self.lookup, self.rows, self.report = wanted, refused, lookup, rows, report
 
     def __call__(self, pieces: pa.Table) -> Iterator[pa.Table]:
         with fatal(self.report):
+            gather = Gatherer(ray.get(self.lookup[0])) if self.lookup else None
             for piece in pieces.to_pylist():
-                yield from self._read(Piece(**piece))
+                for rows in self._read(Piece(**piece), GATHER_ROWS if gather else self.rows):
+                    yield from self._with_vectors(rows, gather) if gather else [rows]
 
-    def _read(self, piece: Piece) -> Iterator[pa.Table]:
+    def _read(self, piece: Piece, rows: int) -> Iterator[pa.Table]:
         wanted, refused = ray.get([self.wanted[0], self.refused[0]])
-        for first, table in read_piece(piece, self.columns, self.rows, self.kind):
+        for first, table in read_piece(piece, self.columns, rows, self.kind):
             keep = contains(wanted, hash_strings(table[self.kind.key], self.salt))
             keep &= ~np.isin(np.arange(first, first + len(table)), refused.get(piece.file, ()))
             if keep.any():
                 yield table if keep.all() else table.filter(pa.array(keep))
+
+    def _with_vectors(self, table: pa.Table, gather: Gatherer) -> Iterator[pa.Table]:
+        table = table.append_column(GATHERED, gather(table[self.by]))
+        for start in range(0, len(table), self.rows):
+            yield table.slice(start, self.rows)

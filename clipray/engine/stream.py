@@ -83,7 +83,7 @@ def _dataset(this: Pass, plan: Plan, settings: EncodeSettings | TextSettings, re
     mean_bytes = sum(p.bytes for p in this.pieces) / max(1, sum(p.rows for p in this.pieces))
     rows = max(1, min(this.rows_per_block, int(BLOCK_BYTES / max(1.0, mean_bytes))))
     context.max_errored_blocks = -1 if this.careful else max(LOST_BLOCKS, int(LOST_SHARE * len(this.wanted) / rows))
-    read = Reader(this, [wanted], [refused], rows, report)
+    read = Reader(this, [wanted], [refused], [ray.put(this.lookup)] if this.lookup else [], rows, report)
     # A lost block comes again in the next, finer pass; only a row that was alone gets a second try at once, since
     # its loss is final.
     retries = 1 if this.careful else 0

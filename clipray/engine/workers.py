@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipray.encoders.encode_settings import EncodeSettings, TextSettings
+from clipray.encoders.encode_settings import EncodeSettings, PairSettings, TextSettings
 from clipray.engine.progress import Reporter
 
 
@@ -31,11 +31,15 @@ class Decode:
 
 
 class Encode:
-    """Blocks of manifest rows, or of pixels -> rows of the table, in an actor; see `EncodeBlocks` and `EncodeTexts`."""
+    """Blocks of manifest rows, or of pixels -> rows of the table, in an actor; see `EncodeBlocks`, `EncodeTexts`, `ScorePairs`."""
 
     def __init__(self, settings: EncodeSettings | TextSettings, report: Reporter) -> None:
         self._work: Callable[[pa.Table], pa.Table]
-        if isinstance(settings, TextSettings):
+        if isinstance(settings, PairSettings):
+            from clipray.encoders.pair_pipeline import ScorePairs
+
+            self._work = ScorePairs(settings, report)
+        elif isinstance(settings, TextSettings):
             from clipray.encoders.text_pipeline import EncodeTexts
 
             self._work = EncodeTexts(settings, report)

@@ -20,7 +20,7 @@ from clipray.settings.labels import (
 )  # fmt: skip
 from clipray.settings.model import Model
 from clipray.settings.pictures import FIXED_COLUMNS, SCHEMES, EmbedImages, Feature
-from clipray.settings.texts import EmbedTexts
+from clipray.settings.texts import EmbedTexts, ScoreCaptions
 from clipray.settings.vectors import Cluster, Column, Reduce
 
 STEPS: dict[str, type[StepSettings]] = {
@@ -31,6 +31,7 @@ STEPS: dict[str, type[StepSettings]] = {
     "label": Label,
     "probe": Probe,
     "evaluate_labels": EvaluateLabels,
+    "score_captions": ScoreCaptions,
 }
 """The steps a job can name, in the order in which data flows; each is the module of that name in `clipray.steps`."""
 
@@ -46,5 +47,5 @@ class Job(Settings):
 
 
 __all__ = [
-    "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Classes", "Cluster", "Column", "EmbedImages", "EmbedTexts", "Encoding", "EvaluateLabels", "Execution", "Feature", "Job", "Label", "LabelSet", "Model", "MultiLabel", "Probe", "Reduce", "Settings", "StepSettings", "Style", "distinct",
+    "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Classes", "Cluster", "Column", "EmbedImages", "EmbedTexts", "Encoding", "EvaluateLabels", "Execution", "Feature", "Job", "Label", "LabelSet", "Model", "MultiLabel", "Probe", "Reduce", "ScoreCaptions", "Settings", "StepSettings", "Style", "distinct",
 ]  # fmt: skip

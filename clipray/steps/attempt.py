@@ -84,11 +84,17 @@ class Attempt:
             "precision": before.get("precision"),
             "started_at": before.get("started_at", tables.now()),
         }
+        if step.rests_on:
+            facts["rests_on"] = step.rests_on
         step.table.remove(tables.RECORD)  # from here on the table is not finished
+        if before.get("rests_on", "") != step.rests_on:
+            for folder in (step.table, step.rejects):
+                for name in tables.shard_names(folder):
+                    folder.remove(name)
         if step.regions:
             step.regions.table.remove(tables.RECORD)
         step.table.write_json(STARTED, facts)
-        self._facts = facts
+        self._facts, self._lookup = facts, step.lookup()
         if step.scan.rejects.num_rows:
             tables.write_shard(step.rejects, REFUSED, "rejects", step.scan.rejects, self._provenance())
         else:
@@ -146,6 +152,7 @@ class Attempt:
             rows_per_block,
             careful,
             step.manifest.kind,
+            *(self._lookup or ()),
         )
         began = time.monotonic()
         try:

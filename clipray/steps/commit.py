@@ -18,7 +18,7 @@ def commit_step(step: EncodeStep[Any], stock: Stock, made: dict[str, Any], **fig
     """Write the records of all tables of the step; `figures` are those of the run: `workers`, `seconds`, `rows_per_s`."""
     common: dict[str, Any] = {
         "fingerprint": step.fingerprint,
-        "inputs": {"rows": step.scan.rows, "digest": step.scan.digest, "manifest": list(step.manifest.urls)},
+        "inputs": {"rows": step.scan.rows, "digest": step.digest, "manifest": list(step.manifest.urls)},
         "settings": step.identity,
         "provenance": made,
         "finished_at": tables.now(),
@@ -29,6 +29,7 @@ def commit_step(step: EncodeStep[Any], stock: Stock, made: dict[str, Any], **fig
     if step.regions and step.region_schema:
         _commit_regions(step.regions, step.region_schema, stock, common)
     common["rejects_by_reason"] = stock.rejects
+    figures = {"figures": step.figures(stock, made), **figures}
     kind = step.manifest.kind.table
     return tables.finish(step.table, kind, step.schema, stock.files, rejects=stock.rejected, **common, **figures)
 

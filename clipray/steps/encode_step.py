@@ -8,11 +8,12 @@ from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
-from clipray import __version__, tables
+from clipray import tables
 from clipray.encoders.encode_settings import EncodeSettings, TextSettings
 from clipray.encoders.resolve import ResolvedModel, provenance
 from clipray.job import fingerprint, step_kind
-from clipray.ledger import RegionFolders, take_stock
+from clipray.ledger import RegionFolders, Stock, take_stock
+from clipray.lookup import Lookup
 from clipray.manifest import Manifest
 from clipray.scan import Scan
 from clipray.settings import Encoding
@@ -56,6 +57,24 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
     @abstractmethod
     def encoder(self, precision: str, device: str, threads: int) -> EncodeSettings | TextSettings:
         """What each encoder must know of the step."""
+
+    @property
+    def rests_on(self) -> str:
+        """Digest of other inputs than the manifest; when it changes, every row is made again."""
+        return ""
+
+    @property
+    def digest(self) -> str:
+        """Of all rows that come in, and of what else they rest on."""
+        return f"{self.scan.digest}-{self.rests_on}" if self.rests_on else self.scan.digest
+
+    def lookup(self) -> tuple[Lookup, str] | None:
+        """Vectors that rows get on their way, and the rows' column with their ids. Raises SchemaError."""
+        return None
+
+    def figures(self, _stock: Stock, _made: dict[str, Any]) -> dict[str, Any]:
+        """What the finished table is summed up in, for its record; written into `metrics` too."""
+        return {}
 
     @property
     def name(self) -> str:
@@ -104,6 +123,8 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
 
     def provenance(self, precision: str) -> dict[str, Any]:
         """What made the rows, for the metadata of every shard."""
+        from clipray import __version__  # which this module's importers make
+
         found = provenance(self.model)
         return {
             "fingerprint": self.fingerprint,
@@ -123,16 +144,17 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
         return State("partial", stock)
 
     def _standing(self) -> State:
-        return standing(self.table, self.identity, self.scan.digest)
+        return standing(self.table, self.identity, self.digest)
 
     def describe(self, cluster: Any) -> list[str]:
         from clipray.engine.plan import make_plan
 
         manifest, model = self.manifest, self.model
+        vectors = ", ".join(f"{width} ({name})" for name, width in self.widths.items())
         return [
             f"{self.name}: manifest of {len(manifest.urls)} file(s), {self.scan.rows} rows, {manifest.bytes / 2**20:.1f} MiB, {self.scan.rejects.num_rows} refused",
             f"{self.name}: {make_plan(self.settings, cluster.cpus, cluster.gpus, cluster.nodes).sentence()}",
-            f"{self.name}: model {model.name}, weights {model.weights[:23]}, vectors of {', '.join(f'{width} ({name})' for name, width in self.widths.items())}",
+            f"{self.name}: model {model.name}, weights {model.weights[:23]}{f', vectors of {vectors}' if vectors else ''}",
         ]
 
     def run(self, run: Run) -> tables.Record:

@@ -47,7 +47,9 @@ def job(home: Path, manifest: Path, *, pictures: Path | None = None, **settings:
 
 def upstream(texts: list[str]) -> np.ndarray:
     """open_clip's own vectors of the demo model."""
-    network = open_clip.create_model("demo", pretrained=resolve(Model(name="demo")).pretrained).eval()
+    model = resolve(Model(name="demo"))
+    open_clip.add_model_config(model.config)
+    network = open_clip.create_model("demo", pretrained=model.pretrained).eval()
     with torch.inference_mode():
         return network.encode_text(open_clip.get_tokenizer("demo")(texts), normalize=True).numpy()
 

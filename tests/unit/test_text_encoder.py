@@ -83,7 +83,9 @@ def upstream(name: str, texts: list[str]) -> np.ndarray:
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_vectors_are_open_clips(models: dict[str, str], kind: str) -> None:
     expected = upstream(models[kind], TEXTS)
-    assert len({row.tobytes() for row in expected}) == len(TEXTS)  # a network that tells texts apart
+    assert (
+        len({row.tobytes() for row in expected}) == len(TEXTS) - 1
+    )  # a network that tells texts apart, but for the cut
     found, cut = encoder(models[kind], normalize=False).encode(TEXTS)
     assert (found.dtype, found.shape) == (np.float32, (len(TEXTS), 16))
     assert np.abs(found - expected).max() <= 1e-5
@@ -101,7 +103,7 @@ def test_the_demo_model() -> None:
         expected = network.encode_text(open_clip.get_tokenizer("demo")(texts), normalize=True).numpy()
     assert np.abs(mine.encode(texts)[0] - expected).max() <= 1e-5
     assert mine.context_length == 32
-    assert mine.logit_scale == pytest.approx(float(network.logit_scale.exp()))
+    assert mine.logit_scale == pytest.approx(network.logit_scale.exp().item())
     assert mine.logit_bias is None
     fast = TextEncoder(model, precision="bf16", batch_size=16)
     assert (fast.encode(texts)[0] * expected).sum(axis=1).min() >= 0.999
