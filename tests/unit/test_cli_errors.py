@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from clipray.cli import main
+from clipray.tables import table_names
 
 JOB = {
     "output": "out",
@@ -83,7 +84,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["status", "nothing"], "nothing: no run there"),
     (["status", "photos"], "photos: no run there"),
     (["status", "m.parquet"], "m.parquet: no run there"),
-    (["schema", "imgaes"], "no table 'imgaes'; there are: centroids, clusters, components, image_manifest, images, metrics, reduced, regions, rejects"),
+    (["schema", "imgaes"], f"no table 'imgaes'; there are: {', '.join(table_names())}"),
     (["manifest", "photos", "out.csv"], "out.csv: a manifest's name ends in .parquet"),
     (["manifest", "empty", "out.parquet"], "empty: no pictures there"),
     (["manifest", "nothing", "out.parquet"], "nothing: no pictures there"),

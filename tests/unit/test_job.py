@@ -247,15 +247,15 @@ steps:
       manifest: a.parquet
       actors: many
       features: {clip: {layr: output}}
-  - embed: {}
+  - embed_image: {}
 """
     assert mistakes(text) == [
         "j.yaml:2: output: expected a string, found 5",
         "j.yaml:3: model.precision: expected 'auto', 'fp32', 'bf16' or 'fp16', found 'fp64'",
         "j.yaml:1: nam: unknown key; did you mean `name`?",
-        "j.yaml:8: steps[0].embed_images.features.clip.layr: unknown key; did you mean `layer`?",
         "j.yaml:7: steps[0].embed_images.actors: expected 'auto', an integer >= 1 or [min, max], found 'many'",
-        "j.yaml:9: unknown step 'embed'; did you mean `embed_images`?",
+        "j.yaml:8: steps[0].embed_images.features.clip.layr: unknown key; did you mean `layer`?",
+        "j.yaml:9: unknown step 'embed_image'; did you mean `embed_images`?",
     ]
 
 
