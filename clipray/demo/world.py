@@ -47,6 +47,13 @@ def _strings(*names: str) -> pa.Schema:
 
 
 TEXTS_SCHEMA = _strings("text_id", "text", "image_id")
+PAIRS_SCHEMA = pa.schema(
+    [
+        *_strings("pair_id", "image_id", "caption"),
+        pa.field("references", pa.list_(pa.string()), nullable=False),
+        pa.field("fits", pa.bool_(), nullable=False),
+    ]
+)
 QUERIES_SCHEMA = _strings("query_id", "image_id", "relation")
 CLASSES_SCHEMA = _strings("label", "style", "prompt")
 
@@ -58,6 +65,7 @@ class DemoWorld:
     folder: Path
     images: Path
     texts: Path
+    pairs: Path
     classes: Path
     classes_yaml: Path
     queries: Path
@@ -130,6 +138,26 @@ def _query_rows(seed: int, n_places: int) -> list[dict[str, str]]:
     return rows
 
 
+def _pair_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Single things and groups, each with its own caption and with that of another of its kind."""
+    pairs = []
+    for kind in ("single", "group"):
+        mine = [row for row in rows if row["kind"] == kind]
+        for n, row in enumerate(mine):
+            other = next((r for r in mine[n + 1 :] + mine[:n] if r["label"] != row["label"] or kind == "group"), row)
+            for fits, caption in ((True, row["caption"]), (False, other["caption"])):
+                pairs.append(
+                    {
+                        "pair_id": f"{row['image_id']}-{'own' if fits else 'other'}",
+                        "image_id": row["image_id"],
+                        "caption": caption,
+                        "references": row["captions"][1:],
+                        "fits": fits,
+                    }
+                )
+    return pairs
+
+
 def _class_rows() -> list[dict[str, str]]:
     return [
         {"label": label, "style": style, "prompt": prompts.class_prompt(label, style)}
@@ -183,6 +211,7 @@ def write_world(
         folder=folder,
         images=folder / "images.parquet",
         texts=folder / "texts.parquet",
+        pairs=folder / "pairs.parquet",
         classes=folder / "classes.parquet",
         classes_yaml=folder / "classes.yaml",
         queries=folder / "queries.parquet",
@@ -191,6 +220,7 @@ def write_world(
     )
     pq.write_table(pa.Table.from_pylist(rows, IMAGES_SCHEMA), world.images, compression="zstd")
     pq.write_table(pa.Table.from_pylist(texts, TEXTS_SCHEMA), world.texts, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(_pair_rows(rows), PAIRS_SCHEMA), world.pairs, compression="zstd")
     pq.write_table(pa.Table.from_pylist(_class_rows(), CLASSES_SCHEMA), world.classes, compression="zstd")
     pq.write_table(pa.Table.from_pylist(_query_rows(seed, n_places), QUERIES_SCHEMA), world.queries, compression="zstd")
     world.classes_yaml.write_text(_classes_yaml(), encoding="utf-8")

@@ -186,6 +186,12 @@ def test_texts_classes_and_queries_refer_to_what_is_there(world: DemoWorld) -> N
     assert len(relations) == 3
     assert all(found == {"easy", "hard", "junk"} for found in relations.values())
     assert pq.read_table(world.classes).num_rows == 3 * 64
+    pairs = pq.read_table(world.pairs).to_pylist()
+    captions = {row["image_id"]: row["captions"] for row in pq.read_table(world.images).to_pylist()}
+    assert len({row["pair_id"] for row in pairs}) == len(pairs) == 2 * (20 + 8)
+    for row in pairs:
+        assert (row["caption"] in captions[row["image_id"]]) == row["fits"]
+        assert row["references"] == captions[row["image_id"]][1:]
 
 
 def test_class_yaml_says_the_same_as_the_class_table(world: DemoWorld) -> None:
@@ -199,7 +205,7 @@ def test_class_yaml_says_the_same_as_the_class_table(world: DemoWorld) -> None:
 def test_writing_twice_gives_the_same_bytes(world: DemoWorld, tmp_path: Path) -> None:
     write_world(tmp_path, seed=3, n_scenes=20, n_groups=8, n_words=4, n_places=3, side_px=96)
     written = sorted(path.relative_to(world.folder) for path in world.folder.rglob("*") if path.is_file())
-    assert len(written) == world.n_images + 5
+    assert len(written) == world.n_images + 6
     for path in written:
         assert (tmp_path / path).read_bytes() == (world.folder / path).read_bytes(), path
 
