@@ -52,13 +52,21 @@ def read(home: Path) -> dict[str, dict[str, Any]]:
     return {row["pair_id"]: row for row in tables.read_table(str(home / "out/caption_scores")).to_pylist()}
 
 
-def test_scores_are_those_of_a_direct_computation(world: DemoWorld, tmp_path: Path) -> None:
-    pairs = pairs_of(world)
-    manifest = write_manifest(tmp_path / "pairs.parquet", pairs[::-1], row_group_size=10)
-    reports = runner.run(job(tmp_path, world.images, manifest, keep=["rating"], rows_per_block=8))
-    assert [(r.name, r.rows, r.rejected) for r in reports] == [("images", 28, 0), ("caption_scores", len(pairs), 0)]
-    images = {row["image_id"]: np.array(row["clip"]) for row in tables.read_table(f"{tmp_path}/out/images").to_pylist()}
-    found = read(tmp_path)
+@pytest.fixture(scope="module")
+def finished(world: DemoWorld, tmp_path_factory: pytest.TempPathFactory, ray_here: object) -> Path:
+    """Pictures and scores of `pairs_of` the world, given in the opposite order."""
+    home = tmp_path_factory.mktemp("finished")
+    manifest = write_manifest(home / "pairs.parquet", pairs_of(world)[::-1], row_group_size=10)
+    reports = runner.run(job(home, world.images, manifest, keep=["rating"], rows_per_block=8))
+    n_pairs = len(pairs_of(world))
+    assert [(r.name, r.rows, r.rejected) for r in reports] == [("images", 28, 0), ("caption_scores", n_pairs, 0)]
+    return home
+
+
+def test_scores_are_those_of_a_direct_computation(finished: Path, world: DemoWorld) -> None:
+    pairs, found = pairs_of(world), read(finished)
+    rows = tables.read_table(f"{finished}/out/images").to_pylist()
+    images = {row["image_id"]: np.array(row["clip"]) for row in rows}
     scored = []
     for pair in pairs:
         made = found[pair["pair_id"]]
@@ -75,9 +83,9 @@ def test_scores_are_those_of_a_direct_computation(world: DemoWorld, tmp_path: Pa
         assert {key: made[key] for key in pair} == pair
         assert not made["truncated"]
     assert 5 < len(scored) < len(pairs)
-    record = tables.read_record(runner.Folder(f"{tmp_path}/out/caption_scores"))
+    record = tables.read_record(runner.Folder(f"{finished}/out/caption_scores"))
     assert record is not None
-    metrics = {row["metric"]: row for row in tables.read_table(f"{tmp_path}/out/metrics").to_pylist()}
+    metrics = {row["metric"]: row for row in tables.read_table(f"{finished}/out/metrics").to_pylist()}
     mean = np.mean([row["clipscore"] for row in found.values()])
     assert metrics["clipscore"]["value"] == pytest.approx(mean)
     assert record.figures["mean_clipscore"] == pytest.approx(mean, abs=1e-5)
@@ -127,18 +135,15 @@ def test_pairs_without_ids_and_pairs_that_fit_nothing(world: DemoWorld, tmp_path
     assert [report.note for report in runner.run(path)] == ["was finished already"] * 2
 
 
-def test_pictures_of_another_model_are_refused(world: DemoWorld, tmp_path: Path) -> None:
-    pairs = write_manifest(tmp_path / "pairs.parquet", pairs_of(world))
-    runner.run(job(tmp_path, world.images, pairs))
-    other = tmp_path / "other"
-    other.mkdir()
-    values = yaml.safe_load(Path(job(other, world.images, pairs, model="demo-rn")).read_text())
-    values["steps"] = [{"score_captions": {"input": f"{tmp_path}/out/images.clip", "manifest": str(pairs)}}]
-    (other / "job.yaml").write_text(yaml.safe_dump(values))
+def test_pictures_of_another_model_are_refused(finished: Path, world: DemoWorld, tmp_path: Path) -> None:
+    pairs = finished / "pairs.parquet"
+    values = yaml.safe_load(Path(job(tmp_path, world.images, pairs, model="demo-rn")).read_text())
+    values["steps"] = [{"score_captions": {"input": f"{finished}/out/images.clip", "manifest": str(pairs)}}]
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(
         SchemaError, match=r"expected the output of demo-rn .*the job's model, but it is 'output' of demo"
     ) as caught:
-        runner.run(str(other / "job.yaml"))
+        runner.run(str(tmp_path / "job.yaml"))
     assert "\n" not in str(caught.value)
 
 
