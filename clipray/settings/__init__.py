@@ -47,5 +47,7 @@ class Job(Settings):
 
 
 __all__ = [
-    "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Classes", "Cluster", "Column", "EmbedImages", "EmbedTexts", "Encoding", "EvaluateLabels", "Execution", "Feature", "Job", "Label", "LabelSet", "Model", "MultiLabel", "Probe", "Reduce", "ScoreCaptions", "Settings", "StepSettings", "Style", "distinct",
+    "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Classes", "Cluster", "Column", "EmbedImages", "EmbedTexts", "Encoding", "EvaluateLabels",
+    "Execution", "Feature", "Job", "Label", "LabelSet", "Model", "MultiLabel", "Probe", "Reduce", "ScoreCaptions", "Settings", "StepSettings",
+    "Style", "distinct",
 ]  # fmt: skip

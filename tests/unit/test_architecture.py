@@ -20,7 +20,7 @@ FLOORS = [
     {"tables", "analysis", "class_lists", "plots", "contact_sheet"},
     {"job", "manifest", "events"},
     {"scan", "vectors", "classes"},
-    {"ledger", "status", "labelled"},
+    {"ledger", "lookup", "status", "labelled"},
     {"encoders"},
     {"engine"},
     {"steps"},
