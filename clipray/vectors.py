@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipray import tables
+from clipray.analysis.moments import first_bad_rows
 from clipray.errors import JobError, SchemaError
 from clipray.manifest import expand_parquet, read_footer
 from clipray.settings import Column
@@ -44,6 +45,7 @@ class Vectors:
         schema: of the first file.
         identity: what decides the values: the table's fingerprint, or the path; `digest`: of the very files.
         provenance: what made the table, where it is one of ours.
+        files: of each path in `pieces`, what tells whether it is still the same file.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Vectors:
     identity: dict[str, Any]
     digest: str
     provenance: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def n_samples(self) -> int:
@@ -79,6 +82,24 @@ class Vectors:
         return [pa.field(name, pa.string(), nullable=False) for name in self.ids]
 
 
+def comparable(space: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Why vectors of two spaces (`Vectors.space`) cannot be compared; "" where they can, or where one is not known."""
+    if not space or not other or space == other:
+        return ""
+    models = [_name_and_weights(each["model"]) if "model" in each else None for each in (space, other)]
+    if None in models:
+        return "one of them is a reduction; reduce the other with `fit`"
+    if models[0] != models[1]:
+        return f"they are of two models, {models[0][0]} and {models[1][0]}, or of other weights"  # type: ignore[index]
+    layers = [_layer(each) for each in (space, other)]
+    return "" if layers == ["output", "output"] else f"they are of two layers, {layers[0]!r} and {layers[1]!r}"
+
+
+def _layer(space: Mapping[str, Any]) -> Any:
+    feature = space.get("feature")
+    return feature.get("layer") if isinstance(feature, Mapping) else feature
+
+
 def same_model(vectors: Vectors, model: Mapping[str, Any]) -> bool:
     """Whether a column's vectors can be compared with those that `model` makes of texts and pictures.
 
@@ -90,9 +111,7 @@ def same_model(vectors: Vectors, model: Mapping[str, Any]) -> bool:
     if not space:
         return True
     made = space.get("model") or {}
-    feature = space.get("feature")
-    layer = feature.get("layer") if isinstance(feature, Mapping) else feature
-    return layer == "output" and _name_and_weights(made) == _name_and_weights(model)
+    return _layer(space) == "output" and _name_and_weights(made) == _name_and_weights(model)
 
 
 def _name_and_weights(model: Mapping[str, Any]) -> tuple[str, Any]:
@@ -193,8 +212,14 @@ def _opened(
             start += rows
     if first is None or not start:
         raise SchemaError(f"input {name}: the table has no rows")
-    digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
-    return Vectors(name, column, ids, width, tuple(pieces), first, identity, digest, provenance)
+    digest = digest_of(files)
+    signs = dict(zip(urls, map(json.dumps, files), strict=True))
+    return Vectors(name, column, ids, width, tuple(pieces), first, identity, digest, provenance, signs)
+
+
+def digest_of(files: Sequence[Any]) -> str:
+    """SHA-256 (16 hex digits) of the list of a column's files: names, rows and bytes."""
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 
 def _width(name: str, url: str, field: pa.Field, rows: int) -> int:
@@ -253,6 +278,18 @@ def read_piece(vectors: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tup
                 raise SchemaError(f"{piece.path}: row group {piece.row_group} has rows without {name!r}")
             ids = ids.set_column(n, pa.field(name, pa.string(), False), ids[name].cast(pa.string()))
     return ids, values.to_numpy(zero_copy_only=True).reshape(-1, vectors.n_features)
+
+
+def read_finite(source: Vectors, piece: Piece) -> tuple[pa.Table, np.ndarray]:
+    """Identities and vectors (n, d). Raises SchemaError: some are not finite; with the first rows' ids."""
+    ids, x = read_piece(source, piece)
+    bad = first_bad_rows(x)
+    if len(bad):
+        named = ", ".join(map(repr, ids[source.ids[-1]].take(pa.array(bad)).to_pylist()))
+        raise SchemaError(
+            f"{source.name}: vectors that are not finite, {source.ids[-1]}: {named}; mend or drop these rows"
+        )
+    return ids, x
 
 
 def groups(pieces: Sequence[Piece], rows: int) -> list[list[Piece]]:

@@ -193,23 +193,23 @@ class HeldVectors:
         while len(states) > 2 and 8 * values > TREE_BYTES:
             pairs = [states[n : n + 2] for n in range(0, len(states), 2)]
             states = [self._combine.remote(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
-        return combine(_get(states))
+        return combine(answers(states))
 
     def sample(self, n: int, random_state: int, centroids: np.ndarray | None = None) -> np.ndarray:
         sent = ray.put(centroids)
-        draws = _get([actor.draw.remote(n, random_state, sent) for actor in self._actors])
+        draws = answers([actor.draw.remote(n, random_state, sent) for actor in self._actors])
         rows, order = choose(draws, n)
-        return np.concatenate(_get([a.rows.remote(r) for a, r in zip(self._actors, rows, strict=True)]))[order]
+        return np.concatenate(answers([a.rows.remote(r) for a, r in zip(self._actors, rows, strict=True)]))[order]
 
     def facts(self) -> dict[str, Any]:
         """`precision` of the product where it is the coarsest; `held`: whether all vectors are in memory."""
-        facts = _get([actor.facts.remote() for actor in self._actors])
+        facts = answers([actor.facts.remote() for actor in self._actors])
         return {"precision": min(f["precision"] for f in facts), "held": all(f["held"] for f in facts)}
 
     def finish(self, centroids: np.ndarray, write: Write, rows_per_file: int) -> list[Any]:
         """What `write` made of the rows of each file, in their order. See `_Holder.finish`."""
         sent = ray.put(centroids)
-        parts = _get([actor.finish.remote(sent, write, rows_per_file) for actor in self._actors])
+        parts = answers([actor.finish.remote(sent, write, rows_per_file) for actor in self._actors])
         return [made for part in parts for made in part]
 
 
@@ -217,7 +217,7 @@ def _combined(*states: Assigned) -> Assigned:
     return combine(states)
 
 
-def _get(refs: list[Any]) -> list[Any]:
+def answers(refs: list[Any]) -> list[Any]:
     """Results of actors; their own errors come as they are, those of Ray as `RunError`."""
     try:
         return list(ray.get(refs))

@@ -20,6 +20,7 @@ from clipray.settings.labels import (
 )  # fmt: skip
 from clipray.settings.model import Model
 from clipray.settings.pictures import FIXED_COLUMNS, SCHEMES, EmbedImages, Feature
+from clipray.settings.search import Index, Search
 from clipray.settings.texts import EmbedTexts, ScoreCaptions
 from clipray.settings.vectors import Cluster, Column, Reduce
 
@@ -28,6 +29,8 @@ STEPS: dict[str, type[StepSettings]] = {
     "embed_texts": EmbedTexts,
     "reduce": Reduce,
     "cluster": Cluster,
+    "index": Index,
+    "search": Search,
     "label": Label,
     "probe": Probe,
     "evaluate_labels": EvaluateLabels,
@@ -48,6 +51,6 @@ class Job(Settings):
 
 __all__ = [
     "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Classes", "Cluster", "Column", "EmbedImages", "EmbedTexts", "Encoding", "EvaluateLabels",
-    "Execution", "Feature", "Job", "Label", "LabelSet", "Model", "MultiLabel", "Probe", "Reduce", "ScoreCaptions", "Settings", "StepSettings",
+    "Execution", "Feature", "Index", "Job", "Label", "LabelSet", "Model", "MultiLabel", "Probe", "Reduce", "ScoreCaptions", "Search", "Settings", "StepSettings",
     "Style", "distinct",
 ]  # fmt: skip

@@ -20,10 +20,10 @@ from clipray.errors import SchemaError
 from clipray.job import fingerprint
 from clipray.settings import Label
 from clipray.steps.label_classes import Said, read_classes, write_classes
-from clipray.steps.parts import begin, make_parts, read_finite
+from clipray.steps.parts import begin, make_parts
 from clipray.steps.step import Given, Run, State, Ticker, refuse_stale, standing
 from clipray.storage import Folder
-from clipray.vectors import Piece, Vectors, groups, open_vectors, unit
+from clipray.vectors import Piece, Vectors, groups, open_vectors, read_finite, unit
 
 
 @dataclass(frozen=True)

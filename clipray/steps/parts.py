@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from clipray import tables
-from clipray.analysis.moments import first_bad_rows
-from clipray.errors import SchemaError
 from clipray.job import fingerprint
 from clipray.steps.step import STARTED, Run, Step, Ticker
-from clipray.vectors import Piece, Vectors, read_piece
+from clipray.vectors import Piece
 
 Part = tuple[list[Piece], list[str]]
 """Neighbouring pieces of the input, and the names of the files that their rows go to."""
@@ -31,13 +26,14 @@ def begin(step: Step, digest: str) -> None:
 
 def make_parts(
     step: Step, parts: Sequence[Part], stamp: Mapping[str, Any], make: Callable[[Any], list[tables.Shard]], run: Run,
-    phase: str,
+    phase: str, *, row_for_row: bool = True,
 ) -> list[tables.Shard]:  # fmt: skip
     """The shards of a step's table, in the order of `parts`; files that belong to none are removed.
 
     Args:
         stamp: provenance by which a shard is known as right.
         make: runs in a worker on (step, pieces, names of the files to write).
+        row_for_row: a file has a row for each row of its pieces.
     """
     from clipray.engine.tasks import map_tasks
 
@@ -46,9 +42,9 @@ def make_parts(
         step.table.remove(name)
     sizes = step.table.sizes()
     shards = {
-        name: tables.Shard(name, count, sizes[name])
+        name: tables.Shard(name, tables.shard_stamp(step.table, name)[0], sizes[name])
         for name, count in rows.items()
-        if name in sizes and tables.shard_is(step.table, name, stamp, count)
+        if name in sizes and tables.shard_is(step.table, name, stamp, count if row_for_row else None)
     }
     missing = [(pieces, [name for name in names if name not in shards]) for pieces, names in parts]
     todo = [(pieces, names) for pieces, names in missing if names]
@@ -65,15 +61,3 @@ def make_parts(
 
 def count_rows(pieces: Sequence[Piece]) -> int:
     return sum(piece.rows for piece in pieces)
-
-
-def read_finite(source: Vectors, piece: Piece) -> tuple[pa.Table, np.ndarray]:
-    """Identities and vectors (n, d). Raises SchemaError: some are not finite; with the first rows' ids."""
-    ids, x = read_piece(source, piece)
-    bad = first_bad_rows(x)
-    if len(bad):
-        named = ", ".join(map(repr, ids[source.ids[-1]].take(pa.array(bad)).to_pylist()))
-        raise SchemaError(
-            f"{source.name}: vectors that are not finite, {source.ids[-1]}: {named}; mend or drop these rows"
-        )
-    return ids, x

@@ -22,11 +22,11 @@ from clipray.labelled import digest_of, finished, mark_of
 from clipray.settings import Probe
 from clipray.steps.label import labels_table
 from clipray.steps.metrics import Metric, write_metrics
-from clipray.steps.parts import begin, make_parts, read_finite
+from clipray.steps.parts import begin, make_parts
 from clipray.steps.probe_rows import labelled_rows
 from clipray.steps.step import Given, Run, State, Ticker, refuse_stale, standing
 from clipray.storage import Folder, absolute
-from clipray.vectors import Piece, Vectors, groups, open_vectors
+from clipray.vectors import Piece, Vectors, groups, open_vectors, read_finite
 
 CLASSES = "part-000000.parquet"
 STYLE = "probe"

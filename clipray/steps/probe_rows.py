@@ -12,7 +12,7 @@ from clipray.analysis.probe import SPLITS, split
 from clipray.errors import SchemaError
 from clipray.labelled import NONE, Labelled, read_labelled
 from clipray.scan import hash_strings
-from clipray.steps.parts import read_finite
+from clipray.vectors import read_finite
 
 SPLIT_NAMES = {"train": 0, "training": 0, "validation": 1, "val": 1, "valid": 1, "test": 2}
 

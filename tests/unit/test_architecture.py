@@ -20,7 +20,7 @@ FLOORS = [
     {"tables", "analysis", "class_lists", "plots", "contact_sheet"},
     {"job", "manifest", "events"},
     {"scan", "vectors", "classes"},
-    {"ledger", "lookup", "status", "labelled"},
+    {"ledger", "lookup", "status", "labelled", "vector_search"},
     {"encoders"},
     {"engine"},
     {"steps"},

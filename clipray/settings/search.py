@@ -1,0 +1,69 @@
+"""Settings of the steps that find vectors: `index` and `search`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from clipray.settings.base import TABLE_NAME, Count, Execution, StepSettings
+from clipray.settings.vectors import Column, table_of
+
+
+class Index(StepSettings):
+    """Vector column -> a FAISS index and the table of its ids.
+
+    Attributes:
+        type: a factory string of faiss (`HNSW32`, `IVF4096,Flat`, `OPQ32,IVF4096,PQ32`, …), or `auto`: by rows and memory.
+        metric: `cosine` (vectors are L2-normalised), `dot`, or `l2`.
+        recall: share of the true ten nearest that the index should find; `nprobe` or `efSearch` is tuned to it.
+        memory_gib: what the index may take in memory; a larger one keeps its lists on disk. None: half of what Ray has.
+    """
+
+    name: str = Field("index", pattern=TABLE_NAME)
+    input: str | Column
+    type: str = "auto"
+    metric: Literal["cosine", "l2", "dot"] = "cosine"
+    recall: Annotated[float, Field(gt=0, le=1)] = 0.95
+    random_state: Annotated[int, Field(ge=0)] = 0
+    memory_gib: Annotated[float | None, Execution, Field(gt=0)] = None
+    rows_per_task: Annotated[int, Execution, Field(ge=1)] = 131_072
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return table_of(self.input)
+
+
+class Search(StepSettings):
+    """Queries -> `neighbours` table: of each query the nearest rows of an index.
+
+    Attributes:
+        index: the index's table, of this run or `FOLDER/table` of another.
+        queries: their vector column: `texts.embedding`, `images.clip`, or any Parquet.
+        leave_out_self: drop the row that has the query's own id.
+        expand: average the query with so many of its first answers, and search again (query expansion, Chum et al. 2007);
+            `alpha`: each weighted by its similarity to this power (Radenović et al. 2018), 0 for equal weights.
+        rerank: an index over regions, by which the first `rerank_top` pictures are put in a new order: by the region that
+            is most like the query.
+    """
+
+    name: str = Field("neighbours", pattern=TABLE_NAME)
+    index: str
+    queries: str | Column
+    top: Count = 10
+    leave_out_self: bool = False
+    expand: Annotated[int, Field(ge=0)] = 0
+    alpha: Annotated[float, Field(ge=0)] = 3.0
+    rerank: str | None = None
+    rerank_top: Count = 100
+    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
+
+    @model_validator(mode="after")
+    def _rerank_covers_the_top(self) -> Search:
+        if self.rerank is not None and self.rerank_top < self.top:
+            raise ValueError(f"`rerank_top` is {self.rerank_top}, expected at least `top`, {self.top}")
+        return self
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.index, *table_of(self.queries), *((self.rerank,) if self.rerank else ()))

@@ -1,0 +1,235 @@
+"""Step `index`: a vector column -> a FAISS index with a measured recall, and the table of its ids.
+
+Files of a build have names of their own, and `_table.json` changes last: a build that is killed leaves the index before
+it as it was. New files of the input are added to the index that is there, as long as it was trained on half of them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import __version__, tables
+from clipray.analysis.vector_index import choose_type, empty_index, mergeable, training_rows
+from clipray.errors import ClipRayError
+from clipray.job import fingerprint
+from clipray.settings import Index
+from clipray.steps.step import STARTED, Given, Run, State, Ticker, refuse_stale, standing
+from clipray.storage import Folder
+from clipray.vectors import Piece, Vectors, groups, open_vectors
+
+OUTGROWN = 2  # times the rows that an index was built of: beyond it is built anew
+SHARE = 0.5  # of the memory that Ray's workers may take
+
+
+@dataclass(frozen=True)
+class IndexStep:
+    """A `Step`; see `Step`."""
+
+    settings: Index
+    output: Folder
+    source: Vectors
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def total(self) -> int:
+        return self.source.n_samples
+
+    @property
+    def table(self) -> Folder:
+        return self.output.sub(self.name)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        version = tables.table_schema("index")["version"]
+        own = {key: value for key, value in self.settings.identity().items() if key not in ("name", "input")}
+        return {"step": "index", "schema_version": version, "input": self.source.identity, **own}
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([*tables.arrow_schema("index"), *self.source.id_fields])
+
+    def inspect(self, *, count: bool = True) -> State:  # noqa: ARG002 - an index is there or not
+        state = standing(self.table, self.identity, self.source.digest)
+        record = tables.read_record(self.table)
+        if state.kind == "finished" and record is not None and not has_index(self.table, record):
+            return State("partial")
+        return state
+
+    def describe(self, cluster: Any) -> list[str]:
+        source = self.source
+        kind = self._type(cluster.memory_bytes)[0]
+        return [f"{self.name}: {kind} of {source.n_samples} vectors of {source.n_features} from {source.name}"]
+
+    def run(self, run: Run) -> tables.Record:
+        """Build or extend, commit, and remove what is not used any more.
+
+        Raises:
+            StaleTableError: the index was made with other settings.
+            SchemaError, JobError: vectors that are not finite; too few for the type.
+        """
+        from clipray.engine.index_build import Order, build
+
+        refuse_stale(self.table, self.inspect())
+        began = time.monotonic()
+        run.events.write("step_started", step=self.name, rows=self.total, fingerprint=fingerprint(self.identity))
+        self._write_started()
+        cluster, before = run.cluster(), self._extendable()
+        kind, on_disk = self._type(cluster.memory_bytes)
+        if before is not None:
+            kind, on_disk = before.figures["type"], False
+            run.say(f"{self.name}: {self.total - before.rows} new vectors are added to the {before.rows} of the index")
+        parts, build_id = self._parts(before), os.urandom(4).hex()
+        order = Order(
+            self.source, kind, self.settings.metric, self.settings.recall, self.settings.random_state, parts,
+            self.table, f"index-{build_id}.faiss", before.provenance["index_file"] if before else None, on_disk,
+        )  # fmt: skip
+        ticker = Ticker(run, self.name, self.total, f"building {kind}")
+        try:
+            figures, shards = build(order, _WriteIds(self, build_id, self._stamp), cluster, lambda n: ticker.at(n, 0))
+        except ClipRayError as error:
+            raise type(error)(f"{self.name}: {error}") from error
+        if figures.get("recall@10", 1.0) < self.settings.recall:
+            run.say(
+                f"{self.name}: recall@10 is {figures['recall@10']:.3f}, below the wanted {self.settings.recall}, with the "
+                f"greatest effort that {kind} has; another `type` finds more"
+            )
+        return self._commit(order.name, parts, before, shards, figures, time.monotonic() - began)
+
+    def _write_started(self) -> None:
+        started = self.table.read_json(STARTED) or {}
+        facts = {"settings": self.identity, "fingerprint": fingerprint(self.identity), "digest": self.source.digest}
+        self.table.write_json(STARTED, {**facts, "started_at": started.get("started_at", tables.now())})
+
+    def _type(self, memory_bytes: float) -> tuple[str, bool]:
+        """The factory string, and whether the lists must lie on disk."""
+        settings, source = self.settings, self.source
+        bound = settings.memory_gib * 2**30 if settings.memory_gib else memory_bytes * SHARE
+        kind = settings.type
+        if kind == "auto":
+            return choose_type(source.n_samples, source.n_features, bound), False
+        too_large = bool(bound) and ",Flat" in kind and source.n_samples * (4 * source.n_features + 8) > bound
+        return kind, too_large and mergeable(empty_index(kind, source.n_features, settings.metric))
+
+    def _extendable(self) -> tables.Record | None:
+        """The record of an index of these very files and fewer, if it can be extended."""
+        record = tables.read_record(self.table)
+        if record is None or not has_index(self.table, record) or record.provenance["lists_file"]:
+            return None
+        before = record.provenance["indexed"]
+        same = all(self.source.files.get(path) == sign for path, sign in before["files"].items())
+        return record if same and before["files"] and self.total <= OUTGROWN * before["built_of"] else None
+
+    def _parts(self, before: tables.Record | None) -> list[Any]:
+        """Parts in the order of their ids: those that are in the index, then the new ones."""
+        from clipray.engine.index_build import Part
+
+        known = before.provenance["indexed"]["pieces"] if before else {}
+        old = sorted(((known[_key(p)], p) for p in self.source.pieces if _key(p) in known), key=lambda pair: pair[0])
+        parts, start = [Part([piece], first, new=False) for first, piece in old], before.rows if before else 0
+        for group in groups([p for p in self.source.pieces if _key(p) not in known], self.settings.rows_per_task):
+            parts.append(Part(group, start))
+            start += sum(piece.rows for piece in group)
+        return parts
+
+    @property
+    def _stamp(self) -> dict[str, Any]:
+        source = self.source
+        return {
+            "fingerprint": fingerprint(self.identity),
+            "input": {"name": source.name, "digest": source.digest, **source.identity},
+            "space": source.space,
+            "metric": self.settings.metric,
+            "versions": {"clipray": __version__},
+        }
+
+    def _commit(
+        self, name: str, parts: list[Any], before: tables.Record | None, shards: list[tables.Shard],
+        figures: dict[str, Any], seconds: float,
+    ) -> tables.Record:  # fmt: skip
+        old = [tables.Shard(**file) for file in before.files] if before else []
+        rows = sum(shard.rows for shard in [*old, *shards])
+        if not rows == self.total == figures["vectors"]:
+            raise AssertionError(f"rows in = {self.total}, but {rows} written: this is a defect in clipray")
+        sizes = figures.pop("files")
+        indexed = {
+            "files": self.source.files,
+            "pieces": _piece_ids(parts),
+            "built_of": before.provenance["indexed"]["built_of"] if before else rows,
+        }
+        files = {
+            "index_file": name,
+            "lists_file": f"{name}.lists" if f"{name}.lists" in sizes else None,
+            "sizes": sizes,
+        }
+        record = tables.finish(
+            self.table, "index", self.schema, [*old, *shards], fingerprint=fingerprint(self.identity),
+            inputs={"rows": rows, "digest": self.source.digest, "input": self.source.name}, settings=self.identity,
+            provenance={**self._stamp, **files, "width": self.source.n_features, "model": self.source.provenance.get("model"), "indexed": indexed},
+            figures={**figures, "index_bytes": sum(sizes.values())},
+            seconds=round(seconds, 2), rows_per_s=round(rows / max(seconds, 1e-9), 2), finished_at=tables.now(),
+        )  # fmt: skip
+        keep = {tables.RECORD, STARTED, *sizes, *(file["name"] for file in record.files)}
+        for file in set(self.table.sizes()) - keep:
+            self.table.remove(file)
+        return record
+
+
+@dataclass(frozen=True)
+class _WriteIds:
+    """Writes the ids of a part, where it is filled."""
+
+    step: IndexStep
+    build_id: str
+    stamp: dict[str, Any]
+
+    def __call__(self, ids: pa.Table, first_id: int) -> tables.Shard:
+        numbers = pa.array(np.arange(first_id, first_id + len(ids)))
+        rows = pa.table([numbers, *ids.columns], schema=self.step.schema)
+        name = f"part-{self.build_id}-{first_id:012d}.parquet"
+        return tables.write_shard(self.step.table, name, "index", rows, self.stamp)
+
+
+def has_index(folder: Folder, record: tables.Record) -> bool:
+    """Whether all files of the index are there, with their sizes; files of a build that was killed may lie beside them."""
+    sizes = folder.sizes()
+    wanted = {**record.provenance["sizes"], **{file["name"]: file["bytes"] for file in record.files}}
+    return all(sizes.get(name) == size for name, size in wanted.items())
+
+
+def _key(piece: Piece) -> str:
+    return f"{piece.path}#{piece.row_group}"
+
+
+def _piece_ids(parts: list[Any]) -> dict[str, int]:
+    """The first id of each row group."""
+    found = {}
+    for part in parts:
+        start = part.first_id
+        for piece in part.pieces:
+            found[_key(piece)] = start
+            start += piece.rows
+    return found
+
+
+def prepare(settings: Index, given: Given) -> IndexStep:
+    """Open the input.
+
+    Raises:
+        JobError, SchemaError, ManifestError: it is not there; faiss knows no such type; there are too few rows for it.
+    """
+    source = open_vectors(settings.input, given.output)
+    if settings.type != "auto":
+        try:
+            training_rows(empty_index(settings.type, source.n_features, settings.metric), source.n_samples)
+        except ClipRayError as error:
+            raise type(error)(f"{settings.name}: {source.name}: {error}") from error
+    return IndexStep(settings, given.output, source)

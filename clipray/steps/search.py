@@ -1,0 +1,205 @@
+"""Step `search`: queries -> the `neighbours` table, the rows of an index that are nearest to each."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import __version__, tables
+from clipray.analysis.vector_index import expanded
+from clipray.errors import SchemaError
+from clipray.job import fingerprint
+from clipray.settings import Search
+from clipray.steps.parts import begin, make_parts
+from clipray.steps.step import Given, Run, State, refuse_stale, standing
+from clipray.storage import Folder
+from clipray.vector_search.reader import (
+    OpenIndex,
+    index_folder,
+    index_record,
+    open_index,
+    refuse_other_space,
+    refuse_stale_index,
+)
+from clipray.vector_search.rerank import best_regions
+from clipray.vectors import IDENTITIES, Piece, Vectors, groups, open_vectors, read_finite
+
+AT_ONCE = 1_024  # queries
+
+
+@dataclass(frozen=True)
+class SearchStep:
+    """A `Step`; see `Step`. `index`, `regions`: the records of the indexes."""
+
+    settings: Search
+    output: Folder
+    source: Vectors
+    index: tables.Record
+    regions: tables.Record | None
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def total(self) -> int:
+        """Queries; each has up to `top` rows."""
+        return self.source.n_samples
+
+    @property
+    def table(self) -> Folder:
+        return self.output.sub(self.name)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        version = tables.table_schema("neighbours")["version"]
+        own = {k: v for k, v in self.settings.identity().items() if k not in ("name", "queries", "index", "rerank")}
+        indexes = {"index": self.index.fingerprint, "rerank": self.regions.fingerprint if self.regions else None}
+        return {"step": "search", "schema_version": version, "queries": self.source.identity, **indexes, **own}
+
+    @property
+    def digest(self) -> str:
+        """Of the queries' files and of those that the indexes were made of."""
+        return "-".join([self.source.digest, *(r.inputs["digest"] for r in (self.index, self.regions) if r)])
+
+    @property
+    def answers(self) -> list[str]:
+        """Identity columns of an answer."""
+        found = [name for name in IDENTITIES if name in self.index.columns]
+        return [*found, "region_id"] if self.regions and "region_id" not in found else found
+
+    @property
+    def schema(self) -> pa.Schema:
+        fields = [pa.field(name, pa.string(), nullable=False) for name in self.answers]
+        return pa.schema([*tables.arrow_schema("neighbours"), *fields])
+
+    def inspect(self, *, count: bool = True) -> State:  # noqa: ARG002 - whole files are made, none is counted
+        return standing(self.table, self.identity, self.digest)
+
+    def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
+        kind = self.index.figures["type"]
+        return [
+            f"{self.name}: {self.total} queries from {self.source.name} in {self.settings.index}, {kind} of {self.index.rows}"
+        ]
+
+    def run(self, run: Run) -> tables.Record:
+        """Search for what is missing, commit.
+
+        Raises:
+            StaleTableError: the table was made with other settings.
+            SchemaError: vectors that are not finite.
+        """
+        refuse_stale(self.table, self.inspect())
+        began = time.monotonic()
+        run.events.write("step_started", step=self.name, rows=self.total, fingerprint=fingerprint(self.identity))
+        begin(self, self.digest)
+        work = groups(self.source.pieces, self.settings.rows_per_file)
+        parts = [(group, [f"part-{n:06d}.parquet"]) for n, group in enumerate(work)]
+        shards = make_parts(self, parts, self._stamp, _search_group, run, "searching", row_for_row=False)
+        seconds = time.monotonic() - began
+        return tables.finish(
+            self.table, "neighbours", self.schema, shards, fingerprint=fingerprint(self.identity),
+            inputs={"rows": self.total, "digest": self.digest, "input": self.source.name}, settings=self.identity,
+            provenance=self._stamp, finished_at=tables.now(), seconds=round(seconds, 2),
+            rows_per_s=round(self.total / max(seconds, 1e-9), 2),
+        )  # fmt: skip
+
+    @functools.cached_property
+    def _stamp(self) -> dict[str, Any]:
+        return {
+            "fingerprint": fingerprint(self.identity),
+            "queries": {"name": self.source.name, "digest": self.source.digest},
+            "index": {"name": self.settings.index, "files": self.index.provenance["sizes"]},
+            "metric": self.index.provenance["metric"],
+            "versions": {"clipray": __version__},
+        }
+
+
+@functools.lru_cache(2)
+def _opened(name: str, url: str, _version: str) -> OpenIndex:
+    """Once in a worker, for all its parts; `_version` tells builds apart."""
+    return open_index(name, Folder(url))
+
+
+def _search_group(item: tuple[SearchStep, list[Piece], list[str]]) -> list[tables.Shard]:
+    import faiss
+
+    step, group, names = item
+    faiss.omp_set_num_threads(1)
+    opened = _opened(
+        step.settings.index, index_folder(step.settings.index, step.output).url, step.index.provenance["index_file"]
+    )
+    rows = []
+    for piece in group:
+        ids, x = read_finite(step.source, piece)
+        queries = ids[step.source.ids[-1]].combine_chunks()
+        for start in range(0, len(x), AT_ONCE):
+            rows.append(_answered(step, opened, queries[start : start + AT_ONCE], x[start : start + AT_ONCE]))
+    return [tables.write_shard(step.table, names[0], "neighbours", pa.concat_tables(rows), step._stamp)]
+
+
+def _answered(step: SearchStep, opened: OpenIndex, queries: pa.Array, x: np.ndarray) -> pa.Table:
+    """The rows of some queries (q,) with vectors (q, d)."""
+    settings = step.settings
+    x = opened.prepared(x)
+    if settings.expand:
+        x = expanded(opened.index, x, settings.expand, settings.alpha, opened.metric)
+    want = max(settings.top, settings.rerank_top if step.regions else 0) + settings.leave_out_self
+    scores, numbers = opened.search(x, want)
+    names = opened.ids.column(opened.ids.column_names[-1]).to_numpy(zero_copy_only=False)
+    known = numbers >= 0
+    if settings.leave_out_self:
+        known &= names[numbers] != np.array(queries.to_pylist(), object)[:, None]
+    regions = None
+    if step.regions is not None:
+        assert settings.rerank is not None
+        over = _opened(
+            settings.rerank, index_folder(settings.rerank, step.output).url, step.regions.provenance["index_file"]
+        )
+        scores, numbers, regions = best_regions(opened, over, x, numbers, known)
+        known = numbers >= 0
+    known &= np.cumsum(known, axis=1) <= settings.top
+    rank = np.cumsum(known, axis=1)[known].astype(np.int32)
+    found = opened.ids.take(pa.array(numbers[known]))
+    columns = {
+        "query_id": queries.take(pa.array(np.nonzero(known)[0])),
+        "rank": pa.array(rank),
+        "score": pa.array(scores[known].astype(np.float32)),
+        **{name: found[name].combine_chunks() for name in found.column_names},
+    }
+    if regions is not None:
+        columns["region_id"] = pa.array(regions[known], pa.string())
+    return pa.table([columns[name] for name in step.schema.names], schema=step.schema)
+
+
+def prepare(settings: Search, given: Given) -> SearchStep:
+    """Open queries and indexes.
+
+    Raises:
+        JobError, SchemaError, ManifestError: something is not there, or is of another space or width, or has changed.
+    """
+    index = _ready(settings.index, given.output)
+    source = open_vectors(settings.queries, given.output)
+    regions = _ready(settings.rerank, given.output) if settings.rerank else None
+    for name, record in ((settings.index, index), (settings.rerank, regions)):
+        if record is not None:
+            refuse_other_space(str(name), record, source)
+    if regions is not None and ("region_id" not in regions.columns or "image_id" not in index.columns):
+        raise SchemaError(f"{settings.name}: rerank: {settings.rerank} is no index over regions, with their `image_id`")
+    width = index.provenance["width"]
+    if source.n_features != width:
+        raise SchemaError(
+            f"{settings.name}: {source.name} has vectors of {source.n_features}, index {settings.index} of {width}"
+        )
+    return SearchStep(settings, given.output, source, index, regions)
+
+
+def _ready(name: str, output: Folder) -> tables.Record:
+    record = index_record(name, index_folder(name, output))
+    refuse_stale_index(name, record, output)
+    return record

@@ -1,0 +1,1 @@
+"""Finished indexes, opened and searched: no Ray, no torch."""

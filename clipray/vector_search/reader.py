@@ -1,0 +1,127 @@
+"""A finished index, opened for searching: faiss's file, memory-mapped where it can be, and whose vectors they are."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import tables
+from clipray.analysis import vector_index as vi
+from clipray.errors import SchemaError
+from clipray.storage import Folder, absolute
+from clipray.vectors import IDENTITIES, Vectors, comparable, digest_of, unit
+
+
+@dataclass(frozen=True, eq=False)
+class OpenIndex:
+    """An index in the memory of this process.
+
+    Attributes:
+        ids: identity columns of the indexed rows, in the order of their numbers.
+        index: faiss's own.
+    """
+
+    name: str
+    record: tables.Record
+    ids: pa.Table
+    index: Any
+
+    @property
+    def metric(self) -> str:
+        return str(self.record.provenance["metric"])
+
+    @property
+    def space(self) -> dict[str, Any]:
+        return dict(self.record.provenance["space"])
+
+    def search(self, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (q, t) float32 and numbers (q, t) int64 of the nearest rows of each query (q, d), the best first.
+
+        t = `top`, or all rows if there are fewer; a number is -1 where the index finds no more.
+
+        Raises:
+            SchemaError: queries of another width.
+        """
+        return self.index.search(self.prepared(queries), min(top, len(self.ids)))
+
+    def prepared(self, queries: np.ndarray) -> np.ndarray:
+        """Queries (q, d) float32 as the index compares them: of unit length where its metric is the cosine."""
+        if queries.shape[1] != self.index.d:
+            raise SchemaError(f"index {self.name}: queries of {queries.shape[1]} values, expected {self.index.d}")
+        return unit(queries) if self.metric == "cosine" else np.ascontiguousarray(queries, np.float32)
+
+
+def index_folder(name: str, output: Folder) -> Folder:
+    """The folder of an index: `index` of the run at `output`, or `FOLDER/index` of another."""
+    return Folder(absolute(name)) if "/" in name else output.sub(name)
+
+
+def index_record(name: str, folder: Folder) -> tables.Record:
+    """Raises SchemaError where there is no finished index."""
+    record = tables.read_record(folder)
+    if record is None or record.table != "index":
+        raise SchemaError(
+            f"index {name}: {folder.url} holds no finished index; `clipray run` of a job with an `index` step makes it"
+        )
+    return record
+
+
+def open_index(name: str, folder: Folder) -> OpenIndex:
+    """Open an index; local files are mapped into memory, those of an object store are fetched first.
+
+    Raises:
+        SchemaError: there is none, or its files are not those of its record.
+    """
+    import faiss
+
+    record = index_record(name, folder)
+    made, sizes = record.provenance, folder.sizes()
+    wanted = {**made["sizes"], **{file["name"]: file["bytes"] for file in record.files}}
+    for file, size in wanted.items():
+        if sizes.get(file) != size:
+            raise SchemaError(
+                f"index {name}: {folder.path(file)} is missing or not whole; `clipray run` builds it anew"
+            )
+    ids = pa.concat_tables([tables.read_shard(folder, file["name"]) for file in record.files]).sort_by("vector_id")
+    where = Path(folder.path("")) if folder.local else _fetched(folder, made["sizes"])
+    mapped = faiss.IO_FLAG_MMAP if record.figures["type"].startswith("IVF") else 0
+    flags = faiss.IO_FLAG_ONDISK_SAME_DIR if made["lists_file"] else mapped
+    index = faiss.read_index(str(where / made["index_file"]), flags)
+    vi.set_effort(index, record.figures.get("parameter", ""), record.figures.get("value", 0))
+    return OpenIndex(name, record, ids.drop_columns(["vector_id"]), index)
+
+
+def _fetched(folder: Folder, files: dict[str, int]) -> Path:
+    home = Path(tempfile.mkdtemp(prefix="clipray-index-"))
+    for file in files:
+        folder.fs.get_file(folder.path(file), str(home / file))
+    return home
+
+
+def refuse_stale_index(name: str, record: tables.Record, output: Folder) -> None:
+    """Raises SchemaError where the table of ours that the index was made of has changed since."""
+    source = str(record.inputs["input"])
+    table = source.rpartition(".")[0]
+    if "fingerprint" not in record.provenance or "table" not in record.provenance["input"]:
+        return
+    now = tables.read_record(index_folder(table, output))
+    files = [] if now is None else [(file["name"], file["rows"], file["bytes"]) for file in now.files]
+    if now is None or digest_of(files) != record.inputs["digest"]:
+        raise SchemaError(f"index {name}: {source} has changed since it was built; `clipray run` brings it up to date")
+
+
+def refuse_other_space(name: str, record: tables.Record, queries: Vectors) -> None:
+    """Raises SchemaError where queries and index are of two spaces."""
+    why = comparable(dict(record.provenance["space"]), queries.space)
+    if why:
+        raise SchemaError(f"index {name}: {queries.name} cannot be searched for in {record.inputs['input']}: {why}")
+
+
+def identities(table: pa.Table) -> list[str]:
+    """The identity columns of a table, in their usual order."""
+    return [name for name in IDENTITIES if name in table.column_names]

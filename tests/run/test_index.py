@@ -1,0 +1,215 @@
+"""The steps index and search on the session's Ray: measured recall, growth, and answers that are those of brute force."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from clipray import runner, tables
+from clipray.errors import ClipRayError, StaleTableError
+from clipray.storage import Folder
+from clipray.vector_search.reader import open_index
+
+pytestmark = pytest.mark.usefixtures("ray_here")
+WIDTH = 16
+
+
+def clustered(rows: int, groups: int = 30, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(groups, WIDTH))[rng.integers(0, groups, rows)] + 0.5 * rng.normal(size=(rows, WIDTH))
+    return (3 * x).astype(np.float32)
+
+
+X = clustered(4_000)
+
+
+def write_vectors(path: Path, x: np.ndarray, first: int = 0, group: int = 500) -> None:
+    path.parent.mkdir(exist_ok=True, parents=True)
+    ids = [f"v{first + row:06d}" for row in range(len(x))]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), x.shape[1])
+    pq.write_table(pa.table({"image_id": ids, "vector": vectors}), path, row_group_size=group)
+
+
+def write_job(home: Path, *steps: dict[str, Any]) -> str:
+    home.mkdir(exist_ok=True)
+    (home / "j.yaml").write_text(yaml.safe_dump({"output": str(home / "out"), "steps": list(steps)}))
+    return str(home / "j.yaml")
+
+
+def column(home: Path, name: str = "v") -> dict[str, str]:
+    return {"path": str(home / name), "column": "vector"}
+
+
+def record(home: Path, name: str = "index") -> dict[str, Any]:
+    return json.loads((home / "out" / name / "_table.json").read_text())
+
+
+def scored(x: np.ndarray, metric: str) -> np.ndarray:
+    """(n, n) float64, the smaller the nearer."""
+    x = x.astype(np.float64)
+    if metric == "l2":
+        return np.square(x[:, None] - x[None]).sum(2)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True) if metric == "cosine" else x
+    return -unit @ unit.T
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
+def test_flat_answers_are_those_of_brute_force(tmp_path: Path, metric: str) -> None:
+    x = X[:900]
+    write_vectors(tmp_path / "v" / "a.parquet", x)
+    steps = [
+        {"index": {"input": column(tmp_path), "metric": metric, "rows_per_task": 400}},
+        {"search": {"index": "index", "queries": column(tmp_path), "top": 5, "leave_out_self": metric != "dot"}},
+    ]
+    reports = runner.run(write_job(tmp_path, *steps))
+    assert [(report.name, report.rows) for report in reports] == [("index", 900), ("neighbours", 4_500)]
+    figures = record(tmp_path)["figures"]
+    assert (figures["type"], figures["recall@1"], figures["recall@10"], figures["recall@100"]) == ("Flat", 1, 1, 1)
+    found = tables.read_table(str(tmp_path / "out/neighbours")).to_pandas()
+    distances = scored(x, metric)
+    if metric != "dot":
+        np.fill_diagonal(distances, np.inf)
+    expected = np.sort(distances, axis=1)[:, :5]
+    assert found["rank"].tolist() == list(range(1, 6)) * 900
+    mine = found["score"].to_numpy().reshape(900, 5) * (1 if metric == "l2" else -1)
+    np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-4)
+    rows, answers = (found[name].str[1:].astype(int).to_numpy() for name in ("query_id", "image_id"))
+    np.testing.assert_allclose(distances[rows, answers], expected.ravel(), rtol=1e-4, atol=1e-4)
+
+
+def test_an_index_reaches_its_recall_and_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_vectors(tmp_path / "v" / "a.parquet", X[:2_500])
+    index = {"index": {"input": column(tmp_path), "type": "IVF40,Flat", "recall": 0.9, "rows_per_task": 600}}
+    job = write_job(tmp_path, index)
+    runner.run(job)
+    first = record(tmp_path)
+    assert first["rows"] == first["figures"]["vectors"] == 2_500
+    assert first["figures"]["recall@10"] >= 0.9
+    assert first["figures"]["parameter"] == "nprobe"
+    assert 1 <= first["figures"]["value"] < 40
+    assert runner.run(job)[0].note == "was finished already"
+    write_vectors(tmp_path / "v" / "b.parquet", X[2_500:], first=2_500)
+    assert runner.plan(job)[0][0].state == "partial"
+    said: list[str] = []
+    runner.run(job, notice=said.append)
+    assert "index: 1500 new vectors are added to the 2500 of the index" in said
+    second = record(tmp_path)
+    assert second["rows"] == 4_000
+    assert {f["name"] for f in first["files"]} < {f["name"] for f in second["files"]}
+    files = {path.name for path in (tmp_path / "out/index").iterdir()}
+    assert sum(name.endswith(".faiss") for name in files) == 1  # the old one went
+    opened = open_index("index", Folder(str(tmp_path / "out/index")))
+    assert opened.ids["image_id"].to_pylist() == [f"v{n:06d}" for n in range(4_000)]
+    opened.index.nprobe = 40
+    assert (opened.search(X, 1)[1][:, 0] == np.arange(4_000)).mean() > 0.999
+    write_vectors(tmp_path / "v" / "c.parquet", clustered(4_500, seed=1), first=4_000)  # more than twice as many
+    said.clear()
+    runner.run(job, notice=said.append)
+    assert not any("are added" in line for line in said)
+    assert record(tmp_path)["rows"] == 8_500
+
+
+def test_lists_may_lie_on_disk_and_graphs_are_built_too(tmp_path: Path) -> None:
+    write_vectors(tmp_path / "v" / "a.parquet", X)
+    on_disk = {
+        "name": "disk",
+        "input": column(tmp_path),
+        "type": "IVF40,Flat",
+        "memory_gib": 1e-5,
+        "rows_per_task": 900,
+    }
+    graph = {"name": "graph", "input": column(tmp_path), "type": "HNSW16", "rows_per_task": 900}
+    runner.run(write_job(tmp_path, {"index": on_disk}, {"index": graph}))
+    names = {path.name for path in (tmp_path / "out/disk").iterdir()}
+    assert any(name.endswith(".lists") for name in names)
+    for name in ("disk", "graph"):
+        assert record(tmp_path, name)["figures"]["recall@10"] >= 0.95
+        opened = open_index(name, Folder(str(tmp_path / "out" / name)))
+        assert (opened.search(X[::40], 1)[1][:, 0] == np.arange(0, 4_000, 40)).mean() > 0.98
+
+
+def test_a_build_that_dies_leaves_the_index_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipray.steps import index as step
+
+    write_vectors(tmp_path / "v" / "a.parquet", X[:900])
+    job = write_job(tmp_path, {"index": {"input": column(tmp_path)}})
+    runner.run(job)
+    write_vectors(tmp_path / "v" / "b.parquet", X[900:1_500], first=900)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ConnectionError("the machine is gone")
+
+    monkeypatch.setattr(step.tables, "finish", broken)  # all is built, nothing is committed
+    with pytest.raises(ConnectionError):
+        runner.run(job)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "out/index").glob("*.faiss"))) == 2
+    opened = open_index("index", Folder(str(tmp_path / "out/index")))
+    assert opened.search(X[:900], 1)[1][:, 0].tolist() == list(range(900))
+    runner.run(job)
+    assert record(tmp_path)["rows"] == 1_500
+    assert len(list((tmp_path / "out/index").glob("*.faiss"))) == 1
+    assert open_index("index", Folder(str(tmp_path / "out/index"))).search(X[:1_500], 1)[1][:, 0].tolist() == list(
+        range(1_500)
+    )
+
+
+def test_expansion_and_self(tmp_path: Path) -> None:
+    write_vectors(tmp_path / "v" / "a.parquet", X[:600])
+    source = column(tmp_path)
+    steps = [{"index": {"input": source}}]
+    steps += [{"search": {"name": f"e{n}", "index": "index", "queries": source, "top": 3, "expand": n}} for n in (0, 5)]
+    runner.run(write_job(tmp_path, *steps))
+    plain, expanded = (tables.read_table(str(tmp_path / f"out/e{n}")).to_pandas() for n in (0, 5))
+    first = plain[plain["rank"] == 1]
+    assert (first["query_id"] == first["image_id"]).all()
+    assert (plain["image_id"] != expanded["image_id"]).any()
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([{"index": {"type": "Foo"}}], "index: .*type 'Foo': faiss cannot make it"),
+        ([{"index": {"type": "IVF2000,Flat"}}], "index: .*n_samples=600 should be >= 2000 to train"),
+        ([{"search": {"index": "nowhere"}}], "index nowhere: .* holds no finished index"),
+        ([{"index": {}}, {"search": {"index": "index", "queries": "narrow"}}], "vectors of 5, index index of 16"),
+        ([{"index": {"input": "bad"}}], "index: .*not finite, image_id: 'v000003'"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, steps: list[dict[str, Any]], message: str) -> None:
+    x = X[:600].copy()
+    write_vectors(tmp_path / "v" / "a.parquet", x)
+    write_vectors(tmp_path / "narrow" / "a.parquet", x[:, :5])
+    x[3, 3] = np.nan
+    write_vectors(tmp_path / "bad" / "a.parquet", x)
+    for step in steps:
+        (settings,) = step.values()
+        key = "input" if "index" in step else "queries"
+        settings[key] = column(tmp_path, settings.get(key, "v"))
+    with pytest.raises(ClipRayError, match=message) as caught:
+        runner.run(write_job(tmp_path, *steps))
+    assert "\n" not in str(caught.value)
+
+
+def test_changed_settings_and_changed_tables_are_refused(tmp_path: Path) -> None:
+    write_vectors(tmp_path / "v" / "a.parquet", X[:600])
+    reduce, index = {"reduce": {"input": column(tmp_path), "components": 4}}, {"index": {"input": "reduced.vector"}}
+    runner.run(write_job(tmp_path, reduce, index))
+    with pytest.raises(StaleTableError, match="metric was 'cosine', is 'l2'"):
+        runner.run(write_job(tmp_path, reduce, {"index": {**index["index"], "metric": "l2"}}))
+    search = {"search": {"index": "index", "queries": column(tmp_path)}}
+    with pytest.raises(ClipRayError, match="vectors of 16, index index of 4"):
+        runner.run(write_job(tmp_path, reduce, index, search))
+    write_vectors(tmp_path / "v" / "b.parquet", X[600:900], first=600)
+    runner.run(write_job(tmp_path, reduce))
+    with pytest.raises(
+        ClipRayError, match=r"index index: reduced.vector has changed since it was built; `clipray run`"
+    ):
+        runner.run(write_job(tmp_path, {"search": {"index": "index", "queries": "reduced.vector"}}))
