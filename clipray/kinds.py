@@ -38,3 +38,4 @@ class Kind:
 PICTURES = Kind("images", "image_id", ("uri",), "bytes")
 TEXTS = Kind("texts", "text_id", ("text",))
 PAIRS = Kind("caption_scores", "pair_id", ("image_id", "caption"), derived=True)
+ATTACKS = Kind("attacks", "image_id", ("uri",), "bytes")

@@ -219,7 +219,7 @@ def read_piece(
             for name in kind.named:
                 if name in table.schema.names and table.schema.field(name).type != pa.string():
                     table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(pa.string()))
-            if kind == PICTURES and "uri" in table.schema.names:
+            if "uri" in kind.sources and "uri" in table.schema.names:
                 uris = pa.array([resolve(uri, piece.path) for uri in table["uri"].to_pylist()], pa.string())
                 table = table.set_column(table.schema.get_field_index("uri"), "uri", uris)
             yield start, table

@@ -54,6 +54,7 @@ PAIRS_SCHEMA = pa.schema(
         pa.field("fits", pa.bool_(), nullable=False),
     ]
 )
+LABELLED_SCHEMA = _strings("image_id", "uri", "label")
 QUERIES_SCHEMA = _strings("query_id", "image_id", "relation")
 CLASSES_SCHEMA = _strings("label", "style", "prompt")
 
@@ -66,6 +67,7 @@ class DemoWorld:
     images: Path
     texts: Path
     pairs: Path
+    labelled: Path
     classes: Path
     classes_yaml: Path
     queries: Path
@@ -212,6 +214,7 @@ def write_world(
         images=folder / "images.parquet",
         texts=folder / "texts.parquet",
         pairs=folder / "pairs.parquet",
+        labelled=folder / "labelled.parquet",
         classes=folder / "classes.parquet",
         classes_yaml=folder / "classes.yaml",
         queries=folder / "queries.parquet",
@@ -220,6 +223,8 @@ def write_world(
     )
     pq.write_table(pa.Table.from_pylist(rows, IMAGES_SCHEMA), world.images, compression="zstd")
     pq.write_table(pa.Table.from_pylist(texts, TEXTS_SCHEMA), world.texts, compression="zstd")
+    labelled = [row for row in rows if row["kind"] == "single"]
+    pq.write_table(pa.Table.from_pylist(labelled, LABELLED_SCHEMA), world.labelled, compression="zstd")
     pq.write_table(pa.Table.from_pylist(_pair_rows(rows), PAIRS_SCHEMA), world.pairs, compression="zstd")
     pq.write_table(pa.Table.from_pylist(_class_rows(), CLASSES_SCHEMA), world.classes, compression="zstd")
     pq.write_table(pa.Table.from_pylist(_query_rows(seed, n_places), QUERIES_SCHEMA), world.queries, compression="zstd")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from clipray.encoders.encode_settings import EncodeSettings
 from clipray.encoders.images import Picture, Refused, load_picture, prepare_pillow
@@ -37,23 +39,37 @@ class PictureLoader:
         self._decoders = ThreadPoolExecutor(settings.threads, "decode", initializer=_yield_to_the_network)
         self._fetchers = ThreadPoolExecutor(REMOTE_THREADS, "fetch")
 
-    def load(self, block: pa.Table, ahead: int) -> Iterator[Picture | Refused]:
-        """One result per row of `block` (columns `uri` and/or `bytes`), in its order."""
+    def load(
+        self, block: pa.Table, ahead: int, changes: Iterable[Callable[[Image.Image], Image.Image]] | None = None
+    ) -> Iterator[Picture | Refused]:
+        """One result per row of `block` (columns `uri` and/or `bytes`), in its order.
+
+        `changes`: what is done to each picture before it is preprocessed. Then pixels are (2, H, W, 3): the picture as
+        it was, and as it became.
+        """
         waiting: deque[Future[Picture | Refused]] = deque()
-        for uri, data in zip(_column(block, "uri"), _column(block, "bytes"), strict=True):
-            waiting.append(self._submit(uri, data))
+        sources = zip(_column(block, "uri"), _column(block, "bytes"), strict=True)
+        for (uri, data), change in zip(sources, changes or _no_changes()):
+            waiting.append(self._submit(uri, data, self._both(change) if change else self._preprocess))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
-    def _submit(self, uri: str | None, data: pa.Scalar | None) -> Future[Picture | Refused]:
+    def _both(self, change: Callable[[Image.Image], Image.Image]) -> Callable[[Image.Image], np.ndarray]:
+        return lambda image: np.stack([self._preprocess(image), self._preprocess(change(image))])
+
+    def _submit(
+        self, uri: str | None, data: pa.Scalar | None, preprocess: Callable[..., np.ndarray]
+    ) -> Future[Picture | Refused]:
         raw = data.as_py() if data is not None else None
         remote = raw is None and uri is not None and "://" in uri and not uri.startswith("file://")
         pool = self._fetchers if remote else self._decoders
-        return pool.submit(
-            load_picture, uri, raw, self._limits, self._preprocess, self._draft_px, by_size=self._by_size
-        )
+        return pool.submit(load_picture, uri, raw, self._limits, preprocess, self._draft_px, by_size=self._by_size)
+
+
+def _no_changes() -> Iterator[Callable[[Image.Image], Image.Image] | None]:
+    return itertools.repeat(None)
 
 
 def _yield_to_the_network() -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from clipray.encoders.images import Limits
 from clipray.encoders.resolve import ResolvedModel
-from clipray.settings import Feature
+from clipray.settings import Feature, Lettering
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,20 @@ class PairSettings(TextSettings):
     prefix: str = ""
     pictures: str = ""
     source: str = ""
+
+
+@dataclass(frozen=True)
+class AttackSettings(EncodeSettings):
+    """What a worker that attacks pictures needs to know.
+
+    Attributes:
+        labels: names of the classes. classes: reads their vectors, in the worker.
+        own: whether the word is the picture's own label.
+        seed: of the words and of their places.
+    """
+
+    labels: tuple[str, ...] = ()
+    classes: Callable[[], Any] = field(default=dict)
+    lettering: Lettering = field(default_factory=Lettering)
+    own: bool = False
+    seed: int = 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipray.encoders.encode_settings import EncodeSettings, PairSettings, TextSettings
+from clipray.encoders.encode_settings import AttackSettings, EncodeSettings, PairSettings, TextSettings
 from clipray.engine.progress import Reporter
 
 
@@ -31,11 +31,15 @@ class Decode:
 
 
 class Encode:
-    """Blocks of manifest rows, or of pixels -> rows of the table, in an actor; see `EncodeBlocks`, `EncodeTexts`, `ScorePairs`."""
+    """Blocks of manifest rows, or of pixels -> rows of the table, in an actor; see `EncodeBlocks`, `EncodeTexts` and so on."""
 
     def __init__(self, settings: EncodeSettings | TextSettings, report: Reporter) -> None:
         self._work: Callable[[pa.Table], pa.Table]
-        if isinstance(settings, PairSettings):
+        if isinstance(settings, AttackSettings):
+            from clipray.encoders.attack_pipeline import AttackBlocks
+
+            self._work = AttackBlocks(settings, report)
+        elif isinstance(settings, PairSettings):
             from clipray.encoders.pair_pipeline import ScorePairs
 
             self._work = ScorePairs(settings, report)

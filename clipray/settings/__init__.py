@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from clipray.settings.attacks import Attack, Lettering
 from clipray.settings.base import Encoding, Execution, Settings, StepSettings
 from clipray.settings.labels import (
     CLASS_SETS,
@@ -35,6 +36,7 @@ STEPS: dict[str, type[StepSettings]] = {
     "probe": Probe,
     "evaluate_labels": EvaluateLabels,
     "score_captions": ScoreCaptions,
+    "attack": Attack,
 }
 """The steps a job can name, in the order in which data flows; each is the module of that name in `clipray.steps`."""
 
@@ -50,7 +52,7 @@ class Job(Settings):
 
 
 __all__ = [
-    "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Classes", "Cluster", "Column", "EmbedImages", "EmbedTexts", "Encoding", "EvaluateLabels",
-    "Execution", "Feature", "Index", "Job", "Label", "LabelSet", "Model", "MultiLabel", "Probe", "Reduce", "ScoreCaptions", "Search", "Settings", "StepSettings",
-    "Style", "distinct",
+    "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Attack", "Classes", "Cluster", "Column", "EmbedImages", "EmbedTexts", "Encoding",
+    "EvaluateLabels", "Execution", "Feature", "Index", "Job", "Label", "LabelSet", "Lettering", "Model", "MultiLabel", "Probe", "Reduce",
+    "ScoreCaptions", "Search", "Settings", "StepSettings", "Style", "distinct",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from clipray.settings.base import TABLE_NAME, Embedding, Execution, Settings, refuse_taken
+from clipray.settings.base import TABLE_NAME, Embedding, Encoding, Execution, Settings, refuse_taken
 
 SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "http", "https")
 """URI schemes that a manifest may name unless the job says otherwise."""
@@ -54,7 +54,16 @@ REGION_COLUMNS = ("region_id", "box_xyxy", "scale", "clipped")
 """Columns of the regions table, beside `image_id` and the feature's vector."""
 
 
-class EmbedImages(Embedding):
+class Pictures(Encoding):
+    """What one picture may cost. Rows already written stay valid when it changes."""
+
+    max_bytes: Annotated[int, Execution, Field(ge=1)] = 64 * 2**20
+    max_pixels: Annotated[int, Execution, Field(ge=1)] = 100_000_000
+    fetch_timeout_s: Annotated[float, Execution, Field(gt=0)] = 30.0
+    schemes: Annotated[tuple[str, ...], Execution] = SCHEMES
+
+
+class EmbedImages(Pictures, Embedding):
     """Manifest of pictures -> `images` table: one row a picture, one vector column a feature.
 
     A feature with `regions` also fills the table `regions_name`, one row a region.
@@ -66,11 +75,6 @@ class EmbedImages(Embedding):
     decode: Literal["exact", "fast"] = "exact"
     preprocess: Literal["model", "keep_aspect"] = "model"
     long_side_px: Annotated[int, Field(ge=1)] | None = None
-    # Limits on one picture. Rows already written stay valid when they change.
-    max_bytes: Annotated[int, Execution, Field(ge=1)] = 64 * 2**20
-    max_pixels: Annotated[int, Execution, Field(ge=1)] = 100_000_000
-    fetch_timeout_s: Annotated[float, Execution, Field(gt=0)] = 30.0
-    schemes: Annotated[tuple[str, ...], Execution] = SCHEMES
     decode_in: Annotated[Literal["auto", "tasks", "actors"], Execution] = "auto"
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -19,7 +20,7 @@ from clipray.demo.painting import Lighting
 from clipray.demo.places import draw_view, sample_place, sample_view
 from clipray.demo.scenes import contradicting_word, draw, sample_scene, with_word
 from clipray.demo.shapes import FIELDS, REACH, coverage
-from clipray.demo.world import IMAGES_SCHEMA, QUERIES_SCHEMA, TEXTS_SCHEMA, DemoWorld, write_world
+from clipray.demo.world import IMAGES_SCHEMA, LABELLED_SCHEMA, QUERIES_SCHEMA, TEXTS_SCHEMA, DemoWorld, write_world
 
 EVEN_LIGHT = Lighting(gain=1.0, slope_x=0.0, slope_y=0.0, warmth=0.0, noise=0.0, blur=0.0)
 
@@ -186,6 +187,9 @@ def test_texts_classes_and_queries_refer_to_what_is_there(world: DemoWorld) -> N
     assert len(relations) == 3
     assert all(found == {"easy", "hard", "junk"} for found in relations.values())
     assert pq.read_table(world.classes).num_rows == 3 * 64
+    images = pq.read_table(world.images)
+    single = images.filter(pc.equal(images["kind"], "single"))
+    assert pq.read_table(world.labelled).equals(single.select(["image_id", "uri", "label"]).cast(LABELLED_SCHEMA))
     pairs = pq.read_table(world.pairs).to_pylist()
     captions = {row["image_id"]: row["captions"] for row in pq.read_table(world.images).to_pylist()}
     assert len({row["pair_id"] for row in pairs}) == len(pairs) == 2 * (20 + 8)
@@ -205,7 +209,7 @@ def test_class_yaml_says_the_same_as_the_class_table(world: DemoWorld) -> None:
 def test_writing_twice_gives_the_same_bytes(world: DemoWorld, tmp_path: Path) -> None:
     write_world(tmp_path, seed=3, n_scenes=20, n_groups=8, n_words=4, n_places=3, side_px=96)
     written = sorted(path.relative_to(world.folder) for path in world.folder.rglob("*") if path.is_file())
-    assert len(written) == world.n_images + 6
+    assert len(written) == world.n_images + 7
     for path in written:
         assert (tmp_path / path).read_bytes() == (world.folder / path).read_bytes(), path
 
