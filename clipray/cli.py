@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from clipray import __version__
@@ -178,6 +179,48 @@ def layers(
     for layer, shape in shapes_without_weights(found).items():
         names = "" if len(shape) == 1 else " (channels x height x width)"
         listing.add_row(layer, " x ".join(map(str, shape)) + names)
+    out.print(listing)
+
+
+@app.command()
+def search(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job with an `index` step.")],
+    query: Annotated[str | None, typer.Argument(help="What the picture should show.")] = None,
+    image: Annotated[str | None, typer.Option(help="Search with a picture: its path or URL.")] = None,
+    like: Annotated[str | None, typer.Option(help="Search with a row of the index: its id.")] = None,
+    index: Annotated[str | None, typer.Option(help="Table of the index, where there are several.")] = None,
+    by_region: Annotated[bool, typer.Option("--by-region", help="Search an index over regions.")] = False,
+    top: Annotated[int, typer.Option(min=1, help="Number of answers.")] = 12,
+    model: Annotated[str | None, typer.Option(help="The index's model, where it has a config file of its own.")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="The checkpoint of --model.")] = None,
+    html: Annotated[str | None, typer.Option(help="Write a page with the pictures to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON: a list of hits.")] = False,
+) -> None:
+    """Search an index with words, a picture or one of its rows, without Ray."""
+    from dataclasses import asdict
+
+    from clipray.quick_search import search as find
+    from clipray.settings import Model
+
+    spec = Model(name=model, pretrained=pretrained) if model else None
+    answer = find(run, query, image=image, like=like, index=index, by_region=by_region, top=top, model=spec)
+    if html:
+        from clipray.search_page import search_page
+        from clipray.storage import Folder
+
+        title = query or (f"like {like}" if like else f"like the picture {image}")
+        folder, _, name = html.rpartition("/")
+        Folder(folder or ".").write(name, search_page(answer, title).encode())
+        err.print(f"{html}: {len(answer.hits)} answers", markup=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps([asdict(hit) for hit in answer.hits], indent=2, ensure_ascii=False))
+        return
+    listing = Table(
+        "", "picture", "l2" if answer.metric == "l2" else answer.metric, "region" if by_region else "", "where"
+    )
+    for hit in answer.hits:
+        box = "" if hit.box is None else f"{hit.region_id} [" + ", ".join(f"{side:.0f}" for side in hit.box) + "]"
+        listing.add_row(str(hit.rank), escape(hit.image_id), f"{hit.score:.4f}", escape(box), escape(hit.uri))
     out.print(listing)
 
 

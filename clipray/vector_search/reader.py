@@ -49,6 +49,15 @@ class OpenIndex:
         """
         return self.index.search(self.prepared(queries), min(top, len(self.ids)))
 
+    def vector(self, number: int) -> np.ndarray:
+        """The vector (d,) float32 of a row, as the index holds it: an index of codes has it rounded."""
+        import faiss
+
+        ivf = faiss.try_extract_index_ivf(self.index)
+        if ivf is not None:
+            ivf.make_direct_map()
+        return self.index.reconstruct(number)
+
     def prepared(self, queries: np.ndarray) -> np.ndarray:
         """Queries (q, d) float32 as the index compares them: of unit length where its metric is the cosine."""
         if queries.shape[1] != self.index.d:

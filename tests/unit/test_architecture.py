@@ -25,6 +25,8 @@ FLOORS = [
     {"engine"},
     {"steps"},
     {"runner"},
+    {"quick_search"},
+    {"search_page"},
     {"oneline", "display", "demo"},
     {"cli", "__init__"},
 ]

@@ -1,0 +1,155 @@
+"""`clipray search` over a small run: words, pictures and rows as queries; regions; the page; what it refuses."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from support import CLIPRAY
+
+from clipray import runner, tables
+from clipray.demo.world import write_world
+from clipray.encoders.resolve import resolve
+from clipray.encoders.text_encoder import TextEncoder
+from clipray.errors import ClipRayError
+from clipray.quick_search import search
+from clipray.search_page import search_page
+from clipray.settings import Model
+
+DEEP = {"layer": "block.2", "pooling": "mac", "levels": 2, "regions": "grid"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, ray_here: None) -> str:
+    home = tmp_path_factory.mktemp("search")
+    world = write_world(home / "world", seed=1, n_scenes=40, n_groups=8, n_words=0, n_places=0)
+    embed = {"manifest": str(world.images), "features": {"clip": {"layer": "output"}, "deep": DEEP}}
+    nearest = {"index": "deep", "queries": "images.deep", "top": 4, "rerank_top": 12}
+    steps = [
+        {"embed_images": embed},
+        {"index": {"input": "images.clip"}},
+        {"index": {"name": "deep", "input": "images.deep"}},
+        {"index": {"name": "deep_regions", "input": "regions.deep"}},
+        {"search": {"name": "plain", **nearest}},
+        {"search": {"name": "reranked", "rerank": "deep_regions", **nearest}},
+    ]
+    (home / "j.yaml").write_text(
+        yaml.safe_dump({"output": str(home / "out"), "model": {"name": "demo"}, "steps": steps})
+    )
+    runner.run(str(home / "j.yaml"))
+    return str(home / "out")
+
+
+def vectors(run: str, table: str, column: str, key: str = "image_id") -> dict[str, np.ndarray]:
+    data = tables.read_table(f"{run}/{table}", [key, column])
+    return dict(zip(data[key].to_pylist(), np.stack(data[column].to_numpy()), strict=True))
+
+
+def test_words_find_what_brute_force_finds(run: str) -> None:
+    answer = search(run, "a green triangle", index="index", top=6)
+    text = TextEncoder(resolve(Model(name="demo")), precision="fp32", batch_size=1).encode(["a green triangle"])[0][0]
+    cosines = {key: float(vector @ text) for key, vector in vectors(run, "images", "clip").items()}
+    assert [hit.rank for hit in answer.hits] == [1, 2, 3, 4, 5, 6]
+    assert [hit.score for hit in answer.hits] == pytest.approx(sorted(cosines.values(), reverse=True)[:6], abs=1e-5)
+    assert all(hit.score == pytest.approx(cosines[hit.image_id], abs=1e-5) for hit in answer.hits)
+    assert all(Path(hit.uri).is_file() for hit in answer.hits)
+
+
+def test_a_picture_finds_itself_and_a_row_does_not(run: str) -> None:
+    first = search(run, "a red circle", index="index", top=1).hits[0]
+    again = search(run, image=first.uri, index="index", top=2).hits
+    assert again[0].image_id == first.image_id
+    assert again[0].score > 0.999
+    like = search(run, like=first.image_id, index="index", top=1).hits
+    assert like[0].image_id == again[1].image_id
+
+
+def test_regions_have_boxes(run: str) -> None:
+    names = list(vectors(run, "regions", "deep", "region_id"))
+    answer = search(run, like=names[7], by_region=True, top=5)
+    assert len({hit.region_id for hit in answer.hits}) == 5
+    for hit in answer.hits:
+        assert hit.region_id is not None
+        assert hit.region_id.startswith(hit.image_id)
+        assert hit.box is not None
+        assert hit.box[0] < hit.box[2]
+    page = search_page(answer, "regions")
+    assert page.count("<i style=") == 5
+
+
+def test_reranking_is_by_the_most_similar_region(run: str) -> None:
+    pictures, regions = vectors(run, "images", "deep"), vectors(run, "regions", "deep", "region_id")
+    unit = {key: value / np.linalg.norm(value) for key, value in {**pictures, **regions}.items()}
+    names = sorted(pictures)
+    found = tables.read_table(f"{run}/reranked").to_pylist()
+    assert len(found) == 4 * len(pictures)
+    for query in names[::9]:
+        short = sorted(names, key=lambda name: -float(unit[query] @ unit[name]))[:12]
+        best = {
+            name: max((float(unit[query] @ unit[key]), key) for key in regions if key.startswith(f"{name}#"))
+            for name in short
+        }
+        expected = sorted(best.values(), reverse=True)[:4]
+        mine = [row for row in found if row["query_id"] == query]
+        assert [row["score"] for row in mine] == pytest.approx([score for score, _ in expected], abs=1e-5)
+        assert all(best[row["image_id"]][0] == pytest.approx(row["score"], abs=1e-5) for row in mine)
+        assert all(row["region_id"].startswith(row["image_id"]) for row in mine)
+
+
+def test_the_command_and_its_page(run: str, tmp_path: Path) -> None:
+    query = 'a blue ring <script>alert("x")</script>'
+    command = [
+        CLIPRAY,
+        "search",
+        run,
+        query,
+        "--index",
+        "index",
+        "--top",
+        "3",
+        "--json",
+        "--html",
+        str(tmp_path / "a.html"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    hits = json.loads(done.stdout)
+    assert [hit["rank"] for hit in hits] == [1, 2, 3]
+    assert set(hits[0]) == {"rank", "image_id", "score", "uri", "region_id", "box"}
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "<script>" not in page
+    pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    assert len(pictures) == 3
+    with Image.open(io.BytesIO(base64.b64decode(pictures[0]))) as picture:
+        assert max(picture.size) <= 320
+    assert "http" not in page
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (
+            {"text": "x", "index": "deep"},
+            "index deep holds vectors of layer 'block.2': words and new pictures cannot be",
+        ),
+        ({"text": "x", "like": "y"}, "expected one query"),
+        ({"text": " "}, "expected one query"),
+        ({"text": "x"}, "there are several: deep, index; choose one with --index"),
+        ({"text": "x", "index": "images"}, "holds no finished index"),
+        ({"like": "nobody", "index": "index"}, "--like nobody: index index has no such row; it has '"),
+        ({"image": "/nowhere.jpg", "index": "index"}, "--image /nowhere.jpg: unreachable"),
+        ({"text": "x", "index": "index", "model": Model(name="demo-rn")}, "made with other weights of demo"),
+    ],
+)
+def test_what_cannot_be_answered_is_told(run: str, query: dict, message: str) -> None:
+    text = query.pop("text", None)
+    with pytest.raises(ClipRayError, match=message):
+        search(run, text, **query)
