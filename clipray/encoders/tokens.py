@@ -33,7 +33,7 @@ class Tokenizer:
                 self._tokenizer: Any = open_clip.get_tokenizer(model.name)
         except Exception as error:  # open_clip, the hub and transformers raise many kinds
             reason = " ".join(str(error).split())[:300]
-            hint = "; `pip install transformers`" if isinstance(error, ImportError) else ""
+            hint = "; `pip install clipray[hf]`" if isinstance(error, ImportError) else ""
             raise ModelError(f"{model.name}: its tokenizer could not be loaded: {reason}{hint}") from error
         self.context_length = int(self._tokenizer.context_length)
         self.zero_padded = isinstance(self._tokenizer, SimpleTokenizer)

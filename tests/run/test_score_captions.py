@@ -57,7 +57,9 @@ def finished(world: DemoWorld, tmp_path_factory: pytest.TempPathFactory, ray_her
     """Pictures and scores of `pairs_of` the world, given in the opposite order."""
     home = tmp_path_factory.mktemp("finished")
     manifest = write_manifest(home / "pairs.parquet", pairs_of(world)[::-1], row_group_size=10)
-    reports = runner.run(job(home, world.images, manifest, keep=["rating"], rows_per_block=8))
+    path = job(home, world.images, manifest, keep=["rating"], rows_per_block=8)
+    assert [report.note for report in runner.plan(path)[0]] == ["28 rows to do", "waits for images"]
+    reports = runner.run(path)
     n_pairs = len(pairs_of(world))
     assert [(r.name, r.rows, r.rejected) for r in reports] == [("images", 28, 0), ("caption_scores", n_pairs, 0)]
     return home
