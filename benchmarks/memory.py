@@ -29,6 +29,9 @@ KINDS = {
     "_moments_of": "moments",
     "_project_group": "projection",
     "_Holder": "holder",
+    "_Builder": "builder",
+    "_filled": "part",
+    "_drawn": "sample",
     "ray::": "other workers",
 }
 

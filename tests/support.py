@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,3 +48,22 @@ def write_job(
     }
     path.write_text(yaml.safe_dump(job))
     return str(path)
+
+
+def follow(page: str, home: Path) -> str:
+    """Do what a page of `docs` says, block after block, in the folder `home`; returns what was printed.
+
+    Blocks of yaml whose first line is `# NAME.yaml` are written to that file, lines of bash that call clipray and blocks
+    of python are run.
+    """
+    text, printed = (ROOT / "docs" / page).read_text(encoding="utf-8"), ""
+    for kind, block in re.findall(r"^```(\w+)\n(.*?)^```", text, re.M | re.S):
+        if kind == "yaml" and (name := re.match(r"# (\w+\.yaml)\n", block)):
+            (home / name[1]).write_text(block, encoding="utf-8")
+        lines = [shlex.split(line, comments=True) for line in block.splitlines()] if kind == "bash" else []
+        commands = [[CLIPRAY, *words[1:]] for words in lines if words[:1] == ["clipray"]]
+        for command in [[sys.executable, "-c", block]] if kind == "python" else commands:
+            done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=300, check=False)
+            assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
+            printed += done.stdout
+    return printed

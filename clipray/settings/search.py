@@ -27,7 +27,7 @@ class Index(StepSettings):
     recall: Annotated[float, Field(gt=0, le=1)] = 0.95
     random_state: Annotated[int, Field(ge=0)] = 0
     memory_gib: Annotated[float | None, Execution, Field(gt=0)] = None
-    rows_per_task: Annotated[int, Execution, Field(ge=1)] = 131_072
+    rows_per_task: Annotated[int, Execution, Field(ge=1)] = 65_536
 
     @property
     def sources(self) -> tuple[str, ...]:
