@@ -27,7 +27,7 @@ import json, sys, time
 from autofaiss import build_index
 start = time.time()
 build_index(embeddings=sys.argv[1], index_path=sys.argv[2], index_infos_path=sys.argv[3], max_index_memory_usage="4GB",
-            current_memory_available="4GB", metric_type="ip", file_format="npy", verbose=40)
+            current_memory_available="12GB", metric_type="ip", file_format="npy", verbose=40)
 print(json.dumps({"seconds": time.time() - start}))
 """
 

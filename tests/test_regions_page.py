@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support import CLIPRAY, ROOT
+from support import follow
 
 from clipray import tables
-
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "docs" / "regions.md").read_text(encoding="utf-8"), re.M | re.S)
 
 
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder in which the page has been followed, and what its code printed."""
-    home, printed = tmp_path_factory.mktemp("regions"), ""
-    for kind, text in BLOCKS:
-        if kind == "yaml":
-            (home / "job.yaml").write_text(text, encoding="utf-8")
-            continue
-        lines = [shlex.split(line, comments=True) for line in text.splitlines()] if kind == "bash" else []
-        commands = [[CLIPRAY, *words[1:]] for words in lines if words[:1] == ["clipray"]]
-        for command in [[sys.executable, "-c", text]] if kind == "python" else commands:
-            done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=300, check=False)
-            assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
-            printed += done.stdout
-    return home, printed
+    home = tmp_path_factory.mktemp("regions")
+    return home, follow("regions.md", home)
 
 
 def test_the_page_makes_pictures_and_their_regions(followed: tuple[Path, str]) -> None:
