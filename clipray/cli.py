@@ -130,6 +130,25 @@ def manifest(
     out.print(f"{count} pictures in {output}", soft_wrap=True)
 
 
+@app.command(name="ground-truth")
+def ground_truth(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="IN", help="gnd_*.pkl, or a folder of *_query.txt, *_good.txt, *_ok.txt, *_junk.txt."),
+    ],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="Parquet file to write.")],
+    prefix: Annotated[str, typer.Option(help="What an image_id has before the name in the ground truth.")] = "",
+    suffix: Annotated[str, typer.Option(help="What it has after it.")] = ".jpg",
+) -> None:
+    """Make Parquet of the published ground truth of Oxford and Paris."""
+    from clipray.ground_truth import convert_ground_truth
+
+    if not output.endswith((".parquet", ".pq")):
+        raise JobError(f"{output}: the name of a ground truth ends in .parquet")
+    queries, rows = convert_ground_truth(source, output, prefix=prefix, suffix=suffix)
+    out.print(f"{queries} queries, {rows} rows in {output}", soft_wrap=True)
+
+
 @app.command()
 def schema(
     table: Annotated[str | None, typer.Argument(help="Table type; without it, all are listed.")] = None,

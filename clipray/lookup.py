@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from clipray import tables
 from clipray.errors import SchemaError
 from clipray.scan import hash_strings
-from clipray.storage import filesystem
-from clipray.vectors import Piece, Vectors, read_piece
+from clipray.vectors import Vectors, read_ids, read_piece
 
 SALTS = ("clipray-lookup-0", "clipray-lookup-1", "clipray-lookup-2")
 
@@ -45,7 +43,7 @@ def open_lookup(vectors: Vectors) -> Lookup:
         SchemaError: an id stands there twice.
     """
     for salt in SALTS:
-        keys = np.concatenate([hash_strings(_ids(vectors, piece), salt) for piece in vectors.pieces])
+        keys = np.concatenate([hash_strings(read_ids(vectors, piece), salt) for piece in vectors.pieces])
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
         if not (keys[1:] == keys[:-1]).any():
@@ -53,12 +51,6 @@ def open_lookup(vectors: Vectors) -> Lookup:
     raise SchemaError(
         f"input {vectors.name}: a value of {vectors.ids[-1]!r} stands in two rows; each should have one vector: drop the others"
     )
-
-
-def _ids(vectors: Vectors, piece: Piece) -> pa.ChunkedArray:
-    fs, path = filesystem(piece.path)
-    with fs.open(path, "rb") as file:
-        return pq.ParquetFile(file).read_row_group(piece.row_group, columns=[vectors.ids[-1]])[vectors.ids[-1]]
 
 
 class Gatherer:

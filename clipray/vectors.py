@@ -292,6 +292,14 @@ def read_finite(source: Vectors, piece: Piece) -> tuple[pa.Table, np.ndarray]:
     return ids, x
 
 
+def read_ids(vectors: Vectors, piece: Piece) -> pa.Array:
+    """What names the rows of a row group, as strings; their vectors are not read."""
+    fs, path = filesystem(piece.path)
+    with fs.open(path, "rb") as file:
+        column = pq.ParquetFile(file).read_row_group(piece.row_group, columns=[vectors.ids[-1]])[vectors.ids[-1]]
+    return column.cast(pa.string()).combine_chunks()
+
+
 def groups(pieces: Sequence[Piece], rows: int) -> list[list[Piece]]:
     """Neighbouring pieces together, up to about `rows` rows: what one task works on, or one file holds."""
     result: list[list[Piece]] = []

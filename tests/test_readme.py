@@ -67,8 +67,8 @@ def test_every_verb_is_in_the_readme() -> None:
     from clipray.cli import app
 
     text = CliRunner().invoke(app, ["--help"]).output
-    verbs = set(re.findall(r"^\W*(\w+) {2,}\S", text, re.MULTILINE)) & {
-        c.callback.__name__ for c in app.registered_commands
+    verbs = set(re.findall(r"^\W*([\w-]+) {2,}\S", text, re.MULTILINE)) & {
+        c.name or c.callback.__name__ for c in app.registered_commands
     }
     assert len(verbs) == len(app.registered_commands)
     assert not [verb for verb in verbs if f"clipray {verb}" not in README and f"make {verb}" not in README]

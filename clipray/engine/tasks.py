@@ -19,18 +19,20 @@ STOP_S = 15.0  # for tasks that are under way when one fails
 
 
 def map_tasks(
-    work: Callable[[Item], Result], items: Sequence[Item], cpus: float, tick: Callable[[int], None]
+    work: Callable[..., Result], items: Sequence[Item], cpus: float, tick: Callable[[int], None], shared: Any = None
 ) -> Iterator[Result]:
     """`work(item)` in tasks of one CPU; results in the order of `items`, a bounded number under way.
 
     Args:
         cpus: of the cluster. tick: called about once a second with the number of finished tasks.
+        shared: what all tasks need, sent to each machine once: then it is `work(item, shared)`.
 
     Raises:
         ClipRayError: what a task raised. RunError: workers died over and over.
     """
     task: Any = ray.remote(num_cpus=TASK_CPUS, max_retries=3)(work)
     limit = max(2, int(AHEAD * cpus / TASK_CPUS))
+    also = () if shared is None else (ray.put(shared),)
     running: dict[Any, int] = {}
     ready: dict[int, Any] = {}
     started = given = 0
@@ -38,7 +40,7 @@ def map_tasks(
     try:
         while given < len(items):
             while started < len(items) and len(running) + len(ready) < limit:
-                running[task.remote(items[started])] = started
+                running[task.remote(items[started], *also)] = started
                 started += 1
             done, _ = ray.wait(list(running), num_returns=1, timeout=0.5) if running else ([], [])
             for ref in done:

@@ -21,6 +21,7 @@ from clipray.settings.labels import (
 )  # fmt: skip
 from clipray.settings.model import Model
 from clipray.settings.pictures import FIXED_COLUMNS, SCHEMES, EmbedImages, Feature
+from clipray.settings.retrieval import EvaluateRetrieval
 from clipray.settings.search import Index, Search
 from clipray.settings.texts import EmbedTexts, ScoreCaptions
 from clipray.settings.vectors import Cluster, Column, Reduce
@@ -32,6 +33,7 @@ STEPS: dict[str, type[StepSettings]] = {
     "cluster": Cluster,
     "index": Index,
     "search": Search,
+    "evaluate_retrieval": EvaluateRetrieval,
     "label": Label,
     "probe": Probe,
     "evaluate_labels": EvaluateLabels,
@@ -52,7 +54,8 @@ class Job(Settings):
 
 
 __all__ = [
-    "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Attack", "Classes", "Cluster", "Column", "EmbedImages", "EmbedTexts", "Encoding",
-    "EvaluateLabels", "Execution", "Feature", "Index", "Job", "Label", "LabelSet", "Lettering", "Model", "MultiLabel", "Probe", "Reduce",
-    "ScoreCaptions", "Search", "Settings", "StepSettings", "Style", "distinct",
+    "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Attack", "Classes", "Cluster", "Column", "EmbedImages",
+    "EmbedTexts", "Encoding", "EvaluateLabels", "EvaluateRetrieval", "Execution", "Feature", "Index", "Job", "Label",
+    "LabelSet", "Lettering", "Model", "MultiLabel", "Probe", "Reduce", "ScoreCaptions", "Search", "Settings",
+    "StepSettings", "Style", "distinct",
 ]  # fmt: skip

@@ -17,10 +17,11 @@ PACKAGE = ROOT / "clipray"
 FLOORS = [
     {"errors", "reports", "kinds"},
     {"storage", "settings"},
-    {"tables", "analysis", "class_lists", "plots", "contact_sheet"},
+    {"tables", "analysis", "class_lists", "plots", "contact_sheet", "plain_pickle"},
     {"job", "manifest", "events"},
     {"scan", "vectors", "classes"},
     {"ledger", "lookup", "status", "labelled", "vector_search"},
+    {"relevance", "ground_truth"},
     {"encoders"},
     {"engine"},
     {"steps"},

@@ -1,0 +1,162 @@
+"""What should be found: which pictures are relevant to a query and which are junk, read from Parquet and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from clipray.analysis.retrieval import EASY, JUNK, PROTOCOLS, RELATIONS
+from clipray.errors import ManifestError, SchemaError
+from clipray.labelled import digest_of
+from clipray.manifest import expand_parquet, is_text, read_footer
+from clipray.storage import absolute, filesystem
+
+NAMED = 5  # ids that a message names
+
+
+@dataclass(frozen=True, eq=False)
+class GroundTruth:
+    """Pairs of a query and a picture, sorted by query in the order of the file.
+
+    Attributes:
+        source: its path. queries, answers: (n,) string arrays of distinct ids.
+        query, answer: (m,) int64 into these. relation: (m,) int8 into `RELATIONS`.
+        graded: whether the file says how relevant a picture is.
+    """
+
+    source: str
+    queries: pa.Array
+    answers: pa.Array
+    query: np.ndarray
+    answer: np.ndarray
+    relation: np.ndarray
+    graded: bool
+
+    @property
+    def protocols(self) -> dict[str, tuple[int, ...]]:
+        """Relations that are positive, by protocol."""
+        return dict(PROTOCOLS) if self.graded else {"all": (EASY,)}
+
+    @property
+    def positive(self) -> np.ndarray:
+        """(m,) bool: pairs that are positive in some protocol."""
+        return self.relation != JUNK
+
+    def without_own(self) -> GroundTruth:
+        """Without the pairs of a query and itself."""
+        at = pc.fill_null(pc.index_in(self.queries, self.answers), -1).to_numpy()
+        kept = at[self.query] != self.answer
+        return replace(self, query=self.query[kept], answer=self.answer[kept], relation=self.relation[kept])
+
+    def refuse_unknown(self, ids: pa.Array, known: np.ndarray, what: str, where: str) -> None:
+        """Raises SchemaError where some of `ids` are not `known` (n,) bool: how many, and the first of them."""
+        unknown = np.flatnonzero(~known)
+        if len(unknown):
+            some = ", ".join(map(repr, ids.take(pa.array(unknown[:NAMED])).to_pylist()))
+            more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+            raise SchemaError(
+                f"{self.source}: {what} that are not in {where}: {some}{more}; drop their rows or add the pictures"
+            )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A ground truth's files and columns, before it is read."""
+
+    path: str
+    urls: tuple[str, ...]
+    query_id: str
+    answer_id: str
+    graded: bool
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"path": absolute(self.path), "query_id": self.query_id, "answer_id": self.answer_id}
+
+    @property
+    def digest(self) -> str:
+        """Of the files themselves."""
+        found = []
+        for url in self.urls:
+            fs, inner = filesystem(url)
+            info = fs.info(inner)
+            marks = (str(info[key]) for key in ("ETag", "mtime", "LastModified", "updated") if info.get(key))
+            found.append((url, info.get("size"), next(marks, "")))
+        return digest_of(found)
+
+
+def open_relevance(path: str, query_id: str | None, answer_id: str) -> Source:
+    """Find a ground truth's files and look at their columns.
+
+    Args:
+        query_id: None takes `query_id`, or `text_id` where there is no such column.
+
+    Raises:
+        ManifestError: nothing there, not Parquet, a column missing or not of strings.
+    """
+    urls = expand_parquet(absolute(path))
+    schema = read_footer(urls[0])[0]
+    query_id = query_id or next((name for name in ("query_id", "text_id") if name in schema.names), "query_id")
+    graded = "relation" in schema.names
+    for url in urls:
+        here = read_footer(url)[0]
+        for name in (query_id, answer_id, *(["relation"] if graded else [])):
+            if name not in here.names:
+                raise ManifestError(f"{url}: no column {name!r} for the ground truth; found: {', '.join(here.names)}")
+            if not is_text(here.field(name).type):
+                raise ManifestError(f"{url}: column {name!r} is {here.field(name).type}; expected string")
+    return Source(path, tuple(urls), query_id, answer_id, graded)
+
+
+def read_relevance(source: Source) -> GroundTruth:
+    """Read a ground truth. Equal rows count once.
+
+    Raises:
+        SchemaError: no rows, a null, a relation that is none, or two for the same pair.
+    """
+    names = [source.query_id, source.answer_id, *(["relation"] if source.graded else [])]
+    parts = []
+    for url in source.urls:
+        fs, inner = filesystem(url)
+        with fs.open(inner, "rb") as file:
+            parts.append(pq.ParquetFile(file).read(columns=names).select(names))
+    columns = [pa.chunked_array([c for part in parts for c in part[name].cast(pa.string()).chunks]) for name in names]
+    for name, column in zip(names, columns, strict=True):
+        if column.null_count:
+            raise SchemaError(f"{source.path}: {column.null_count} rows without {name!r}")
+    if not len(columns[0]):
+        raise SchemaError(f"{source.path}: the ground truth has no rows")
+    relation = _relations(source, columns[2]) if source.graded else np.full(len(columns[0]), EASY, np.int8)
+    (queries, query), (answers, answer) = (_coded(column) for column in columns[:2])
+    order = np.unique(np.stack([query, answer, relation.astype(np.int64)], axis=1), axis=0)
+    twice = np.flatnonzero((order[1:, :2] == order[:-1, :2]).all(axis=1))
+    if len(twice):
+        q, a, first = order[twice[0]]
+        second = RELATIONS[order[twice[0] + 1, 2]]
+        raise SchemaError(
+            f"{source.path}: {answers[a].as_py()!r} is both {RELATIONS[first]} and {second} for {queries[q].as_py()!r}"
+        )
+    return GroundTruth(
+        source.path, queries, answers, order[:, 0], order[:, 1], order[:, 2].astype(np.int8), source.graded
+    )
+
+
+def _relations(source: Source, column: pa.ChunkedArray) -> np.ndarray:
+    codes = pc.index_in(column, pa.array(RELATIONS))
+    if codes.null_count:
+        strange = pc.unique(column.filter(codes.is_null())).to_pylist()
+        raise SchemaError(
+            f"{source.path}: relation {', '.join(map(repr, strange[:NAMED]))}: expected one of {', '.join(RELATIONS)}"
+        )
+    return codes.to_numpy().astype(np.int8)
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
+    """Distinct values in the order in which they come, and each row's number among them (m,) int64."""
+    encoded = column.combine_chunks().dictionary_encode()
+    return encoded.dictionary, encoded.indices.to_numpy().astype(np.int64)

@@ -1,0 +1,201 @@
+"""Step `evaluate_retrieval`: a vector column or ranked lists, and what should be found -> the table `retrieval`.
+
+All rows are ranked, exactly, but no ranking is ever made: see `clipray.steps.retrieval_ranks`. The driver holds the ground
+truth and the vectors that it names.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import __version__, tables
+from clipray.analysis import retrieval as rt
+from clipray.errors import SchemaError
+from clipray.job import fingerprint
+from clipray.labelled import digest_of
+from clipray.relevance import GroundTruth, Source, open_relevance, read_relevance
+from clipray.settings import EvaluateRetrieval
+from clipray.steps.metrics import Metric, write_metrics
+from clipray.steps.parts import begin
+from clipray.steps.retrieval_lists import NOT_FOUND, Lists, negatives_listed, open_lists
+from clipray.steps.retrieval_ranks import negatives_before
+from clipray.steps.step import Given, Run, State, refuse_stale, standing
+from clipray.storage import Folder
+from clipray.vectors import Vectors, comparable, open_vectors
+
+FILE = "part-000000.parquet"
+GIVEN = "given"  # the distance of a list that the job gives
+Row = tuple[dict[str, Any], rt.QueryFigures]
+
+
+@dataclass(frozen=True)
+class EvaluateRetrievalStep:
+    """A `Step`; see `Step`. `ranked`: what is ranked, or lists that are; `queries`: another column of theirs."""
+
+    settings: EvaluateRetrieval
+    output: Folder
+    ranked: Vectors | Lists
+    queries: Vectors | None
+    relevance: Source
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def total(self) -> int:
+        """Rows that are ranked, or entries of the lists."""
+        return self.ranked.n_samples if isinstance(self.ranked, Vectors) else self.ranked.record.rows
+
+    @property
+    def table(self) -> Folder:
+        return self.output.sub(self.name)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        given: dict[str, Any] = {"ground_truth": self.relevance.identity}
+        if isinstance(self.ranked, Lists):
+            given["neighbours"] = self.ranked.record.fingerprint
+        else:
+            given |= {"input": self.ranked.identity, "distances": self.settings.distances}
+            given["queries"] = self.queries.identity if self.queries else None
+        version = tables.table_schema("retrieval")["version"]
+        return {"step": "evaluate_retrieval", "schema_version": version, **given}
+
+    @property
+    def digest(self) -> str:
+        ranked = self.ranked
+        made = ranked.record.files if isinstance(ranked, Lists) else ranked.digest
+        return digest_of([made, self.queries.digest if self.queries else None, self.relevance.digest])
+
+    def inspect(self, *, count: bool = True) -> State:  # noqa: ARG002 - the table is written at once
+        return standing(self.table, self.identity, self.digest)
+
+    def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
+        what = "entries of" if isinstance(self.ranked, Lists) else "rows ranked of"
+        return [f"{self.name}: {self.total} {what} {self.ranked.name}, by {self.relevance.path}"]
+
+    def run(self, run: Run) -> tables.Record:
+        """Count, measure, commit.
+
+        Raises:
+            StaleTableError: the table was made with other settings.
+            SchemaError: ids of the ground truth that are not there; vectors that cannot be ranked.
+        """
+        refuse_stale(self.table, self.inspect())
+        began = time.monotonic()
+        run.events.write("step_started", step=self.name, rows=self.total, fingerprint=fingerprint(self.identity))
+        truth = read_relevance(self.relevance)
+        if self.queries is None:
+            truth = truth.without_own()
+        if not truth.positive.any():
+            raise SchemaError(f"{self.relevance.path}: no query has a positive")
+        if isinstance(self.ranked, Lists):
+            before = {GIVEN: negatives_listed(self.ranked, truth)}
+        else:
+            before = negatives_before(self.ranked, self.queries, truth, self.settings.distances, run, self.name)
+        rows = [row for distance, counts in before.items() for row in _figures(truth, distance, counts)]
+        begin(self, self.digest)
+        return self._commit(truth, rows, time.monotonic() - began)
+
+    def _commit(self, truth: GroundTruth, rows: list[Row], seconds: float) -> tables.Record:
+        mark = fingerprint(self.identity)
+        stamp = {
+            "fingerprint": mark,
+            "inputs": {"name": self.ranked.name, "ground_truth": self.relevance.identity, "digest": self.digest},
+            "versions": {"clipray": __version__, "numpy": np.__version__},
+        }
+        found, measured = _means(truth, rows), []
+        for (protocol, distance), values in found.items():
+            n = sum(row["protocol"] == protocol and row["distance"] == distance for row, _ in rows)
+            group = protocol if distance == GIVEN else f"{protocol}/{distance}"
+            measured += [Metric(name, value, group, n) for name, value in values.items()]
+        write_metrics(self.output, self.name, measured, stamp)
+        schema = tables.arrow_schema("retrieval")
+        data = pa.Table.from_pylist([row for row, _ in rows], schema=schema)
+        for name in tables.shard_names(self.table):
+            self.table.remove(name)
+        shard = tables.write_shard(self.table, FILE, "retrieval", data, stamp)
+        left_out = {
+            protocol: len(truth.queries) - len(np.unique(truth.query[np.isin(truth.relation, wanted)]))
+            for protocol, wanted in truth.protocols.items()
+        }
+        figures: dict[str, Any] = {
+            "queries": len(truth.queries),
+            "queries_without_positives": left_out,
+            **{m: {f"{p}/{d}": round(f[m], 6) for (p, d), f in found.items()} for m in ("mAP", "mP@10", "recall@5")},
+        }
+        return tables.finish(
+            self.table, "retrieval", schema, [shard], figures=figures, fingerprint=mark,
+            inputs={"rows": self.total, "digest": self.digest, "input": self.ranked.name}, settings=self.identity,
+            provenance=stamp, finished_at=tables.now(), seconds=round(seconds, 2),
+            rows_per_s=round(self.total / max(seconds, 1e-9), 2),
+        )  # fmt: skip
+
+
+def _figures(truth: GroundTruth, distance: str, before: np.ndarray) -> Iterator[Row]:
+    """Rows of the table, each with its figures. before: (m,) of the pairs that are positive in some protocol."""
+    relation, bounds = truth.relation[truth.positive], _runs(truth.query[truth.positive], len(truth.queries))
+    named = np.bincount(truth.query, minlength=len(truth.queries))
+    for q, query_id in enumerate(truth.queries.to_pylist()):
+        own, counts = relation[bounds[q] : bounds[q + 1]], before[bounds[q] : bounds[q + 1]]
+        for protocol, wanted in truth.protocols.items():
+            mine = counts[np.isin(own, wanted)]
+            if not len(mine):
+                continue
+            figures = rt.query_figures(mine[mine != NOT_FOUND], len(mine))
+            row = {
+                "query_id": query_id, "protocol": protocol, "distance": distance, "ap": figures.ap,
+                **{f"p_at_{k}": value for k, value in zip(rt.TOPS, figures.precision, strict=True)},
+                "first_rank": figures.first_rank, "positives": len(mine), "found": figures.found,
+                "junk": int(named[q]) - len(mine),
+            }  # fmt: skip
+            yield row, figures
+
+
+def _runs(values: np.ndarray, n: int) -> np.ndarray:
+    """(n + 1,) where each of 0 … n - 1 begins in sorted values, and the end."""
+    return np.searchsorted(values, np.arange(n + 1))
+
+
+def _means(truth: GroundTruth, rows: list[Row]) -> dict[tuple[str, str], dict[str, float]]:
+    """Means over the queries by protocol and distance."""
+    by: dict[tuple[str, str], list[rt.QueryFigures]] = {}
+    for row, figures in rows:
+        by.setdefault((row["protocol"], row["distance"]), []).append(figures)
+    order = list(truth.protocols)
+    return {key: rt.means(by[key]) for key in sorted(by, key=lambda key: (key[1], order.index(key[0])))}
+
+
+def prepare(settings: EvaluateRetrieval, given: Given) -> EvaluateRetrievalStep:
+    """Open what is ranked, the queries and the ground truth.
+
+    Raises:
+        JobError, SchemaError, ManifestError: one of them is not there or is none; queries of another width or space.
+    """
+    relevance = open_relevance(settings.ground_truth, settings.query_id, settings.answer_id)
+    if settings.neighbours is not None:
+        lists = open_lists(settings.neighbours, given.output, settings.answer_id)
+        return EvaluateRetrievalStep(settings, given.output, lists, None, relevance)
+    assert settings.input is not None
+    source = open_vectors(settings.input, given.output)
+    queries = open_vectors(settings.queries, given.output) if settings.queries is not None else None
+    if queries is not None:
+        _refuse_other_space(settings.name, source, queries)
+    return EvaluateRetrievalStep(settings, given.output, source, queries, relevance)
+
+
+def _refuse_other_space(name: str, source: Vectors, queries: Vectors) -> None:
+    if source.n_features != queries.n_features:
+        raise SchemaError(
+            f"{name}: queries of {queries.n_features} in {queries.name}, but vectors of {source.n_features} in {source.name}"
+        )
+    why = comparable(source.space, queries.space)
+    if why:
+        raise SchemaError(f"{name}: {queries.name} and {source.name} cannot be compared: {why}")

@@ -1,0 +1,52 @@
+"""docs/retrieval.md: its commands run as they stand, its table says what they measure, its other job is valid."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import CLIPRAY, ROOT
+
+from clipray import tables
+from clipray.job import parse_job
+
+PAGE = (ROOT / "docs" / "retrieval.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.M | re.S)
+STEPS = {"MAC": "found_mac", "R-MAC, 5 squares": "found_rmac", "R-MAC, 16 components, whitened": "found_whitened"}
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("retrieval")
+    shutil.copytree(ROOT / "jobs", home / "jobs")
+    text = "".join(text for kind, text in BLOCKS if kind == "bash")
+    commands = [shlex.split(line, comments=True) for line in text.splitlines()]
+    commands += [["python", "-c", code] for kind, code in BLOCKS if kind == "python"]
+    for name, *arguments in commands:
+        program = {"clipray": CLIPRAY, "python": sys.executable}[name]
+        done = subprocess.run([program, *arguments], cwd=home, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, f"{name} {shlex.join(arguments)}\n{done.stdout}{done.stderr}"
+    return home
+
+
+def test_the_table_says_what_is_measured(followed: Path) -> None:
+    """To two figures: bf16, where a machine has it, moves the third."""
+    metrics = tables.read_table(str(followed / "runs/retrieval/metrics")).to_pylist()
+    measured = {(m["step"], m["group"]): m["value"] for m in metrics if m["metric"] == "mAP"}
+    groups = [f"{protocol}/{distance}" for distance in ("cosine", "l2") for protocol in ("easy", "medium", "hard")]
+    rows = re.findall(r"^\| ([^|]+) \| (.*) \|$", PAGE, re.M)
+    found = {name: [float(cell) for cell in cells.split(" | ")] for name, cells in rows if name in STEPS}
+    assert found.keys() == STEPS.keys()
+    for name, step in STEPS.items():
+        assert found[name] == pytest.approx([measured[step, group] for group in groups], abs=0.015), name
+    assert measured["found_mac", "medium/cosine"] < measured["found_rmac", "medium/cosine"]
+
+
+def test_the_other_job_is_valid() -> None:
+    (text,) = (text for kind, text in BLOCKS if kind == "yaml")
+    assert parse_job(f"output: out\nmodel: {{name: demo}}\n{text}").steps
