@@ -24,13 +24,14 @@ from clipray.settings.pictures import FIXED_COLUMNS, SCHEMES, EmbedImages, Featu
 from clipray.settings.retrieval import EvaluateRetrieval
 from clipray.settings.search import Index, Search
 from clipray.settings.texts import EmbedTexts, ScoreCaptions
-from clipray.settings.vectors import Cluster, Column, Reduce
+from clipray.settings.vectors import Cluster, Column, Deduplicate, Reduce
 
 STEPS: dict[str, type[StepSettings]] = {
     "embed_images": EmbedImages,
     "embed_texts": EmbedTexts,
     "reduce": Reduce,
     "cluster": Cluster,
+    "deduplicate": Deduplicate,
     "index": Index,
     "search": Search,
     "evaluate_retrieval": EvaluateRetrieval,
@@ -54,8 +55,8 @@ class Job(Settings):
 
 
 __all__ = [
-    "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Attack", "Classes", "Cluster", "Column", "EmbedImages",
-    "EmbedTexts", "Encoding", "EvaluateLabels", "EvaluateRetrieval", "Execution", "Feature", "Index", "Job", "Label",
+    "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Attack", "Classes", "Cluster", "Column", "Deduplicate",
+    "EmbedImages", "EmbedTexts", "Encoding", "EvaluateLabels", "EvaluateRetrieval", "Execution", "Feature", "Index", "Job", "Label",
     "LabelSet", "Lettering", "Model", "MultiLabel", "Probe", "Reduce", "ScoreCaptions", "Search", "Settings",
     "StepSettings", "Style", "distinct",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Settings of the steps that take a vector column: `reduce` and `cluster`."""
+"""Settings of the steps that take a vector column: `reduce`, `cluster` and `deduplicate`."""
 
 from __future__ import annotations
 
@@ -107,3 +107,26 @@ class Cluster(StepSettings):
     @property
     def sources(self) -> tuple[str, ...]:
         return table_of(self.input)
+
+
+class Deduplicate(StepSettings):
+    """Vector column and its clusters -> `duplicates` table: groups of rows that are nearly the same, and which to keep.
+
+    Attributes:
+        clusters: a table that `cluster` wrote, with all rows of the input; pairs within a cluster are compared.
+        similarity: from this cosine on two rows are near duplicates.
+        keep: of each group the row `farthest` from its centroid (as in SemDeDup, Abbas et al. 2023, arXiv 2303.09540), the
+            `nearest`, or the `first` by identity, which also settles ties.
+        rows_per_block: that a task compares with others of their cluster.
+    """
+
+    name: str = Field("duplicates", pattern=TABLE_NAME)
+    input: str | Column
+    clusters: str
+    similarity: Annotated[float, Field(gt=0, le=1)] = 0.95
+    keep: Literal["farthest", "nearest", "first"] = "farthest"
+    rows_per_block: Annotated[int, Execution, Field(ge=1)] = 32_768
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (*table_of(self.input), self.clusters)
