@@ -18,6 +18,8 @@ from clipray.settings import CLASS_SETS, Classes, Style, distinct
 from clipray.storage import absolute, filesystem
 
 TEMPLATE = "a photo of a {}"
+KNOWN_SUFFIXES = (".yaml", ".yml", ".json", ".parquet", ".pq", ".txt")
+"""Of class files."""
 KINDS = ("template", "description", "name_is_description")
 Said = str | list[str]
 

@@ -78,17 +78,9 @@ def embed(
     address: Address = None,
 ) -> None:
     """Embed a folder of pictures in one line: writes OUT/job.yaml and runs it."""
-    from pydantic import ValidationError
-
     from clipray.oneline import write_embed_job
-    from clipray.settings import Model
 
-    if pretrained is None and model == "ViT-B-32":
-        pretrained = "openai"
-    try:
-        spec = Model(name=model, pretrained=pretrained, seed=seed)
-    except ValidationError as error:
-        raise JobError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+    spec = _model(model, pretrained, seed)
     path = write_embed_job(pictures, output, spec, label)
     out.print(f"job file: {path}", soft_wrap=True)
     _run(path, address=address)
@@ -244,12 +236,51 @@ def search(
 
 
 @app.command()
+def label(
+    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE…", help="Pictures, folders or globs of them.")],
+    classes: Annotated[
+        str, typer.Option(help="`a dog, a cat`, a class file (.yaml, .parquet, .txt), cifar100 or imagenet.")
+    ],
+    top: Annotated[int, typer.Option(min=1, help="Labels to print of each picture.")] = 5,
+    template: Annotated[
+        str | None, typer.Option(help="What is said of a class, with {} where its name goes; or photo or openai.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="open_clip model name, hf-hub:…, local-dir:…, config file, or demo.")
+    ] = "ViT-B-32",
+    pretrained: Annotated[
+        str | None, typer.Option(help="Tag, checkpoint path or URL, or random. [default: openai for ViT-B-32]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of random weights.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, a line a picture.")] = False,
+) -> None:
+    """Label a few pictures at once, without Ray."""
+    from clipray.quick import label as look
+
+    looks = look(pictures, classes, _model(model, pretrained, seed), template=template, top=top)
+    if as_json:
+        for seen in looks:
+            labels = [{"label": name, "probability": round(p, 6)} for name, p in seen.labels]
+            print(json.dumps({"picture": seen.picture, "labels": labels, "refused": seen.refused or None}))
+        return
+    listing = Table("picture", "label", "probability", "")
+    for seen in looks:
+        for n, (name, p) in enumerate(seen.labels):
+            listing.add_row(
+                "" if n else seen.picture, name, f"{p:.1%}", "█" * round(10 * p), end_section=n + 1 == len(seen.labels)
+            )
+        if seen.refused:
+            listing.add_row(seen.picture, f"[red]{escape(seen.refused)}[/]", "", "", end_section=True)
+    out.print(listing)
+
+
+@app.command()
 def demo(
     output: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the pictures and the tables.")] = "runs/demo",
 ) -> None:
     """Show the product on the built-in world: draws pictures, runs jobs/demo.yaml, looks at the result. Needs no network."""
     from clipray.demo.clusters import look_at_clusters, write_cluster_pictures
-    from clipray.demo.tour import nearest_pictures, write_demo
+    from clipray.demo.tour import nearest_pictures, style_figures, write_demo
 
     job = write_demo(output)
     out.print(f"pictures: {output}/world/pictures, job file: {job}", soft_wrap=True)
@@ -268,15 +299,34 @@ def demo(
         listing.add_row(str(view.cluster_id), str(view.size), "{} ({} of {})".format(*view.commonest, view.labelled))
     out.print(listing)
     sheet, plot = write_cluster_pictures(output, views)
+    listing = Table("pictures", "prompt style", "n", "top-1", "top-5", "calibration error", title="Zero-shot labels, 64 classes", title_justify="left")  # fmt: skip
+    for kind, style, n, figures in style_figures(f"{output}/label_figures"):
+        listing.add_row(kind, style, str(n), *(f"{figures[name]:.1%}" for name in ("top1", "top5", "ece")))
+    out.print(listing)
     out.print("Look next at:")
     for line in (
         f"  {sheet}, {plot} (typical pictures of each cluster; the first two principal components)",
+        f"  {output}/label_figures_confusion/*.png (what was taken for what)",
         f"  clipray status {output}",
         f"  clipray plan {job}",
         f"  duckdb -c \"select kind, count(*) from '{output}/images/*.parquet' group by kind\"",
         f"  {output}/images/_table.json (what made the table), {output}/events.jsonl (what happened)",
     ):
         out.print(line, soft_wrap=True, markup=False)
+
+
+def _model(name: str, pretrained: str | None, seed: int | None) -> Any:
+    """The settings of a model that is named on the command line."""
+    from pydantic import ValidationError
+
+    from clipray.settings import Model
+
+    if pretrained is None and name == "ViT-B-32":
+        pretrained = "openai"
+    try:
+        return Model(name=name, pretrained=pretrained, seed=seed)
+    except ValidationError as error:
+        raise JobError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
 
 def _run(job: str, **options: Any) -> None:

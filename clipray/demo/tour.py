@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -32,10 +33,18 @@ def write_demo(out: str) -> str:
     home = absolute(out)
     world = write_world(Path(home) / "world")
     job = yaml.safe_load((_jobs_folder() / "demo.yaml").read_text(encoding="utf-8"))
-    job["output"] = home
-    job["steps"][0]["embed_images"]["manifest"] = str(world.images)
-    Folder(home).write("job.yaml", dump_job(job))
+    Folder(home).write("job.yaml", dump_job(_moved(job, f"{job['output']}/", f"{world.folder.parent}/")))
     return f"{home}/job.yaml"
+
+
+def _moved(value: Any, before: str, after: str) -> Any:
+    """Plain values in which each path under `before` lies under `after`."""
+    if isinstance(value, dict):
+        return {key: _moved(inner, before, after) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_moved(inner, before, after) for inner in value]
+    inside = isinstance(value, str) and f"{value}/".startswith(before)
+    return (after + value[len(before) :]).rstrip("/") if inside else value
 
 
 def _jobs_folder() -> Path:
@@ -65,3 +74,11 @@ def nearest_pictures(table_url: str, *, examples: int = 4, top: int = 3) -> tupl
         for n in range(0, len(ids), step)
     ]
     return shown[:examples], same
+
+
+def style_figures(table_url: str) -> list[tuple[str, str, int, dict[str, float]]]:
+    """Of the demo's `label_figures`: data set, style, pictures, and the figures by name."""
+    found: dict[tuple[str, str, int], dict[str, float]] = {}
+    for row in read_table(table_url).to_pylist():
+        found.setdefault((row["data_set"], row["style"], row["n"]), {})[row["metric"]] = row["value"]
+    return [(*key, figures) for key, figures in found.items()]

@@ -169,11 +169,10 @@ def _class_rows() -> list[dict[str, str]]:
 
 
 def _classes_yaml() -> str:
-    lines = ["# A prompt is the template with the name, the definition, or `name is definition`."]
-    lines += [f'template: "{prompts.TEMPLATE}"', "classes:"]
-    for label in prompts.class_labels():
-        lines += [f"  - name: {label}", f"    definition: {prompts.definition(label)}"]
-    return "\n".join(lines) + "\n"
+    """A class file as the step `label` takes it."""
+    lines = ["names:", *(f"  - {label}" for label in prompts.class_labels())]
+    lines += [f'templates: "{prompts.TEMPLATE}"', "descriptions:"]
+    return "\n".join([*lines, *(f"  {label}: {prompts.definition(label)}" for label in prompts.class_labels())]) + "\n"
 
 
 def _write_pictures(entries: Iterator[_Entry], folder: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,8 @@ from clipray.settings.labels import (
     Probe,
     Style,
     distinct,
-)  # fmt: skip
+    with_place,
+)
 from clipray.settings.model import Model
 from clipray.settings.pictures import FIXED_COLUMNS, SCHEMES, EmbedImages, Feature
 from clipray.settings.retrieval import EvaluateRetrieval
@@ -58,5 +59,5 @@ __all__ = [
     "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Attack", "Classes", "Cluster", "Column", "Deduplicate",
     "EmbedImages", "EmbedTexts", "Encoding", "EvaluateLabels", "EvaluateRetrieval", "Execution", "Feature", "Index", "Job", "Label",
     "LabelSet", "Lettering", "Model", "MultiLabel", "Probe", "Reduce", "ScoreCaptions", "Search", "Settings",
-    "StepSettings", "Style", "distinct",
+    "StepSettings", "Style", "distinct", "with_place",
 ]  # fmt: skip

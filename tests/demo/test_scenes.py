@@ -201,9 +201,9 @@ def test_texts_classes_and_queries_refer_to_what_is_there(world: DemoWorld) -> N
 def test_class_yaml_says_the_same_as_the_class_table(world: DemoWorld) -> None:
     listed = yaml.safe_load(world.classes_yaml.read_text(encoding="utf-8"))
     by_style = {(row["label"], row["style"]): row["prompt"] for row in pq.read_table(world.classes).to_pylist()}
-    for item in listed["classes"]:
-        assert by_style[item["name"], "template"] == listed["template"].format(item["name"])
-        assert by_style[item["name"], "definition"] == item["definition"]
+    for name in listed["names"]:
+        assert by_style[name, "template"] == listed["templates"].format(name)
+        assert by_style[name, "definition"] == listed["descriptions"][name]
 
 
 def test_writing_twice_gives_the_same_bytes(world: DemoWorld, tmp_path: Path) -> None:

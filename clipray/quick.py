@@ -1,0 +1,109 @@
+"""`clipray label PICTURE…`: labels for a few pictures, at once, without Ray and without a table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clipray.analysis.prompts import PromptStyle
+from clipray.classes import KNOWN_SUFFIXES, prompt_styles
+from clipray.errors import JobError, ManifestError
+from clipray.manifest import find_pictures
+from clipray.settings import CLASS_SETS, SCHEMES, Classes, Model, Style, distinct, with_place
+from clipray.storage import absolute, filesystem
+
+AT_ONCE = 32  # pictures
+
+
+@dataclass(frozen=True)
+class Look:
+    """A picture's labels with their probabilities, the most probable first; or why there are none."""
+
+    picture: str
+    labels: tuple[tuple[str, float], ...] = ()
+    refused: str = ""
+
+
+def label(
+    pictures: Sequence[str], classes: str, model: Model, *, template: str | None = None, top: int = 5
+) -> Iterator[Look]:
+    """Labels of pictures, in their order, as they are found.
+
+    Args:
+        pictures: files, folders or globs, local or any URL.
+        classes: `a dog, a cat`, each taken as it stands; or a class file or a built-in list, in templates.
+        template: with `{}` where the name goes, or a built-in set.
+
+    Raises:
+        JobError, ManifestError, ModelError: no such pictures, classes or model.
+    """
+    try:
+        own = {"template": Style(templates=template)} if with_place(template) else None
+    except ValueError as error:
+        raise JobError(f"--template: {error}") from error
+    style = prompt_styles(_classes(classes, template), own)[0]
+    paths = [path for given in pictures for path in _found(given)]
+    yield from _label(paths, style, model, top)
+
+
+def _classes(given: str, template: str | None) -> str | Classes:
+    if given in CLASS_SETS or given.endswith(KNOWN_SUFFIXES):
+        return given
+    try:
+        names = distinct([name.strip() for name in given.split(",")])
+    except ValueError as error:
+        raise JobError(f"--classes: {error}") from error
+    return Classes(names=names, templates=template or "{}")
+
+
+def _found(given: str) -> list[str]:
+    """The pictures under a folder or glob; anything else as it stands."""
+    fs, path = filesystem(given)
+    if fs.isdir(path) or "*" in given:
+        found = find_pictures(given)[1]
+        return [fs.unstrip_protocol(p) for p in found] if "://" in given else [os.path.relpath(p) for p in found]
+    if not fs.exists(path):
+        raise ManifestError(f"{given}: no such picture")
+    return [given]
+
+
+def _uri(path: str) -> str:
+    return path if "://" in path else absolute(path)
+
+
+def _label(paths: Sequence[str], style: PromptStyle, model: Model, top: int) -> Iterator[Look]:
+    from clipray.analysis.zero_shot import ZeroShot
+    from clipray.encoders.class_texts import class_vectors_of
+    from clipray.encoders.image_encoder import ImageEncoder
+    from clipray.encoders.images import Limits, Picture, load_picture, prepare_pillow
+    from clipray.encoders.models import split_transform
+    from clipray.encoders.resolve import resolve
+    from clipray.encoders.text_encoder import TextEncoder
+
+    found = resolve(model)
+    precision = "fp32" if model.precision == "auto" else model.precision
+    texts = TextEncoder(found, precision=precision, batch_size=64)
+    vectors, _, _ = class_vectors_of(style, range(len(style.labels)), texts)
+    classifier = ZeroShot(vectors, texts.logit_scale, top=top, precision="fp32")
+    del texts
+    images = ImageEncoder(found, precision=precision, batch_size=AT_ONCE)
+    prepare_pillow()
+    limits, preprocess = Limits(schemes=SCHEMES), split_transform(found)[0]
+    for start in range(0, len(paths), AT_ONCE):
+        some = [load_picture(_uri(path), None, limits, preprocess) for path in paths[start : start + AT_ONCE]]
+        good = [picture.pixels for picture in some if isinstance(picture, Picture)]
+        rows: Iterator[Any] = iter(())
+        if good:
+            x = images.encode(np.stack(good)).vectors["clip"]
+            best = classifier.label(x)
+            rows = zip(best.classes.tolist(), best.probabilities.tolist(), strict=True)
+        for path, picture in zip(paths[start : start + AT_ONCE], some, strict=True):
+            if isinstance(picture, Picture):
+                classes, p = next(rows)
+                yield Look(path, tuple((style.labels[c], v) for c, v in zip(classes, p, strict=True)))
+            else:
+                yield Look(path, refused=f"{picture.reason}: {picture.message}")
