@@ -16,14 +16,13 @@ import pyarrow as pa
 
 from clipray import __version__, tables
 from clipray.classes import prompt_styles
-from clipray.errors import SchemaError
 from clipray.job import fingerprint
 from clipray.settings import Label
 from clipray.steps.label_classes import Said, read_classes, write_classes
 from clipray.steps.parts import begin, make_parts
 from clipray.steps.step import Given, Run, State, Ticker, refuse_stale, standing
 from clipray.storage import Folder
-from clipray.vectors import Piece, Vectors, groups, open_vectors, read_finite, unit
+from clipray.vectors import Piece, Vectors, groups, open_vectors, read_finite, refuse_another_model, unit
 
 
 @dataclass(frozen=True)
@@ -133,25 +132,11 @@ def prepare(settings: Label, given: Given) -> LabelStep:
         JobError, SchemaError, ManifestError: no such input or classes, or vectors of another space than the model's.
     """
     source, model = open_vectors(settings.input, given.output), given.model()
-    check_model(settings.name, source, model)
+    refuse_another_model(source, model.identity(), model.embed_dim)
     styles = tuple(prompt_styles(settings.classes, settings.styles))
     asked = given.job.model.precision if given.job.model else "auto"
     precision = "fp32" if asked == "auto" else asked  # classes are few, and every row rests on them
     return LabelStep(settings, given.output, source, Said(model, precision, styles, settings.multi_label))
-
-
-def check_model(name: str, source: Vectors, model: Any) -> None:
-    """Raises SchemaError where vectors are known to be no CLIP vectors of this model."""
-    space = source.space
-    wanted = f"{name}: expected CLIP vectors of {model.name}, found {source.name}"
-    if space and "model" not in space:
-        raise SchemaError(f"{wanted}, which were reduced: label the vectors that they were made from")
-    if source.n_features != model.embed_dim:
-        raise SchemaError(f"{wanted} with {source.n_features} columns, not {model.embed_dim}")
-    if space and space["model"]["weights"] != model.weights:
-        raise SchemaError(f"{wanted}, made by {space['model']['name']} ({space['model']['weights'][:19]}…)")
-    if space and space["feature"] != "output":
-        raise SchemaError(f"{wanted}, of another layer: {space['feature']}; only `layer: output` compares with texts")
 
 
 def _label_group(item: tuple[LabelStep, list[Piece], list[str]]) -> list[tables.Shard]:

@@ -185,11 +185,14 @@ def test_what_cannot_be_labelled(world: Path, tmp_path: Path, settings: dict[str
 def test_vectors_of_another_model_or_layer_or_not_finite(world: Path, tmp_path: Path) -> None:
     step = {"label": {"input": f"{world}/run/images.clip", "classes": NAMES}}
     job = write(tmp_path / "rn.yaml", tmp_path / "out", step, model="demo-rn")
-    with pytest.raises(SchemaError, match=r"expected CLIP vectors of demo-rn, found .*images\.clip, made by demo"):
+    with pytest.raises(
+        SchemaError,
+        match=r"images\.clip: expected the output of demo-rn .*, the job's model, but it is 'output' of demo ",
+    ):
         runner.run(job)
     reduce = {"reduce": {"input": f"{world}/run/images.clip", "components": 16}}
     job = write(tmp_path / "r.yaml", tmp_path / "out", reduce, {"label": {"input": "reduced.clip", "classes": NAMES}})
-    with pytest.raises(SchemaError, match="which were reduced"):
+    with pytest.raises(SchemaError, match="the job's model, but it is made of such vectors"):
         runner.run(job)
     bad = np.ones((3, 128), np.float32)
     bad[1, 5] = np.inf
@@ -197,5 +200,5 @@ def test_vectors_of_another_model_or_layer_or_not_finite(world: Path, tmp_path: 
     with pytest.raises(SchemaError, match="vectors that are not finite, image_id: 'b'"):
         runner.run(label(world, tmp_path, name="bad", input={"path": str(tmp_path / "v.parquet"), "column": "v"}))
     pq.write_table(pa.table({"image_id": ["a"], "v": [[1.0, 2.0, 3.0]]}), tmp_path / "n.parquet")
-    with pytest.raises(SchemaError, match="with 3 columns, not 128"):
+    with pytest.raises(SchemaError, match=r"vectors of 3, but demo .* makes vectors of 128"):
         runner.run(label(world, tmp_path, name="bad", input={"path": str(tmp_path / "n.parquet"), "column": "v"}))
