@@ -21,10 +21,11 @@ from torch import Tensor
 
 from clipray.analysis.ranking import LANES, Precision, native_bf16
 
-SCORES = 2**19  # of a block of rows: 1 MiB in bf16, the cache of a core
-BLOCK_ROWS = 64, 512  # at least and at most
+SCORES = 2**21  # of a block of rows: 4 MiB in bf16, which stays in a core's share of the cache
+BLOCK_ROWS = 64, 2048  # at least and at most
+LEAST = -3e38  # of columns that pad the scores; finite, as its last bits will hold the column
 SPARE, AT_LEAST = 3, 8  # classes of a row whose logits are fp32: so many more than are asked for, and so many
-PROBES = 64  # rows that say how a block's values are spread over the columns
+PROBES = 64  # rows that say how values are spread over the columns
 OVERFLOW = 80.0  # exp of more than that nears the end of float32
 ROUNDING = 2.0**-9  # of one value in bf16, relative, at most
 
@@ -105,7 +106,6 @@ class ZeroShot:
         if self.precision == "bf16":
             padding = -self.n_classes % LANES if self.n_classes > 2 * LANES else 0
             self._half = torch.nn.functional.pad(self._table, (0, 0, 0, padding)).bfloat16()  # (k', d)
-            self._energy = self._table.square().amax(0)  # (d,)
             self._overflows = bool(self._table.norm(dim=1).max() > OVERFLOW)
 
     def label(self, x: np.ndarray) -> Top:
@@ -123,10 +123,11 @@ class ZeroShot:
     def _label_fast(self, x: np.ndarray, rows: int, found: Top) -> np.ndarray:
         """Fills `found`; the rows that bf16 cannot decide, (m,) int64."""
         scores, unsure = torch.empty(rows, len(self._half), dtype=torch.bfloat16), [np.zeros(0, np.int64)]
+        slack = self._slack(x) if len(x) else 0.0
         for start in range(0, len(x), rows):
             here = slice(start, start + rows)
             some = _tensor(x[here])
-            classes, p, doubt = self._fast(some, scores[: len(some)])
+            classes, p, doubt = self._fast(some, scores[: len(some)], slack)
             found.classes[here], found.probabilities[here] = classes.numpy(), p.numpy()
             unsure.append(start + doubt.nonzero()[:, 0].numpy())
         return np.concatenate(unsure)
@@ -138,10 +139,16 @@ class ZeroShot:
             return classes, torch.sigmoid(best + self._bias)
         return classes, torch.exp(best - logits.logsumexp(1, keepdim=True))
 
-    def _fast(self, x: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _slack(self, x: np.ndarray) -> float:
+        """By how much a score may be too low because a row and a class were rounded: five deviations, of the worst class."""
+        energy = _tensor(x[:: max(1, len(x) // PROBES)]).square().mean(0)  # (d,)
+        worst = max((float((some.square() @ energy).max()) for some in self._table.split(1024)), default=0.0)
+        return 5 * ROUNDING * math.sqrt(2 / 3 * worst)
+
+    def _fast(self, x: Tensor, scores: Tensor, slack: float) -> tuple[Tensor, Tensor, Tensor]:
         """Classes and probabilities (m, top), and whether a class that was not looked at might be among them, (m,)."""
         torch.mm(x.bfloat16(), self._half.T, out=scores)  # (m, k'): logits, rounded
-        scores[:, self.n_classes :] = -math.inf
+        scores[:, self.n_classes :] = LEAST
         candidates, least = _highest(scores, self._candidates)  # (m, c), (m,)
         logits, order = self._logits(x, candidates).sort(dim=1, descending=True, stable=True)
         best, classes = logits[:, : self.top], candidates.gather(1, order[:, : self.top])
@@ -151,8 +158,6 @@ class ZeroShot:
             first = logits[:, :1]
             rest = self._rest(scores, candidates, first)
             p = torch.exp(best - first) / (torch.exp(logits - first).sum(1, keepdim=True) + rest)
-        energy = x[:: max(1, len(x) // PROBES)].square().mean(0)  # (d,)
-        slack = 4 * ROUNDING * (energy @ self._energy).sqrt()  # four deviations, of x and c both rounded
         return classes, p, ~(best[:, -1] >= least + least.abs() * ROUNDING + slack)
 
     def _logits(self, x: Tensor, candidates: Tensor) -> Tensor:
@@ -180,34 +185,33 @@ class ZeroShot:
 def _highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Of (m, k) bf16 the columns of each row's `count` largest values, ascending (m, count) int64; the least value (m,).
 
-    Each value becomes an integer of the same order with its column behind it, and NumPy sorts integers fast. First the
-    maxima of every LANES-th column are sorted: the largest values lie in the lanes of the largest maxima.
+    NumPy sorts fast what is not to be followed, so each value carries its column. First the maxima of every LANES-th
+    column are sorted: the largest values lie in the lanes of the largest maxima.
     """
     m, k = scores.shape
     if k % LANES or k == LANES:
         best = _sorted(scores)[:, -count:]
-        return best.bitwise_and(0xFFFF).sort(1).values.long(), _value(best[:, 0])
+        return _columns(best).sort(1).values, best[:, 0]
     groups = scores.view(m, -1, LANES)
-    lanes = _sorted(groups.amax(1))[:, -count:].bitwise_and(0xFFFF).long()  # (m, count)
+    lanes = _columns(_sorted(groups.amax(1))[:, -count:])  # (m, count)
     within = groups.gather(2, lanes[:, None, :].expand(-1, groups.shape[1], -1))  # (m, k / LANES, count)
     best = _sorted(within.view(m, -1))[:, -count:]
-    place = best.bitwise_and(0xFFFF).long()
+    place = _columns(best)
     columns = place // count * LANES + lanes.gather(1, place % count)
-    return columns.sort(1).values, _value(best[:, 0])
+    return columns.sort(1).values, best[:, 0]
 
 
 def _sorted(values: Tensor) -> Tensor:
-    """(m, k) bf16, k <= 65,536 -> (m, k) int32, ascending: the value in the upper half, its column in the lower."""
-    bits = values.view(torch.int16)
-    ordered = (bits ^ ((bits >> 15) & 0x7FFF)).int()  # of the values' own order, as two's complement is not
-    packed = (ordered << 16) | torch.arange(values.shape[1], dtype=torch.int32)
-    return torch.from_numpy(np.sort(packed.numpy(), axis=1))
+    """(m, k) bf16, k <= 65,536 -> (m, k) float32, ascending: the values, with their columns in the bits that bf16 lacks."""
+    packed = values.float()
+    packed.view(torch.int32).bitwise_or_(torch.arange(values.shape[1], dtype=torch.int32))
+    packed.numpy().sort(axis=1)
+    return packed
 
 
-def _value(packed: Tensor) -> Tensor:
-    """(m,) float32 of what `_sorted` packed."""
-    ordered = (packed >> 16).short()
-    return (ordered ^ ((ordered >> 15) & 0x7FFF)).view(torch.bfloat16).float()
+def _columns(packed: Tensor) -> Tensor:
+    """(m, count) int64: the columns that `_sorted` packed."""
+    return packed.contiguous().view(torch.int32).bitwise_and(0xFFFF).long()
 
 
 def _tensor(x: np.ndarray) -> Tensor:

@@ -1,0 +1,189 @@
+"""`label` from Parquet to Parquet against its bound: reading the vectors and one matrix product at the best precision.
+
+    python benchmarks/label.py [--rows 1000000] [--columns 512] [--classes 1000] [--repetitions 3] [--ray]
+
+Both sides have as many processes as cores, each with files of its own, as tasks of one CPU have on a cluster; they take
+turns, as other work on the machine comes and goes. The bound reads identities and vectors and multiplies them with the
+classes, in bf16 where the hardware does that natively, and throws the scores away. clipray does what a task of the step
+does: it also finds the five best classes, their probabilities among all, and writes the table. With `--ray` the whole step
+is timed once more, Ray's start not counted.
+"""
+
+import argparse
+import dataclasses
+import os
+import resource
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from clipray import tables
+from clipray.analysis.prompts import PromptStyle
+from clipray.analysis.ranking import native_bf16
+from clipray.encoders.resolve import ResolvedModel
+from clipray.events import Events
+from clipray.job import fingerprint
+from clipray.settings import Column, Label
+from clipray.steps import label as step_of_label
+from clipray.steps.label_classes import CLASSES, Said
+from clipray.steps.step import Run
+from clipray.storage import Folder
+from clipray.vectors import groups, open_vectors, read_piece
+
+FILE_ROWS = 65_536
+PRODUCT_ROWS = 4_096
+
+
+def clip_like(n: int, k: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (n, d) and classes (k, d) in two cones, variances that fall off; logits of a row vary by about 3."""
+    g, own = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
+    scale = torch.arange(1, d + 1).float().pow(-0.5)
+    scale /= scale.norm()
+    cones = torch.linalg.qr(torch.randn(d, 2, generator=g))[0].T
+    turn = torch.linalg.qr(torch.randn(d, d, generator=g))[0]
+    classes = torch.randn(k, d, generator=g) * scale
+    mixed = torch.rand(n, 1, generator=own) * 0.8
+    noise = torch.randn(n, d, generator=own) * scale
+    shown = classes[torch.randint(k, (n,), generator=own)]
+    x = 0.28 * (mixed * shown + (1 - mixed.square()).sqrt() * noise) @ turn + cones[0]
+    c = 0.6 * classes @ turn + cones[1]
+    return tuple(torch.nn.functional.normalize(v, dim=1).numpy() for v in (x, c))
+
+
+def write_inputs(home: Path, rows: int, columns: int, classes: int) -> np.ndarray:
+    """`home`/vectors/*.parquet as clipray writes vectors; the class vectors."""
+    folder = Folder(str(home / "vectors"))
+    schema = pa.schema([pa.field("image_id", pa.string(), False), pa.field("clip", tables.vector_type(columns), False)])
+    for start in range(0, rows, FILE_ROWS):
+        n = min(FILE_ROWS, rows - start)
+        x, c = clip_like(n, classes, columns, seed=1 + start)
+        ids = pa.array([f"pictures/{row:09d}.jpg" for row in range(start, start + n)])
+        data = pa.table([ids, tables.vector_array(x, schema.field("clip").type)], schema=schema)
+        tables.write_shard(folder, f"part-{start:09d}.parquet", "reduced", data, {"fingerprint": "bench"})
+    return c
+
+
+def make_step(home: Path, c: np.ndarray) -> step_of_label.LabelStep:
+    """The step as a job would make it, its table of classes there already."""
+    k, d = c.shape
+    output = Folder(str(home / "run"))
+    model = ResolvedModel("bench", None, None, 0, "random:0", d, {})
+    said = Said(model, "fp32", (PromptStyle("template", tuple(f"class {n}" for n in range(k)), ("a {}",)),), None)
+    settings = Label(input=Column(path=str(home / "vectors"), column="clip"), classes=["unused"])
+    source = dataclasses.replace(open_vectors(settings.input, output), provenance={"normalize": "l2"})
+    step = step_of_label.LabelStep(settings, output, source, said)
+    schema = tables.arrow_schema("label_classes", {"vector": d})
+    vectors = tables.vector_array(c, schema.field("vector").type)
+    names = pa.array(said.styles[0].labels)
+    flags, counts = pa.array([False] * k), pa.array([1] * k, pa.int32())
+    data = pa.table([pa.array(["template"] * k), names, flags, counts, vectors], schema=schema)
+    mark = fingerprint(said.identity)
+    stamp = {"fingerprint": mark, "logit_scale": 100.0, "logit_bias": None, "prompts_truncated": 0}
+    shard = tables.write_shard(step.classes, CLASSES, "label_classes", data, stamp)
+    tables.finish(
+        step.classes, "label_classes", schema, [shard],
+        fingerprint=mark, inputs={}, settings={}, provenance=stamp, finished_at=tables.now(),
+    )  # fmt: skip
+    return step
+
+
+def bound(item: tuple[step_of_label.LabelStep, list, np.ndarray]) -> np.ndarray:
+    """Seconds and processor seconds to read and to multiply; conversions between the two are not counted."""
+    step, pieces, c = item
+    kind = torch.bfloat16 if native_bf16(torch.device("cpu")) else torch.float32
+    table = torch.from_numpy(c).to(kind)
+    scores = torch.empty(PRODUCT_ROWS, len(c), dtype=kind)
+    spent = np.zeros((2, 2))
+    for piece in pieces:
+        start = clocks()
+        _, x = read_piece(step.source, piece)
+        spent[0] += clocks() - start
+        rows = torch.from_numpy(np.array(x)).to(kind)
+        start = clocks()
+        for some in rows.split(PRODUCT_ROWS):
+            torch.mm(some, table.T, out=scores[: len(some)])
+        spent[1] += clocks() - start
+    return spent
+
+
+def clocks() -> np.ndarray:
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def labelled(item: tuple[step_of_label.LabelStep, list, str]) -> np.ndarray:
+    """A task of the step: its seconds, processor seconds, and the process's peak memory in MiB."""
+    step, pieces, name = item
+    start = clocks()
+    step_of_label._label_group((step, pieces, [name]))
+    return np.array([*(clocks() - start), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024])
+
+
+def one_thread() -> None:
+    torch.set_num_threads(1)
+    pa.set_cpu_count(1)
+
+
+def side_by_side(step: step_of_label.LabelStep, c: np.ndarray, repetitions: int, processes: int) -> None:
+    work = groups(step.source.pieces, FILE_ROWS)
+    names = [f"part-{n:06d}-template.parquet" for n in range(len(work))]
+    walls, cpus = np.zeros((2, repetitions)), np.zeros((2, repetitions))  # of the bound and of clipray
+    with ProcessPoolExecutor(processes, get_context("spawn"), one_thread) as pool:
+        for n in range(-1, repetitions):  # the first one warms up
+            read, product = np.sum(list(pool.map(bound, [(step, group, c) for group in work])), axis=0)
+            start = time.perf_counter()
+            found = np.array(list(pool.map(labelled, [(step, *item) for item in zip(work, names, strict=True)])))
+            wall = time.perf_counter() - start
+            if n < 0:
+                continue
+            walls[:, n] = (read + product)[0] / processes, wall
+            cpus[:, n] = (read + product)[1], found[:, 1].sum()
+            print(
+                f"  bound {walls[0, n]:.2f} s; of the processor {read[1]:.2f} s to read + {product[1]:.2f} s to multiply;"
+                f" clipray {wall:.2f} s, {step.source.n_samples / wall:,.0f} rows/s; of the processor {cpus[1, n]:.2f} s;"
+                f" peak of a process {found[:, 2].max():.0f} MiB"
+            )
+    for what, sides in {"seconds": walls, "processor seconds": cpus}.items():
+        each = ", ".join(f"{ratio:.0%}" for ratio in sides[0] / sides[1])
+        print(f"clipray reaches {sides[0].min() / sides[1].min():.0%} of the bound by {what} (by repetition {each})")
+
+
+def whole_step(step: step_of_label.LabelStep) -> None:
+    from clipray.engine.connect import connected
+
+    with connected(None) as cluster:
+        run = Run(lambda: cluster, Events(step.output), lambda _: None, print)
+        start = time.perf_counter()
+        record = step.run(run)
+        print(f"the step on Ray: {time.perf_counter() - start:.2f} s for {record.rows:,} rows, workers' start included")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--columns", type=int, default=512)
+    parser.add_argument("--classes", type=int, default=1_000)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--home", type=Path, default=Path("benchmarks/out/label"))
+    options = parser.parse_args()
+    shutil.rmtree(options.home, ignore_errors=True)
+    c = write_inputs(options.home, options.rows, options.columns, options.classes)
+    step = make_step(options.home, c)
+    print(
+        f"{options.rows:,} x {options.columns}, {options.classes:,} classes, {options.processes} processes, load {os.getloadavg()[0]:.1f}"
+    )
+    side_by_side(step, c, options.repetitions, options.processes)
+    if options.ray:
+        whole_step(step)
+    shutil.rmtree(options.home)
+
+
+if __name__ == "__main__":
+    main()
