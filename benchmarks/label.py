@@ -120,7 +120,7 @@ def labelled(item: tuple[step_of_label.LabelStep, list, str]) -> np.ndarray:
     """A task of the step: its seconds, processor seconds, and the process's peak memory in MiB."""
     step, pieces, name = item
     start = clocks()
-    step_of_label._label_group((step, pieces, [name]))
+    step_of_label.label_group((step.of_a_task, pieces, [name]))
     return np.array([*(clocks() - start), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024])
 
 

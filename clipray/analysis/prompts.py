@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 PHOTO_TEMPLATES = (
     "a photo of a {}.",
@@ -55,7 +55,8 @@ class PromptStyle:
 
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of all that is said."""
-        return hashlib.sha256(json.dumps(asdict(self), ensure_ascii=False).encode()).hexdigest()[:16]
+        said = [self.name, self.labels, self.templates, self.descriptions, self.named]
+        return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def split(text: str, tokens: Callable[[str], int], limit: int) -> list[str]:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from clipray.analysis.ranking import LANES, Precision, native_bf16
 
-SCORES = 2**21  # of a block of rows: 4 MiB in bf16, which stays in a core's share of the cache
-BLOCK_ROWS = 64, 2048  # at least and at most
+SCORES = 2**20  # of a block of rows: 2 MiB in bf16, which stays in the cache
+BLOCK_ROWS = 64, 1024  # at least and at most
 LEAST = -3e38  # of columns that pad the scores; finite, as its last bits will hold the column
 SPARE, AT_LEAST = 3, 8  # classes of a row whose logits are fp32: so many more than are asked for, and so many
 PROBES = 64  # rows that say how values are spread over the columns
@@ -150,7 +150,9 @@ class ZeroShot:
         torch.mm(x.bfloat16(), self._half.T, out=scores)  # (m, k'): logits, rounded
         scores[:, self.n_classes :] = LEAST
         candidates, least = _highest(scores, self._candidates)  # (m, c), (m,)
-        logits, order = self._logits(x, candidates).sort(dim=1, descending=True, stable=True)
+        logits = self._logits(x, candidates)
+        order = torch.from_numpy(np.argsort(-logits.numpy(), axis=1, kind="stable"))  # faster than torch's by half
+        logits = logits.gather(1, order)
         best, classes = logits[:, : self.top], candidates.gather(1, order[:, : self.top])
         if self._alone:
             p = torch.sigmoid(best + self._bias)
@@ -191,14 +193,14 @@ def _highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     m, k = scores.shape
     if k % LANES or k == LANES:
         best = _sorted(scores)[:, -count:]
-        return _columns(best).sort(1).values, best[:, 0]
+        return _ascending(_columns(best)), best[:, 0]
     groups = scores.view(m, -1, LANES)
     lanes = _columns(_sorted(groups.amax(1))[:, -count:])  # (m, count)
     within = groups.gather(2, lanes[:, None, :].expand(-1, groups.shape[1], -1))  # (m, k / LANES, count)
     best = _sorted(within.view(m, -1))[:, -count:]
     place = _columns(best)
     columns = place // count * LANES + lanes.gather(1, place % count)
-    return columns.sort(1).values, best[:, 0]
+    return _ascending(columns), best[:, 0]
 
 
 def _sorted(values: Tensor) -> Tensor:
@@ -207,6 +209,11 @@ def _sorted(values: Tensor) -> Tensor:
     packed.view(torch.int32).bitwise_or_(torch.arange(values.shape[1], dtype=torch.int32))
     packed.numpy().sort(axis=1)
     return packed
+
+
+def _ascending(columns: Tensor) -> Tensor:
+    columns.numpy().sort(axis=1)
+    return columns
 
 
 def _columns(packed: Tensor) -> Tensor:

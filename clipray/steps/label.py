@@ -22,7 +22,7 @@ from clipray.steps.label_classes import Said, read_classes, write_classes
 from clipray.steps.parts import begin, make_parts
 from clipray.steps.step import Given, Run, State, Ticker, refuse_stale, standing
 from clipray.storage import Folder
-from clipray.vectors import Piece, Vectors, groups, open_vectors, read_finite, refuse_another_model, unit
+from clipray.vectors import Piece, Vectors, groups, open_vectors, read_finite, read_piece, refuse_another_model, unit
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,14 @@ class LabelStep:
     def _label(self, run: Run) -> list[tables.Shard]:
         work = groups(self.source.pieces, self.settings.rows_per_file)
         parts = [(group, [f"part-{n:06d}-{s.name}.parquet" for s in self.said.styles]) for n, group in enumerate(work)]
-        return make_parts(self, parts, self._stamp, _label_group, run, "labelling")
+        return make_parts(self, parts, self._stamp, label_group, run, "labelling", given=self.of_a_task)
+
+    @property
+    def of_a_task(self) -> Task:
+        """What a task must know, and not all that is said of 20,000 classes."""
+        how = self.settings.model_copy(update={"classes": "", "styles": None})
+        mark = self._stamp["classes"]
+        return Task(self.source, self.table, self.classes.url, mark, how, self.schema, self._stamp)
 
     def _commit(self, shards: list[tables.Shard], seconds: float) -> tables.Record:
         rows = sum(shard.rows for shard in shards)
@@ -139,19 +146,34 @@ def prepare(settings: Label, given: Given) -> LabelStep:
     return LabelStep(settings, given.output, source, Said(model, precision, styles, settings.multi_label))
 
 
-def _label_group(item: tuple[LabelStep, list[Piece], list[str]]) -> list[tables.Shard]:
+@dataclass(frozen=True)
+class Task:
+    """Work on a part of the input; see `LabelStep`. classes, mark: where the classes lie, and their fingerprint."""
+
+    source: Vectors
+    table: Folder
+    classes: str
+    mark: str
+    settings: Label
+    schema: pa.Schema
+    stamp: dict[str, Any]
+
+
+def label_group(item: tuple[Task, list[Piece], list[str]]) -> list[tables.Shard]:
     """Runs in a worker: labels pieces in some styles and writes the rows of each."""
-    step, group, names = item
+    task, group, names = item
     styles = {name.removesuffix(".parquet").split("-", 2)[2]: name for name in names}
     parts: dict[str, list[pa.Table]] = {style: [] for style in styles}
-    known = step.source.provenance.get("normalize") == "l2"
+    known = task.source.provenance.get("normalize") == "l2"
     for piece in group:
-        ids, x = read_finite(step.source, piece)
+        ids, x = read_piece(task.source, piece)
         x = x if known and x.dtype == np.float32 else unit(x)
         for style in styles:
-            parts[style].append(_labelled(step, style, ids, x))
+            parts[style].append(_labelled(task, style, ids, x))
+            if not np.isfinite(parts[style][-1]["probability"].to_numpy()).all():
+                read_finite(task.source, piece)  # says which
     return [
-        tables.write_shard(step.table, name, "labels", pa.concat_tables(parts[style]), step._stamp)
+        tables.write_shard(task.table, name, "labels", pa.concat_tables(parts[style]), task.stamp)
         for style, name in styles.items()
     ]
 
@@ -173,14 +195,13 @@ def _classifier(url: str, mark: str, style: str, top: int, precision: str, alone
     )
 
 
-def _labelled(step: LabelStep, style: str, ids: pa.Table, x: np.ndarray) -> pa.Table:
-    settings, multi = step.settings, step.settings.multi_label
-    mark = fingerprint(step.said.identity)
-    top = settings.top
-    found = _classifier(step.classes.url, mark, style, top, settings.precision, multi is not None).label(x)
-    labels = read_classes(step.classes.url, mark)[style].labels
+def _labelled(task: Task, style: str, ids: pa.Table, x: np.ndarray) -> pa.Table:
+    settings, multi = task.settings, task.settings.multi_label
+    classifier = _classifier(task.classes, task.mark, style, settings.top, settings.precision, multi is not None)
+    found = classifier.label(x)
+    labels = read_classes(task.classes, task.mark)[style].labels
     kept = None if multi is None else found.probabilities >= multi.threshold
-    return labels_table(ids, style, labels, found.classes, found.probabilities, step.schema, kept)
+    return labels_table(ids, style, labels, found.classes, found.probabilities, task.schema, kept)
 
 
 def labels_table(

@@ -26,14 +26,15 @@ def begin(step: Step, digest: str) -> None:
 
 def make_parts(
     step: Step, parts: Sequence[Part], stamp: Mapping[str, Any], make: Callable[[Any], list[tables.Shard]], run: Run,
-    phase: str, *, row_for_row: bool = True,
+    phase: str, *, row_for_row: bool = True, given: Any = None,
 ) -> list[tables.Shard]:  # fmt: skip
     """The shards of a step's table, in the order of `parts`; files that belong to none are removed.
 
     Args:
         stamp: provenance by which a shard is known as right.
-        make: runs in a worker on (step, pieces, names of the files to write).
+        make: runs in a worker on (`given` or the step, pieces, names of the files to write).
         row_for_row: a file has a row for each row of its pieces.
+        given: what a task gets in place of the step, where that is less.
     """
     from clipray.engine.tasks import map_tasks
 
@@ -54,7 +55,7 @@ def make_parts(
         done = sum(count_rows(pieces) * len(names) for pieces, names in todo[:finished])
         ticker.at(done, before + done)
 
-    for made in map_tasks(make, [(step, *part) for part in todo], run.cluster().cpus, tick):
+    for made in map_tasks(make, [(given or step, *part) for part in todo], run.cluster().cpus, tick):
         shards.update({shard.name: shard for shard in made})
     return [shards[name] for name in rows]
 
