@@ -255,7 +255,7 @@ def label(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, a line a picture.")] = False,
 ) -> None:
     """Label a few pictures at once, without Ray."""
-    from clipray.quick import label as look
+    from clipray.quick_labels import label as look
 
     looks = look(pictures, classes, _model(model, pretrained, seed), template=template, top=top)
     if as_json:
@@ -267,10 +267,14 @@ def label(
     for seen in looks:
         for n, (name, p) in enumerate(seen.labels):
             listing.add_row(
-                "" if n else seen.picture, name, f"{p:.1%}", "█" * round(10 * p), end_section=n + 1 == len(seen.labels)
+                "" if n else escape(seen.picture),
+                escape(name),
+                f"{p:.1%}",
+                "█" * round(10 * p),
+                end_section=n + 1 == len(seen.labels),
             )
         if seen.refused:
-            listing.add_row(seen.picture, f"[red]{escape(seen.refused)}[/]", "", "", end_section=True)
+            listing.add_row(escape(seen.picture), f"[red]{escape(seen.refused)}[/]", "", "", end_section=True)
     out.print(listing)
 
 

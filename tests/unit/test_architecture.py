@@ -28,7 +28,7 @@ FLOORS = [
     {"runner"},
     {"quick_search"},
     {"search_page"},
-    {"oneline", "quick", "display", "demo"},
+    {"oneline", "quick_labels", "display", "demo"},
     {"cli", "__init__"},
 ]
 LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}
