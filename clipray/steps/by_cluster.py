@@ -22,7 +22,7 @@ from clipray.storage import Folder
 from clipray.vectors import Piece, Vectors, read_finite, unit
 
 SALT = "clipray-clusters"  # 16 bytes
-FILE_ROWS = 262_144
+FILE_BYTES = 2**27  # of vectors, about; a task holds them a few times
 BATCH_ROWS = 8_192
 CLUSTER, DISTANCE, VECTOR = "cluster_id", "distance", "<vector>"
 
@@ -54,6 +54,11 @@ class Bucket:
     @property
     def rows(self) -> int:
         return sum(rows for _, _, rows in self.parts)
+
+
+def file_rows(n_features: int) -> int:
+    """Rows of a file."""
+    return max(BATCH_ROWS, FILE_BYTES // (4 * n_features))
 
 
 def read_clusters(name: str, folder: Folder, key: str, bucket_rows: int) -> Clusters:

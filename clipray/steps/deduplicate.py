@@ -23,11 +23,11 @@ from clipray.settings import Deduplicate
 from clipray.steps.by_cluster import (
     CLUSTER,
     DISTANCE,
-    FILE_ROWS,
     VECTOR,
     Bucket,
     batches,
     buckets_of,
+    file_rows,
     matrix,
     read_clusters,
     sorted_names,
@@ -128,7 +128,7 @@ class DeduplicateStep:
 
         key = self.source.ids[-1]
         clusters = read_clusters(self.settings.clusters, self.clusters, key, 2 * self.settings.rows_per_block)
-        work = groups(self.source.pieces, FILE_ROWS)
+        work = groups(self.source.pieces, file_rows(self.source.n_features))
         names = [FILE.format(n) for n in range(len(work))]
         items = [(self.aside, name, self.source, group) for name, group in zip(names, work, strict=True)]
         ticker = Ticker(run, self.name, self.total, "sorting by cluster")
