@@ -22,7 +22,7 @@ from torch import Tensor
 from clipray.analysis.ranking import LANES, Precision, native_bf16
 
 SCORES = 2**20  # of a block of rows: 2 MiB in bf16, which stays in the cache
-BLOCK_ROWS = 64, 1024  # at least and at most
+BLOCK_ROWS = 256, 1024  # at least and at most
 LEAST = -3e38  # of columns that pad the scores; finite, as its last bits will hold the column
 SPARE, AT_LEAST = 3, 8  # classes of a row whose logits are fp32: so many more than are asked for, and so many
 PROBES = 64  # rows that say how values are spread over the columns
