@@ -99,7 +99,13 @@ def open_relevance(path: str, query_id: str | None, answer_id: str) -> Source:
     Raises:
         ManifestError: nothing there, not Parquet, a column missing or not of strings.
     """
-    urls = expand_parquet(absolute(path))
+    try:
+        urls = expand_parquet(absolute(path))
+    except ManifestError as error:
+        raise ManifestError(
+            f"{path}: no ground truth there: expected Parquet with query_id, image_id and perhaps relation; "
+            "`clipray ground-truth` makes it of published files"
+        ) from error
     schema = read_footer(urls[0])[0]
     query_id = query_id or next((name for name in ("query_id", "text_id") if name in schema.names), "query_id")
     graded = "relation" in schema.names
