@@ -13,6 +13,7 @@ from clipray.errors import JobError, ManifestError, ModelError, SchemaError
 from clipray.settings import SCHEMES, Model
 from clipray.storage import Folder, absolute
 from clipray.vector_search.reader import OpenIndex, index_record, open_index, refuse_stale_index
+from clipray.vectors import layer_of
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,7 @@ def _vector_of(opened: OpenIndex, like: str) -> np.ndarray:
 def _encoded(opened: OpenIndex, text: str | None, image: str | None, model: Model | None) -> np.ndarray:
     """The query's vector (1, d) by the index's own model."""
     made, space = opened.record.provenance.get("model"), opened.space
-    feature = space.get("feature")
-    layer = feature.get("layer") if isinstance(feature, dict) else feature
+    layer = layer_of(space)
     if not made or layer != "output":
         held = f"components of {opened.record.inputs['input']}" if "reduce" in space else f"vectors of layer {layer!r}"
         held = held if made or "reduce" in space else "vectors of which no model is known"

@@ -91,11 +91,12 @@ def comparable(space: Mapping[str, Any], other: Mapping[str, Any]) -> str:
         return "one of them is a reduction; reduce the other with `fit`"
     if models[0] != models[1]:
         return f"they are of two models, {models[0][0]} and {models[1][0]}, or of other weights"  # type: ignore[index]
-    layers = [_layer(each) for each in (space, other)]
+    layers = [layer_of(each) for each in (space, other)]
     return "" if layers == ["output", "output"] else f"they are of two layers, {layers[0]!r} and {layers[1]!r}"
 
 
-def _layer(space: Mapping[str, Any]) -> Any:
+def layer_of(space: Mapping[str, Any]) -> Any:
+    """The layer that the vectors of a space were taken from; None where it is not known."""
     feature = space.get("feature")
     return feature.get("layer") if isinstance(feature, Mapping) else feature
 
@@ -111,7 +112,7 @@ def same_model(vectors: Vectors, model: Mapping[str, Any]) -> bool:
     if not space:
         return True
     made = space.get("model") or {}
-    return _layer(space) == "output" and _name_and_weights(made) == _name_and_weights(model)
+    return layer_of(space) == "output" and _name_and_weights(made) == _name_and_weights(model)
 
 
 def _name_and_weights(model: Mapping[str, Any]) -> tuple[str, Any]:

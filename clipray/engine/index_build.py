@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -73,14 +74,14 @@ def build(
     share = min(1.0, 1.2 * max(wanted, 2 * QUERIES) / rows)
     draw: Any = ray.remote(num_cpus=1, max_retries=3)(_drawn)
     holder: Any = ray.remote(num_cpus=0)(_Builder)
-    builder = holder.remote(order, max(1, int(cluster.cpus / cluster.nodes)))
+    sent = ray.put(order)  # once: it names every part
+    builder = holder.remote(sent, max(1, int(cluster.cpus / cluster.nodes)))
     try:
-        samples = [draw.remote(order, part, share) for part in order.parts]
-        answers(samples[-1:])  # errors of the rows come first
+        samples = [draw.remote(sent, part, share) for part in order.parts]
         trained, queries = builder.train.remote(wanted, *samples), builder.queries.remote(*samples)
         del samples
         answers([trained])
-        made = _fill(order, builder, (trained, queries), write, cluster, tick)
+        made = _fill(order.parts, builder, (sent, trained, queries), write, cluster, tick)
         (figures,) = answers([builder.finish.remote([truth for _, truth in made])])
         return figures, [written for written, _ in made if written is not None]
     finally:
@@ -88,20 +89,21 @@ def build(
 
 
 def _fill(
-    order: Order, builder: Any, start: tuple[Any, Any], write: Write, cluster: Cluster, tick: Callable[[int], None]
-) -> list[Any]:
+    parts: Sequence[Part], builder: Any, given: tuple[Any, Any, Any], write: Write, cluster: Cluster,
+    tick: Callable[[int], None],
+) -> list[Any]:  # fmt: skip
     """What `_filled` made of each part beside the index, whose parts the builder merges in order; a bounded number under way."""
     task: Any = ray.remote(num_cpus=1, max_retries=3, num_returns=2)(_filled)
     merging: deque[Any] = deque()
     results = []
-    for n, part in enumerate(order.parts):
-        filled, rest = task.remote(order, part, *start, write)
+    for n, part in enumerate(parts):
+        filled, rest = task.remote(part, *given, write)
         results.append(rest)
         merging.append(builder.merge.remote(filled, n))
         del filled
         if len(merging) >= max(2, AHEAD * cluster.cpus):
             answers([merging.popleft()])
-            tick(sum(map(_rows, order.parts[: n + 1 - len(merging)])))
+            tick(sum(map(_rows, parts[: n + 1 - len(merging)])))
     answers(list(merging))
     return answers(results)
 
@@ -131,7 +133,7 @@ def _drawn(order: Order, part: Part, share: float) -> tuple[np.ndarray, np.ndarr
 
 
 def _filled(
-    order: Order, part: Part, trained: np.ndarray, queries: tuple[np.ndarray, np.ndarray], write: Write
+    part: Part, order: Order, trained: np.ndarray, queries: tuple[np.ndarray, np.ndarray], write: Write
 ) -> tuple[np.ndarray | None, tuple[Any, tuple[np.ndarray, np.ndarray]]]:
     """The part of the index as bytes, or its vectors where parts cannot be merged; and what else is made of the rows."""
     import faiss
@@ -162,7 +164,7 @@ class _Builder:
         faiss.omp_set_num_threads(threads)
         torch.set_num_threads(threads)
         self._order, self._faiss = order, faiss
-        self._aside = Path(tempfile.mkdtemp(prefix="clipray-index-"))
+        self._aside = _aside(order.folder)
         self._parts: list[str] = []
         self._index: Any = None
         self._trained_on = 0
@@ -217,13 +219,16 @@ class _Builder:
             tuned = vi.tune(self._index, queries[0], queries[1], truth, order.recall)
             figures |= {f"recall@{k}": round(share, 4) for k, share in tuned.recall.items()}
             figures |= {"parameter": tuned.parameter, "value": tuned.value, "query_ms": round(tuned.query_ms, 3)}
-            figures |= {"held_out": len(truth), "trained_on": self._trained_on}
+            figures["held_out"] = len(truth)
+        if order.grown_from is None:
+            figures["trained_on"] = self._trained_on
         path = self._aside / name
         self._faiss.write_index(self._index, str(path))
         files = [path, *self._aside.glob(f"{name}.lists")]
         figures["files"] = {file.name: file.stat().st_size for file in files}
         for file in files:
             _publish(file, order.folder)
+        shutil.rmtree(self._aside)
         return figures
 
 
@@ -241,13 +246,19 @@ def _local(folder: Folder, name: str, aside: Path) -> str:
     return str(aside / name)
 
 
+def _aside(folder: Folder) -> Path:
+    """An empty folder for files that are not finished: on a local disk within `folder`, where a killed build's is found again."""
+    if not folder.local:
+        return Path(tempfile.mkdtemp(prefix="clipray-index-"))
+    aside = Path(folder.path("_building"))
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    return aside
+
+
 def _publish(file: Path, folder: Folder) -> None:
     """Move a finished file into the folder, where it is seen whole or not at all."""
-    if not folder.local:
+    if folder.local:
+        os.replace(file, folder.path(file.name))
+    else:
         folder.fs.put_file(str(file), folder.path(file.name))
-        return
-    beside = folder.path(f".tmp-{file.name}")
-    os.makedirs(folder.path(""), exist_ok=True)
-    folder.fs.get_file(str(file), beside)
-    os.replace(beside, folder.path(file.name))
-    file.unlink()

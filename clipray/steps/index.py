@@ -174,7 +174,7 @@ class IndexStep:
             self.table, "index", self.schema, [*old, *shards], fingerprint=fingerprint(self.identity),
             inputs={"rows": rows, "digest": self.source.digest, "input": self.source.name}, settings=self.identity,
             provenance={**self._stamp, **files, "width": self.source.n_features, "model": self.source.provenance.get("model"), "indexed": indexed},
-            figures={**figures, "index_bytes": sum(sizes.values())},
+            figures={"trained_on": before.figures.get("trained_on", 0) if before else 0, **figures, "index_bytes": sum(sizes.values())},
             seconds=round(seconds, 2), rows_per_s=round(rows / max(seconds, 1e-9), 2), finished_at=tables.now(),
         )  # fmt: skip
         keep = {tables.RECORD, STARTED, *sizes, *(file["name"] for file in record.files)}

@@ -14,7 +14,7 @@ from clipray import tables
 from clipray.analysis import vector_index as vi
 from clipray.errors import SchemaError
 from clipray.storage import Folder, absolute
-from clipray.vectors import IDENTITIES, Vectors, comparable, digest_of, unit
+from clipray.vectors import Vectors, comparable, digest_of, unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +116,8 @@ def refuse_stale_index(name: str, record: tables.Record, output: Folder) -> None
     """Raises SchemaError where the table of ours that the index was made of has changed since."""
     source = str(record.inputs["input"])
     table = source.rpartition(".")[0]
-    if "fingerprint" not in record.provenance or "table" not in record.provenance["input"]:
-        return
+    if "table" not in record.provenance["input"]:
+        return  # of somebody else's Parquet, which has no record to look at
     now = tables.read_record(index_folder(table, output))
     files = [] if now is None else [(file["name"], file["rows"], file["bytes"]) for file in now.files]
     if now is None or digest_of(files) != record.inputs["digest"]:
@@ -129,8 +129,3 @@ def refuse_other_space(name: str, record: tables.Record, queries: Vectors) -> No
     why = comparable(dict(record.provenance["space"]), queries.space)
     if why:
         raise SchemaError(f"index {name}: {queries.name} cannot be searched for in {record.inputs['input']}: {why}")
-
-
-def identities(table: pa.Table) -> list[str]:
-    """The identity columns of a table, in their usual order."""
-    return [name for name in IDENTITIES if name in table.column_names]
