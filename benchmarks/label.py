@@ -85,9 +85,9 @@ def make_step(home: Path, c: np.ndarray) -> step_of_label.LabelStep:
     data = pa.table([pa.array(["template"] * k), names, flags, counts, vectors], schema=schema)
     mark = fingerprint(said.identity)
     stamp = {"fingerprint": mark, "logit_scale": 100.0, "logit_bias": None, "prompts_truncated": 0}
-    shard = tables.write_shard(step.classes, CLASSES, "label_classes", data, stamp)
+    shard = tables.write_shard(step.beside, CLASSES, "label_classes", data, stamp)
     tables.finish(
-        step.classes, "label_classes", schema, [shard],
+        step.beside, "label_classes", schema, [shard],
         fingerprint=mark, inputs={}, settings={}, provenance=stamp, finished_at=tables.now(),
     )  # fmt: skip
     return step

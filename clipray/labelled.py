@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +16,8 @@ from clipray.errors import JobError, ManifestError, SchemaError
 from clipray.manifest import expand_parquet
 from clipray.scan import hash_strings
 from clipray.settings import Column
-from clipray.storage import Folder, absolute, filesystem
-from clipray.vectors import IDENTITIES
+from clipray.storage import Folder, absolute, filesystem, signs
+from clipray.vectors import IDENTITIES, digest_of
 
 SALT = "clipray-labelled"
 NONE = -1  # of a row without a label
@@ -92,31 +90,10 @@ def read_labelled(source: str | Column, output: Folder, group: str | None = None
 def mark_of(source: str | Column, output: Folder) -> tuple[dict[str, Any], str]:
     """What decides the labels, and a digest of the very files, without reading them. Raises as `read_labelled`."""
     if isinstance(source, Column):
-        files = []
-        for url in expand_parquet(absolute(source.path)):
-            fs, inner = filesystem(url)
-            info = fs.info(inner)
-            changed = next(
-                (str(info[key]) for key in ("ETag", "mtime", "LastModified", "updated") if info.get(key)), ""
-            )
-            files.append((url, info.get("size"), changed))
-        return source.identity(), digest_of(files)
+        return source.identity(), digest_of(signs(expand_parquet(absolute(source.path))))
     folder, column = _table_of(source, output)
-    record = finished(folder, source)
+    record = tables.finished(folder, source)
     return {"table": record.fingerprint, "column": column}, digest_of([list(f.values()) for f in record.files])
-
-
-def digest_of(values: Any) -> str:
-    """First 16 hex digits of the SHA-256 of plain values."""
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
-
-
-def finished(folder: Folder, what: str) -> tables.Record:
-    """The record of a table. Raises SchemaError where it is not finished."""
-    record = tables.read_record(folder)
-    if record is None:
-        raise SchemaError(f"{what}: {folder.url} is no finished table; finish it with `clipray run`")
-    return record
 
 
 def _table_of(source: str, output: Folder) -> tuple[Folder, str]:
@@ -125,7 +102,7 @@ def _table_of(source: str, output: Folder) -> tuple[Folder, str]:
         raise JobError(
             f"{source!r}: expected `table.column`, `FOLDER/table.column`, or a mapping with `path`, `column` and `id`"
         )
-    return Folder(absolute(table)) if "/" in table else output.sub(table), column
+    return output.named(table), column
 
 
 class _Coder:
@@ -157,7 +134,7 @@ def _opened(
             _any(source.path, wanted),
         )
     folder, column = _table_of(source, output)
-    record = finished(folder, source)
+    record = tables.finished(folder, source)
     ids = tuple(name for name in reversed(IDENTITIES) if name in record.columns)
     wanted = [ids[0], column, *([group] if group else [])]
     return source, ids, column, tables.iter_table(folder.url, list(dict.fromkeys(wanted)))

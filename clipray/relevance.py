@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from clipray.analysis.retrieval import EASY, JUNK, PROTOCOLS, RELATIONS
 from clipray.errors import ManifestError, SchemaError
-from clipray.labelled import digest_of
 from clipray.manifest import expand_parquet, is_text, read_footer
-from clipray.storage import absolute, filesystem
+from clipray.storage import absolute, filesystem, signs
+from clipray.vectors import digest_of
 
 NAMED = 5  # ids that a message names
 
@@ -81,13 +81,7 @@ class Source:
     @property
     def digest(self) -> str:
         """Of the files themselves."""
-        found = []
-        for url in self.urls:
-            fs, inner = filesystem(url)
-            info = fs.info(inner)
-            marks = (str(info[key]) for key in ("ETag", "mtime", "LastModified", "updated") if info.get(key))
-            found.append((url, info.get("size"), next(marks, "")))
-        return digest_of(found)
+        return digest_of(signs(self.urls))
 
 
 def open_relevance(path: str, query_id: str | None, answer_id: str) -> Source:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -32,6 +32,17 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.core.url_to_fs(absolute(url))
     except (ImportError, ValueError) as error:
         raise JobError(f"{url}: this storage cannot be opened: {error}") from error
+
+
+def signs(urls: Sequence[str]) -> list[tuple[str, int | None, str]]:
+    """Of each file its URL, its size and what else changes when it does, as far as the storage tells."""
+    found = []
+    for url in urls:
+        fs, path = filesystem(url)
+        info = fs.info(path)
+        changed = (str(info[key]) for key in ("ETag", "mtime", "LastModified", "updated") if info.get(key))
+        found.append((url, info.get("size"), next(changed, "")))
+    return found
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,10 @@ class Folder:
 
     def sub(self, name: str) -> Folder:
         return Folder(f"{self.url.rstrip('/')}/{name}")
+
+    def named(self, table: str) -> Folder:
+        """A table of the run whose output this is, `clusters`, or of another one, `runs/other/clusters`."""
+        return Folder(absolute(table)) if "/" in table else self.sub(table)
 
     def sizes(self) -> dict[str, int]:
         """Files directly in the folder: name -> size in bytes. Empty when the folder does not exist."""

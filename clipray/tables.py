@@ -275,6 +275,27 @@ def read_record(folder: Folder) -> Record | None:
         raise SchemaError(f"{folder.path(RECORD)}: written by another version of clipray: {error}") from error
 
 
+def finished(folder: Folder, what: str) -> Record:
+    """The commit record of an input, which errors call `what`. Raises SchemaError where the table is not finished."""
+    record = read_record(folder)
+    if record is None:
+        raise SchemaError(f"{what}: {folder.url} is no finished table; finish it with `clipray run`")
+    return record
+
+
+def reopen(folder: Folder) -> None:
+    """Make a table unfinished, to write more of its shards."""
+    for name in (RECORD, *folder.leftovers()):
+        folder.remove(name)
+
+
+def clear(folder: Folder) -> None:
+    """Make a table unfinished and empty."""
+    reopen(folder)
+    for name in shard_names(folder):
+        folder.remove(name)
+
+
 def shard_names(folder: Folder) -> list[str]:
     """Names of the Parquet files in the folder, sorted."""
     return sorted(name for name in folder.sizes() if name.endswith(".parquet") and not name.startswith((".", "_")))

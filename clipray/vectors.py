@@ -17,7 +17,7 @@ from clipray.analysis.moments import first_bad_rows
 from clipray.errors import JobError, SchemaError
 from clipray.manifest import expand_parquet, read_footer
 from clipray.settings import Column
-from clipray.storage import Folder, absolute, filesystem
+from clipray.storage import Folder, absolute, filesystem, signs
 
 IDENTITIES = ("image_id", "region_id", "text_id")
 """Columns by which rows of our tables are known; those that a table has are carried into tables made from it. (A text's
@@ -157,13 +157,11 @@ def open_vectors(source: str | Column, output: Folder) -> Vectors:
         raise JobError(
             f"input {source!r}: expected `table.column`, `FOLDER/table.column`, or a mapping with `path`, `column` and `id`"
         )
-    return _open_table(source, Folder(absolute(table)) if "/" in table else output.sub(table), column)
+    return _open_table(source, output.named(table), column)
 
 
 def _open_table(name: str, folder: Folder, column: str) -> Vectors:
-    record = tables.read_record(folder)
-    if record is None:
-        raise SchemaError(f"input {name}: {folder.url} is no finished table; finish it with `clipray run`")
+    record = tables.finished(folder, f"input {name}")
     vectors = [n for n, kind in record.columns.items() if kind.startswith("fixed_size_list") and n != "box_xyxy"]
     if column not in vectors:
         raise SchemaError(f"input {name}: no vector column {column!r} in {folder.url}; there are: {', '.join(vectors)}")
@@ -182,13 +180,7 @@ def _open_table(name: str, folder: Folder, column: str) -> Vectors:
 def _open_any(source: Column) -> Vectors:
     urls = expand_parquet(absolute(source.path))
     identity = {"path": absolute(source.path), "column": source.column, "id": source.id}
-    files = []
-    for url in urls:
-        fs, path = filesystem(url)
-        info = fs.info(path)
-        changed = next((str(info[key]) for key in ("ETag", "mtime", "LastModified", "updated") if info.get(key)), "")
-        files.append((url, info.get("size"), changed))
-    return _opened(source.path, source.column, (source.id,), urls, identity, files, {})
+    return _opened(source.path, source.column, (source.id,), urls, identity, signs(urls), {})
 
 
 def _opened(
@@ -218,9 +210,9 @@ def _opened(
     return Vectors(name, column, ids, width, tuple(pieces), first, identity, digest, provenance, signs)
 
 
-def digest_of(files: Sequence[Any]) -> str:
-    """SHA-256 (16 hex digits) of the list of a column's files: names, rows and bytes."""
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+def digest_of(values: Any) -> str:
+    """First 16 hex digits of the SHA-256 of plain values, such as names, rows and bytes of files."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def _width(name: str, url: str, field: pa.Field, rows: int) -> int:

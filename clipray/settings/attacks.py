@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clipray.settings.base import TABLE_NAME, Settings, refuse_taken
+from clipray.settings.base import TABLE_NAME, Reference, Settings, refuse_taken
 from clipray.settings.labels import Classes, Style, distinct
 from clipray.settings.pictures import Pictures
 
@@ -56,8 +56,8 @@ class Attack(Pictures):
     """
 
     name: str = Field("attacks", pattern=TABLE_NAME)
-    classes: str | list[str] | Classes
-    style: str | Style = "template"
+    classes: Annotated[str | list[str] | Classes, Reference]
+    style: Annotated[str | Style, Reference] = "template"
     word: Literal["wrong", "own"] = "wrong"
     lettering: Lettering = Field(default_factory=Lettering)
     seed: Annotated[int, Field(ge=0)] = 0

@@ -1,7 +1,7 @@
 """What all settings share: frozen, typed, validated once, at the door.
 
 A field marked `Execution` changes how fast or how patiently a step runs, never which values it writes for a row,
-so it is no part of a table's fingerprint.
+so it is no part of a table's fingerprint. Nor is one marked `Reference`, which names an input: there stands what made that.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-Execution = "execution"
-"""Marker in a field's `Annotated` metadata; see the module's docstring."""
+Execution, Reference = "execution", "reference"
+"""Markers in a field's `Annotated` metadata; see the module's docstring."""
 
 TABLE_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -22,8 +22,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide what is written: everything but `Execution` fields, as plain JSON values."""
-        skip = {name for name, field in type(self).model_fields.items() if Execution in field.metadata}
+        """The settings that decide what is written: all but `Execution` and `Reference` fields, as plain JSON values."""
+        fields = type(self).model_fields
+        skip = {name for name, field in fields.items() if Execution in field.metadata or Reference in field.metadata}
         return self.model_dump(mode="json", exclude=skip)
 
 
@@ -33,6 +34,9 @@ class StepSettings(Settings):
     needs_model: ClassVar[bool] = False
 
     name: str = Field(pattern=TABLE_NAME)
+
+    def identity(self) -> dict[str, Any]:
+        return {key: value for key, value in super().identity().items() if key != "name"}
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -55,7 +59,7 @@ class Encoding(StepSettings):
 
     needs_model: ClassVar[bool] = True
 
-    manifest: Annotated[str | list[str], Execution]
+    manifest: Annotated[str | list[str], Reference]
     keep: list[str] = Field(default_factory=list)
     max_reject_rate: Annotated[float, Execution, Field(ge=0, le=1)] = 0.01
     # How it runs.

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clipray.settings.base import TABLE_NAME, Execution, Settings, StepSettings
+from clipray.settings.base import TABLE_NAME, Execution, Reference, Settings, StepSettings
 from clipray.settings.vectors import Column, table_of
 
 TEMPLATE_SETS = ("photo", "openai")
@@ -92,9 +92,9 @@ class Label(StepSettings):
     needs_model: ClassVar[bool] = True
 
     name: str = Field("labels", pattern=TABLE_NAME)
-    input: str | Column
-    classes: str | list[str] | Classes
-    styles: list[str] | dict[str, Style] | None = None
+    input: Annotated[str | Column, Reference]
+    classes: Annotated[str | list[str] | Classes, Reference]
+    styles: Annotated[list[str] | dict[str, Style] | None, Reference] = None
     top: Annotated[int, Field(ge=1, le=1000)] = 5
     multi_label: MultiLabel | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -176,9 +176,9 @@ class EvaluateLabels(StepSettings):
     """
 
     name: str = Field("label_figures", pattern=TABLE_NAME)
-    labels: str | None = None
-    truth: str | Column | None = None
-    sets: dict[str, LabelSet] | None = Field(None, min_length=1)
+    labels: Annotated[str | None, Reference] = None
+    truth: Annotated[str | Column | None, Reference] = None
+    sets: Annotated[dict[str, LabelSet] | None, Reference] = Field(None, min_length=1)
     by: str | None = None
     baseline: str | None = None
     bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 1_000
@@ -220,8 +220,8 @@ class Probe(StepSettings):
     """
 
     name: str = Field("probe", pattern=TABLE_NAME)
-    input: str | Column
-    truth: str | Column | None = None
+    input: Annotated[str | Column, Reference]
+    truth: Annotated[str | Column | None, Reference] = None
     split: str | None = None
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -229,7 +229,7 @@ class Probe(StepSettings):
     max_iterations: Annotated[int, Field(ge=1)] = 1_000
     max_rows: Annotated[int, Field(ge=10)] = 200_000
     random_state: Annotated[int, Field(ge=0)] = 0
-    fit: str | None = None
+    fit: Annotated[str | None, Reference] = None
     top: Annotated[int, Field(ge=1, le=1000)] = 5
     rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clipray.settings.base import TABLE_NAME, StepSettings
+from clipray.settings.base import TABLE_NAME, Reference, StepSettings
 from clipray.settings.vectors import Column, table_of
 
 Distance = Literal["cosine", "l2"]
@@ -24,12 +24,12 @@ class EvaluateRetrieval(StepSettings):
     """
 
     name: str = Field("retrieval", pattern=TABLE_NAME)
-    input: str | Column | None = None
-    queries: str | Column | None = None
-    neighbours: str | None = None
-    ground_truth: str
-    query_id: str | None = None
-    answer_id: str = "image_id"
+    input: Annotated[str | Column | None, Reference] = None
+    queries: Annotated[str | Column | None, Reference] = None
+    neighbours: Annotated[str | None, Reference] = None
+    ground_truth: Annotated[str, Reference]
+    query_id: Annotated[str | None, Reference] = None
+    answer_id: Annotated[str, Reference] = "image_id"
     distances: list[Distance] = Field(["cosine", "l2"], min_length=1)
 
     @field_validator("distances")

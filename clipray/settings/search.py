@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from clipray.settings.base import TABLE_NAME, Count, Execution, StepSettings
+from clipray.settings.base import TABLE_NAME, Count, Execution, Reference, StepSettings
 from clipray.settings.vectors import Column, table_of
 
 
@@ -21,7 +21,7 @@ class Index(StepSettings):
     """
 
     name: str = Field("index", pattern=TABLE_NAME)
-    input: str | Column
+    input: Annotated[str | Column, Reference]
     type: str = "auto"
     metric: Literal["cosine", "l2", "dot"] = "cosine"
     recall: Annotated[float, Field(gt=0, le=1)] = 0.95
@@ -48,13 +48,13 @@ class Search(StepSettings):
     """
 
     name: str = Field("neighbours", pattern=TABLE_NAME)
-    index: str
-    queries: str | Column
+    index: Annotated[str, Reference]
+    queries: Annotated[str | Column, Reference]
     top: Count = 10
     leave_out_self: bool = False
     expand: Annotated[int, Field(ge=0)] = 0
     alpha: Annotated[float, Field(ge=0)] = 3.0
-    rerank: str | None = None
+    rerank: Annotated[str | None, Reference] = None
     rerank_top: Count = 100
     rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
 

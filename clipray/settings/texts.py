@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from clipray.settings.base import TABLE_NAME, Embedding, Encoding, Execution, refuse_taken
+from clipray.settings.base import TABLE_NAME, Embedding, Encoding, Execution, Reference, refuse_taken
 from clipray.settings.vectors import Column, table_of
 
 TEXT_COLUMNS = ("text_id", "text", "truncated", "embedding", "image_id", "stage", "reason", "message")
@@ -42,7 +42,7 @@ class ScoreCaptions(Encoding):
     """
 
     name: str = Field("caption_scores", pattern=TABLE_NAME)
-    input: str | Column
+    input: Annotated[str | Column, Reference]
     prefix: str = "A photo depicts "
     rows_per_block: Annotated[int, Execution, Field(ge=1)] = 1_024
     rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from clipray.settings.base import TABLE_NAME, Count, Execution, Settings, StepSettings
+from clipray.settings.base import TABLE_NAME, Count, Execution, Reference, Settings, StepSettings
 
 
 class Column(Settings):
@@ -30,14 +30,14 @@ class Reduce(StepSettings):
     """
 
     name: str = Field("reduced", pattern=TABLE_NAME)
-    input: str | Column
+    input: Annotated[str | Column, Reference]
     components: Annotated[int, Field(ge=1)] | None = None
     explained_variance: Annotated[float, Field(gt=0, le=1)] | None = None
     whiten: bool = False
     epsilon: Annotated[float, Field(ge=0, le=1)] = 1e-5
     shrinkage: Annotated[float, Field(ge=0, le=1)] = 0.0
     normalize: Literal["none", "before", "after", "both"] = "none"
-    fit: str | None = None
+    fit: Annotated[str | None, Reference] = None
     vector_type: Literal["float32", "float16"] = "float32"
     rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
 
@@ -76,7 +76,7 @@ class Cluster(StepSettings):
     """
 
     name: str = Field("clusters", pattern=TABLE_NAME)
-    input: str | Column
+    input: Annotated[str | Column, Reference]
     clusters: Annotated[int, Field(ge=1)]
     max_iterations: Annotated[int, Field(ge=1)] = 100
     tolerance: Annotated[float, Field(ge=0)] = 1e-4
@@ -121,8 +121,8 @@ class Deduplicate(StepSettings):
     """
 
     name: str = Field("duplicates", pattern=TABLE_NAME)
-    input: str | Column
-    clusters: str
+    input: Annotated[str | Column, Reference]
+    clusters: Annotated[str, Reference]
     similarity: Annotated[float, Field(gt=0, le=1)] = 0.95
     keep: Literal["farthest", "nearest", "first"] = "farthest"
     rows_per_block: Annotated[int, Execution, Field(ge=1)] = 32_768

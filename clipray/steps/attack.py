@@ -52,8 +52,7 @@ class AttackStep(EncodeStep[Attack]):
 
     @property
     def identity(self) -> dict[str, Any]:
-        own = {key: value for key, value in super().identity.items() if key != "style"}
-        return {**own, "classes": self.said.identity}
+        return {**super().identity, "classes": self.said.identity}
 
     @property
     def schema(self) -> pa.Schema:

@@ -11,63 +11,31 @@ import io
 import json
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from clipray import __version__, tables
+from clipray import tables
 from clipray.analysis.kmeans import KMeans, kmeans
 from clipray.analysis.mini_batch import mini_batch_kmeans
 from clipray.errors import ClipRayError, SchemaError
-from clipray.job import fingerprint
 from clipray.settings import Cluster
 from clipray.steps.cluster_figures import cluster_metrics
-from clipray.steps.metrics import write_metrics
-from clipray.steps.step import STARTED, Given, Run, State, Ticker, refuse_stale, standing
+from clipray.steps.step import STARTED, Given, Run, Ticker
+from clipray.steps.table_step import VectorStep
 from clipray.storage import Folder
-from clipray.vectors import Vectors, open_vectors
+from clipray.vectors import open_vectors
 
 CHECKPOINT = "_checkpoint.npz"
 CENTROIDS = "part-000000.parquet"
 
 
 @dataclass(frozen=True)
-class ClusterStep:
-    """A `Step`; see `Step`."""
+class ClusterStep(VectorStep[Cluster]):
+    """A `Step`; see `VectorStep`. Beside its table lie the centroids."""
 
-    settings: Cluster
-    output: Folder
-    source: Vectors
-
-    @property
-    def name(self) -> str:
-        return self.settings.name
-
-    @property
-    def total(self) -> int:
-        return self.source.n_samples
-
-    @property
-    def table(self) -> Folder:
-        return self.output.sub(self.name)
-
-    @property
-    def centroids(self) -> Folder:
-        return self.output.sub(f"{self.name}_centroids")
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        version = tables.table_schema("clusters")["version"]
-        own = {key: value for key, value in self.settings.identity().items() if key not in ("name", "input")}
-        return {"step": "cluster", "schema_version": version, "input": self.source.identity, **own}
-
-    def inspect(self, *, count: bool = True) -> State:  # noqa: ARG002 - the table is written at once, at the end
-        state = standing(self.table, self.identity, self.source.digest)
-        record = tables.read_record(self.centroids)
-        if state.kind == "finished" and (record is None or not tables.intact(self.centroids, record)):
-            return State("partial")
-        return state
+    kind: ClassVar[str] = "clusters"
 
     def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
         source, settings = self.source, self.settings
@@ -79,20 +47,18 @@ class ClusterStep:
             f"{self.name}: {source.n_samples} vectors of {source.n_features} from {source.name}, {held}, {settings.clusters} clusters"
         ]
 
-    def run(self, run: Run) -> tables.Record:
+    def make(self, run: Run, began: float) -> tables.Record:
         """Iterate from the last checkpoint, assign, commit.
 
         Raises:
-            StaleTableError: the table was made with other settings.
             SchemaError, JobError: vectors that cannot be clustered: not finite, fewer distinct ones than clusters.
         """
         from clipray.engine.shards import Holding, held
 
-        refuse_stale(self.table, self.inspect())
-        began = time.monotonic()
-        run.events.write("step_started", step=self.name, rows=self.total, fingerprint=fingerprint(self.identity))
         cluster, settings = run.cluster(), self.settings
-        self._begin()
+        self._forget_another_input()
+        tables.clear(self.beside)
+        self.begin(keep=False)
         normalize = settings.spherical or settings.normalize == "l2"
         hold = "none" if settings.mini_batch else settings.hold
         with held(self.source, cluster, Holding(normalize, hold, settings.precision), settings.actors) as data:
@@ -102,7 +68,7 @@ class ClusterStep:
             loaded_s = time.monotonic() - began
             state = self._iterate(run, data)
             iterations_s = time.monotonic() - began - loaded_s
-            made = data.finish(state.centroids, _Writer(self, self._stamp(facts["precision"])), settings.rows_per_file)
+            made = data.finish(state.centroids, _Writer(self, facts["precision"]), settings.rows_per_file)
             sample = data.sample(min(5_000, self.total), settings.random_state)
         figures = {
             "iterations": state.n_iterations,
@@ -113,16 +79,11 @@ class ClusterStep:
         }
         return self._commit(state, made, sample, figures, began)
 
-    def _begin(self) -> None:
-        """Open the tables for writing; what was made of another input goes."""
+    def _forget_another_input(self) -> None:
+        """Remove a checkpoint of other vectors, before the note says that these are begun."""
         before = self.table.read_json(STARTED) or {}
-        for folder in (self.table, self.centroids):
-            for name in [tables.RECORD, *tables.shard_names(folder), *folder.leftovers()]:
-                folder.remove(name)
-        if (before.get("fingerprint"), before.get("digest")) != (fingerprint(self.identity), self.source.digest):
+        if (before.get("fingerprint"), before.get("digest")) != (self.fingerprint, self.digest):
             self.table.remove(CHECKPOINT)
-        mine = {"settings": self.identity, "fingerprint": fingerprint(self.identity), "digest": self.source.digest}
-        self.table.write_json(STARTED, {**mine, "started_at": before.get("started_at", tables.now())})
 
     def _iterate(self, run: Run, data: Any) -> KMeans:
         settings, start = self.settings, _load(self.table)
@@ -154,57 +115,25 @@ class ClusterStep:
     def _commit(
         self, state: KMeans, made: list[Part], sample: np.ndarray, figures: dict[str, Any], began: float
     ) -> tables.Record:
-        stamp = self._stamp(figures["precision"])
-        k, key = len(state.centroids), self.source.ids[-1]
+        key, own = self.source.ids[-1], {"precision": figures["precision"]}
         sizes, inertia = (np.sum([getattr(part, name) for part in made], axis=0) for name in ("sizes", "inertia"))
-        best = _nearest_ids(made)
         schema = tables.arrow_schema("centroids", {self.source.column: self.source.n_features})
-        vectors = tables.vector_array(state.centroids, schema.field(self.source.column).type)
         columns = [
-            pa.array(range(k), pa.int32()),
+            pa.array(range(len(state.centroids)), pa.int32()),
             pa.array(sizes),
             pa.array(inertia),
-            pa.array(best, pa.string()),
-            vectors,
+            pa.array(_nearest_ids(made), pa.string()),
+            tables.vector_array(state.centroids, schema.field(self.source.column).type),
         ]
-        beside = tables.write_shard(self.centroids, CENTROIDS, "centroids", pa.table(columns, schema=schema), stamp)
+        centroids = pa.table(columns, schema=schema)
+        beside = tables.write_shard(self.beside, CENTROIDS, "centroids", centroids, {**self.stamp, **own})
+        metrics = cluster_metrics(self.settings, self.output, self.table, key, state, sizes, inertia, sample)
+        figures = {**figures, **{m.metric: round(m.value, 6) for m in metrics if m.group is None}}
+        self.finish(self.beside, "centroids", schema, [beside], provenance=own)
         shards = [part.shard for part in made]
-        rows = sum(shard.rows for shard in shards)
-        if rows != self.total:
-            raise AssertionError(f"rows in = {self.total}, but {rows} written: this is a defect in clipray")
-        seconds = time.monotonic() - began
-        common: dict[str, Any] = {
-            "fingerprint": fingerprint(self.identity),
-            "inputs": {"rows": rows, "digest": self.source.digest, "input": self.source.name},
-            "settings": self.identity,
-            "provenance": stamp,
-            "finished_at": tables.now(),
-        }
-        measured = cluster_metrics(self.settings, self.output, self.table, key, state, sizes, inertia, sample)
-        write_metrics(self.output, self.name, measured, stamp)
-        figures = {**figures, **{m.metric: round(m.value, 6) for m in measured if m.group is None}}
-        tables.finish(self.centroids, "centroids", schema, [beside], **common)
-        record = tables.finish(
-            self.table, "clusters", self.schema, shards, figures=figures, seconds=round(seconds, 2),
-            rows_per_s=round(rows / max(seconds, 1e-9), 2), **common,
-        )  # fmt: skip
+        record = self.commit(shards, began, figures=figures, metrics=metrics, provenance=own)
         self.table.remove(CHECKPOINT)
         return record
-
-    def _stamp(self, precision: str) -> dict[str, Any]:
-        source = self.source
-        return {
-            "fingerprint": fingerprint(self.identity),
-            "input": {"name": source.name, "digest": source.digest, **source.identity},
-            "space": source.space,
-            "precision": precision,
-            "versions": {"clipray": __version__, "numpy": np.__version__},
-        }
-
-    @property
-    def schema(self) -> pa.Schema:
-        fixed = tables.arrow_schema("clusters")
-        return pa.schema([*self.source.id_fields, *fixed])
 
 
 @dataclass(frozen=True)
@@ -222,12 +151,14 @@ class _Writer:
     """Writes shards where the vectors are."""
 
     step: ClusterStep
-    stamp: dict[str, Any]
+    precision: str
 
     def __call__(self, ids: pa.Table, labels: np.ndarray, squares: np.ndarray, first_row: int) -> Part:
         step, k = self.step, self.step.settings.clusters
         rows = pa.table([*ids.columns, pa.array(labels), pa.array(np.sqrt(squares))], schema=step.schema)
-        shard = tables.write_shard(step.table, f"part-{first_row:012d}.parquet", "clusters", rows, self.stamp)
+        shard = tables.write_shard(
+            step.table, f"part-{first_row:012d}.parquet", "clusters", rows, {**step.stamp, "precision": self.precision}
+        )
         order = np.lexsort((squares, labels))
         firsts = order[np.unique(labels[order], return_index=True)[1]]
         keys = ids[step.source.ids[-1]].take(pa.array(firsts)).to_pylist()

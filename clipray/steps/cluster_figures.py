@@ -10,7 +10,7 @@ from clipray.analysis.kmeans import KMeans
 from clipray.errors import SchemaError
 from clipray.settings import Cluster
 from clipray.steps.metrics import Metric
-from clipray.storage import Folder, absolute
+from clipray.storage import Folder
 
 
 def cluster_metrics(
@@ -59,7 +59,7 @@ def _against_labels(reference: str, output: Folder, table: Folder, key: str) -> 
     from sklearn.metrics.cluster import contingency_matrix
 
     where, _, column = reference.rpartition(".")
-    folder = Folder(absolute(where)) if "/" in where else output.sub(where)
+    folder = output.named(where)
     if not where:
         raise SchemaError(f"labels {reference!r}: expected `table.column`")
     own = pd.concat(

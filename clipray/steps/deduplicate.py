@@ -7,18 +7,16 @@ aside; tasks compare blocks; the driver holds what is linked, and 16 bytes of ea
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from clipray import __version__, tables
+from clipray import tables
 from clipray.analysis import duplicates as dd
 from clipray.errors import SchemaError
-from clipray.job import fingerprint
 from clipray.settings import Deduplicate
 from clipray.steps.by_cluster import (
     CLUSTER,
@@ -33,93 +31,68 @@ from clipray.steps.by_cluster import (
     sorted_names,
     write_sorted,
 )  # fmt: skip
-from clipray.steps.metrics import Metric, write_metrics
-from clipray.steps.parts import begin, count_rows
-from clipray.steps.step import Given, Run, State, Ticker, refuse_stale, standing
-from clipray.storage import Folder, absolute
-from clipray.vectors import Vectors, digest_of, groups, open_vectors
+from clipray.steps.metrics import Metric
+from clipray.steps.parts import count_rows
+from clipray.steps.step import Given, Run, Ticker
+from clipray.steps.table_step import VectorStep
+from clipray.storage import Folder
+from clipray.vectors import digest_of, groups, open_vectors
 
 ASIDE = "_by_cluster"
 FILE = "part-{:06d}.parquet"
 
 
 @dataclass(frozen=True)
-class DeduplicateStep:
-    """A `Step`; see `Step`. `clusters`: the table of clusters, and its record."""
+class DeduplicateStep(VectorStep[Deduplicate]):
+    """A `Step`; see `VectorStep`. clusters, record: the table of clusters."""
 
-    settings: Deduplicate
-    output: Folder
-    source: Vectors
+    kind: ClassVar[str] = "duplicates"
+
     clusters: Folder
     record: tables.Record
-
-    @property
-    def name(self) -> str:
-        return self.settings.name
-
-    @property
-    def total(self) -> int:
-        """Rows that are compared."""
-        return self.source.n_samples
-
-    @property
-    def table(self) -> Folder:
-        return self.output.sub(self.name)
 
     @property
     def aside(self) -> Folder:
         return self.table.sub(ASIDE)
 
     @property
-    def identity(self) -> dict[str, Any]:
-        own = {k: v for k, v in self.settings.identity().items() if k not in ("name", "input", "clusters")}
-        version = tables.table_schema("duplicates")["version"]
-        given = {"input": self.source.identity, "clusters": self.record.fingerprint}
-        return {"step": "deduplicate", "schema_version": version, **given, **own}
-
-    @property
     def digest(self) -> str:
         return digest_of([self.source.digest, self.record.files])
 
     @property
-    def schema(self) -> pa.Schema:
-        return pa.schema([*self.source.id_fields, *tables.arrow_schema("duplicates")])
+    def rests_on(self) -> dict[str, Any]:
+        return {**super().rests_on, "clusters": self.record.fingerprint}
 
     @property
-    def stamp(self) -> dict[str, Any]:
-        source = self.source
-        return {
-            "fingerprint": fingerprint(self.identity),
-            "input": {"name": source.name, "digest": source.digest, **source.identity},
-            "clusters": {"name": self.settings.clusters, "fingerprint": self.record.fingerprint},
-            "versions": {"clipray": __version__, "numpy": np.__version__},
-        }
-
-    def inspect(self, *, count: bool = True) -> State:  # noqa: ARG002 - the table is made as a whole
-        return standing(self.table, self.identity, self.digest)
+    def made(self) -> dict[str, Any]:
+        clusters = {"name": self.settings.clusters, "fingerprint": self.record.fingerprint}
+        return {**super().made, "clusters": clusters}
 
     def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
         source = self.source
         mib = source.n_samples * source.n_features * 4 / 2**20
         return [f"{self.name}: {source.n_samples} vectors of {source.name}, {mib:.1f} MiB of them aside while it runs"]
 
-    def run(self, run: Run) -> tables.Record:
+    def make(self, run: Run, began: float) -> tables.Record:
         """Sort by cluster, compare, choose, commit.
 
         Raises:
-            StaleTableError: the table was made with other settings.
             SchemaError: rows that are in no cluster, vectors that are not finite.
         """
-        refuse_stale(self.table, self.inspect())
-        began = time.monotonic()
-        run.events.write("step_started", step=self.name, rows=self.total, fingerprint=fingerprint(self.identity))
-        begin(self, self.digest)
-        for name in tables.shard_names(self.table):
-            self.table.remove(name)
+        self.begin(keep=False)
         with self._put_aside(run) as buckets:
             found = self._linked(run, buckets)
-            shards = self._chosen(run, buckets, found)
-        return self._commit(shards, time.monotonic() - began)
+            made = self._chosen(run, buckets, found)
+        shards = [shard for shard, _, _ in made]
+        rows, n_groups = sum(shard.rows for shard in shards), sum(n for _, n, _ in made)
+        figures = {
+            "duplicates": rows - n_groups,
+            "duplicate_rate": round((rows - n_groups) / self.total, 6),
+            "groups": n_groups,
+            "largest_group": max(n for _, _, n in made),
+        }
+        metrics = [Metric(name, value, n=self.total) for name, value in figures.items()]
+        return self.commit(shards, began, figures=figures, metrics=metrics, row_for_row=False)
 
     @contextlib.contextmanager
     def _put_aside(self, run: Run) -> Iterator[list[Bucket]]:
@@ -170,23 +143,6 @@ class DeduplicateStep:
         ticker = Ticker(run, self.name, self.total, "choosing what to keep")
         done = np.cumsum([len(item[2]) for item in items])
         return list(map_tasks(_choose, items, run.cluster().cpus, lambda n: ticker.at(0, int(done[n - 1]) if n else 0)))
-
-    def _commit(self, made: list[tuple[tables.Shard, int, int]], seconds: float) -> tables.Record:
-        shards, rows = [shard for shard, _, _ in made], sum(shard.rows for shard, _, _ in made)
-        n_groups, largest = sum(n for _, n, _ in made), max(n for _, _, n in made)
-        figures = {
-            "duplicates": rows - n_groups,
-            "duplicate_rate": round((rows - n_groups) / self.total, 6),
-            "groups": n_groups,
-            "largest_group": largest,
-        }
-        write_metrics(self.output, self.name, [Metric(k, v, n=self.total) for k, v in figures.items()], self.stamp)
-        return tables.finish(
-            self.table, "duplicates", self.schema, shards, figures=figures, fingerprint=fingerprint(self.identity),
-            inputs={"rows": self.total, "digest": self.digest, "input": self.source.name}, settings=self.identity,
-            provenance=self.stamp, finished_at=tables.now(), seconds=round(seconds, 2),
-            rows_per_s=round(self.total / max(seconds, 1e-9), 2),
-        )  # fmt: skip
 
 
 def _compare(item: tuple[DeduplicateStep, Bucket, int]) -> dd.Links:
@@ -268,12 +224,8 @@ def prepare(settings: Deduplicate, given: Given) -> DeduplicateStep:
         JobError, SchemaError, ManifestError: one of them is not there, or is no table of clusters of such rows.
     """
     source = open_vectors(settings.input, given.output)
-    folder = Folder(absolute(settings.clusters)) if "/" in settings.clusters else given.output.sub(settings.clusters)
-    record = tables.read_record(folder)
-    if record is None:
-        raise SchemaError(
-            f"clusters {settings.clusters}: {folder.url} is no finished table; finish it with `clipray run`"
-        )
+    folder = given.output.named(settings.clusters)
+    record = tables.finished(folder, f"clusters {settings.clusters}")
     if record.table != "clusters":
         raise SchemaError(f"clusters {settings.clusters}: expected a table of clusters, found one of {record.table}")
     if source.ids[-1] not in record.columns:

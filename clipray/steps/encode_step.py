@@ -108,13 +108,12 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
     @property
     def identity(self) -> dict[str, Any]:
         """All that decides the values of a row."""
-        own = {key: value for key, value in self.settings.identity().items() if key != "name"}
-        own["keep"] = list(self.keep)
         return {
             "step": step_kind(self.settings),
             "schema_version": tables.table_schema(self.manifest.kind.table)["version"],
             "model": {**self.model.identity(), "precision": self.precision},
-            **own,
+            **self.settings.identity(),
+            "keep": list(self.keep),
         }
 
     @property

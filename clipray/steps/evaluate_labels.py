@@ -7,42 +7,42 @@ for each style. Figures and their intervals come from counts.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from clipray import __version__, plots, tables
+from clipray import plots, tables
 from clipray.analysis import label_figures as lf
 from clipray.errors import JobError
-from clipray.job import fingerprint
-from clipray.labelled import Labelled, digest_of, mark_of, read_labelled
+from clipray.labelled import Labelled, mark_of, read_labelled
 from clipray.settings import EvaluateLabels
 from clipray.steps.label_tally import UNLABELLED, Entry, LabelTable, open_labels, tally
-from clipray.steps.metrics import Metric, write_metrics
-from clipray.steps.step import STARTED, Given, Run, State, Ticker, refuse_stale, standing
-from clipray.storage import Folder
+from clipray.steps.metrics import Metric
+from clipray.steps.step import Given, Run, Ticker
+from clipray.steps.table_step import TableStep
+from clipray.vectors import digest_of
 
 FILE = "part-000000.parquet"
 DRAWN_CLASSES = 1_000  # of a confusion matrix, at most
 
 
 @dataclass(frozen=True)
-class EvaluateLabelsStep:
-    """A `Step`; see `Step`. `opened`: the tables of labels, by what the job calls them."""
+class EvaluateLabelsStep(TableStep[EvaluateLabels]):
+    """A `Step`; see `TableStep`. Beside its table lies the confusion.
 
-    settings: EvaluateLabels
-    output: Folder
+    Attributes:
+        opened: the tables of labels, by what the job calls them.
+        compared: of each data set what made its labels and its truth. files: the digest of all of them.
+    """
+
+    kind: ClassVar[str] = "label_figures"
+
     opened: dict[str, LabelTable]
-    inputs: dict[str, Any]
-    digest: str
-
-    @property
-    def name(self) -> str:
-        return self.settings.name
+    compared: dict[str, Any]
+    files: str
 
     @property
     def total(self) -> int:
@@ -50,53 +50,41 @@ class EvaluateLabelsStep:
         return sum(table.record.rows for table in self.opened.values())
 
     @property
-    def table(self) -> Folder:
-        return self.output.sub(self.name)
+    def digest(self) -> str:
+        return self.files
 
     @property
-    def confusion(self) -> Folder:
-        return self.output.sub(f"{self.name}_confusion")
+    def rests_on(self) -> dict[str, Any]:
+        return {"inputs": self.compared}
 
     @property
-    def identity(self) -> dict[str, Any]:
-        own = {
-            key: value
-            for key, value in self.settings.identity().items()
-            if key not in ("name", "labels", "truth", "sets")
-        }
-        version = tables.table_schema("label_figures")["version"]
-        return {"step": "evaluate_labels", "schema_version": version, "inputs": self.inputs, **own}
+    def made(self) -> dict[str, Any]:
+        return self.rests_on
 
-    def inspect(self, *, count: bool = True) -> State:  # noqa: ARG002 - the table is written at once
-        state = standing(self.table, self.identity, self.digest)
-        record = tables.read_record(self.confusion)
-        if state.kind == "finished" and (record is None or not tables.intact(self.confusion, record)):
-            return State("partial")
-        return state
+    @property
+    def inputs(self) -> list[str]:
+        return list(self.opened)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return tables.arrow_schema(self.kind)
 
     def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
         return [f"{self.name}: {self.total} rows of {', '.join(self.opened)}"]
 
-    def run(self, run: Run) -> tables.Record:
+    def make(self, run: Run, began: float) -> tables.Record:
         """Read, count, compare, commit.
 
         Raises:
-            StaleTableError: the table was made with other settings.
             SchemaError: labels and what is known do not fit together.
         """
-        refuse_stale(self.table, self.inspect())
-        began = time.monotonic()
-        run.events.write("step_started", step=self.name, rows=self.total, fingerprint=fingerprint(self.identity))
         entries, baselines = self._tallied(Ticker(run, self.name, self.total, "counting"))
         rows = [
             row for entry in entries for row in self._rows(entry, _baseline(self.settings, entry, entries, baselines))
         ]
-        for folder in (self.table, self.confusion):
-            for name in [tables.RECORD, *tables.shard_names(folder), *folder.leftovers()]:
-                folder.remove(name)
-        mine = {"settings": self.identity, "fingerprint": fingerprint(self.identity), "digest": self.digest}
-        self.table.write_json(STARTED, {**mine, "started_at": tables.now()})
-        return self._commit(entries, rows, time.monotonic() - began)
+        tables.clear(self.beside)
+        self.begin(keep=False)
+        return self._commit(entries, rows, began)
 
     def _tallied(self, ticker: Ticker) -> tuple[list[Entry], dict[str, list[Entry]]]:
         """All styles of all data sets, and those of the tables that a data set is compared with."""
@@ -157,38 +145,24 @@ class EvaluateLabelsStep:
             if name not in tops
         }
 
-    def _commit(self, entries: list[Entry], rows: list[dict[str, Any]], seconds: float) -> tables.Record:
-        mark = fingerprint(self.identity)
-        stamp = {
-            "fingerprint": mark,
-            "inputs": self.inputs,
-            "versions": {"clipray": __version__, "numpy": np.__version__},
-        }
-        found = [Metric(row["metric"], row["value"], f"{row['data_set']}/{row['style']}", row["n"]) for row in rows]
-        write_metrics(self.output, self.name, found, stamp)
-        common: dict[str, Any] = {
-            "fingerprint": mark, "inputs": {"rows": self.total, "digest": self.digest, "labels": list(self.opened)},
-            "settings": self.identity, "provenance": stamp, "finished_at": tables.now(),
-        }  # fmt: skip
+    def _commit(self, entries: list[Entry], rows: list[dict[str, Any]], began: float) -> tables.Record:
         pairs = [(e.data_set, e.style, *row) for e in entries for row in e.pairs_rows()]
         schema = tables.arrow_schema("confusion")
         columns = [pa.array(column, field.type) for column, field in zip(zip(*pairs, strict=True), schema, strict=True)]
-        beside = tables.write_shard(self.confusion, FILE, "confusion", pa.table(columns, schema=schema), stamp)
+        beside = tables.write_shard(self.beside, FILE, "confusion", pa.table(columns, schema=schema), self.stamp)
         for entry in entries:
             self._draw(entry)
-        tables.finish(self.confusion, "confusion", schema, [beside], **common)
-        schema = tables.arrow_schema("label_figures")
-        own = tables.write_shard(self.table, FILE, "label_figures", pa.Table.from_pylist(rows, schema=schema), stamp)
+        self.finish(self.beside, "confusion", schema, [beside])
+        data = pa.Table.from_pylist(rows, schema=self.schema)
+        own = tables.write_shard(self.table, FILE, self.kind, data, self.stamp)
         unlabelled = {
             f"{e.data_set}/{e.style}": int(((e.ranks == UNLABELLED) & (e.truth.group_codes == e.group)).sum())
             for e in entries
         }
-        figures = {"top1": {f"{r['data_set']}/{r['style']}": round(r["value"], 6) for r in rows if r["metric"] == "top1"},
-                   "known_but_not_labelled": unlabelled}  # fmt: skip
-        return tables.finish(
-            self.table, "label_figures", schema, [own], figures=figures, seconds=round(seconds, 2),
-            rows_per_s=round(self.total / max(seconds, 1e-9), 2), **common,
-        )  # fmt: skip
+        top1 = {f"{r['data_set']}/{r['style']}": round(r["value"], 6) for r in rows if r["metric"] == "top1"}
+        figures = {"top1": top1, "known_but_not_labelled": unlabelled}
+        metrics = [Metric(row["metric"], row["value"], f"{row['data_set']}/{row['style']}", row["n"]) for row in rows]
+        return self.commit([own], began, figures=figures, metrics=metrics, row_for_row=False)
 
     def _draw(self, entry: Entry) -> None:
         """The confusion matrix as a picture, beside its table."""
@@ -201,7 +175,7 @@ class EvaluateLabelsStep:
                 counts[number[known], number[given]] = n
         title = f"{entry.data_set}, {entry.style}: {lf.figures(entry.state)['top1']:.1%} of {entry.state.n} right"
         name = re.sub(r"[^\w.-]+", "_", f"{entry.data_set}-{entry.style}")
-        self.confusion.write(f"{name}.png", plots.confusion(counts, classes, title=title))
+        self.beside.write(f"{name}.png", plots.confusion(counts, classes, title=title))
 
 
 def _baseline(

@@ -6,28 +6,24 @@ truth and the vectors that it names.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from clipray import __version__, tables
+from clipray import tables
 from clipray.analysis import retrieval as rt
 from clipray.errors import SchemaError
-from clipray.job import fingerprint
-from clipray.labelled import digest_of
 from clipray.relevance import GroundTruth, Source, open_relevance, read_relevance
 from clipray.settings import EvaluateRetrieval
-from clipray.steps.metrics import Metric, write_metrics
-from clipray.steps.parts import begin
+from clipray.steps.metrics import Metric
 from clipray.steps.retrieval_lists import NOT_FOUND, Lists, negatives_listed, open_lists
 from clipray.steps.retrieval_ranks import negatives_before
-from clipray.steps.step import Given, Run, State, refuse_stale, standing
-from clipray.storage import Folder
-from clipray.vectors import Vectors, comparable, open_vectors
+from clipray.steps.step import Given, Run
+from clipray.steps.table_step import TableStep
+from clipray.vectors import Vectors, comparable, digest_of, open_vectors
 
 FILE = "part-000000.parquet"
 GIVEN = "given"  # the distance of a list that the job gives
@@ -35,18 +31,14 @@ Row = tuple[dict[str, Any], rt.QueryFigures]
 
 
 @dataclass(frozen=True)
-class EvaluateRetrievalStep:
-    """A `Step`; see `Step`. `ranked`: what is ranked, or lists that are; `queries`: another column of theirs."""
+class EvaluateRetrievalStep(TableStep[EvaluateRetrieval]):
+    """A `Step`; see `TableStep`. `ranked`: what is ranked, or lists that are; `queries`: another column of theirs."""
 
-    settings: EvaluateRetrieval
-    output: Folder
+    kind: ClassVar[str] = "retrieval"
+
     ranked: Vectors | Lists
     queries: Vectors | None
     relevance: Source
-
-    @property
-    def name(self) -> str:
-        return self.settings.name
 
     @property
     def total(self) -> int:
@@ -54,19 +46,25 @@ class EvaluateRetrievalStep:
         return self.ranked.n_samples if isinstance(self.ranked, Vectors) else self.ranked.record.rows
 
     @property
-    def table(self) -> Folder:
-        return self.output.sub(self.name)
-
-    @property
-    def identity(self) -> dict[str, Any]:
+    def rests_on(self) -> dict[str, Any]:
         given: dict[str, Any] = {"ground_truth": self.relevance.identity}
         if isinstance(self.ranked, Lists):
-            given["neighbours"] = self.ranked.record.fingerprint
-        else:
-            given |= {"input": self.ranked.identity, "distances": self.settings.distances}
-            given["queries"] = self.queries.identity if self.queries else None
-        version = tables.table_schema("retrieval")["version"]
-        return {"step": "evaluate_retrieval", "schema_version": version, **given}
+            return {**given, "neighbours": self.ranked.record.fingerprint}
+        queries = self.queries.identity if self.queries else None
+        return {**given, "input": self.ranked.identity, "queries": queries}
+
+    @property
+    def made(self) -> dict[str, Any]:
+        inputs = {"name": self.ranked.name, "ground_truth": self.relevance.identity, "digest": self.digest}
+        return {"inputs": inputs}
+
+    @property
+    def inputs(self) -> str:
+        return self.ranked.name
+
+    @property
+    def schema(self) -> pa.Schema:
+        return tables.arrow_schema(self.kind)
 
     @property
     def digest(self) -> str:
@@ -74,23 +72,16 @@ class EvaluateRetrievalStep:
         made = ranked.record.files if isinstance(ranked, Lists) else ranked.digest
         return digest_of([made, self.queries.digest if self.queries else None, self.relevance.digest])
 
-    def inspect(self, *, count: bool = True) -> State:  # noqa: ARG002 - the table is written at once
-        return standing(self.table, self.identity, self.digest)
-
     def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
         what = "entries of" if isinstance(self.ranked, Lists) else "rows ranked of"
         return [f"{self.name}: {self.total} {what} {self.ranked.name}, by {self.relevance.path}"]
 
-    def run(self, run: Run) -> tables.Record:
+    def make(self, run: Run, began: float) -> tables.Record:
         """Count, measure, commit.
 
         Raises:
-            StaleTableError: the table was made with other settings.
             SchemaError: ids of the ground truth that are not there; vectors that cannot be ranked.
         """
-        refuse_stale(self.table, self.inspect())
-        began = time.monotonic()
-        run.events.write("step_started", step=self.name, rows=self.total, fingerprint=fingerprint(self.identity))
         truth = read_relevance(self.relevance)
         if self.queries is None:
             truth = truth.without_own()
@@ -101,27 +92,17 @@ class EvaluateRetrievalStep:
         else:
             before = negatives_before(self.ranked, self.queries, truth, self.settings.distances, run, self.name)
         rows = [row for distance, counts in before.items() for row in _figures(truth, distance, counts)]
-        begin(self, self.digest)
-        return self._commit(truth, rows, time.monotonic() - began)
+        self.begin(keep=False)
+        return self._commit(truth, rows, began)
 
-    def _commit(self, truth: GroundTruth, rows: list[Row], seconds: float) -> tables.Record:
-        mark = fingerprint(self.identity)
-        stamp = {
-            "fingerprint": mark,
-            "inputs": {"name": self.ranked.name, "ground_truth": self.relevance.identity, "digest": self.digest},
-            "versions": {"clipray": __version__, "numpy": np.__version__},
-        }
-        found, measured = _means(truth, rows), []
+    def _commit(self, truth: GroundTruth, rows: list[Row], began: float) -> tables.Record:
+        found, metrics = _means(truth, rows), []
         for (protocol, distance), values in found.items():
             n = sum(row["protocol"] == protocol and row["distance"] == distance for row, _ in rows)
             group = protocol if distance == GIVEN else f"{protocol}/{distance}"
-            measured += [Metric(name, value, group, n) for name, value in values.items()]
-        write_metrics(self.output, self.name, measured, stamp)
-        schema = tables.arrow_schema("retrieval")
-        data = pa.Table.from_pylist([row for row, _ in rows], schema=schema)
-        for name in tables.shard_names(self.table):
-            self.table.remove(name)
-        shard = tables.write_shard(self.table, FILE, "retrieval", data, stamp)
+            metrics += [Metric(name, value, group, n) for name, value in values.items()]
+        data = pa.Table.from_pylist([row for row, _ in rows], schema=self.schema)
+        shard = tables.write_shard(self.table, FILE, self.kind, data, self.stamp)
         left_out = {
             protocol: len(truth.queries) - len(np.unique(truth.query[np.isin(truth.relation, wanted)]))
             for protocol, wanted in truth.protocols.items()
@@ -131,12 +112,7 @@ class EvaluateRetrievalStep:
             "queries_without_positives": left_out,
             **{m: {f"{p}/{d}": round(f[m], 6) for (p, d), f in found.items()} for m in ("mAP", "mP@10", "recall@5")},
         }
-        return tables.finish(
-            self.table, "retrieval", schema, [shard], figures=figures, fingerprint=mark,
-            inputs={"rows": self.total, "digest": self.digest, "input": self.ranked.name}, settings=self.identity,
-            provenance=stamp, finished_at=tables.now(), seconds=round(seconds, 2),
-            rows_per_s=round(self.total / max(seconds, 1e-9), 2),
-        )  # fmt: skip
+        return self.commit([shard], began, figures=figures, metrics=metrics, row_for_row=False)
 
 
 def _figures(truth: GroundTruth, distance: str, before: np.ndarray) -> Iterator[Row]:

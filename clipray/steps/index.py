@@ -7,58 +7,41 @@ it as it was. New files of the input are added to the index that is there, as lo
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from clipray import __version__, tables
+from clipray import tables
 from clipray.analysis.vector_index import choose_type, empty_index, mergeable, training_rows
 from clipray.errors import ClipRayError
-from clipray.job import fingerprint
 from clipray.settings import Index
-from clipray.steps.step import STARTED, Given, Run, State, Ticker, refuse_stale, standing
+from clipray.steps.step import STARTED, Given, Run, State, Ticker
+from clipray.steps.table_step import VectorStep
 from clipray.storage import Folder
-from clipray.vectors import Piece, Vectors, groups, open_vectors
+from clipray.vectors import Piece, groups, open_vectors
 
 OUTGROWN = 2  # times the rows that an index was built of: beyond it is built anew
 SHARE = 0.5  # of the memory that Ray's workers may take
 
 
 @dataclass(frozen=True)
-class IndexStep:
-    """A `Step`; see `Step`."""
+class IndexStep(VectorStep[Index]):
+    """A `Step`; see `VectorStep`."""
 
-    settings: Index
-    output: Folder
-    source: Vectors
+    kind: ClassVar[str] = "index"
 
     @property
-    def name(self) -> str:
-        return self.settings.name
-
-    @property
-    def total(self) -> int:
-        return self.source.n_samples
-
-    @property
-    def table(self) -> Folder:
-        return self.output.sub(self.name)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        version = tables.table_schema("index")["version"]
-        own = {key: value for key, value in self.settings.identity().items() if key not in ("name", "input")}
-        return {"step": "index", "schema_version": version, "input": self.source.identity, **own}
+    def made(self) -> dict[str, Any]:
+        return {**super().made, "metric": self.settings.metric}
 
     @property
     def schema(self) -> pa.Schema:
         return pa.schema([*tables.arrow_schema("index"), *self.source.id_fields])
 
-    def inspect(self, *, count: bool = True) -> State:  # noqa: ARG002 - an index is there or not
-        state = standing(self.table, self.identity, self.source.digest)
+    def inspect(self, *, count: bool = True) -> State:
+        state = super().inspect(count=count)
         record = tables.read_record(self.table)
         if state.kind == "finished" and record is not None and not has_index(self.table, record):
             return State("partial")
@@ -69,18 +52,14 @@ class IndexStep:
         kind = self._type(cluster.memory_bytes)[0]
         return [f"{self.name}: {kind} of {source.n_samples} vectors of {source.n_features} from {source.name}"]
 
-    def run(self, run: Run) -> tables.Record:
+    def make(self, run: Run, began: float) -> tables.Record:
         """Build or extend, commit, and remove what is not used any more.
 
         Raises:
-            StaleTableError: the index was made with other settings.
             SchemaError, JobError: vectors that are not finite; too few for the type.
         """
         from clipray.engine.index_build import Order, build
 
-        refuse_stale(self.table, self.inspect())
-        began = time.monotonic()
-        run.events.write("step_started", step=self.name, rows=self.total, fingerprint=fingerprint(self.identity))
         self._write_started()
         cluster, before = run.cluster(), self._extendable()
         kind, on_disk = self._type(cluster.memory_bytes)
@@ -94,7 +73,7 @@ class IndexStep:
         )  # fmt: skip
         ticker = Ticker(run, self.name, self.total, f"building {kind}")
         try:
-            figures, shards = build(order, _WriteIds(self, build_id, self._stamp), cluster, lambda n: ticker.at(n, 0))
+            figures, shards = build(order, _WriteIds(self, build_id), cluster, lambda n: ticker.at(n, 0))
         except ClipRayError as error:
             raise type(error)(f"{self.name}: {error}") from error
         if figures.get("recall@10", 1.0) < self.settings.recall:
@@ -102,11 +81,11 @@ class IndexStep:
                 f"{self.name}: recall@10 is {figures['recall@10']:.3f}, below the wanted {self.settings.recall}, with the "
                 f"greatest effort that {kind} has; another `type` finds more"
             )
-        return self._commit(order.name, parts, before, shards, figures, time.monotonic() - began)
+        return self._commit(order.name, parts, before, shards, figures, began)
 
     def _write_started(self) -> None:
         started = self.table.read_json(STARTED) or {}
-        facts = {"settings": self.identity, "fingerprint": fingerprint(self.identity), "digest": self.source.digest}
+        facts = {"settings": self.identity, "fingerprint": self.fingerprint, "digest": self.digest}
         self.table.write_json(STARTED, {**facts, "started_at": started.get("started_at", tables.now())})
 
     def _type(self, memory_bytes: float) -> tuple[str, bool]:
@@ -140,25 +119,14 @@ class IndexStep:
             start += sum(piece.rows for piece in group)
         return parts
 
-    @property
-    def _stamp(self) -> dict[str, Any]:
-        source = self.source
-        return {
-            "fingerprint": fingerprint(self.identity),
-            "input": {"name": source.name, "digest": source.digest, **source.identity},
-            "space": source.space,
-            "metric": self.settings.metric,
-            "versions": {"clipray": __version__},
-        }
-
     def _commit(
         self, name: str, parts: list[Any], before: tables.Record | None, shards: list[tables.Shard],
-        figures: dict[str, Any], seconds: float,
+        figures: dict[str, Any], began: float,
     ) -> tables.Record:  # fmt: skip
         old = [tables.Shard(**file) for file in before.files] if before else []
         rows = sum(shard.rows for shard in [*old, *shards])
-        if not rows == self.total == figures["vectors"]:
-            raise AssertionError(f"rows in = {self.total}, but {rows} written: this is a defect in clipray")
+        if rows != figures["vectors"]:
+            raise AssertionError(f"{rows} ids, but {figures['vectors']} vectors: this is a defect in clipray")
         sizes = figures.pop("files")
         indexed = {
             "files": self.source.files,
@@ -170,13 +138,15 @@ class IndexStep:
             "lists_file": f"{name}.lists" if f"{name}.lists" in sizes else None,
             "sizes": sizes,
         }
-        record = tables.finish(
-            self.table, "index", self.schema, [*old, *shards], fingerprint=fingerprint(self.identity),
-            inputs={"rows": rows, "digest": self.source.digest, "input": self.source.name}, settings=self.identity,
-            provenance={**self._stamp, **files, "width": self.source.n_features, "model": self.source.provenance.get("model"), "indexed": indexed},
-            figures={"trained_on": before.figures.get("trained_on", 0) if before else 0, **figures, "index_bytes": sum(sizes.values())},
-            seconds=round(seconds, 2), rows_per_s=round(rows / max(seconds, 1e-9), 2), finished_at=tables.now(),
-        )  # fmt: skip
+        made = {
+            **files,
+            "width": self.source.n_features,
+            "model": self.source.provenance.get("model"),
+            "indexed": indexed,
+        }
+        trained_on = before.figures.get("trained_on", 0) if before else 0
+        figures = {"trained_on": trained_on, **figures, "index_bytes": sum(sizes.values())}
+        record = self.commit([*old, *shards], began, figures=figures, provenance=made)
         keep = {tables.RECORD, STARTED, *sizes, *(file["name"] for file in record.files)}
         for file in set(self.table.sizes()) - keep:
             self.table.remove(file)
@@ -189,13 +159,12 @@ class _WriteIds:
 
     step: IndexStep
     build_id: str
-    stamp: dict[str, Any]
 
     def __call__(self, ids: pa.Table, first_id: int) -> tables.Shard:
         numbers = pa.array(np.arange(first_id, first_id + len(ids)))
         rows = pa.table([numbers, *ids.columns], schema=self.step.schema)
         name = f"part-{self.build_id}-{first_id:012d}.parquet"
-        return tables.write_shard(self.step.table, name, "index", rows, self.stamp)
+        return tables.write_shard(self.step.table, name, "index", rows, self.step.stamp)
 
 
 def has_index(folder: Folder, record: tables.Record) -> bool:

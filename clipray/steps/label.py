@@ -7,36 +7,31 @@ every style; a file holds the rows of one part in one style. A kill costs what w
 from __future__ import annotations
 
 import functools
-import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from clipray import __version__, tables
+from clipray import tables
 from clipray.classes import prompt_styles
 from clipray.job import fingerprint
 from clipray.settings import Label
 from clipray.steps.label_classes import Said, read_classes, write_classes
-from clipray.steps.parts import begin, make_parts
-from clipray.steps.step import Given, Run, State, Ticker, refuse_stale, standing
+from clipray.steps.parts import make_parts
+from clipray.steps.step import Given, Run, Ticker
+from clipray.steps.table_step import VectorStep
 from clipray.storage import Folder
 from clipray.vectors import Piece, Vectors, groups, open_vectors, read_finite, read_piece, refuse_another_model, unit
 
 
 @dataclass(frozen=True)
-class LabelStep:
-    """A `Step`; see `Step`."""
+class LabelStep(VectorStep[Label]):
+    """A `Step`; see `VectorStep`. Beside its table lie the classes."""
 
-    settings: Label
-    output: Folder
-    source: Vectors
+    kind: ClassVar[str] = "labels"
+
     said: Said
-
-    @property
-    def name(self) -> str:
-        return self.settings.name
 
     @property
     def total(self) -> int:
@@ -44,92 +39,46 @@ class LabelStep:
         return self.source.n_samples * len(self.said.styles)
 
     @property
-    def table(self) -> Folder:
-        return self.output.sub(self.name)
+    def rests_on(self) -> dict[str, Any]:
+        return {**super().rests_on, "classes": self.said.identity}
 
     @property
-    def classes(self) -> Folder:
-        return self.output.sub(f"{self.name}_classes")
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        version, multi = tables.table_schema("labels")["version"], self.settings.multi_label
-        own = {"top": self.settings.top, "precision": self.settings.precision, "classes": self.said.identity}
-        threshold = {"threshold": multi.threshold} if multi else {}
-        return {"step": "label", "schema_version": version, "input": self.source.identity, **own, **threshold}
-
-    def inspect(self, *, count: bool = True) -> State:  # noqa: ARG002 - whole files are made, none is counted
-        state = standing(self.table, self.identity, self.source.digest)
-        record = tables.read_record(self.classes)
-        if state.kind == "finished" and (record is None or not tables.intact(self.classes, record)):
-            return State("partial")
-        return state
+    def made(self) -> dict[str, Any]:
+        return {**super().made, "classes": fingerprint(self.said.identity)}
 
     def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
         source, styles = self.source, self.said.styles
         said = ", ".join(f"{style.name} ({len(style.labels)} classes)" for style in styles)
         return [f"{self.name}: {source.n_samples} vectors of {source.n_features} from {source.name}, styles: {said}"]
 
-    def run(self, run: Run) -> tables.Record:
+    def make(self, run: Run, began: float) -> tables.Record:
         """Encode the classes unless that is done, label what is missing, commit.
 
         Raises:
-            StaleTableError: the table was made with other settings.
             SchemaError: vectors that are not finite.
             JobError, ModelError: the model cannot label in this way.
         """
-        refuse_stale(self.table, self.inspect())
-        began = time.monotonic()
-        run.events.write("step_started", step=self.name, rows=self.total, fingerprint=fingerprint(self.identity))
-        cpus = run.cluster().cpus
-        begin(self, self.source.digest)
+        self.begin()
         encoding = Ticker(run, self.name, self.total, "encoding classes")
-        classes = write_classes(self.said, self.classes, cpus, lambda _: encoding.at(0, 0))
+        classes = write_classes(self.said, self.beside, run.cluster().cpus, lambda _: encoding.at(0, 0))
         if classes.provenance["prompts_truncated"]:
             run.say(
                 f"{self.name}: {classes.provenance['prompts_truncated']} prompts were longer than the model reads, and cut"
             )
-        shards = self._label(run)
-        return self._commit(shards, time.monotonic() - began)
-
-    @functools.cached_property
-    def _stamp(self) -> dict[str, Any]:
-        source = self.source
-        return {
-            "fingerprint": fingerprint(self.identity),
-            "input": {"name": source.name, "digest": source.digest, **source.identity},
-            "space": source.space,
-            "classes": fingerprint(self.said.identity),
-            "versions": {"clipray": __version__},
-        }
+        figures = {"styles": {style.name: len(style.labels) for style in self.said.styles}}
+        return self.commit(self._label(run), began, figures=figures)
 
     def _label(self, run: Run) -> list[tables.Shard]:
         work = groups(self.source.pieces, self.settings.rows_per_file)
         parts = [(group, [f"part-{n:06d}-{s.name}.parquet" for s in self.said.styles]) for n, group in enumerate(work)]
-        return make_parts(self, parts, self._stamp, label_group, run, "labelling", given=self.of_a_task)
+        return make_parts(self, parts, self.stamp, label_group, run, "labelling", given=self.of_a_task)
 
     @property
     def of_a_task(self) -> Task:
         """What a task must know, and not all that is said of 20,000 classes."""
         how = self.settings.model_copy(update={"classes": "", "styles": None})
-        mark = self._stamp["classes"]
-        return Task(self.source, self.table, self.classes.url, mark, how, self.schema, self._stamp)
-
-    def _commit(self, shards: list[tables.Shard], seconds: float) -> tables.Record:
-        rows = sum(shard.rows for shard in shards)
-        if rows != self.total:
-            raise AssertionError(f"rows in = {self.total}, but {rows} written: this is a defect in clipray")
-        figures = {"styles": {style.name: len(style.labels) for style in self.said.styles}}
-        return tables.finish(
-            self.table, "labels", self.schema, shards, fingerprint=fingerprint(self.identity),
-            inputs={"rows": self.total, "digest": self.source.digest, "input": self.source.name},
-            settings=self.identity, provenance=self._stamp, finished_at=tables.now(), figures=figures,
-            seconds=round(seconds, 2), rows_per_s=round(rows / max(seconds, 1e-9), 2),
-        )  # fmt: skip
-
-    @property
-    def schema(self) -> pa.Schema:
-        return pa.schema([*self.source.id_fields, *tables.arrow_schema("labels")])
+        mark = self.stamp["classes"]
+        return Task(self.source, self.table, self.beside.url, mark, how, self.schema, self.stamp)
 
 
 def prepare(settings: Label, given: Given) -> LabelStep:

@@ -71,8 +71,7 @@ def write_classes(said: Said, folder: Folder, cpus: float, tick: Callable[[int],
     record = tables.read_record(folder)
     if record is not None and record.fingerprint == mark and tables.intact(folder, record):
         return record
-    for name in [tables.RECORD, *tables.shard_names(folder), *folder.leftovers()]:
-        folder.remove(name)
+    tables.clear(folder)
     styles = [*said.styles, *said.negatives()]
     encoded = list(map_tasks(encode_classes, _items(said, styles, cpus), cpus, tick))
     facts = encoded[0].facts

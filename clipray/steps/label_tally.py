@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from clipray import tables
 from clipray.analysis import label_figures as lf
 from clipray.errors import SchemaError
-from clipray.labelled import NONE, Labelled, finished
-from clipray.storage import Folder, absolute
+from clipray.labelled import NONE, Labelled
+from clipray.storage import Folder
 
 UNLABELLED = -1  # in `Entry.ranks`
 
@@ -68,8 +68,8 @@ class Entry:
 
 def open_labels(name: str, output: Folder) -> LabelTable:
     """Raises SchemaError: it is not finished, or no table of labels."""
-    folder = Folder(absolute(name)) if "/" in name else output.sub(name)
-    record = finished(folder, f"labels {name}")
+    folder = output.named(name)
+    record = tables.finished(folder, f"labels {name}")
     if record.table != "labels":
         raise SchemaError(f"labels {name}: expected a table of labels, found one of {record.table}")
     beside = tables.read_table(f"{folder.url}_classes", ["label"])["label"]

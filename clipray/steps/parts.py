@@ -6,22 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clipray import tables
-from clipray.job import fingerprint
-from clipray.steps.step import STARTED, Run, Step, Ticker
-from clipray.vectors import Piece
+from clipray.steps.step import Run, Step, Ticker
+from clipray.vectors import Piece, groups
 
 Part = tuple[list[Piece], list[str]]
 """Neighbouring pieces of the input, and the names of the files that their rows go to."""
 
 
-def begin(step: Step, digest: str) -> None:
-    """Open a step's table for writing. digest: of the rows that come in."""
-    before = step.table.read_json(STARTED) or {}
-    step.table.remove(tables.RECORD)  # from here on the table is not finished
-    for name in list(step.table.leftovers()):
-        step.table.remove(name)
-    mine = {"settings": step.identity, "fingerprint": fingerprint(step.identity), "digest": digest}
-    step.table.write_json(STARTED, {**mine, "started_at": before.get("started_at", tables.now())})
+def numbered(pieces: Sequence[Piece], rows: int) -> list[Part]:
+    """Parts of about so many rows, each with one file."""
+    return [(group, [f"part-{n:06d}.parquet"]) for n, group in enumerate(groups(pieces, rows))]
 
 
 def make_parts(

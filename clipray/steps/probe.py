@@ -7,133 +7,89 @@ coefficients are a table, from which every worker labels its part. A kill costs 
 from __future__ import annotations
 
 import functools
-import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from clipray import __version__, tables
+from clipray import tables
 from clipray.analysis import probe as pb
 from clipray.errors import SchemaError
-from clipray.job import changes, fingerprint
-from clipray.labelled import digest_of, finished, mark_of
+from clipray.labelled import mark_of
 from clipray.settings import Probe
 from clipray.steps.label import labels_table
-from clipray.steps.metrics import Metric, write_metrics
-from clipray.steps.parts import begin, make_parts
+from clipray.steps.metrics import Metric
+from clipray.steps.parts import make_parts, numbered
 from clipray.steps.probe_rows import labelled_rows
-from clipray.steps.step import Given, Run, State, Ticker, refuse_stale, standing
-from clipray.storage import Folder, absolute
-from clipray.vectors import Piece, Vectors, groups, open_vectors, read_finite
+from clipray.steps.step import Given, Run, Ticker
+from clipray.steps.table_step import VectorStep, open_fit, refuse_other_fit
+from clipray.storage import Folder
+from clipray.vectors import Piece, digest_of, open_vectors, read_finite
 
 CLASSES = "part-000000.parquet"
 STYLE = "probe"
 
 
 @dataclass(frozen=True)
-class ProbeStep:
-    """A `Step`; see `Step`.
+class ProbeStep(VectorStep[Probe]):
+    """A `Step`; see `VectorStep`. Beside its table lie the coefficients.
 
     Attributes:
-        truth: what decides the known labels. digest: of the vectors' files and of theirs.
+        truth: what decides the known labels, and the digest of their files.
         fitted: the coefficients to apply, where they are another run's.
     """
 
-    settings: Probe
-    output: Folder
-    source: Vectors
-    truth: dict[str, Any] | None
-    digest: str
-    fitted: Folder | None
+    kind: ClassVar[str] = "labels"
+
+    truth: tuple[dict[str, Any], str] | None
+    fitted: tuple[Folder, tables.Record] | None
 
     @property
-    def name(self) -> str:
-        return self.settings.name
+    def digest(self) -> str:
+        """Of the vectors' files, and of those of the known labels."""
+        return digest_of([self.source.digest, self.truth[1]]) if self.truth else self.source.digest
 
     @property
-    def total(self) -> int:
-        return self.source.n_samples
-
-    @property
-    def table(self) -> Folder:
-        return self.output.sub(self.name)
-
-    @property
-    def classes(self) -> Folder:
-        return self.output.sub(f"{self.name}_classes")
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        version = tables.table_schema("labels")["version"]
-        skip = {"name", "input", "truth", "fit"}
-        own = {key: value for key, value in self.settings.identity().items() if key not in skip}
-        what = {"truth": self.truth} if self.fitted is None else {"fit": finished(self.fitted, "fit").fingerprint}
-        return {"step": "probe", "schema_version": version, "input": self.source.identity, **own, **what}
-
-    def inspect(self, *, count: bool = True) -> State:  # noqa: ARG002 - whole files are made, none is counted
-        state = standing(self.table, self.identity, self.digest)
-        record = tables.read_record(self.classes)
-        if state.kind == "finished" and (record is None or not tables.intact(self.classes, record)):
-            return State("partial")
-        return state
+    def rests_on(self) -> dict[str, Any]:
+        truth = {"truth": self.truth[0]} if self.truth else {}
+        return {**super().rests_on, **truth, **({"fit": self.fitted[1].fingerprint} if self.fitted else {})}
 
     def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
         source, how = self.source, f"C of {self.settings.c}" if self.fitted is None else f"fit {self.settings.fit}"
         return [f"{self.name}: {source.n_samples} vectors of {source.n_features} from {source.name}, {how}"]
 
-    def run(self, run: Run) -> tables.Record:
+    def make(self, run: Run, began: float) -> tables.Record:
         """Train unless that is done, label what is missing, commit.
 
         Raises:
-            StaleTableError: the table was made with other settings.
             SchemaError: too few rows or classes to train on, or vectors that are not finite.
         """
-        refuse_stale(self.table, self.inspect())
-        began = time.monotonic()
-        run.events.write("step_started", step=self.name, rows=self.total, fingerprint=fingerprint(self.identity))
         figures = self._trained(run)
-        begin(self, self.digest)
-        work = groups(self.source.pieces, self.settings.rows_per_file)
-        parts = [(group, [f"part-{n:06d}.parquet"]) for n, group in enumerate(work)]
+        self.begin()
+        parts = numbered(self.source.pieces, self.settings.rows_per_file)
         shards = make_parts(self, parts, self.stamp, _label_group, run, "labelling")
-        return self._commit(shards, figures, time.monotonic() - began)
-
-    @functools.cached_property
-    def stamp(self) -> dict[str, Any]:
-        """Provenance of both tables."""
-        source = self.source
-        return {
-            "fingerprint": fingerprint(self.identity),
-            "input": {"name": source.name, "digest": self.digest, **source.identity},
-            "space": source.space,
-            "versions": {"clipray": __version__, "numpy": np.__version__},
-        }
+        return self.commit(shards, began, figures=figures, metrics=_metrics(figures))
 
     def _trained(self, run: Run) -> dict[str, Any]:
         """Have the coefficients in their table; the figures of training."""
-        record = tables.read_record(self.classes)
+        record = tables.read_record(self.beside)
         if (
             record is not None
-            and tables.intact(self.classes, record)
-            and tables.shard_is(self.classes, CLASSES, self.stamp)
+            and tables.intact(self.beside, record)
+            and tables.shard_is(self.beside, CLASSES, self.stamp)
         ):
             return record.figures
         if self.fitted is not None:
-            labels, found, figures = *read_probe(self.fitted), {"fit": self.settings.fit}
+            labels, found, figures = *read_probe(self.fitted[0]), {"fit": self.settings.fit}
         else:
             labels, found, figures = self._fit(run)
-        for name in [tables.RECORD, *tables.shard_names(self.classes), *self.classes.leftovers()]:
-            self.classes.remove(name)
+        tables.clear(self.beside)
         schema = tables.arrow_schema("probe_classes", {"vector": self.source.n_features}, element="float64")
         vectors = tables.vector_array(found.vectors, schema.field("vector").type)
         data = pa.table([pa.array(labels), pa.array(found.intercepts), vectors], schema=schema)
-        shard = tables.write_shard(self.classes, CLASSES, "probe_classes", data, self.stamp)
-        tables.finish(
-            self.classes, "probe_classes", schema, [shard], fingerprint=self.stamp["fingerprint"], figures=figures,
-            inputs={"digest": self.digest}, settings=self.identity, provenance=self.stamp, finished_at=tables.now(),
-        )  # fmt: skip
+        shard = tables.write_shard(self.beside, CLASSES, "probe_classes", data, self.stamp)
+        self.finish(self.beside, "probe_classes", schema, [shard], figures)
         return figures
 
     def _fit(self, run: Run) -> tuple[list[str], pb.Probe, dict[str, Any]]:
@@ -153,22 +109,6 @@ class ProbeStep:
             run.say(f"{self.name}: L-BFGS had not come to rest after {settings.max_iterations} iterations")
         swept = {f"{c:g}": result["validation_accuracy"] for c, result in zip(tries, tried, strict=True)}
         return labels, found, {**figures, "C": tries[best], "validation_accuracy": swept, "converged": found.converged}
-
-    def _commit(self, shards: list[tables.Shard], figures: dict[str, Any], seconds: float) -> tables.Record:
-        rows = sum(shard.rows for shard in shards)
-        if rows != self.total:
-            raise AssertionError(f"rows in = {self.total}, but {rows} written: this is a defect in clipray")
-        write_metrics(self.output, self.name, _metrics(figures), self.stamp)
-        return tables.finish(
-            self.table, "labels", self.schema, shards, fingerprint=self.stamp["fingerprint"], figures=figures,
-            inputs={"rows": rows, "digest": self.digest, "input": self.source.name}, settings=self.identity,
-            provenance=self.stamp, finished_at=tables.now(), seconds=round(seconds, 2),
-            rows_per_s=round(rows / max(seconds, 1e-9), 2),
-        )  # fmt: skip
-
-    @property
-    def schema(self) -> pa.Schema:
-        return pa.schema([*self.source.id_fields, *tables.arrow_schema("labels")])
 
 
 def _metrics(figures: dict[str, Any]) -> list[Metric]:
@@ -223,7 +163,7 @@ def read_probe(folder: Folder) -> tuple[list[str], pb.Probe]:
 def _label_group(item: tuple[ProbeStep, list[Piece], list[str]]) -> list[tables.Shard]:
     """Runs in a worker: labels pieces and writes their rows."""
     step, group, (name,) = item
-    labels, found = _read_probe(step.classes.url, step.stamp["fingerprint"] + step.digest)
+    labels, found = _read_probe(step.beside.url, step.stamp["fingerprint"] + step.digest)
     top, names, parts = min(step.settings.top, len(labels)), pa.array(labels, pa.string()), []
     for piece in group:
         ids, x = read_finite(step.source, piece)
@@ -241,21 +181,12 @@ def prepare(settings: Probe, given: Given) -> ProbeStep:
         JobError, SchemaError, ManifestError: one of them is not there, or vectors and fit are of two spaces.
     """
     source = open_vectors(settings.input, given.output)
-    if settings.truth is not None:
-        truth, digest = mark_of(settings.truth, given.output)
-        return ProbeStep(settings, given.output, source, truth, digest_of([source.digest, digest]), None)
-    url = absolute(str(settings.fit)) if "/" in str(settings.fit) else given.output.sub(str(settings.fit)).url
-    fitted = Folder(f"{url}_classes")
-    record = finished(fitted, f"fit {settings.fit}")
+    if settings.fit is None:
+        assert settings.truth is not None
+        return ProbeStep(settings, given.output, source, mark_of(settings.truth, given.output), None)
+    fitted, record = open_fit(settings.fit, "classes", given.output)
     if record.table != "probe_classes":
         raise SchemaError(f"fit {settings.fit}: expected a probe, found {record.table} beside it")
-    before, width = record.provenance["space"], read_probe(fitted)[1].vectors.shape[1]
-    if width != source.n_features:
-        raise SchemaError(
-            f"{settings.name}: {settings.fit} was trained on vectors of {width}, {source.name} has {source.n_features}"
-        )
-    if before and source.space and before != source.space:
-        raise SchemaError(
-            f"{settings.name}: {settings.fit} was trained in another space than {source.name}: {'; '.join(changes(before, source.space))}"
-        )
-    return ProbeStep(settings, given.output, source, None, source.digest, fitted)
+    width = read_probe(fitted)[1].vectors.shape[1]
+    refuse_other_fit(settings.name, settings.fit, width, record.provenance["space"], source)
+    return ProbeStep(settings, given.output, source, None, (fitted, record))

@@ -11,7 +11,7 @@ from clipray import tables
 from clipray.errors import SchemaError
 from clipray.relevance import GroundTruth
 from clipray.scan import hash_strings
-from clipray.storage import Folder, absolute
+from clipray.storage import Folder
 
 SALT = "clipray-lists-00"  # 16 bytes
 NOT_FOUND = -1
@@ -33,10 +33,8 @@ def open_lists(name: str, output: Folder, answer_id: str) -> Lists:
     Raises:
         SchemaError: it is not finished, or holds no ranked lists.
     """
-    folder = Folder(absolute(name)) if "/" in name else output.sub(name)
-    record = tables.read_record(folder)
-    if record is None:
-        raise SchemaError(f"neighbours {name}: {folder.url} is no finished table; finish it with `clipray run`")
+    folder = output.named(name)
+    record = tables.finished(folder, f"neighbours {name}")
     answer_id = answer_id if answer_id in record.columns else "image_id"
     wanted = ("query_id", "rank", answer_id)
     missing = [column for column in wanted if column not in record.columns]

@@ -3,64 +3,54 @@
 from __future__ import annotations
 
 import functools
-import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from clipray import __version__, tables
+from clipray import tables
 from clipray.analysis.vector_index import expanded
 from clipray.errors import SchemaError
-from clipray.job import fingerprint
 from clipray.settings import Search
-from clipray.steps.parts import begin, make_parts
-from clipray.steps.step import Given, Run, State, refuse_stale, standing
+from clipray.steps.parts import make_parts, numbered
+from clipray.steps.step import Given, Run
+from clipray.steps.table_step import VectorStep
 from clipray.storage import Folder
 from clipray.vector_search.reader import (
     OpenIndex,
-    index_folder,
     index_record,
     open_index,
     refuse_other_space,
     refuse_stale_index,
 )
 from clipray.vector_search.rerank import best_regions
-from clipray.vectors import IDENTITIES, Piece, Vectors, groups, open_vectors, read_finite
+from clipray.vectors import IDENTITIES, Piece, open_vectors, read_finite
 
 AT_ONCE = 1_024  # queries
 
 
 @dataclass(frozen=True)
-class SearchStep:
-    """A `Step`; see `Step`. `index`, `regions`: the records of the indexes."""
+class SearchStep(VectorStep[Search]):
+    """A `Step`; see `VectorStep`: of the queries, each of which gets up to `top` rows. index, regions: records of the indexes."""
 
-    settings: Search
-    output: Folder
-    source: Vectors
+    kind: ClassVar[str] = "neighbours"
+
     index: tables.Record
     regions: tables.Record | None
 
     @property
-    def name(self) -> str:
-        return self.settings.name
+    def rests_on(self) -> dict[str, Any]:
+        rerank = self.regions.fingerprint if self.regions else None
+        return {"queries": self.source.identity, "index": self.index.fingerprint, "rerank": rerank}
 
     @property
-    def total(self) -> int:
-        """Queries; each has up to `top` rows."""
-        return self.source.n_samples
-
-    @property
-    def table(self) -> Folder:
-        return self.output.sub(self.name)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        version = tables.table_schema("neighbours")["version"]
-        own = {k: v for k, v in self.settings.identity().items() if k not in ("name", "queries", "index", "rerank")}
-        indexes = {"index": self.index.fingerprint, "rerank": self.regions.fingerprint if self.regions else None}
-        return {"step": "search", "schema_version": version, "queries": self.source.identity, **indexes, **own}
+    def made(self) -> dict[str, Any]:
+        return {
+            "queries": {"name": self.source.name, "digest": self.source.digest},
+            "index": {"name": self.settings.index, "files": self.index.provenance["sizes"]},
+            "metric": self.index.provenance["metric"],
+        }
 
     @property
     def digest(self) -> str:
@@ -78,46 +68,18 @@ class SearchStep:
         fields = [pa.field(name, pa.string(), nullable=False) for name in self.answers]
         return pa.schema([*tables.arrow_schema("neighbours"), *fields])
 
-    def inspect(self, *, count: bool = True) -> State:  # noqa: ARG002 - whole files are made, none is counted
-        return standing(self.table, self.identity, self.digest)
-
     def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
         kind = self.index.figures["type"]
         return [
             f"{self.name}: {self.total} queries from {self.source.name} in {self.settings.index}, {kind} of {self.index.rows}"
         ]
 
-    def run(self, run: Run) -> tables.Record:
-        """Search for what is missing, commit.
-
-        Raises:
-            StaleTableError: the table was made with other settings.
-            SchemaError: vectors that are not finite.
-        """
-        refuse_stale(self.table, self.inspect())
-        began = time.monotonic()
-        run.events.write("step_started", step=self.name, rows=self.total, fingerprint=fingerprint(self.identity))
-        begin(self, self.digest)
-        work = groups(self.source.pieces, self.settings.rows_per_file)
-        parts = [(group, [f"part-{n:06d}.parquet"]) for n, group in enumerate(work)]
-        shards = make_parts(self, parts, self._stamp, _search_group, run, "searching", row_for_row=False)
-        seconds = time.monotonic() - began
-        return tables.finish(
-            self.table, "neighbours", self.schema, shards, fingerprint=fingerprint(self.identity),
-            inputs={"rows": self.total, "digest": self.digest, "input": self.source.name}, settings=self.identity,
-            provenance=self._stamp, finished_at=tables.now(), seconds=round(seconds, 2),
-            rows_per_s=round(self.total / max(seconds, 1e-9), 2),
-        )  # fmt: skip
-
-    @functools.cached_property
-    def _stamp(self) -> dict[str, Any]:
-        return {
-            "fingerprint": fingerprint(self.identity),
-            "queries": {"name": self.source.name, "digest": self.source.digest},
-            "index": {"name": self.settings.index, "files": self.index.provenance["sizes"]},
-            "metric": self.index.provenance["metric"],
-            "versions": {"clipray": __version__},
-        }
+    def make(self, run: Run, began: float) -> tables.Record:
+        """Search for what is missing, commit. Raises SchemaError: vectors that are not finite."""
+        self.begin()
+        parts = numbered(self.source.pieces, self.settings.rows_per_file)
+        shards = make_parts(self, parts, self.stamp, _search_group, run, "searching", row_for_row=False)
+        return self.commit(shards, began, row_for_row=False)
 
 
 @functools.lru_cache(2)
@@ -132,7 +94,7 @@ def _search_group(item: tuple[SearchStep, list[Piece], list[str]]) -> list[table
     step, group, names = item
     faiss.omp_set_num_threads(1)
     opened = _opened(
-        step.settings.index, index_folder(step.settings.index, step.output).url, step.index.provenance["index_file"]
+        step.settings.index, step.output.named(step.settings.index).url, step.index.provenance["index_file"]
     )
     rows = []
     for piece in group:
@@ -140,7 +102,7 @@ def _search_group(item: tuple[SearchStep, list[Piece], list[str]]) -> list[table
         queries = ids[step.source.ids[-1]].combine_chunks()
         for start in range(0, len(x), AT_ONCE):
             rows.append(_answered(step, opened, queries[start : start + AT_ONCE], x[start : start + AT_ONCE]))
-    return [tables.write_shard(step.table, names[0], "neighbours", pa.concat_tables(rows), step._stamp)]
+    return [tables.write_shard(step.table, names[0], "neighbours", pa.concat_tables(rows), step.stamp)]
 
 
 def _answered(step: SearchStep, opened: OpenIndex, queries: pa.Array, x: np.ndarray) -> pa.Table:
@@ -158,9 +120,7 @@ def _answered(step: SearchStep, opened: OpenIndex, queries: pa.Array, x: np.ndar
     regions = None
     if step.regions is not None:
         assert settings.rerank is not None
-        over = _opened(
-            settings.rerank, index_folder(settings.rerank, step.output).url, step.regions.provenance["index_file"]
-        )
+        over = _opened(settings.rerank, step.output.named(settings.rerank).url, step.regions.provenance["index_file"])
         scores, numbers, regions = best_regions(opened, over, x, numbers, known)
         known = numbers >= 0
     known &= np.cumsum(known, axis=1) <= settings.top
@@ -200,6 +160,6 @@ def prepare(settings: Search, given: Given) -> SearchStep:
 
 
 def _ready(name: str, output: Folder) -> tables.Record:
-    record = index_record(name, index_folder(name, output))
+    record = index_record(name, output.named(name))
     refuse_stale_index(name, record, output)
     return record

@@ -13,7 +13,7 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis import vector_index as vi
 from clipray.errors import SchemaError
-from clipray.storage import Folder, absolute
+from clipray.storage import Folder
 from clipray.vectors import Vectors, comparable, digest_of, unit
 
 
@@ -65,11 +65,6 @@ class OpenIndex:
         return unit(queries) if self.metric == "cosine" else np.ascontiguousarray(queries, np.float32)
 
 
-def index_folder(name: str, output: Folder) -> Folder:
-    """The folder of an index: `index` of the run at `output`, or `FOLDER/index` of another."""
-    return Folder(absolute(name)) if "/" in name else output.sub(name)
-
-
 def index_record(name: str, folder: Folder) -> tables.Record:
     """Raises SchemaError where there is no finished index."""
     record = tables.read_record(folder)
@@ -118,7 +113,7 @@ def refuse_stale_index(name: str, record: tables.Record, output: Folder) -> None
     table = source.rpartition(".")[0]
     if "table" not in record.provenance["input"]:
         return  # of somebody else's Parquet, which has no record to look at
-    now = tables.read_record(index_folder(table, output))
+    now = tables.read_record(output.named(table))
     files = [] if now is None else [(file["name"], file["rows"], file["bytes"]) for file in now.files]
     if now is None or digest_of(files) != record.inputs["digest"]:
         raise SchemaError(f"index {name}: {source} has changed since it was built; `clipray run` brings it up to date")

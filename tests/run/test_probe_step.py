@@ -164,5 +164,5 @@ def test_a_fit_of_other_vectors(tmp_path: Path) -> None:
     runner.run(write(tmp_path / "j.yaml", {"probe": {"input": source, "truth": truth, "c": [1.0]}}))
     pq.write_table(pa.table({"key": ["a"], "v": [[1.0, 2.0]]}), tmp_path / "n.parquet")
     narrow = {"path": str(tmp_path / "n.parquet"), "column": "v", "id": "key"}
-    with pytest.raises(SchemaError, match=r"probe was trained on vectors of 12, .* has 2"):
+    with pytest.raises(SchemaError, match=r"probe was fitted on vectors of 12, .* has 2"):
         runner.run(write(tmp_path / "k.yaml", {"probe": {"name": "n", "input": narrow, "fit": "probe"}}))
