@@ -79,11 +79,11 @@ def _run_steps(
             _delete_table(output, table)
     if retry_rejects:
         for step in settings:
-            _forget_rejects(output, step.name)
+            _forget_rejects(output, step.books)
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as aside:
         cluster = functools.cache(lambda: stack.enter_context(_connected(address or job.address)))
         model = aside.submit(_resolve, job)
-        unfinished = [s for s in settings if tables.read_record(output.sub(s.name)) is None]
+        unfinished = [s for s in settings if tables.read_record(output.sub(s.books)) is None]
         if any(s.looks_inside for s in unfinished):
             aside.submit(importlib.import_module, "clipray.encoders.layers")  # and torch: seconds, in which Ray starts
         if unfinished:
@@ -99,8 +99,7 @@ def _run_step(step: Step, run: Run, names: Sequence[str]) -> Iterator[StepReport
     """Run the step unless it is finished; a report for each table that it writes, `names`, its own first."""
     note = ""
     if step.inspect(count=False).kind == "finished":
-        record, note = tables.read_record(step.table), "was finished already"
-        assert record is not None
+        note = "was finished already"
     else:
         record = step.run(run)
         run.events.write(
@@ -111,11 +110,12 @@ def _run_step(step: Step, run: Run, names: Sequence[str]) -> Iterator[StepReport
             seconds=record.seconds,
             rows_per_s=record.rows_per_s,
         )
-    yield StepReport(step.name, "finished", record.rows, record.rejects, step.total, note=note, record=record)
-    for name in names[1:]:
-        beside = tables.read_record(step.output.sub(name))
-        assert beside is not None
-        yield StepReport(name, "finished", beside.rows, beside.rejects, note=note, record=beside)
+    for name in names:
+        folder = step.output.sub(name)
+        found = tables.read_record(folder)
+        assert found is not None
+        total = step.total if folder.url == step.table.url else None
+        yield StepReport(name, "finished", found.rows, found.rejects, total, note=note, record=found)
 
 
 def _connected(address: str | None) -> Any:

@@ -273,9 +273,9 @@ def read_piece(vectors: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tup
     return ids, values.to_numpy(zero_copy_only=True).reshape(-1, vectors.n_features)
 
 
-def read_finite(source: Vectors, piece: Piece) -> tuple[pa.Table, np.ndarray]:
-    """Identities and vectors (n, d). Raises SchemaError: some are not finite; with the first rows' ids."""
-    ids, x = read_piece(source, piece)
+def read_finite(source: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tuple[pa.Table, np.ndarray]:
+    """Identities (with `extra`) and vectors (n, d). Raises SchemaError: some are not finite; with the first rows' ids."""
+    ids, x = read_piece(source, piece, extra)
     bad = first_bad_rows(x)
     if len(bad):
         named = ", ".join(map(repr, ids[source.ids[-1]].take(pa.array(bad)).to_pylist()))

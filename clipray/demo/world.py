@@ -36,6 +36,7 @@ IMAGES_SCHEMA = pa.schema(
         pa.field("captions", pa.list_(pa.string()), nullable=False),
         pa.field("boxes", pa.list_(pa.list_(pa.float32(), 4))),
         pa.field("box_captions", pa.list_(pa.string())),
+        pa.field("box_labels", pa.list_(pa.string())),
         pa.field("word", pa.string()),
         pa.field("place_id", pa.string()),
     ]
@@ -54,6 +55,14 @@ PAIRS_SCHEMA = pa.schema(
         pa.field("fits", pa.bool_(), nullable=False),
     ]
 )
+GROUPS_SCHEMA = pa.schema(
+    [
+        *_strings("image_id", "uri"),
+        pa.field("boxes", pa.list_(pa.list_(pa.float32(), 4)), nullable=False),
+        pa.field("box_captions", pa.list_(pa.string()), nullable=False),
+        pa.field("box_labels", pa.list_(pa.string()), nullable=False),
+    ]
+)
 LABELLED_SCHEMA = _strings("image_id", "uri", "label")
 QUERIES_SCHEMA = _strings("query_id", "image_id", "relation")
 CLASSES_SCHEMA = _strings("label", "style", "prompt")
@@ -68,6 +77,7 @@ class DemoWorld:
     texts: Path
     pairs: Path
     labelled: Path
+    groups: Path
     classes: Path
     classes_yaml: Path
     queries: Path
@@ -93,6 +103,7 @@ def _scene_entry(scene: Scene, name: str, side_px: int) -> _Entry:
         "captions": list(scene.captions),
         "boxes": picture.boxes.tolist(),
         "box_captions": list(picture.box_captions),
+        "box_labels": [thing.label for thing in scene.things],
         "word": scene.word,
     }
     return _Entry(picture.pixels, row)
@@ -214,6 +225,7 @@ def write_world(
         texts=folder / "texts.parquet",
         pairs=folder / "pairs.parquet",
         labelled=folder / "labelled.parquet",
+        groups=folder / "groups.parquet",
         classes=folder / "classes.parquet",
         classes_yaml=folder / "classes.yaml",
         queries=folder / "queries.parquet",
@@ -224,6 +236,8 @@ def write_world(
     pq.write_table(pa.Table.from_pylist(texts, TEXTS_SCHEMA), world.texts, compression="zstd")
     labelled = [row for row in rows if row["kind"] == "single"]
     pq.write_table(pa.Table.from_pylist(labelled, LABELLED_SCHEMA), world.labelled, compression="zstd")
+    groups = [row for row in rows if row["kind"] == "group"]
+    pq.write_table(pa.Table.from_pylist(groups, GROUPS_SCHEMA), world.groups, compression="zstd")
     pq.write_table(pa.Table.from_pylist(_pair_rows(rows), PAIRS_SCHEMA), world.pairs, compression="zstd")
     pq.write_table(pa.Table.from_pylist(_class_rows(), CLASSES_SCHEMA), world.classes, compression="zstd")
     pq.write_table(pa.Table.from_pylist(_query_rows(seed, n_places), QUERIES_SCHEMA), world.queries, compression="zstd")

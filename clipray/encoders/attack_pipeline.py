@@ -57,7 +57,7 @@ class AttackBlocks:
             for image_id, label in zip(block["image_id"].to_pylist(), labels, strict=True)
         ]
         size = max(1, self._encoder.batch_size // 2)
-        pictures = self._loader.load(block, 2 * size, self._changes(block, words))
+        pictures = self._loader.load(block, 2 * size, map(self._loader.both, self._changes(block, words)))
         work = zip(labels, pictures, strict=True)
         waiting = []
         while chunk := list(itertools.islice(work, size)):

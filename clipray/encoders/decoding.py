@@ -40,23 +40,23 @@ class PictureLoader:
         self._fetchers = ThreadPoolExecutor(REMOTE_THREADS, "fetch")
 
     def load(
-        self, block: pa.Table, ahead: int, changes: Iterable[Callable[[Image.Image], Image.Image]] | None = None
+        self, block: pa.Table, ahead: int, ways: Iterable[Callable[[Image.Image], np.ndarray]] | None = None
     ) -> Iterator[Picture | Refused]:
         """One result per row of `block` (columns `uri` and/or `bytes`), in its order.
 
-        `changes`: what is done to each picture before it is preprocessed. Then pixels are (2, H, W, 3): the picture as
-        it was, and as it became.
+        `ways`: how each row's picture is preprocessed, where it is not as usual.
         """
         waiting: deque[Future[Picture | Refused]] = deque()
         sources = zip(_column(block, "uri"), _column(block, "bytes"), strict=True)
-        for (uri, data), change in zip(sources, changes or _no_changes()):
-            waiting.append(self._submit(uri, data, self._both(change) if change else self._preprocess))
+        for (uri, data), way in zip(sources, ways or itertools.repeat(self._preprocess)):
+            waiting.append(self._submit(uri, data, way))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
-    def _both(self, change: Callable[[Image.Image], Image.Image]) -> Callable[[Image.Image], np.ndarray]:
+    def both(self, change: Callable[[Image.Image], Image.Image]) -> Callable[[Image.Image], np.ndarray]:
+        """A way to preprocess: (2, H, W, 3), the picture as it was, and as it became."""
         return lambda image: np.stack([self._preprocess(image), self._preprocess(change(image))])
 
     def _submit(
@@ -66,10 +66,6 @@ class PictureLoader:
         remote = raw is None and uri is not None and "://" in uri and not uri.startswith("file://")
         pool = self._fetchers if remote else self._decoders
         return pool.submit(load_picture, uri, raw, self._limits, preprocess, self._draft_px, by_size=self._by_size)
-
-
-def _no_changes() -> Iterator[Callable[[Image.Image], Image.Image] | None]:
-    return itertools.repeat(None)
 
 
 def _yield_to_the_network() -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from clipray.encoders.images import Limits
 from clipray.encoders.resolve import ResolvedModel
-from clipray.settings import Feature, Lettering
+from clipray.settings import EmbedRegions, Feature, Lettering
 
 
 @dataclass(frozen=True)
@@ -72,3 +72,10 @@ class AttackSettings(EncodeSettings):
     lettering: Lettering = field(default_factory=Lettering)
     own: bool = False
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class RegionSettings(EncodeSettings):
+    """What a worker that encodes boxes of pictures needs to know. how: the prompt and its settings."""
+
+    how: EmbedRegions = field(default_factory=lambda: EmbedRegions(name="regions", manifest=""))

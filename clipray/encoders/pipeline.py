@@ -83,7 +83,7 @@ class EncodeBlocks:
                 rows += waiting.popleft().result()
         for future in waiting:
             rows += future.result()
-        return _result(block, rows, self.settings)
+        return result_table(block, rows, self.settings)
 
     def _unpacked(self, block: pa.Table) -> Iterator[Picture | Refused]:
         names = ("pixels", "height", "width", "stage", "reason", "message")
@@ -165,7 +165,7 @@ class EncodeBlocks:
         return rows
 
 
-def _result(block: pa.Table, rows: list[Row | Refused], settings: EncodeSettings) -> pa.Table:
+def result_table(block: pa.Table, rows: list[Row | Refused], settings: EncodeSettings) -> pa.Table:
     """The table's columns for every row, null where the row was refused, the refusals' columns, and nested regions."""
     columns: dict[str, pa.Array] = {}
     nested = {}

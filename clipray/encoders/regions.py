@@ -74,7 +74,10 @@ def _emptiness(box: np.ndarray, picture: Geometry) -> str:
 
 @dataclass(frozen=True)
 class PictureRegions:
-    """The regions of one picture: names within it, (R, 4) float32 boxes in its px, scales (0 for given boxes), vectors."""
+    """The regions of one picture: names within it, (R, 4) float32 boxes in its px, scales (0 for given boxes), vectors.
+
+    `said`: by column, what the manifest says of each region.
+    """
 
     names: list[str]
     boxes: np.ndarray
@@ -82,6 +85,7 @@ class PictureRegions:
     clipped: np.ndarray
     vectors: np.ndarray
     refused: list[tuple[int, str, str]] = field(default_factory=list)
+    said: dict[str, list[str | None]] = field(default_factory=dict)
 
 
 def picture_regions(
@@ -122,7 +126,8 @@ def region_columns(
         schema: of the regions table, whose `image_id` the picture has already.
     """
     found = [row for row in rows if row is not None]
-    kind = schema.field(schema.names[-1]).type  # the vector
+    own = [f for f in schema if f.name != "image_id"]
+    kind = own[4].type  # the vector, behind what all regions have
     vectors = np.concatenate([r.vectors for r in found]) if found else np.zeros((0, kind.list_size))
     boxes = np.concatenate([r.boxes for r in found]) if found else np.zeros((0, 4))
     scales = np.concatenate([r.scales for r in found]) if found else np.zeros(0, np.int32)
@@ -134,8 +139,9 @@ def region_columns(
         pa.array(scales, pa.int32(), mask=scales == 0),
         pa.array(clipped, pa.bool_()),
         _vectors(vectors, kind),
+        *(pa.array([said for row in found for said in row.said[f.name]], f.type) for f in own[5:]),
     ]
-    struct = pa.StructArray.from_arrays(columns, fields=[field for field in schema if field.name != "image_id"])
+    struct = pa.StructArray.from_arrays(columns, fields=own)
     counts = [len(row.names) if row is not None else None for row in rows]
     refused = [
         [{"region_id": f"{i}#b{n}", "reason": reason, "message": message} for n, reason, message in row.refused]

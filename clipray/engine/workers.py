@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipray.encoders.encode_settings import AttackSettings, EncodeSettings, PairSettings, TextSettings
+from clipray.encoders.encode_settings import AttackSettings, EncodeSettings, PairSettings, RegionSettings, TextSettings
 from clipray.engine.progress import Reporter
 
 
@@ -39,6 +39,10 @@ class Encode:
             from clipray.encoders.attack_pipeline import AttackBlocks
 
             self._work = AttackBlocks(settings, report)
+        elif isinstance(settings, RegionSettings):
+            from clipray.encoders.region_pipeline import RegionBlocks
+
+            self._work = RegionBlocks(settings, report)
         elif isinstance(settings, PairSettings):
             from clipray.encoders.pair_pipeline import ScorePairs
 

@@ -22,6 +22,7 @@ from clipray.settings.labels import (
 )
 from clipray.settings.model import Model
 from clipray.settings.pictures import FIXED_COLUMNS, SCHEMES, EmbedImages, Feature
+from clipray.settings.regions import OF_BOXES, VECTOR, Blur, Circle, EmbedRegions, Foveal, Refer
 from clipray.settings.retrieval import EvaluateRetrieval
 from clipray.settings.search import Index, Search
 from clipray.settings.texts import EmbedTexts, ScoreCaptions
@@ -29,6 +30,7 @@ from clipray.settings.vectors import Cluster, Column, Deduplicate, Reduce
 
 STEPS: dict[str, type[StepSettings]] = {
     "embed_images": EmbedImages,
+    "embed_regions": EmbedRegions,
     "embed_texts": EmbedTexts,
     "reduce": Reduce,
     "cluster": Cluster,
@@ -40,6 +42,7 @@ STEPS: dict[str, type[StepSettings]] = {
     "probe": Probe,
     "evaluate_labels": EvaluateLabels,
     "score_captions": ScoreCaptions,
+    "refer": Refer,
     "attack": Attack,
 }
 """The steps a job can name, in the order in which data flows; each is the module of that name in `clipray.steps`."""
@@ -56,8 +59,8 @@ class Job(Settings):
 
 
 __all__ = [
-    "CLASS_SETS", "FIXED_COLUMNS", "SCHEMES", "STEPS", "Attack", "Classes", "Cluster", "Column", "Deduplicate",
-    "EmbedImages", "EmbedTexts", "Encoding", "EvaluateLabels", "EvaluateRetrieval", "Execution", "Feature", "Index", "Job", "Label",
-    "LabelSet", "Lettering", "Model", "MultiLabel", "Probe", "Reduce", "ScoreCaptions", "Search", "Settings",
+    "CLASS_SETS", "FIXED_COLUMNS", "OF_BOXES", "SCHEMES", "STEPS", "VECTOR", "Attack", "Blur", "Circle", "Classes", "Cluster", "Column",
+    "Deduplicate", "EmbedImages", "EmbedRegions", "EmbedTexts", "Encoding", "EvaluateLabels", "EvaluateRetrieval", "Execution", "Feature",
+    "Foveal", "Index", "Job", "Label", "LabelSet", "Lettering", "Model", "MultiLabel", "Probe", "Reduce", "Refer", "ScoreCaptions", "Search", "Settings",
     "StepSettings", "Style", "distinct", "with_place",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from clipray.settings.base import TABLE_NAME, Reference, Settings, refuse_taken
 from clipray.settings.labels import Classes, Style, distinct
-from clipray.settings.pictures import Pictures
+from clipray.settings.pictures import Pictures, colour_name
 
 ATTACK_COLUMNS = (
     "image_id", "uri", "height", "width", "bytes", "label", "word", "before", "before_probability", "after",
@@ -36,14 +36,7 @@ class Lettering(Settings):
     @field_validator("colour", "plate")
     @classmethod
     def _is_a_colour(cls, colour: str | None) -> str | None:
-        from PIL import ImageColor
-
-        if colour is not None:
-            try:
-                ImageColor.getrgb(colour)
-            except ValueError:
-                raise ValueError("expected a colour: a name such as white, or #rrggbb") from None
-        return colour
+        return None if colour is None else colour_name(colour)
 
 
 class Attack(Pictures):

@@ -44,6 +44,11 @@ class StepSettings(Settings):
         return (self.name,)
 
     @property
+    def books(self) -> str:
+        """The table by whose rows and rejects the step counts what comes in; its own, but for steps that write several rows for one."""
+        return self.name
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """The tables that it reads, as the job names them: `images`, or `runs/other/images` of another run."""
         return ()

@@ -117,3 +117,14 @@ class EmbedImages(Pictures, Embedding):
     @property
     def tables(self) -> tuple[str, ...]:
         return (self.name, self.regions_name) if self.region_feature else (self.name,)
+
+
+def colour_name(colour: str) -> str:
+    """The colour itself. Raises ValueError where Pillow knows none of that name."""
+    from PIL import ImageColor
+
+    try:
+        ImageColor.getrgb(colour)
+    except ValueError:
+        raise ValueError("expected a colour: a name such as white, or #rrggbb") from None
+    return colour

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from clipray.job import step_kind
-from clipray.settings import EmbedImages, StepSettings
-from clipray.steps import embed_images
+from clipray.settings import EmbedImages, EmbedRegions, StepSettings
+from clipray.steps import embed_images, embed_regions
 from clipray.steps.step import Given, Step
 
 
@@ -16,6 +16,8 @@ def check(settings: StepSettings, model: Callable[[], Any]) -> None:
     """Before the first step starts: what can be known of a step that may come hours later. Raises ModelError."""
     if isinstance(settings, EmbedImages) and settings.looks_inside:
         embed_images.layers_of(settings, model())
+    if isinstance(settings, EmbedRegions):
+        embed_regions.look_inside(settings, model())
 
 
 def prepare(settings: StepSettings, given: Given) -> Step:

@@ -96,7 +96,7 @@ def test_every_schema_is_whole() -> None:
         for column in spec["columns"]:
             assert column["doc"].endswith(".")
             assert isinstance(column["nullable"], bool)
-            assert column["type"] in {*tables.ARROW_TYPES, "vector", "any", "boxes"}
+            assert column["type"] in {*tables.ARROW_TYPES, "vector", "any", "boxes", "strings"}
         names = [c["name"] for c in spec["columns"]]
         assert len(set(names)) == len(names)
         assert spec["key"] is None or spec["key"] in names

@@ -1,0 +1,134 @@
+"""Settings of the steps about regions of attention: `embed_regions` and `refer`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from clipray.settings.base import TABLE_NAME, Embedding, Execution, Settings, StepSettings, refuse_taken
+from clipray.settings.pictures import FIXED_COLUMNS, Pictures, colour_name
+from clipray.settings.vectors import Column, table_of
+
+Prompt = Literal["foveal", "crop", "blur", "circle", "none"]
+VECTOR = "clip"
+"""The vector column of `embed_regions` and of `render_depth`."""
+OF_BOXES = {"box_ids": "box_id", "box_captions": "caption", "box_labels": "label"}
+"""Columns of a manifest with a list for each picture, an entry a box -> the column of the regions table."""
+
+
+class Foveal(Settings):
+    """How strongly the class token's attention is drawn to a region, and where in the network.
+
+    Attributes:
+        alpha: the highest value that is added to its attention logits; 0 is the plain network.
+        sigma: of the Gaussian bump, as a share of half the box's sides.
+        blocks: of the transformer: so many last ones, a list of them (from 0), or `all`.
+        heads: a list of them (from 0), or `all`.
+    """
+
+    alpha: Annotated[float, Field(ge=0, le=1000)] = 8.0
+    sigma: Annotated[float, Field(gt=0, le=100)] = 1.0
+    blocks: Literal["all"] | Annotated[int, Field(ge=1, strict=True)] | list[int] = 2
+    heads: Literal["all"] | list[int] = "all"
+
+    @field_validator("blocks", "heads")
+    @classmethod
+    def _are_numbers(cls, chosen: Any) -> Any:
+        if isinstance(chosen, list) and (not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen)):
+            raise ValueError("expected a list of different numbers from 0")
+        return chosen
+
+
+class Blur(Settings):
+    """What lies outside a box is blurred. radius: of the Gaussian, as a share of the picture's shorter side."""
+
+    radius: Annotated[float, Field(gt=0, le=1)] = 0.03
+
+
+class Circle(Settings):
+    """An ellipse is drawn around a box. width: of the line, as a share of the picture's shorter side."""
+
+    colour: str = "red"
+    width: Annotated[float, Field(gt=0, le=1)] = 0.02
+
+    @field_validator("colour")
+    @classmethod
+    def _is_a_colour(cls, colour: str) -> str:
+        return colour_name(colour)
+
+
+class EmbedRegions(Pictures, Embedding):
+    """Manifest of pictures with `boxes` -> `regions` table: a CLIP vector for each box.
+
+    Attributes:
+        prompt: what turns the network to a box: its attention (`foveal`), the box cut out (`crop`), all else blurred
+            (`blur`), an ellipse around it (`circle`), or nothing (`none`: the whole picture's vector).
+        preprocess: `squash` shows the network the whole picture, its sides scaled apart; `model` may crop the centre.
+        max_regions: a picture with more boxes is rejected.
+    """
+
+    name: str = Field("regions", pattern=TABLE_NAME)
+    prompt: Prompt = "foveal"
+    foveal: Foveal = Field(default_factory=Foveal)
+    blur: Blur = Field(default_factory=Blur)
+    circle: Circle = Field(default_factory=Circle)
+    preprocess: Literal["model", "squash"] = "model"
+    max_regions: Annotated[int, Execution, Field(ge=1)] = 64
+
+    @model_validator(mode="after")
+    def _settings_of_the_prompt(self) -> EmbedRegions:
+        for name in ("foveal", "blur", "circle"):
+            if name in self.model_fields_set and self.prompt != name:
+                raise ValueError(f"`{name}` goes with `prompt: {name}`, found `prompt: {self.prompt}`")
+        refuse_taken(self.keep, (*FIXED_COLUMNS, *OF_BOXES), "drop it from `keep`")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Of the prompts' settings those that count."""
+        others = {"foveal", "blur", "circle"} - {self.prompt}
+        return {key: value for key, value in super().identity().items() if key not in others}
+
+    @property
+    def decoding(self) -> Literal["auto", "tasks", "actors", "none"]:
+        return "actors"
+
+    @property
+    def looks_inside(self) -> bool:
+        return self.prompt == "foveal"
+
+    @property
+    def books(self) -> str:
+        return f"{self.name}_pictures"
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return (self.name, self.books)
+
+
+class Refer(StepSettings):
+    """Regions with captions -> `referred` table: for each caption the box of its picture that it fits best.
+
+    Attributes:
+        input: the regions' vectors, of the job's model, in a table with a column `caption`.
+        template: what captions are put in.
+        subtract: from each box's similarity to a caption, the mean of those to the picture's `others`, or `nothing`.
+    """
+
+    needs_model: ClassVar[bool] = True
+
+    name: str = Field("referred", pattern=TABLE_NAME)
+    input: str | Column
+    template: str = "{}"
+    subtract: Literal["others", "nothing"] = "others"
+
+    @field_validator("template")
+    @classmethod
+    def _captions_have_a_place(cls, template: str) -> str:
+        if "{}" not in template:
+            raise ValueError("expected a text with `{}` where the caption goes")
+        return template
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return table_of(self.input)

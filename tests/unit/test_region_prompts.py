@@ -1,0 +1,124 @@
+"""Boxes in each prompt: as open_clip gives them for the pictures that the prompts mean."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import open_clip
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+
+from clipray import tables
+from clipray.analysis.referring import refer, scores
+from clipray.demo.scenes import draw, sample_scene
+from clipray.encoders.encode_settings import RegionSettings
+from clipray.encoders.images import Limits
+from clipray.encoders.region_pipeline import RegionBlocks
+from clipray.encoders.resolve import resolve
+from clipray.settings import EmbedRegions, Model
+
+HEIGHT, WIDTH = 96, 160
+
+
+@pytest.fixture(scope="module")
+def block() -> pa.Table:
+    """Wide pictures with some boxes in the middle, which the network sees, one at the left edge; one picture is none."""
+    rows = []
+    for n in range(6):
+        scene = draw(sample_scene(9, n, kind="group"), HEIGHT)
+        canvas = np.full((HEIGHT, WIDTH, 3), 120, np.uint8)
+        canvas[:, 32:128] = scene.pixels
+        file = io.BytesIO()
+        Image.fromarray(canvas).save(file, "PNG")
+        boxes = [*(scene.boxes + np.array([32, 0, 32, 0])).tolist(), [0.5, 10.0, 20.25, 90.0]]
+        rows.append({"image_id": str(n), "bytes": file.getvalue(), "boxes": boxes if n != 4 else []})
+    rows.append({"image_id": "bad", "bytes": b"no picture", "boxes": [[0.0, 0.0, 4.0, 4.0]]})
+    schema = pa.schema({"image_id": pa.string(), "bytes": pa.binary(), "boxes": pa.list_(pa.list_(pa.float64()))})
+    return pa.Table.from_pylist(rows, schema)
+
+
+@pytest.fixture(scope="module")
+def upstream() -> tuple[Any, Any]:
+    model = resolve(Model(name="demo"))
+    open_clip.add_model_config(model.config)
+    network, _, preprocess = open_clip.create_model_and_transforms("demo", pretrained=model.pretrained)
+    return network.eval(), preprocess
+
+
+def shown(image: Image.Image, box: list[float], how: EmbedRegions) -> Image.Image:
+    """What a prompt shows of a picture, by Pillow alone."""
+    x1, y1, x2, y2 = box
+    whole = (int(np.floor(x1)), int(np.floor(y1)), int(np.ceil(x2)), int(np.ceil(y2)))
+    if how.prompt == "crop":
+        return image.crop(whole)
+    if how.prompt == "blur":
+        mask = Image.new("L", image.size)
+        mask.paste(255, whole)
+        return Image.composite(image, image.filter(ImageFilter.GaussianBlur(how.blur.radius * HEIGHT)), mask)
+    if how.prompt == "circle":
+        image = image.copy()
+        ImageDraw.Draw(image).ellipse([x1, y1, x2 - 1, y2 - 1], outline=how.circle.colour, width=5)
+    return image
+
+
+PROMPTS: list[dict[str, Any]] = [
+    {"prompt": "crop"},
+    {"prompt": "blur", "blur": {"radius": 0.1}},
+    {"prompt": "circle", "circle": {"colour": "lime", "width": 0.05}},
+    {"prompt": "none"},
+]
+
+
+@pytest.mark.parametrize("given", PROMPTS, ids=lambda given: str(given["prompt"]))
+@pytest.mark.parametrize("preprocess", ["model", "squash"])
+def test_vectors_are_those_of_what_a_prompt_shows(
+    block: pa.Table, upstream: Any, given: dict[str, Any], preprocess: Any
+) -> None:
+    how = EmbedRegions(name="regions", manifest="", preprocess=preprocess, **given)
+    made = RegionBlocks(settings_for(how, block), lambda _: None)(block)
+    network, transform = upstream
+    assert made["reason"].to_pylist() == [None] * 6 + ["not_an_image"]
+    for row, source in zip(made.to_pylist()[:6], block.to_pylist(), strict=False):
+        image = Image.open(io.BytesIO(source["bytes"])).convert("RGB")
+        seen = source["boxes"] if preprocess == "squash" or how.prompt == "crop" else source["boxes"][:-1]
+        assert [r["region_id"] for r in row["regions"]] == [f"{row['image_id']}#b{n}" for n in range(len(seen))]
+        assert len(row["refused_boxes"]) == len(source["boxes"]) - len(seen)
+        views = [shown(image, box, how) for box in seen]
+        if preprocess == "squash":
+            views = [view.resize((64, 64), Image.Resampling.BICUBIC) for view in views]
+        if views:
+            with torch.inference_mode():
+                expected = network.encode_image(torch.stack([transform(v) for v in views]), normalize=True).numpy()
+            assert np.abs(np.array([r["clip"] for r in row["regions"]]) - expected).max() <= 1e-5
+
+
+def settings_for(how: EmbedRegions, block: pa.Table) -> RegionSettings:
+    return RegionSettings(
+        model=resolve(Model(name="demo")),
+        limits=Limits(),
+        features={},
+        schema=tables.arrow_schema("region_pictures", extra=[block.schema.field("boxes")]),
+        region_schema=tables.arrow_schema("regions", {"clip": 128}),
+        precision="fp32",
+        batch_size=8,
+        how=how,
+    )
+
+
+def test_scores_are_without_what_a_box_has_with_any_caption() -> None:
+    similarity = np.array([[0.9, 0.8, 0.7], [0.3, 0.1, 0.2], [0.5, 0.9, 0.4]])  # the first box fits anything
+    found = refer(similarity, subtract=True)
+    assert found.scores == pytest.approx(np.array([[0.15, 0, -0.15], [0.15, -0.15, 0], [-0.15, 0.45, -0.3]]), abs=1e-6)
+    assert found.best.tolist()[1:] == [2, 1]
+    assert found.margin[1:] == pytest.approx([0.45, 0.15], abs=1e-6)
+    assert found.rank(2, 1) == 1
+    assert found.rank(1, 1) == 3
+    assert refer(similarity, subtract=False).best.tolist() == [0, 2, 0]
+    alone = refer(similarity[:1], subtract=True)
+    assert (alone.best.tolist(), np.isnan(alone.margin).all()) == ([0, 0, 0], True)
+    assert np.allclose(scores(similarity[:, :1], subtract=True), similarity[:, :1])  # nothing to subtract
+    assert refer(np.full((3, 2), 0.5), subtract=True).rank(0, 0) == 3  # a tie counts against it
