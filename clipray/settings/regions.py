@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clipray.settings.base import TABLE_NAME, Embedding, Execution, Settings, StepSettings, refuse_taken
+from clipray.settings.base import TABLE_NAME, Embedding, Execution, Reference, Settings, StepSettings, refuse_taken
 from clipray.settings.pictures import FIXED_COLUMNS, Pictures, colour_name
 from clipray.settings.vectors import Column, table_of
 
@@ -118,7 +118,7 @@ class Refer(StepSettings):
     needs_model: ClassVar[bool] = True
 
     name: str = Field("referred", pattern=TABLE_NAME)
-    input: str | Column
+    input: Annotated[str | Column, Reference]
     template: str = "{}"
     subtract: Literal["others", "nothing"] = "others"
 

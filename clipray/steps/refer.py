@@ -9,115 +9,75 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from clipray import __version__, tables
+from clipray import tables
 from clipray.analysis.referring import refer
 from clipray.encoders.resolve import ResolvedModel
 from clipray.errors import SchemaError
-from clipray.job import fingerprint
 from clipray.settings import Refer
-from clipray.steps.metrics import Metric, write_metrics
-from clipray.steps.parts import begin, make_parts
-from clipray.steps.step import Given, Run, State, refuse_stale, standing
-from clipray.storage import Folder
-from clipray.vectors import Piece, Vectors, open_vectors, read_finite, refuse_another_model, unit
+from clipray.steps.metrics import Metric
+from clipray.steps.parts import make_parts
+from clipray.steps.step import Given, Run
+from clipray.steps.table_step import VectorStep
+from clipray.vectors import Piece, open_vectors, read_finite, refuse_another_model, unit
 
 CAPTION, BOX = "caption", "box_xyxy"
 IDS = ("image_id", "region_id")
 
 
 @dataclass(frozen=True)
-class ReferStep:
-    """A `Step`; see `Step`. precision: of the text tower."""
+class ReferStep(VectorStep[Refer]):
+    """A `Step`; see `VectorStep`. precision: of the text tower."""
 
-    settings: Refer
-    output: Folder
-    source: Vectors
+    kind: ClassVar[str] = "referred"
+
     model: ResolvedModel
     precision: str
 
     @property
-    def name(self) -> str:
-        return self.settings.name
+    def rests_on(self) -> dict[str, Any]:
+        return {**super().rests_on, "model": {**self.model.identity(), "precision": self.precision}}
 
     @property
-    def total(self) -> int:
-        """Regions, with and without a caption."""
-        return self.source.n_samples
-
-    @property
-    def table(self) -> Folder:
-        return self.output.sub(self.name)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        settings, version = self.settings, tables.table_schema("referred")["version"]
-        own = {"template": settings.template, "subtract": settings.subtract}
-        model = {**self.model.identity(), "precision": self.precision}
-        return {"step": "refer", "schema_version": version, "input": self.source.identity, "model": model, **own}
-
-    def inspect(self, *, count: bool = True) -> State:  # noqa: ARG002 - whole files are made, none is counted
-        return standing(self.table, self.identity, self.source.digest)
+    def schema(self) -> pa.Schema:
+        return tables.arrow_schema("referred")
 
     def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
         return [f"{self.name}: captions and boxes of {self.total} regions from {self.source.name}"]
 
-    def run(self, run: Run) -> tables.Record:
+    def make(self, run: Run, began: float) -> tables.Record:
         """Compare file by file, measure, commit.
 
         Raises:
-            StaleTableError: the table was made with other settings.
             SchemaError: vectors that are not finite; no region has a caption.
         """
-        refuse_stale(self.table, self.inspect())
-        began = time.monotonic()
-        run.events.write("step_started", step=self.name, rows=self.total, fingerprint=fingerprint(self.identity))
-        begin(self, self.source.digest)
+        self.begin()
         files = [list(pieces) for _, pieces in itertools.groupby(self.source.pieces, lambda piece: piece.path)]
         parts = [(pieces, [f"part-{n:06d}.parquet"]) for n, pieces in enumerate(files)]
-        shards = make_parts(self, parts, self._stamp, refer_file, run, "comparing", row_for_row=False)
+        shards = make_parts(self, parts, self.stamp, refer_file, run, "comparing", row_for_row=False)
         if not sum(shard.rows for shard in shards):
             raise SchemaError(
                 f"input {self.source.name}: no region has a caption; `box_captions` of the manifest has them"
             )
-        return self._commit(shards, time.monotonic() - began)
+        measured = self._metrics(shards)
+        figures = {metric.metric: round(metric.value, 6) for metric in measured}
+        return self.commit(shards, began, figures=figures, metrics=measured, row_for_row=False)
 
-    @functools.cached_property
-    def _stamp(self) -> dict[str, Any]:
-        source = self.source
-        return {
-            "fingerprint": fingerprint(self.identity),
-            "input": {"name": source.name, "digest": source.digest, **source.identity},
-            "space": source.space,
-            "versions": {"clipray": __version__},
-        }
-
-    def _commit(self, shards: list[tables.Shard], seconds: float) -> tables.Record:
-        found = [tables.read_shard(self.table, shard.name, ["boxes", "correct"]) for shard in shards]
-        data = pa.concat_tables(found)
-        choice = data["boxes"].to_numpy() > 1  # with a single box there is nothing to find
-        measured = [Metric("accuracy", _mean(data["correct"].to_numpy()), n=len(data))]
-        if choice.any():
-            boxes, correct = data["boxes"].to_numpy()[choice], data["correct"].to_numpy()[choice]
-            n = int(choice.sum())
-            measured.append(Metric("accuracy_of_several", _mean(correct), n=n))
-            measured.append(Metric("chance_of_several", _mean(1 / boxes), n=n))
-        write_metrics(self.output, self.name, measured, self._stamp)
-        rows = sum(shard.rows for shard in shards)
-        return tables.finish(
-            self.table, "referred", tables.arrow_schema("referred"), shards, fingerprint=fingerprint(self.identity),
-            inputs={"rows": self.total, "digest": self.source.digest, "input": self.source.name},
-            settings=self.identity, provenance=self._stamp, finished_at=tables.now(),
-            figures={metric.metric: round(metric.value, 6) for metric in measured},
-            seconds=round(seconds, 2), rows_per_s=round(rows / max(seconds, 1e-9), 2),
-        )  # fmt: skip
+    def _metrics(self, shards: list[tables.Shard]) -> list[Metric]:
+        data = pa.concat_tables(tables.read_shard(self.table, shard.name, ["boxes", "correct"]) for shard in shards)
+        boxes, correct = data["boxes"].to_numpy(), data["correct"].to_numpy()
+        measured, several = [Metric("accuracy", _mean(correct), n=len(data))], boxes > 1
+        if several.any():  # with a single box there is nothing to find
+            n = int(several.sum())
+            measured.append(Metric("accuracy_of_several", _mean(correct[several]), n=n))
+            measured.append(Metric("chance_of_several", _mean(1 / boxes[several]), n=n))
+        return measured
 
 
 def _mean(values: np.ndarray) -> float:
@@ -159,7 +119,7 @@ def refer_file(item: tuple[ReferStep, list[Piece], list[str]]) -> list[tables.Sh
         for row in _of_picture(regions, x, picture, [place.get(said[n]) for n in picture], vectors, step.settings)
     ]
     data = pa.Table.from_pylist(rows, schema=tables.arrow_schema("referred"))
-    return [tables.write_shard(step.table, name, "referred", data, step._stamp)]
+    return [tables.write_shard(step.table, name, "referred", data, step.stamp)]
 
 
 @functools.lru_cache(maxsize=1)

@@ -157,7 +157,7 @@ def test_a_filled_mask_is_its_box() -> None:
     masks[1] = (torch.arange(20)[:, None] - 10) ** 2 + (torch.arange(30) - 14) ** 2 < 50
     found = boxes_of_masks(masks)
     assert found[0].tolist() == pytest.approx([3, 5, 17, 11], abs=1e-4)
-    assert found[1].tolist() == pytest.approx([14.5 - 6.2, 10.5 - 6.2, 14.5 + 6.2, 10.5 + 6.2], abs=0.2)  # r √3 / 2
+    assert found[1].tolist() == pytest.approx([14.5 - 6, 10.5 - 6, 14.5 + 6, 10.5 + 6], abs=0.1)  # r √3 / 2
     assert found[2].tolist() == pytest.approx([0, 0, 30, 20], abs=1e-4)
 
 
