@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 PHOTOS = ROOT.parent / "shared" / "data" / "photos"
 CLIPRAY = str(Path(sys.executable).parent / "clipray")
 
@@ -50,20 +52,45 @@ def write_job(
     return str(path)
 
 
-def follow(page: str, home: Path) -> str:
-    """Do what a page of `docs` says, block after block, in the folder `home`; returns what was printed.
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
+"""A block of a page: its language and its text."""
 
-    Blocks of yaml whose first line is `# NAME.yaml` are written to that file, lines of bash that call clipray and blocks
-    of python are run.
+
+def follow(text: str, home: Path) -> str:
+    """Do what a page says, block after block, in the folder `home` and in this process; returns what was printed.
+
+    Blocks of yaml whose first line is `# NAME.yaml` are written to that file, lines of bash that call clipray or `python -c`
+    are run, but for those of blocks that need the network, and so are blocks of python. A session's Ray (`ray_here`) serves all of them.
     """
-    text, printed = (ROOT / "docs" / page).read_text(encoding="utf-8"), ""
-    for kind, block in re.findall(r"^```(\w+)\n(.*?)^```", text, re.M | re.S):
+    printed = ""
+    for kind, block in BLOCK.findall(text):
         if kind == "yaml" and (name := re.match(r"# (\w+\.yaml)\n", block)):
             (home / name[1]).write_text(block, encoding="utf-8")
-        lines = [shlex.split(line, comments=True) for line in block.splitlines()] if kind == "bash" else []
-        commands = [[CLIPRAY, *words[1:]] for words in lines if words[:1] == ["clipray"]]
-        for command in [[sys.executable, "-c", block]] if kind == "python" else commands:
-            done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=300, check=False)
-            assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
-            printed += done.stdout
+        elif kind == "bash" and "needs the network" not in block:
+            for words in (shlex.split(line, comments=True) for line in block.splitlines()):
+                if words[:1] == ["clipray"]:
+                    printed += clipray_here(words[1:], home)
+                elif words[:2] == ["python", "-c"]:
+                    printed += python_here(words[2], home)
+        elif kind == "python":
+            printed += python_here(block, home)
     return printed
+
+
+def python_here(code: str, home: Path) -> str:
+    """Run code in this process, in the folder `home`; returns what it printed."""
+    with contextlib.chdir(home), contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(compile(code, "page", "exec"), {"__name__": "__main__"})
+    return said.getvalue()
+
+
+def clipray_here(words: list[str], home: Path) -> str:
+    """Run the command in this process, in the folder `home`; returns what it printed."""
+    from typer.testing import CliRunner
+
+    from clipray.cli import app
+
+    with contextlib.chdir(home):
+        done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, f"clipray {shlex.join(words)}: {done.exception!r}\n{done.output}"
+    return done.stdout

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support import CLIPRAY, ROOT
+from support import DOCS, follow
 
 from clipray import tables
 
-PAGE = (ROOT / "docs" / "duplicates.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.M | re.S)
+PAGE = (DOCS / "duplicates.md").read_text(encoding="utf-8")
 
 
-def test_the_page_finds_the_copies_it_says(tmp_path: Path) -> None:
+def test_the_page_finds_the_copies_it_says(tmp_path: Path, ray_here: object) -> None:
     """To a few: bf16, where a machine has it, moves cosines that are near the threshold."""
-    for kind, text in BLOCKS:
-        if kind == "yaml":
-            (tmp_path / "job.yaml").write_text(text, encoding="utf-8")
-            continue
-        command = [sys.executable, "-c", text] if kind == "python" else [CLIPRAY, *text.split()[1:]]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
+    follow(PAGE, tmp_path)
     images, found = (tables.read_table(str(tmp_path / f"runs/copies/{name}")) for name in ("images", "duplicates"))
     group = dict(zip(found["image_id"].to_pylist(), found["group_id"].to_pylist(), strict=True))
     copies = [name for name in images["image_id"].to_pylist() if "-copy" in name]

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support import CLIPRAY, ROOT
+from support import DOCS, follow
 
 from clipray import tables
 
-PAGE = (ROOT / "docs" / "labels.md").read_text(encoding="utf-8")
-
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def followed(tmp_path_factory: pytest.TempPathFactory, ray_here: object) -> Path:
     """The folder in which the page has been followed, with a third of its pictures."""
     home = tmp_path_factory.mktemp("labels")
-    page = PAGE.replace("n_scenes=1024", "n_scenes=384").replace("n_words=512", "n_words=128")
-    for kind, text in re.findall(r"^```(\w+)\n(.*?)^```", page, re.M | re.S):
-        if kind == "yaml":
-            (home / text.splitlines()[0].removeprefix("# ")).write_text(text, encoding="utf-8")
-        lines = [shlex.split(line) for line in text.splitlines()] if kind == "bash" else []
-        for command in [[sys.executable, "-c", text]] if kind == "python" else [[CLIPRAY, *line[1:]] for line in lines]:
-            done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=300, check=False)
-            assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
+    page = (DOCS / "labels.md").read_text(encoding="utf-8")
+    follow(page.replace("n_scenes=1024", "n_scenes=384").replace("n_words=512", "n_words=128"), home)
     return home / "runs" / "labels"
 
 

@@ -6,16 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
-from support import follow
+from support import DOCS, follow
 
 from clipray import tables
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def followed(tmp_path_factory: pytest.TempPathFactory, ray_here: object) -> tuple[Path, str]:
     """The folder in which the page has been followed, and what its code printed."""
     home = tmp_path_factory.mktemp("regions")
-    return home, follow("regions.md", home)
+    return home, follow((DOCS / "regions.md").read_text(encoding="utf-8"), home)
 
 
 def test_the_page_makes_pictures_and_their_regions(followed: tuple[Path, str]) -> None:

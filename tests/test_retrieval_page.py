@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support import CLIPRAY, ROOT
+from support import BLOCK, DOCS, ROOT, follow
 
 from clipray import tables
 from clipray.job import parse_job
 
-PAGE = (ROOT / "docs" / "retrieval.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.M | re.S)
+PAGE = (DOCS / "retrieval.md").read_text(encoding="utf-8")
 VECTORS = {"MAC": "found_mac", "R-MAC, 5 squares": "found_rmac", "R-MAC, 16 components, whitened": "found_whitened"}
 LISTS = {
     "R-MAC, the first 100 re-ranked by their best square": "found_reranked",
@@ -26,16 +22,10 @@ PROTOCOLS = ("easy", "medium", "hard")
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def followed(tmp_path_factory: pytest.TempPathFactory, ray_here: object) -> Path:
     home = tmp_path_factory.mktemp("retrieval")
     shutil.copytree(ROOT / "jobs", home / "jobs")
-    text = "".join(text for kind, text in BLOCKS if kind == "bash")
-    commands = [shlex.split(line, comments=True) for line in text.splitlines()]
-    commands += [["python", "-c", code] for kind, code in BLOCKS if kind == "python"]
-    for name, *arguments in commands:
-        program = {"clipray": CLIPRAY, "python": sys.executable}[name]
-        done = subprocess.run([program, *arguments], cwd=home, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, f"{name} {shlex.join(arguments)}\n{done.stdout}{done.stderr}"
+    follow(PAGE, home)
     return home
 
 
@@ -57,5 +47,5 @@ def test_the_table_says_what_is_measured(followed: Path) -> None:
 
 
 def test_the_other_job_is_valid() -> None:
-    (text,) = (text for kind, text in BLOCKS if kind == "yaml")
+    (text,) = (text for kind, text in BLOCK.findall(PAGE) if kind == "yaml")
     assert parse_job(f"output: out\nmodel: {{name: demo}}\n{text}").steps

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support import follow
+from support import DOCS, follow
 
 from clipray import tables
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def followed(tmp_path_factory: pytest.TempPathFactory, ray_here: object) -> tuple[Path, str]:
     home = tmp_path_factory.mktemp("search")
-    return home, follow("search.md", home)
+    return home, follow((DOCS / "search.md").read_text(encoding="utf-8"), home)
 
 
 def test_the_page_searches_with_words_a_picture_and_a_region(followed: tuple[Path, str]) -> None:

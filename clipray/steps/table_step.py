@@ -208,9 +208,7 @@ def open_fit(fit: str, suffix: str, output: Folder) -> tuple[Folder, tables.Reco
 def refuse_other_fit(step: str, fit: str, width: int, space: Mapping[str, Any], source: Vectors) -> None:
     """Raises SchemaError where `fit` was made of vectors of another width or space than those of `source`."""
     if width != source.n_features:
-        raise SchemaError(
-            f"{step}: {fit} was fitted on vectors of {width}, {source.name} has {source.n_features}"
-        )
+        raise SchemaError(f"{step}: {fit} was fitted on vectors of {width}, {source.name} has {source.n_features}")
     if space and source.space and space != source.space:
         raise SchemaError(
             f"{step}: {fit} was fitted in another space than {source.name}: {'; '.join(changes(space, source.space))}"
