@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from run.test_embed import reasons, vectors
@@ -19,7 +20,7 @@ from support import CLIPRAY, ROOT, write_job
 
 from clipray.manifest import make_manifest
 
-ROWS = 1_500
+ROWS, MORE = 2_000, 100
 ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "lib"), os.environ.get("PYTHONPATH", "")]),
@@ -28,9 +29,7 @@ ENVIRONMENT = {
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
-    """A manifest in which every picture stands 5 times under another id, behind a slow line: time to kill."""
-    import pyarrow as pa
-
+    """A manifest in which every picture stands several times under another id, behind a slow line: time to kill."""
     path = tmp_path_factory.mktemp("many") / "m.parquet"
     files = sorted(pictures.rglob("*.jpg"))
     ids = [f"{n:05d}" for n in range(ROWS)]
@@ -137,87 +136,13 @@ def assert_same(job: str, expected: dict[str, np.ndarray]) -> None:
     assert max(float(np.abs(found[k] - expected[k]).max()) for k in expected) <= 1e-6
 
 
-@pytest.mark.parametrize("at", [1, 700])
-def test_driver_killed(at: int, many: Path, expected: dict[str, np.ndarray], tiny_model: str, tmp_path: Path) -> None:
-    job = job_for(tmp_path, many, tiny_model)
-    process = start(job)
-    wait_for_rows(job, at, process)
-    with nothing_left_behind(process):
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    kept = rows_on_disk(job)
-    assert at <= kept < ROWS
-    finish(job)
-    assert_same(job, expected)
-    again = sum(
-        '"event": "step_started"' in line for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()
-    )
-    assert again == 2
-
-
-def test_everything_killed_at_once_and_a_file_torn(
+def test_killed_in_every_way_one_after_the_other(
     many: Path, expected: dict[str, np.ndarray], tiny_model: str, tmp_path: Path
 ) -> None:
+    """Each run goes on from where the last one was killed; the last one finishes the table."""
     job = job_for(tmp_path, many, tiny_model)
-    process = start(job)
-    wait_for_rows(job, 300, process)
-    for child in [*children(process, lambda _: True), psutil.Process(process.pid)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    process.wait()
-    shards = sorted((tmp_path / "out" / "images").glob("*.parquet"))
-    shards[0].write_bytes(shards[0].read_bytes()[:-100])  # as a power cut may leave it
-    (tmp_path / "out" / "images" / ".tmp-0123").write_bytes(b"half a file")
-    finish(job)
-    assert_same(job, expected)
-    assert '"torn_files": 1' in (tmp_path / "out" / "events.jsonl").read_text()
-    assert not list((tmp_path / "out" / "images").glob(".tmp-*"))
 
-
-def test_encoder_killed_and_the_run_goes_on(
-    many: Path, expected: dict[str, np.ndarray], tiny_model: str, tmp_path: Path
-) -> None:
-    job = job_for(tmp_path, many, tiny_model)
-    process = start(job)
-    wait_for_rows(job, 300, process)
-    (encoder,) = children(process, is_encoder)
-    encoder.kill()
-    assert process.wait(timeout=240) == 0
-    assert_same(job, expected)
-
-
-def test_raylet_killed(many: Path, expected: dict[str, np.ndarray], tiny_model: str, tmp_path: Path) -> None:
-    job = job_for(tmp_path, many, tiny_model)
-    process = start(job)
-    wait_for_rows(job, 300, process)
-    with nothing_left_behind(process):
-        (raylet,) = children(process, is_raylet)
-        raylet.kill()
-        assert process.wait(timeout=120) != 0
-    assert rows_on_disk(job) < ROWS
-    finish(job)
-    assert_same(job, expected)
-
-
-@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
-def test_stopped_by_a_signal(
-    which: signal.Signals, many: Path, expected: dict[str, np.ndarray], tiny_model: str, tmp_path: Path
-) -> None:
-    job = job_for(tmp_path, many, tiny_model)
-    process = start(job)
-    wait_for_rows(job, 300, process)
-    with nothing_left_behind(process):
-        os.killpg(process.pid, which)  # a terminal's Ctrl-C reaches Ray's processes too
-        assert process.wait(timeout=60) == 130
-    text = next(tmp_path.glob("job.*.log")).read_text()
-    assert "goes on from there" in text
-    assert "Traceback" not in text
-    finish(job)
-    assert_same(job, expected)
-
-
-def test_second_run_on_the_same_output_is_refused(many: Path, tiny_model: str, tmp_path: Path) -> None:
-    job = job_for(tmp_path, many, tiny_model)
+    # The driver, as soon as there is a row; before that, a second run on the same output is refused.
     process = start(job)
     wait_for_rows(job, 1, process)
     second = subprocess.run([CLIPRAY, "run", job], capture_output=True, text=True, timeout=60, check=False)
@@ -225,24 +150,77 @@ def test_second_run_on_the_same_output_is_refused(many: Path, tiny_model: str, t
     assert second.stderr.startswith("clipray: ")
     assert f"another run is at work there (process {process.pid})" in second.stderr
     with nothing_left_behind(process):
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         process.wait()
+    assert 1 <= rows_on_disk(job) < ROWS
+
+    # The encoder: the run goes on. Then Ctrl-C, which in a terminal reaches Ray's processes too.
+    process = start(job)
+    wait_for_rows(job, rows_on_disk(job) + MORE, process)
+    (encoder,) = children(process, is_encoder)
+    encoder.kill()
+    wait_for_rows(job, rows_on_disk(job) + MORE, process)
+    stop(job, process, signal.SIGINT)
+
+    process = start(job)
+    wait_for_rows(job, rows_on_disk(job) + MORE, process)
+    stop(job, process, signal.SIGTERM)
+
+    process = start(job)
+    wait_for_rows(job, rows_on_disk(job) + MORE, process)
+    with nothing_left_behind(process):
+        (raylet,) = children(process, is_raylet)
+        raylet.kill()
+        assert process.wait(timeout=120) != 0
+    assert rows_on_disk(job) < ROWS
+
+    # Everything at once, and a file torn, as a power cut may leave it.
+    process = start(job)
+    wait_for_rows(job, rows_on_disk(job) + MORE, process)
+    for child in [*children(process, lambda _: True), psutil.Process(process.pid)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    process.wait()
+    images = tmp_path / "out" / "images"
+    shards = sorted(images.glob("*.parquet"))
+    shards[0].write_bytes(shards[0].read_bytes()[:-100])
+    (images / ".tmp-0123").write_bytes(b"half a file")
+    finish(job)
+    assert_same(job, expected)
+    events = (tmp_path / "out" / "events.jsonl").read_text()
+    assert '"torn_files": 1' in events
+    assert not list(images.glob(".tmp-*"))
+    assert sum('"event": "step_started"' in line for line in events.splitlines()) == 6
+
+
+def stop(job: str, process: subprocess.Popen[str], which: signal.Signals) -> None:
+    """End a run by a signal to its process group; it says how to go on."""
+    with nothing_left_behind(process):
+        os.killpg(process.pid, which)
+        assert process.wait(timeout=60) == 130
+    text = max(Path(job).parent.glob("job.*.log"), key=os.path.getmtime).read_text()
+    assert "goes on from there" in text
+    assert "Traceback" not in text
 
 
 def test_rows_that_kill_their_worker_are_found_and_rejected(pictures: Path, tiny_model: str, tmp_path: Path) -> None:
     make_manifest(str(pictures), str(tmp_path / "m.parquet"))
-    table = pq.read_table(tmp_path / "m.parquet")
+    table = pq.read_table(tmp_path / "m.parquet")[:120]
     rows = [{**row, "uri": f"slow://{row['uri']}"} for row in table.to_pylist()]
-    rows[17]["uri"], rows[203]["uri"] = "slow:///nowhere/poison-a.jpg", "slow:///nowhere/poison-b.jpg"
-    import pyarrow as pa
-
+    rows[17]["uri"], rows[18]["uri"] = "slow:///nowhere/poison-a.jpg", "slow:///nowhere/poison-b.jpg"
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
     job = write_job(
-        tmp_path / "job.yaml", tmp_path / "m.parquet", tiny_model, rows_per_block=64, batch_size=16, schemes=["slow"]
+        tmp_path / "job.yaml",
+        tmp_path / "m.parquet",
+        tiny_model,
+        rows_per_block=16,
+        batch_size=16,
+        schemes=["slow"],
+        max_reject_rate=0.05,
     )
     finish(job)
     assert reasons(tmp_path / "out" / "rejects" / "images") == {
         rows[17]["image_id"]: "worker_died",
-        rows[203]["image_id"]: "worker_died",
+        rows[18]["image_id"]: "worker_died",
     }
-    assert len(vectors(tmp_path / "out" / "images")) == 298
+    assert len(vectors(tmp_path / "out" / "images")) == 118
