@@ -11,6 +11,7 @@ import numpy as np
 
 from clipray.analysis.prompts import PromptStyle
 from clipray.classes import KNOWN_SUFFIXES, prompt_styles
+from clipray.encoders.imports import import_open_clip
 from clipray.errors import JobError, ManifestError
 from clipray.manifest import find_pictures
 from clipray.settings import CLASS_SETS, SCHEMES, Classes, Model, Style, distinct, with_place
@@ -76,6 +77,7 @@ def _uri(path: str) -> str:
 
 
 def _label(paths: Sequence[str], style: PromptStyle, model: Model, top: int) -> Iterator[Look]:
+    import_open_clip()
     from clipray.analysis.zero_shot import ZeroShot
     from clipray.encoders.class_texts import class_vectors_of
     from clipray.encoders.image_encoder import ImageEncoder

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from clipray import tables
+from clipray.encoders.imports import import_open_clip
 from clipray.errors import JobError, ManifestError, ModelError, SchemaError
 from clipray.settings import SCHEMES, Model
 from clipray.storage import Folder, absolute
@@ -106,6 +107,7 @@ def _encoded(opened: OpenIndex, text: str | None, image: str | None, model: Mode
         )
     from clipray.encoders.resolve import resolve
 
+    import_open_clip()
     found = resolve(model or _model_of(made))
     if found.identity()["weights"] != made["weights"]:
         raise ModelError(f"index {opened.name} was made with other weights of {made['name']}: {made['weights'][:23]}…")

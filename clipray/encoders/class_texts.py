@@ -11,24 +11,10 @@ import torch
 
 from clipray.analysis.prompts import PromptStyle
 from clipray.analysis.zero_shot import class_vectors
-from clipray.encoders.resolve import ResolvedModel
+from clipray.encoders.encode_settings import ClassTexts
 from clipray.encoders.text_encoder import TextEncoder
 
 TEXTS_AT_ONCE = 4_096
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Work for one text tower.
-
-    Attributes:
-        ranges: of each style the first of its classes and the one behind the last.
-    """
-
-    model: ResolvedModel
-    precision: str
-    threads: int
-    ranges: tuple[tuple[PromptStyle, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -39,7 +25,7 @@ class Encoded:
     facts: dict[str, Any]
 
 
-def encode_classes(work: Texts) -> Encoded:
+def encode_classes(work: ClassTexts) -> Encoded:
     """Load the text tower and encode; for a process of its own, whose torch gets `threads`."""
     torch.set_num_threads(work.threads)
     encoder = TextEncoder(work.model, precision=work.precision, batch_size=64)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from clipray.analysis.prompts import PromptStyle
 from clipray.encoders.images import Limits
 from clipray.encoders.resolve import ResolvedModel
 from clipray.settings import EmbedRegions, Feature, Lettering
@@ -29,6 +30,20 @@ class EncodeSettings:
     fast_decode: bool = False
     device: str = "cpu"
     threads: int = 1
+
+
+@dataclass(frozen=True)
+class ClassTexts:
+    """Classes for one text tower.
+
+    Attributes:
+        ranges: of each style the first of its classes and the one behind the last.
+    """
+
+    model: ResolvedModel
+    precision: str
+    threads: int
+    ranges: tuple[tuple[PromptStyle, int, int], ...]
 
 
 @dataclass(frozen=True)

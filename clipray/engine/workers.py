@@ -7,7 +7,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipray.encoders.encode_settings import AttackSettings, EncodeSettings, PairSettings, RegionSettings, TextSettings
+from clipray.encoders.encode_settings import (
+    AttackSettings,
+    ClassTexts,
+    EncodeSettings,
+    PairSettings,
+    RegionSettings,
+    TextSettings,
+)
+from clipray.encoders.imports import import_open_clip
 from clipray.engine.progress import Reporter
 
 
@@ -34,6 +42,7 @@ class Encode:
     """Blocks of manifest rows, or of pixels -> rows of the table, in an actor; see `EncodeBlocks`, `EncodeTexts` and so on."""
 
     def __init__(self, settings: EncodeSettings | TextSettings, report: Reporter) -> None:
+        import_open_clip()
         self._work: Callable[[pa.Table], pa.Table]
         if isinstance(settings, AttackSettings):
             from clipray.encoders.attack_pipeline import AttackBlocks
@@ -58,3 +67,11 @@ class Encode:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return self._work(block)
+
+
+def encode_classes(work: ClassTexts) -> Any:
+    """A task; see `class_texts.encode_classes`."""
+    import_open_clip()
+    from clipray.encoders import class_texts
+
+    return class_texts.encode_classes(work)

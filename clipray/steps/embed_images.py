@@ -11,6 +11,7 @@ import pyarrow as pa
 from clipray import tables
 from clipray.encoders.encode_settings import EncodeSettings
 from clipray.encoders.images import Limits
+from clipray.encoders.imports import import_open_clip
 from clipray.encoders.resolve import ResolvedModel
 from clipray.errors import ManifestError, ModelError
 from clipray.ledger import RegionFolders, regions_of_another
@@ -142,6 +143,7 @@ def layers_of(settings: EmbedImages, model: ResolvedModel) -> Layers:
     wanted = {feature.layer for feature in settings.features.values()}
     if not settings.looks_inside:
         return Layers(dict.fromkeys(settings.features, model.embed_dim))  # seconds sooner: no torch in the driver
+    import_open_clip()
     from clipray.encoders import layers
 
     tower = layers.tower_without_weights(model)

@@ -14,6 +14,7 @@ import pyarrow as pa
 from clipray import tables
 from clipray.encoders.encode_settings import RegionSettings
 from clipray.encoders.images import Limits
+from clipray.encoders.imports import import_open_clip
 from clipray.encoders.resolve import ResolvedModel
 from clipray.errors import ManifestError
 from clipray.kinds import REGION_PICTURES
@@ -105,6 +106,7 @@ class EmbedRegionsStep(EncodeStep[EmbedRegions]):
 def look_inside(settings: EmbedRegions, model: ResolvedModel) -> None:
     """Raises ModelError: the network's attention cannot be turned to a box, or not in these blocks or heads."""
     if settings.looks_inside:
+        import_open_clip()
         from clipray.encoders import foveal, layers
 
         foveal.check(layers.tower_without_weights(model), settings.foveal)

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from clipray import __version__, tables
 from clipray.analysis.prompts import PromptStyle
+from clipray.encoders.encode_settings import ClassTexts
 from clipray.encoders.resolve import ResolvedModel, provenance
 from clipray.errors import JobError
 from clipray.job import fingerprint
@@ -64,8 +65,8 @@ class Classes:
 
 def write_classes(said: Said, folder: Folder, cpus: float, tick: Callable[[int], None]) -> tables.Record:
     """Encode the classes in workers and write their table, unless it is there; its record."""
-    from clipray.encoders.class_texts import encode_classes
     from clipray.engine.tasks import map_tasks
+    from clipray.engine.workers import encode_classes
 
     mark = fingerprint(said.identity)
     record = tables.read_record(folder)
@@ -98,10 +99,8 @@ def write_classes(said: Said, folder: Folder, cpus: float, tick: Callable[[int],
     )  # fmt: skip
 
 
-def _items(said: Said, styles: Sequence[PromptStyle], cpus: float) -> list[Any]:
+def _items(said: Said, styles: Sequence[PromptStyle], cpus: float) -> list[ClassTexts]:
     """Work for as many tasks as are worthwhile: of each style a range of its classes."""
-    from clipray.encoders.class_texts import Texts
-
     texts = sum(len(style.labels) * max(1, len(style.templates)) for style in styles)
     parts = int(max(1, min(cpus, texts // TEXTS_OF_A_TASK)))
     threads = max(1, int(cpus / parts))
@@ -110,7 +109,7 @@ def _items(said: Said, styles: Sequence[PromptStyle], cpus: float) -> list[Any]:
         k = len(style.labels)
         return style, part * k // parts, (part + 1) * k // parts
 
-    return [Texts(said.model, said.precision, threads, tuple(edges(s, n) for s in styles)) for n in range(parts)]
+    return [ClassTexts(said.model, said.precision, threads, tuple(edges(s, n) for s in styles)) for n in range(parts)]
 
 
 def _rows(style: PromptStyle, negative: bool, parts: Sequence[tuple[np.ndarray, np.ndarray]], width: int) -> pa.Table:

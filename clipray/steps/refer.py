@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.analysis.referring import refer
+from clipray.encoders.imports import import_open_clip
 from clipray.encoders.resolve import ResolvedModel
 from clipray.errors import SchemaError
 from clipray.settings import Refer
@@ -125,6 +126,7 @@ def refer_file(item: tuple[ReferStep, list[Piece], list[str]]) -> list[tables.Sh
 @functools.lru_cache(maxsize=1)
 def _encoder(model: str, precision: str) -> Any:
     """The text tower, once in a worker. model: a `ResolvedModel` as JSON."""
+    import_open_clip()
     from clipray.encoders.text_encoder import TextEncoder
 
     return TextEncoder(ResolvedModel(**json.loads(model)), precision=precision, batch_size=64)
