@@ -58,7 +58,7 @@ def run(
     address: Address = None,
 ) -> None:
     """Run what is not finished of a job."""
-    _run(job, fresh=fresh or [], retry_rejects=retry_rejects, address=address)
+    _print_pages(_run(job, fresh=fresh or [], retry_rejects=retry_rejects, address=address))
 
 
 @app.command()
@@ -83,7 +83,7 @@ def embed(
     spec = _model(model, pretrained, seed)
     path = write_embed_job(pictures, output, spec, label)
     out.print(f"job file: {path}", soft_wrap=True)
-    _run(path, address=address)
+    _print_pages(_run(path, address=address))
 
 
 @app.command()
@@ -139,6 +139,17 @@ def ground_truth(
         raise JobError(f"{output}: the name of a ground truth ends in .parquet")
     queries, rows = convert_ground_truth(source, output, prefix=prefix, suffix=suffix)
     out.print(f"{queries} queries, {rows} rows in {output}", soft_wrap=True)
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job.")],
+    title: Annotated[str | None, typer.Option(help="Title of the page. [default: the job's name]")] = None,
+) -> None:
+    """Make one page of HTML of what a run wrote, to look at in a browser."""
+    from clipray import runner
+
+    _print_pages([runner.report(run, title=title)])
 
 
 @app.command()
@@ -288,7 +299,7 @@ def demo(
 
     job = write_demo(output)
     out.print(f"pictures: {output}/world/pictures, job file: {job}", soft_wrap=True)
-    _run(job)
+    pages = _run(job)
     shown, same = nearest_pictures(f"{output}/images")
     listing = Table("picture", "nearest by cosine", title="What the vectors know", title_justify="left")
     for picture in shown:
@@ -317,6 +328,8 @@ def demo(
         f"  {output}/images/_table.json (what made the table), {output}/events.jsonl (what happened)",
     ):
         out.print(line, soft_wrap=True, markup=False)
+    out.print("And at all of it on one page, in a browser:")
+    _print_pages(pages)
 
 
 def _model(name: str, pretrained: str | None, seed: int | None) -> Any:
@@ -333,13 +346,20 @@ def _model(name: str, pretrained: str | None, seed: int | None) -> Any:
         raise JobError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
 
-def _run(job: str, **options: Any) -> None:
+def _run(job: str, **options: Any) -> list[str]:
+    """Run a job, say what became of it; the pages that it made."""
     from clipray import runner
     from clipray.display import Display
 
     with Display(err) as display:
         reports = runner.run(job, watch=display.watch, notice=display.notice, **options)
     _print_reports(reports)
+    return [report.page for report in reports if report.page]
+
+
+def _print_pages(pages: list[str]) -> None:
+    for page in pages:
+        out.print(f"report: {page}", soft_wrap=True, markup=False)
 
 
 def _print_reports(reports: list[Any]) -> None:
@@ -347,7 +367,8 @@ def _print_reports(reports: list[Any]) -> None:
     for report in reports:
         note = report.note
         if report.record and not note and report.record.seconds:
-            note = f"{report.record.seconds:g} s, {report.record.rows_per_s:g} rows/s"
+            note = f"{report.record.seconds:g} s"
+            note += f", {report.record.rows_per_s:g} rows/s" if report.record.rows_per_s else ""
         listing.add_row(
             report.name,
             report.state,

@@ -15,13 +15,14 @@ from typing import Any
 
 from clipray import tables
 from clipray.errors import JobError, RunError, SchemaError, Stopped
-from clipray.events import Events
+from clipray.events import Events, read_events
 from clipray.job import load_job, steps_of
+from clipray.run_page.run_tables import finished_tables
 from clipray.settings import Job
 from clipray.status import StepReport, status
 from clipray.steps.prepare import check, prepare
 from clipray.steps.step import Given, Run, State, Step
-from clipray.storage import Folder
+from clipray.storage import Folder, absolute
 
 LOCK = ".lock"
 
@@ -86,7 +87,7 @@ def _run_steps(
         unfinished = [s for s in settings if tables.read_record(output.sub(s.books)) is None]
         if any(s.looks_inside for s in unfinished):
             aside.submit(importlib.import_module, "clipray.encoders.layers")  # and torch: seconds, in which Ray starts
-        if unfinished:
+        if any(s.needs_cluster for s in unfinished):
             cluster()
         for s in unfinished:
             check(s, model.result)
@@ -110,12 +111,37 @@ def _run_step(step: Step, run: Run, names: Sequence[str]) -> Iterator[StepReport
             seconds=record.seconds,
             rows_per_s=record.rows_per_s,
         )
+    page = str(getattr(step, "page", ""))
     for name in names:
         folder = step.output.sub(name)
         found = tables.read_record(folder)
         assert found is not None
         total = step.total if folder.url == step.table.url else None
-        yield StepReport(name, "finished", found.rows, found.rejects, total, note=note, record=found)
+        yield StepReport(name, "finished", found.rows, found.rejects, total, note=note, record=found, page=page)
+
+
+def report(url: str, *, title: str | None = None, **options: Any) -> str:
+    """Make a page of all finished tables of the run at `url`, as a step `report` at the end of its job would.
+
+    Args:
+        title: by default the name of the job that ran there last.
+        options: `watch` and `notice`, as of `run`.
+
+    Returns:
+        The page's path or URL.
+
+    Raises:
+        ClipRayError: there is no run, or one of its tables is not whole.
+    """
+    output = Folder(absolute(url))
+    status(output.url)
+    names = finished_tables(output)
+    if not names:
+        raise JobError(f"{url}: no finished table there to make a page of; finish one with `clipray run`")
+    ran = [event["job"] for event in read_events(output) if event.get("event") == "run_started" and event.get("job")]
+    job = Job(name=ran[-1] if ran else os.path.basename(output.url), output=output.url,
+              steps=[{"report": {"of": names, "title": title}}])  # fmt: skip
+    return run(job, **options)[0].page
 
 
 def _connected(address: str | None) -> Any:

@@ -22,6 +22,7 @@ class StepReport:
         state: `finished`, `partial`, `absent` or `stale`.
         rows, rejected: on disk; total: in the manifest (None where only the run's folder was looked at).
         note: what would run, or which settings changed.
+        page: path or URL of the page that the step made, if it makes one.
     """
 
     name: str
@@ -32,6 +33,7 @@ class StepReport:
     bytes: int = 0
     note: str = ""
     record: tables.Record | None = None
+    page: str = ""
 
 
 def status(url: str) -> list[StepReport]:

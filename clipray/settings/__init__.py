@@ -23,6 +23,7 @@ from clipray.settings.labels import (
 from clipray.settings.model import Model
 from clipray.settings.pictures import FIXED_COLUMNS, SCHEMES, EmbedImages, Feature
 from clipray.settings.regions import OF_BOXES, VECTOR, Blur, Circle, EmbedRegions, Foveal, Refer
+from clipray.settings.report import Report
 from clipray.settings.retrieval import EvaluateRetrieval
 from clipray.settings.search import Index, Search
 from clipray.settings.texts import EmbedTexts, ScoreCaptions
@@ -44,6 +45,7 @@ STEPS: dict[str, type[StepSettings]] = {
     "score_captions": ScoreCaptions,
     "refer": Refer,
     "attack": Attack,
+    "report": Report,
 }
 """The steps a job can name, in the order in which data flows; each is the module of that name in `clipray.steps`."""
 
@@ -61,6 +63,6 @@ class Job(Settings):
 __all__ = [
     "CLASS_SETS", "FIXED_COLUMNS", "OF_BOXES", "SCHEMES", "STEPS", "VECTOR", "Attack", "Blur", "Circle", "Classes", "Cluster", "Column",
     "Deduplicate", "EmbedImages", "EmbedRegions", "EmbedTexts", "Encoding", "EvaluateLabels", "EvaluateRetrieval", "Execution", "Feature",
-    "Foveal", "Index", "Job", "Label", "LabelSet", "Lettering", "Model", "MultiLabel", "Probe", "Reduce", "Refer", "ScoreCaptions", "Search", "Settings",
+    "Foveal", "Index", "Job", "Label", "LabelSet", "Lettering", "Model", "MultiLabel", "Probe", "Reduce", "Refer", "Report", "ScoreCaptions", "Search", "Settings",
     "StepSettings", "Style", "distinct", "with_place",
 ]  # fmt: skip

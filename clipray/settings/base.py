@@ -32,6 +32,7 @@ class StepSettings(Settings):
     """Settings of one step of a job. `name` is that of its table, and of the step."""
 
     needs_model: ClassVar[bool] = False
+    needs_cluster: ClassVar[bool] = True
 
     name: str = Field(pattern=TABLE_NAME)
 

@@ -56,7 +56,7 @@ class EvaluateRetrievalStep(TableStep[EvaluateRetrieval]):
     @property
     def made(self) -> dict[str, Any]:
         inputs = {"name": self.ranked.name, "ground_truth": self.relevance.identity, "digest": self.digest}
-        return {"inputs": inputs}
+        return {"inputs": {**inputs, "queries": self.queries.name if self.queries else None}}
 
     @property
     def inputs(self) -> str:

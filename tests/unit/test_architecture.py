@@ -23,7 +23,7 @@ FLOORS = [
     {"ledger", "lookup", "status", "labelled", "vector_search"},
     {"relevance", "ground_truth"},
     {"encoders"},
-    {"engine"},
+    {"engine", "run_page"},
     {"steps"},
     {"runner"},
     {"quick_search"},

@@ -1,0 +1,34 @@
+"""A section of the page: what its template shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Headline = tuple[str, str]
+"""A figure for the head of the page, and what it is."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section.
+
+    Attributes:
+        name: of its template in `pages/report`, and its anchor.
+        values: what the template shows.
+        tables: whose rows it shows.
+    """
+
+    name: str
+    title: str
+    values: dict[str, Any]
+    tables: tuple[str, ...] = ()
+    headlines: tuple[Headline, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A section that the run has nothing for, and what would give it something."""
+
+    title: str
+    why: str

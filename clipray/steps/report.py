@@ -1,0 +1,133 @@
+"""Step `report`: what the steps before it wrote -> one page of HTML, and the table of what is on it.
+
+A page is cheap and holds nothing that the tables do not: where they or its settings changed, it is made anew without being
+asked. It needs no Ray.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from clipray import __version__, tables
+from clipray.errors import SchemaError
+from clipray.job import steps_of
+from clipray.run_page.page import make_page
+from clipray.run_page.run_tables import RunTables, open_run
+from clipray.settings import Report
+from clipray.steps.step import Given, Run, State
+from clipray.steps.table_step import TableStep
+from clipray.vectors import digest_of
+
+FILE = "part-000000.parquet"
+PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class ReportStep(TableStep[Report]):
+    """A `Step`; see `TableStep`. shown: the tables that it shows."""
+
+    kind: ClassVar[str] = "report"
+
+    title: str
+    shown: RunTables
+
+    @property
+    def total(self) -> int:
+        """Tables."""
+        return len(self.shown.tables)
+
+    @property
+    def page(self) -> str:
+        """Path or URL of the page."""
+        return self.table.path(PAGE) if self.table.local else f"{self.table.url}/{PAGE}"
+
+    @property
+    def rests_on(self) -> dict[str, Any]:
+        made_of = {table.name: table.record.fingerprint for table in self.shown.tables}
+        return {"clipray": __version__, "titled": self.title, "tables": made_of, "absent": list(self.shown.absent)}
+
+    @property
+    def digest(self) -> str:
+        """Of all that the tables' records say: files, figures, when they were finished."""
+        return digest_of([asdict(table.record) for table in self.shown.tables])
+
+    @property
+    def made(self) -> dict[str, Any]:
+        return {"digest": self.digest}
+
+    @property
+    def inputs(self) -> list[str]:
+        return [table.name for table in self.shown.tables]
+
+    @property
+    def schema(self) -> pa.Schema:
+        return tables.arrow_schema(self.kind)
+
+    def inspect(self, *, count: bool = True) -> State:
+        state = super().inspect(count=count)
+        record = tables.read_record(self.table) if state.kind == "finished" else None
+        if record is not None and self.table.sizes().get(PAGE) != record.figures.get("page_bytes"):
+            return State("partial")
+        return state
+
+    def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
+        return [f"{self.name}: a page of {self.total} tables"]
+
+    def run(self, run: Run) -> tables.Record:
+        """Make the page, whatever was there before; commit.
+
+        Raises:
+            SchemaError: a table is not whole.
+        """
+        run.events.write("step_started", step=self.name, rows=self.total, fingerprint=self.fingerprint)
+        return self.make(run, time.monotonic())
+
+    def make(self, run: Run, began: float) -> tables.Record:  # noqa: ARG002 - of the base
+        self.begin(keep=False)
+        made = make_page(self.shown, self.title, self.settings)
+        self.table.write(PAGE, data := made.html.encode("utf-8", "replace"))
+        shard = tables.write_shard(self.table, FILE, self.kind, self._rows(made.sections), self.stamp)
+        figures = {"page": PAGE, "page_bytes": len(data), "left_out": made.left_out}
+        return self.finish(
+            self.table, self.kind, self.schema, [shard], figures, seconds=round(time.monotonic() - began, 2)
+        )
+
+    def _rows(self, sections: dict[str, list[str]]) -> pa.Table:
+        rows = [
+            {"table": table.name, "kind": table.kind, "rows": table.record.rows, "rejects": table.record.rejects,
+             "sections": ", ".join(sections[table.name])}
+            for table in self.shown.tables
+        ]  # fmt: skip
+        return pa.Table.from_pylist(rows, schema=self.schema)
+
+
+def prepare(settings: Report, given: Given) -> ReportStep:
+    """Find the tables that it shows: those that it names, or those of the steps before it.
+
+    Raises:
+        SchemaError: one that it names is not finished; there is none at all.
+    """
+    names = settings.of or earlier_tables(settings, given)
+    shown = open_run(given.output, names, settings.label)
+    if settings.of and shown.absent:
+        raise SchemaError(
+            f"{settings.name}: {', '.join(shown.absent)}: no finished table in {given.output.url}; finish it with `clipray run`, "
+            "or take it out of `of`"
+        )
+    if not names:
+        raise SchemaError(f"{settings.name}: no step before it writes a table: put it last, or name tables in `of`")
+    return ReportStep(settings, given.output, settings.title or given.job.name, shown)
+
+
+def earlier_tables(settings: Report, given: Given) -> list[str]:
+    """All tables of the steps that stand before this one in the job, but other pages."""
+    found: list[str] = []
+    for step in steps_of(given.job):
+        if step.name == settings.name:
+            break
+        found += [] if isinstance(step, Report) else step.tables
+    return found
