@@ -46,6 +46,12 @@ def test_demo_makes_tables_that_are_right(tmp_path: Path) -> None:
     assert {kind for kind, _ in figures} == {"single", "word"}
     assert all(figures["single", style] >= 0.95 for style in ("template", "definition", "name_is_definition"))
     assert "Zero-shot labels, 64 classes" in done.stdout
+    last = done.stdout.strip().splitlines()[-1]
+    assert last == f"report: {demo}/report/report.html"
+    page = Path(last.removeprefix("report: ")).read_text(encoding="utf-8")
+    assert page.count('class="sheet"') == 16
+    assert page.count('class="ranking"') == 10  # of places, and of pictures by their captions
+    assert len(page.encode()) < 1_500_000
     _follow_the_page(tmp_path)
 
 

@@ -90,9 +90,15 @@ def _means(table: RunTable) -> list[dict[str, Any]]:
 
 
 def _headlines(measured: list[RunTable]) -> tuple[Headline, ...]:
-    found = [(value, f"{table.name}, {group.replace('/', ', ')}") for table in measured
-             for group, value in dict(table.record.figures.get("mAP", {})).items() if group.startswith(("medium", "all"))]  # fmt: skip
-    return ((f"{max(found)[0]:.3f}", f"mean average precision, {max(found)[1]}"),) if found else ()
+    """The best mean average precision of the protocol that examples are of."""
+    found = [
+        (value, f"{table.name}, {group.replace('/', ', ')}")
+        for table in measured
+        for group, value in dict(table.record.figures.get("mAP", {})).items()
+        if group.startswith(("medium", "all"))
+    ]
+    best = max(found, key=lambda each: each[0], default=None)
+    return ((f"{best[0]:.3f}", f"mean average precision, {best[1]}"),) if best else ()
 
 
 def _measured(run: RunTables, table: RunTable, album: Album, examples: int) -> Ranking:
