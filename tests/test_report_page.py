@@ -7,15 +7,15 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from support import follow
+from support import DOCS, follow
 
 from clipray import tables
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def followed(tmp_path_factory: pytest.TempPathFactory, ray_here: object) -> tuple[Path, str]:
     home = tmp_path_factory.mktemp("report")
-    return home, follow("report.md", home)
+    return home, follow((DOCS / "report.md").read_text(encoding="utf-8"), home)
 
 
 def section(home: Path, name: str) -> str:
