@@ -237,7 +237,7 @@ def plan(job: Job | str, *, address: str | None = None) -> tuple[list[StepReport
     given = Given(job, output, functools.cache(lambda: _resolve(job)))
     here = _machine(address or job.address)
     reports: list[StepReport] = []
-    lines: list[str] = []
+    lines: list[str] = [] if here.local else [f"cluster: {here}"]
     made: set[str] = set()  # tables that this very run would make first
     for settings in steps_of(job):
         try:
@@ -277,11 +277,12 @@ def _planned(step: Step, state: State) -> StepReport:
 
 def _machine(address: str | None) -> Any:
     """What the cluster at `address` has, or this machine, without starting Ray on it."""
-    from clipray.engine.connect import Cluster, connected, local_cpus
+    from clipray.engine.connect import connected, local_cpus
+    from clipray.engine.nodes import Cluster, Node
 
     if address and address != "local":
         with connected(address) as cluster:
             return cluster
     import torch
 
-    return Cluster(1, float(max(2, local_cpus())), float(torch.cuda.device_count()), local=True)
+    return Cluster((Node(float(max(2, local_cpus())), float(torch.cuda.device_count())),), local=True)

@@ -9,8 +9,8 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 # Ray reads these when it is imported; without the first, every worker that was asked for no GPU prints a warning.
@@ -21,22 +21,13 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core writes t
 import ray
 import ray.data
 
+from clipray.engine.nodes import Cluster, Node
 from clipray.errors import PlanError
 
 # Threads that wait for work sleep instead of spinning: decoding needs the cores that the network leaves idle.
 # Must be set before torch is imported, so it is part of the workers' environment.
 WORKER_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0", "PYTHONWARNINGS": "ignore"}
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What a run can use: totals over all living nodes. `memory_bytes`: what Ray's workers may take, 0 if not known."""
-
-    nodes: int
-    cpus: float
-    gpus: float
-    local: bool
-    memory_bytes: float = 0.0
+MANY = 64  # of a kind of node that may be added without end
 
 
 def local_cpus() -> int:
@@ -105,10 +96,25 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def _cluster(*, local: bool) -> Cluster:
-    total = ray.cluster_resources()
-    alive: list[bool] = [node["Alive"] for node in ray.nodes()]
-    nodes = sum(alive)
-    return Cluster(nodes, total.get("CPU", 0.0), total.get("GPU", 0.0), local or nodes == 1, total.get("memory", 0.0))
+    members = tuple(_node(found["Resources"], found["Labels"]) for found in ray.nodes() if found["Alive"])
+    return Cluster(members, local, () if local else _to_come(members))
+
+
+def _node(resources: Mapping[str, float], labels: Mapping[str, str]) -> Node:
+    get = resources.get
+    return Node(get("CPU", 0.0), get("GPU", 0.0), get("memory", 0.0), dict(labels))
+
+
+def _to_come(members: Sequence[Node]) -> tuple[Node, ...]:
+    """Nodes that the cluster's autoscaler, if it has one, may still add."""
+    config = ray._private.state.state.get_cluster_config()
+    groups = config.node_group_configs if config else ()
+    there = Counter(node.labels.get("ray.io/node-group") for node in members)
+    return tuple(
+        _node(group.resources, {"ray.io/node-group": group.name})
+        for group in groups
+        for _ in range(max(0, (group.max_count if group.max_count >= 0 else MANY) - there[group.name]))
+    )
 
 
 def _quiet_ray() -> None:

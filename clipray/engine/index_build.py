@@ -16,7 +16,7 @@ import pyarrow as pa
 import ray
 
 from clipray.analysis import vector_index as vi
-from clipray.engine.connect import Cluster
+from clipray.engine.nodes import Cluster
 from clipray.engine.shards import SALT, answers
 from clipray.scan import hash_strings
 from clipray.storage import Folder

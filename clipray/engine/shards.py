@@ -14,7 +14,7 @@ import ray
 
 from clipray.analysis.kmeans import Assigned, combine
 from clipray.analysis.sampling import Draw, choose, merged
-from clipray.engine.connect import Cluster
+from clipray.engine.nodes import Cluster
 from clipray.engine.plan import CORES_PER_CPU_ACTOR
 from clipray.errors import ClipRayError, RunError, SchemaError
 from clipray.scan import hash_strings

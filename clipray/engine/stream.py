@@ -98,6 +98,7 @@ def _dataset(this: Pass, plan: Plan, settings: EncodeSettings | TextSettings, re
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=DECODE_CPUS,
+            label_selector=dict(plan.decode_on) or None,
             max_retries=retries,
         )
     pool = ray.data.ActorPoolStrategy(
@@ -115,6 +116,7 @@ def _dataset(this: Pass, plan: Plan, settings: EncodeSettings | TextSettings, re
         compute=pool,
         num_cpus=plan.cpus_per_actor,
         num_gpus=plan.gpus_per_actor,
+        label_selector=dict(plan.encode_on) or None,
         max_restarts=-1,  # the task's own retries end it, so a poison row cannot restart its worker for ever
         max_task_retries=retries,
     )

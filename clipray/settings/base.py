@@ -6,9 +6,10 @@ so it is no part of a table's fingerprint. Nor is one marked `Reference`, which 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 Execution, Reference = "execution", "reference"
 """Markers in a field's `Annotated` metadata; see the module's docstring."""
@@ -16,6 +17,21 @@ Execution, Reference = "execution", "reference"
 TABLE_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 Count = Annotated[int, Field(ge=1, strict=True)]
 Actors = Literal["auto"] | Count | tuple[Count, Count]
+LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+SELECTOR = re.compile(rf"!?{LABEL}|!?in\({LABEL}(?:, ?{LABEL})*\)")
+
+
+def _label_selector(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        if not re.fullmatch(rf"(?:[A-Za-z0-9.-]+/)?{LABEL}", key):
+            raise ValueError(f"{key!r} is no label of a node; expected a key such as ray.io/node-group")
+        if not SELECTOR.fullmatch(value):
+            raise ValueError(f"{key}: expected `value`, `!value`, `in(a, b)` or `!in(a, b)`, found {value!r}")
+    return labels
+
+
+LabelSelector = Annotated[dict[str, str], AfterValidator(_label_selector)]
+"""Labels that a node must have, as Ray writes them."""
 
 
 class Settings(BaseModel):
@@ -72,6 +88,7 @@ class Encoding(StepSettings):
     actors: Annotated[Actors, Execution] = "auto"
     gpus_per_actor: Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], Execution] = "auto"
     cpus_per_actor: Annotated[Literal["auto"] | Annotated[float, Field(gt=0)], Execution] = "auto"
+    encode_on: Annotated[LabelSelector, Execution] = Field(default_factory=dict)
     batch_size: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], Execution] = "auto"
     rows_per_block: Annotated[int, Execution, Field(ge=1)] = 128
     rows_per_file: Annotated[int, Execution, Field(ge=1)] = 16_384
@@ -88,6 +105,11 @@ class Encoding(StepSettings):
     def decoding(self) -> Literal["auto", "tasks", "actors", "none"]:
         """Where rows are made ready for the encoders."""
         return "none"
+
+    @property
+    def decoding_on(self) -> dict[str, str]:
+        """Labels of the nodes on which they are, where that is in tasks."""
+        return {}
 
 
 class Embedding(Encoding):

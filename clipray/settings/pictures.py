@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from clipray.settings.base import TABLE_NAME, Embedding, Encoding, Execution, Settings, refuse_taken
+from clipray.settings.base import TABLE_NAME, Embedding, Encoding, Execution, LabelSelector, Settings, refuse_taken
 
 SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "http", "https")
 """URI schemes that a manifest may name unless the job says otherwise."""
@@ -76,10 +76,23 @@ class EmbedImages(Pictures, Embedding):
     preprocess: Literal["model", "keep_aspect"] = "model"
     long_side_px: Annotated[int, Field(ge=1)] | None = None
     decode_in: Annotated[Literal["auto", "tasks", "actors"], Execution] = "auto"
+    decode_on: Annotated[LabelSelector, Execution] = Field(default_factory=dict)
 
     @property
     def decoding(self) -> Literal["auto", "tasks", "actors", "none"]:
         return self.decode_in
+
+    @property
+    def decoding_on(self) -> dict[str, str]:
+        return self.decode_on
+
+    @model_validator(mode="after")
+    def _tasks_can_be_elsewhere(self) -> EmbedImages:
+        if self.decode_on and self.decode_in == "actors":
+            raise ValueError(
+                "`decode_on` names nodes for decoding tasks; with `decode_in: actors` decoding is where the encoders are"
+            )
+        return self
 
     @model_validator(mode="after")
     def _column_names_are_free(self) -> EmbedImages:

@@ -152,7 +152,7 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
         vectors = ", ".join(f"{width} ({name})" for name, width in self.widths.items())
         return [
             f"{self.name}: manifest of {len(manifest.urls)} file(s), {self.scan.rows} rows, {manifest.bytes / 2**20:.1f} MiB, {self.scan.rejects.num_rows} refused",
-            f"{self.name}: {make_plan(self.settings, cluster.cpus, cluster.gpus, cluster.nodes).sentence()}",
+            f"{self.name}: {make_plan(self.settings, cluster).sentence()}",
             f"{self.name}: model {model.name}, weights {model.weights[:23]}{f', vectors of {vectors}' if vectors else ''}",
         ]
 
@@ -168,7 +168,7 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
                 f"{self.name}: {refused.num_rows} of {self.total} manifest rows have no id or a repeated one and are rejected, e.g. {refused['message'][0].as_py()}"
             )
         cluster = run.cluster()
-        plan = make_plan(self.settings, cluster.cpus, cluster.gpus, cluster.nodes)
+        plan = make_plan(self.settings, cluster)
         run.say(f"{self.name}: {plan.sentence()}")
         run.events.write(
             "step_started", step=self.name, rows=self.total, plan=plan.sentence(), fingerprint=self.fingerprint

@@ -105,6 +105,7 @@ def test_decoding_tasks_are_not_fused_into_the_encoder(tiny_model: str, finished
     from clipray.encoders.encode_settings import EncodeSettings
     from clipray.encoders.images import Limits
     from clipray.encoders.resolve import resolve
+    from clipray.engine.nodes import Cluster, Node
     from clipray.engine.plan import make_plan
     from clipray.engine.progress import Progress
     from clipray.engine.reader import Pass
@@ -124,7 +125,7 @@ def test_decoding_tasks_are_not_fused_into_the_encoder(tiny_model: str, finished
         batch_size=16,
     )
     work = Pass(manifest.pieces, manifest.columns(), counted.keys[:40], counted.salt, {}, 8)
-    data = _dataset(work, make_plan(settings, 4, 0), encode, Progress().reporter).materialize()
+    data = _dataset(work, make_plan(settings, Cluster((Node(4),))), encode, Progress().reporter).materialize()
     assert data.count() == 40
     operators = [line for line in data.stats().splitlines() if line.startswith("Operator")]
     encoders = [line for line in operators if "(Encode)" in line]

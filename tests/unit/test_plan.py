@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from clipray.engine.nodes import Cluster, Node, matches
 from clipray.engine.plan import DECODE_CPUS, READ_CPUS, Plan, make_plan
 from clipray.errors import PlanError
 from clipray.settings import EmbedImages
@@ -24,9 +25,14 @@ def settings(**given: Any) -> EmbedImages:
 
 
 def planned(cpus: float, gpus: float, nodes: int = 1, **given: Any) -> Plan | str:
-    """The plan, or the words of its refusal."""
+    """The plan for so many nodes alike (GPUs as evenly as they go), or the words of its refusal."""
+    shares = [gpus // nodes + (n < gpus % nodes) for n in range(nodes)]
+    return planned_on(Cluster(tuple(Node(cpus / nodes, share) for share in shares), nodes == 1), **given)
+
+
+def planned_on(cluster: Cluster, **given: Any) -> Plan | str:
     try:
-        return make_plan(settings(**given), cpus, gpus, nodes)
+        return make_plan(settings(**given), cluster)
     except PlanError as error:
         return str(error)
 
@@ -37,7 +43,8 @@ def grid() -> list[tuple[int, int, int, Any, str]]:
 
 def room(plan: Plan) -> float:
     """CPUs left when all encoders are up and everybody else works too."""
-    return plan.cpus - plan.max_actors * plan.cpus_per_actor - READ_CPUS - DECODE_CPUS * (plan.decode_in == "tasks")
+    placed = min(plan.max_actors, int(plan.gpus / plan.gpus_per_actor)) if plan.gpus_per_actor else plan.max_actors
+    return plan.cpus - placed * plan.cpus_per_actor - READ_CPUS - DECODE_CPUS * (plan.decode_in == "tasks")
 
 
 def test_every_accepted_plan_leaves_room() -> None:
@@ -54,7 +61,8 @@ def test_every_accepted_plan_leaves_room() -> None:
         assert 1 <= plan.min_actors <= plan.max_actors
         assert plan.min_actors * plan.gpus_per_actor <= gpus
         assert plan.threads >= 1
-        assert plan.max_actors * plan.threads <= max(cpus, plan.max_actors)
+        placed = min(plan.max_actors, gpus or plan.max_actors)
+        assert placed * plan.threads <= max(cpus, placed)
         assert (plan.cpus, plan.gpus) == (cpus, gpus)
         assert plan.device == ("cuda" if gpus else "cpu")
         if isinstance(actors, int):
@@ -120,14 +128,14 @@ def test_encoding_on_cpus_beside_gpus() -> None:
 @pytest.mark.parametrize(
     ("cpus", "gpus", "given", "words"),
     [
-        (8, 0, {"gpus_per_actor": 1}, ["gpus_per_actor=1", "0 GPUs", "set it to 0"]),
-        (8, 1, {"gpus_per_actor": 2}, ["gpus_per_actor=2", "1 GPUs"]),
-        (8, 2, {"actors": 3}, ["actors=3", "gpus_per_actor=1", "only 2 fit", "2 GPUs"]),
+        (8, 0, {"gpus_per_actor": 1}, ["gpus_per_actor=1", "1 node: 1 x (8 CPUs)", "set it to 0"]),
+        (8, 1, {"gpus_per_actor": 2}, ["gpus_per_actor=2", "1 node: 1 x (8 CPUs, 1 GPU)"]),
+        (8, 2, {"actors": 3}, ["actors=3", "gpus_per_actor=1", "only 2 fit", "(8 CPUs, 2 GPUs)"]),
         (4, 0, {"actors": 5}, ["actors=5", "4 CPUs"]),
-        (4, 0, {"actors": 4, "cpus_per_actor": 1}, ["4 actors x 1 CPU", "0.25 to read", "4.25 CPUs", "there are 4"]),
-        (4, 0, {"cpus_per_actor": 3, "decode_in": "tasks"}, ["1 actors x 3 CPU", "1 to decode", "4.25 CPUs", "there are 4"]),
+        (4, 0, {"actors": 4, "cpus_per_actor": 1}, ["4 actors x 1 CPU", "0.25 to read and decode", "4.25 CPUs", "there are 4"]),
+        (4, 0, {"cpus_per_actor": 3, "decode_in": "tasks"}, ["1 actors x 3 CPU", "1.25 to read and decode", "4.25 CPUs", "there are 4"]),
         (2, 0, {"actors": (1, 2), "cpus_per_actor": 0.9}, ["2 actors x 0.9 CPU", "2.05 CPUs", "there are 2", "lower `actors`"]),
-        (1, 1, {}, ["1 actors x", "1 to decode", "there are 1"]),
+        (1, 1, {}, ["1 actors x", "1.25 to read and decode", "there are 1"]),
     ],
 )  # fmt: skip
 def test_a_refusal_says_the_numbers(cpus: int, gpus: int, given: dict[str, Any], words: list[str]) -> None:
@@ -168,3 +176,99 @@ def test_a_part_of_a_gpu_lies_on_one_gpu() -> None:
 def test_an_encoder_told_to_ask_for_as_much_as_a_decoder() -> None:
     plan = planned(8, 0, cpus_per_actor=DECODE_CPUS, decode_in="tasks")
     assert isinstance(plan, str) or plan.cpus_per_actor != DECODE_CPUS
+
+
+# --- nodes of several kinds
+
+MIXED = Cluster((Node(4), Node(16, labels={"tier": "cpu"}), Node(8, 2, labels={"tier": "gpu"}), Node(8, 2, labels={"tier": "gpu"})))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("labels", "selector", "meant"),
+    [
+        ({"tier": "gpu"}, {}, True),
+        ({"tier": "gpu"}, {"tier": "gpu"}, True),
+        ({"tier": "gpu"}, {"tier": "cpu"}, False),
+        ({"tier": "gpu", "zone": "a"}, {"tier": "gpu", "zone": "b"}, False),
+        ({"tier": "gpu"}, {"tier": "!gpu"}, False),
+        ({}, {"tier": "!gpu"}, True),
+        ({}, {"tier": "gpu"}, False),
+        ({"tier": "b"}, {"tier": "in(a, b)"}, True),
+        ({"tier": "c"}, {"tier": "in(a,b)"}, False),
+        ({"tier": "c"}, {"tier": "!in(a, b)"}, True),
+        ({"tier": "inner"}, {"tier": "inner"}, True),
+    ],
+)
+def test_which_nodes_a_selector_means(labels: dict[str, str], selector: dict[str, str], meant: bool) -> None:
+    assert matches(labels, selector) is meant
+
+
+def test_encoders_and_decoding_on_nodes_of_their_own() -> None:
+    plan = planned_on(MIXED, encode_on={"tier": "gpu"}, decode_on={"tier": "!gpu"}, gpus_per_actor=0.5)
+    assert isinstance(plan, Plan)
+    assert (plan.min_actors, plan.max_actors, plan.cpus_per_actor, plan.decode_in) == (8, 8, 0.9, "tasks")
+    assert plan.sentence() == (
+        "8 encoders with 1 thread, 0.9 CPU and 0.5 GPU each on nodes with tier=gpu; "
+        "decoding in CPU tasks of 1 CPU on nodes with tier=!gpu; 36 CPUs and 4 GPUs in all"
+    )
+
+
+def test_encoders_on_the_cpus_of_some_nodes() -> None:
+    plan = planned_on(MIXED, encode_on={"tier": "cpu"}, decode_on={"tier": "gpu"})
+    assert isinstance(plan, Plan)  # 2 encoders share the half of 16 CPUs that is theirs
+    assert (plan.device, plan.max_actors, plan.cpus_per_actor, plan.threads) == ("cpu", 2, 4.0, 8)
+
+
+def test_few_cores_beside_many_gpus_are_shared() -> None:
+    """Half of the GPU node's own two cores, however many there are elsewhere."""
+    plan = planned_on(Cluster((Node(2, 4), Node(64))))
+    assert isinstance(plan, Plan)
+    assert (plan.max_actors, plan.cpus_per_actor) == (4, 0.25)
+
+
+def test_whole_gpus_lie_on_one_node() -> None:
+    assert planned_on(Cluster((Node(8, 3), Node(8, 3))), gpus_per_actor=2).max_actors == 2
+
+
+def test_a_pool_on_a_cluster_may_grow_beyond_its_gpus() -> None:
+    plan = planned_on(MIXED, actors=(2, 16))
+    assert isinstance(plan, Plan)
+    assert (plan.min_actors, plan.max_actors) == (2, 16)
+    assert "actors=8 with gpus_per_actor=1, but only 4 fit" in str(planned_on(MIXED, actors=(8, 16)))
+
+
+def test_nodes_that_an_autoscaler_adds() -> None:
+    cluster = Cluster((Node(4),), growth=(Node(8, 1), Node(8, 1)))
+    plan = planned_on(cluster, gpus_per_actor=1)
+    assert isinstance(plan, Plan)
+    assert (plan.min_actors, plan.max_actors, plan.cpus_per_actor) == (1, 2, 0.9)
+    assert planned_on(cluster).device == "cpu"  # unless they are asked for, no GPUs are added
+    head = planned_on(Cluster((Node(0),), growth=(Node(8),) * 3))
+    assert isinstance(head, Plan)
+    assert (head.min_actors, head.max_actors) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"encode_on": {"tier": "tpu"}}, ["encode_on: no node has tier=tpu", "4 nodes: 1 x (16 CPUs, tier=cpu), 1 x (4 CPUs), 2 x (8 CPUs, 2 GPUs, tier=gpu)"]),
+        ({"decode_on": {"tier": "tpu"}}, ["no node with tier=tpu has 1 CPU to decode on", "4 nodes"]),
+        ({"encode_on": {"tier": "cpu"}, "gpus_per_actor": 1}, ["gpus_per_actor=1, but no node with tier=cpu has so much", "2 x (8 CPUs, 2 GPUs, tier=gpu)"]),
+    ],
+)  # fmt: skip
+def test_nodes_that_are_not_there(given: dict[str, Any], words: list[str]) -> None:
+    message = planned_on(MIXED, **given)
+    assert isinstance(message, str)
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("labels", [{"tier": ""}, {"tier": "in()"}, {"tier": "a b"}, {"-x": "a"}, {"tier": 1}])
+def test_labels_that_ray_would_refuse(labels: Any) -> None:
+    with pytest.raises(ValueError, match=r"tier|-x"):
+        settings(encode_on=labels)
+
+
+def test_decoding_beside_the_encoders_has_no_nodes_of_its_own() -> None:
+    with pytest.raises(ValueError, match="decode_on"):
+        settings(decode_on={"tier": "cpu"}, decode_in="actors")
