@@ -97,7 +97,7 @@ class DecodeBlocks:
     def _decode(self, block: pa.Table) -> pa.Table:
         self._loader = self._loader or PictureLoader(self.settings)
         start = time.perf_counter()
-        loaded = list(self._loader.load(block, 2 * self.settings.threads))
+        loaded = list(self._loader.load(block, max(REMOTE_THREADS, 2 * self.settings.threads)))
         self.report({"stage": "decode", "rows": len(block), "seconds": time.perf_counter() - start})
         good = [p if isinstance(p, Picture) else None for p in loaded]
         columns = {

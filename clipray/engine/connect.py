@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
@@ -27,6 +29,8 @@ from clipray.errors import PlanError
 # Threads that wait for work sleep instead of spinning: decoding needs the cores that the network leaves idle.
 # Must be set before torch is imported, so it is part of the workers' environment.
 WORKER_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0", "PYTHONWARNINGS": "ignore"}
+ANSWER_S = 5.0  # in which a head takes a connection
+CONNECT_S = 60.0  # in which Ray has found its node on this machine
 MANY = 64  # of a kind of node that may be added without end
 
 
@@ -52,23 +56,65 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
     if address.startswith("ray://"):
         raise PlanError(
             f"{address}: a Ray client cannot stream a table; run on a node of the cluster with `--address auto`, "
-            "or submit: `ray job submit --working-dir . -- python jobs/run.py JOB`"
+            "or `clipray submit JOB --address http://HEAD:8265`"
         )
     options: dict[str, Any] = {"runtime_env": {"env_vars": WORKER_ENV}}
     if address == "local":
         options = {"num_cpus": max(2, local_cpus()), "include_dashboard": False}
         os.environ.update({**WORKER_ENV, **os.environ})  # inherited: workers that Ray has started ahead can be used
+    if address not in ("local", "auto"):
+        _knock(address)
     try:
-        with _silent_stderr(), _own_sigterm():
+        with _silent_stderr(), _own_sigterm(), _in_time(address):
             ray.init(address, **options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise PlanError(
             f"no Ray cluster could be reached at {address!r}: {' '.join(str(error).split())[:300]}"
         ) from error
+    except ray.exceptions.AuthenticationError as error:
+        raise PlanError(
+            f"the cluster at {address!r} refuses us: put its token into ~/.ray/auth_token or RAY_AUTH_TOKEN "
+            "(`ray get-auth-token` on its head shows it)"
+        ) from error
     try:
         yield _cluster(local=address == "local")
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises PlanError where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S):
+            return
+    except ValueError:
+        raise PlanError(f"{address}: expected auto or HOST:PORT of a Ray head, such as 10.0.0.1:6379") from None
+    except OSError as error:
+        raise PlanError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _in_time(address: str) -> Iterator[None]:
+    """Raises PlanError when it takes too long; Ray waits without end for a node of its cluster on this machine."""
+    if address == "local" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    late = threading.Event()
+    timer = threading.Timer(CONNECT_S, lambda: (late.set(), _thread.interrupt_main()))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not late.is_set():
+            raise
+        raise PlanError(
+            f"no node of the cluster at {address} was found on this machine in {CONNECT_S:.0f} s: run the job on one of "
+            "its nodes, or `clipray submit JOB --address http://HEAD:8265`"
+        ) from None
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager

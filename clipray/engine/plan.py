@@ -26,6 +26,7 @@ class Plan:
         threads: of each encoder process, for its network and for decoding.
         decode_in: `actors` (threads beside the network), `tasks` (CPU tasks, on any node), or `none`.
         encode_on, decode_on: labels of the nodes for encoders and for decoding tasks; empty: any node.
+        device: of the network; `cpu` also where an encoder holds a GPU that it does not use.
     """
 
     min_actors: int
@@ -39,10 +40,7 @@ class Plan:
     nodes: int = 1
     encode_on: Mapping[str, str] = field(default_factory=dict)
     decode_on: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def device(self) -> str:
-        return "cuda" if self.gpus_per_actor else "cpu"
+    device: str = "cpu"
 
     def sentence(self) -> str:
         """The plan in one line, for people."""
@@ -81,7 +79,8 @@ def make_plan(settings: Encoding, cluster: Cluster) -> Plan:
 
     Args:
         settings: `actors`, `gpus_per_actor`, `cpus_per_actor`, `encode_on` and where it decodes are used.
-        cluster: a pool `[min, max]` of encoders on GPUs may be larger than what it holds now, and grow with it.
+        cluster: unless it is this machine alone, the largest size of a pool `[min, max]` may be more than it holds now:
+            the pool grows with it.
 
     Raises:
         PlanError: the actors would leave no room to read, or ask for GPUs or nodes that are not there; with the numbers.
@@ -98,13 +97,15 @@ def make_plan(settings: Encoding, cluster: Cluster) -> Plan:
     if not hosts.members:
         raise PlanError(_nowhere(settings, cluster, gpus_each))
     low, high = _pool(settings, cluster, hosts, now, gpus_each)
-    placed = min(high, hosts.fit) if on_gpu else high
+    grows = low < high and not cluster.local
+    placed = min(high, hosts.fit) if on_gpu else min(high, max(low, hosts.fit)) if grows else high
     rest = _rest_on(hosts, cluster, settings, decode_in)
     spread = max(placed, len(hosts.members))
     each = _gpu_share(hosts, placed, rest) if on_gpu else _share(hosts.cpus, rest, spread)
     if settings.cpus_per_actor != "auto":
         each = float(settings.cpus_per_actor)
         each = _unlike_decoding(each) if decode_in == "tasks" else each
+        placed = min(low, placed) if grows else placed  # Ray Data makes more of them as far as others leave room
     needed = placed * each + rest
     if needed > hosts.cpus or each <= 0:
         raise PlanError(
@@ -115,8 +116,14 @@ def make_plan(settings: Encoding, cluster: Cluster) -> Plan:
     decode_on = settings.decoding_on if decode_in == "tasks" else {}
     return Plan(
         low, high, gpus_each, each, threads, decode_in, cluster.cpus, cluster.gpus, cluster.nodes,
-        settings.encode_on, decode_on,
+        settings.encode_on, decode_on, _device(settings, on_gpu),
     )  # fmt: skip
+
+
+def _device(settings: Encoding, on_gpu: bool) -> str:
+    if settings.device == "cuda" and not on_gpu:
+        raise PlanError("device=cuda, but gpus_per_actor is 0: no encoder would have a GPU; set `gpus_per_actor`")
+    return settings.device if settings.device != "auto" else ("cuda" if on_gpu else "cpu")
 
 
 def _hosts(nodes: tuple[Node, ...], gpus_each: float) -> _Hosts:
@@ -145,11 +152,11 @@ def _pool(settings: Encoding, cluster: Cluster, hosts: _Hosts, now: _Hosts, gpus
     if asked == "auto":
         return (hosts.fit if now.members else 1), hosts.fit
     low, high = asked if isinstance(asked, tuple) else (asked, asked)
-    if not gpus_each and high > hosts.cpus:
-        raise PlanError(
-            f"actors={high}, but there are {hosts.cpus:g} CPUs to encode on{_on(settings.encode_on)}; expected at most one a CPU"
-        )
     needed = high if cluster.local else low
+    if not gpus_each and needed > hosts.cpus:
+        raise PlanError(
+            f"actors={needed}, but there are {hosts.cpus:g} CPUs to encode on{_on(settings.encode_on)}; expected at most one a CPU"
+        )
     if gpus_each and needed > (most := now.fit + _hosts(cluster.growth, gpus_each).fit):
         raise PlanError(
             f"actors={needed} with gpus_per_actor={gpus_each:g}, but only {most} fit on the GPUs that are there{_on(settings.encode_on)}: "

@@ -111,7 +111,7 @@ def _dataset(this: Pass, plan: Plan, settings: EncodeSettings | TextSettings, re
     return data.map_batches(
         Encode,
         fn_constructor_kwargs={"settings": settings, "report": report},
-        batch_size=None,
+        batch_size=rows if plan.gpus_per_actor else None,  # whole blocks; with GPUs Ray Data asks for a number
         batch_format="pyarrow",
         compute=pool,
         num_cpus=plan.cpus_per_actor,

@@ -88,6 +88,7 @@ class Encoding(StepSettings):
     actors: Annotated[Actors, Execution] = "auto"
     gpus_per_actor: Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], Execution] = "auto"
     cpus_per_actor: Annotated[Literal["auto"] | Annotated[float, Field(gt=0)], Execution] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], Execution] = "auto"
     encode_on: Annotated[LabelSelector, Execution] = Field(default_factory=dict)
     batch_size: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], Execution] = "auto"
     rows_per_block: Annotated[int, Execution, Field(ge=1)] = 128

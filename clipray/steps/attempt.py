@@ -167,6 +167,7 @@ class Attempt:
             )
         finally:
             self._streaming_s += time.monotonic() - began
+            self.events.write("pass_ended", step=settings.name, rows_by_node=self.progress.state()["nodes"])
 
     def _observe(self, stock: Stock, written: Written, board: dict[str, Any]) -> None:
         """Once a second: keep the workers' precision for the next attempt, show, log, stop when too much is rejected."""

@@ -43,7 +43,8 @@ def grid() -> list[tuple[int, int, int, Any, str]]:
 
 def room(plan: Plan) -> float:
     """CPUs left when all encoders are up and everybody else works too."""
-    placed = min(plan.max_actors, int(plan.gpus / plan.gpus_per_actor)) if plan.gpus_per_actor else plan.max_actors
+    high = plan.max_actors if plan.nodes == 1 else plan.min_actors
+    placed = min(high, int(plan.gpus / plan.gpus_per_actor)) if plan.gpus_per_actor else high
     return plan.cpus - placed * plan.cpus_per_actor - READ_CPUS - DECODE_CPUS * (plan.decode_in == "tasks")
 
 
@@ -61,7 +62,8 @@ def test_every_accepted_plan_leaves_room() -> None:
         assert 1 <= plan.min_actors <= plan.max_actors
         assert plan.min_actors * plan.gpus_per_actor <= gpus
         assert plan.threads >= 1
-        placed = min(plan.max_actors, gpus or plan.max_actors)
+        high = plan.max_actors if nodes == 1 else plan.min_actors
+        placed = min(high, gpus or high)
         assert placed * plan.threads <= max(cpus, placed)
         assert (plan.cpus, plan.gpus) == (cpus, gpus)
         assert plan.device == ("cuda" if gpus else "cpu")
@@ -112,7 +114,9 @@ def test_plans_computed_by_hand(
     cpus: int, gpus: int, nodes: int, actors: int, each: float, gpus_each: float, threads: int, decode_in: str
 ) -> None:
     plan = planned(cpus, gpus, nodes)
-    assert plan == Plan(actors, actors, gpus_each, each, threads, decode_in, cpus, gpus, nodes)
+    assert plan == Plan(
+        actors, actors, gpus_each, each, threads, decode_in, cpus, gpus, nodes, device="cuda" if gpus else "cpu"
+    )
 
 
 def test_several_encoders_on_a_gpu() -> None:
@@ -235,6 +239,16 @@ def test_a_pool_on_a_cluster_may_grow_beyond_its_gpus() -> None:
     assert isinstance(plan, Plan)
     assert (plan.min_actors, plan.max_actors) == (2, 16)
     assert "actors=8 with gpus_per_actor=1, but only 4 fit" in str(planned_on(MIXED, actors=(8, 16)))
+
+
+def test_a_pool_on_cpus_may_grow_too() -> None:
+    """An encoder for 8 cores now; Ray Data makes more of the same when there are more cores."""
+    cluster = Cluster((Node(16), Node(16)))
+    plan = planned_on(cluster, actors=(2, 64))
+    assert isinstance(plan, Plan)
+    assert (plan.min_actors, plan.max_actors, plan.cpus_per_actor, plan.threads) == (2, 64, 4.0, 8)
+    assert "actors=64, but there are 16 CPUs" in str(planned(16, 0, actors=(2, 64)))
+    assert "actors=33, but there are 32 CPUs" in str(planned_on(cluster, actors=(33, 64)))
 
 
 def test_nodes_that_an_autoscaler_adds() -> None:
