@@ -31,6 +31,12 @@ Address = Annotated[
         help="Ray cluster to run on: auto (the one this node belongs to) or HOST:PORT of its head; default: RAY_ADDRESS, else this machine."
     ),
 ]
+JobServer = Annotated[
+    str, typer.Option(help="The cluster's job server: http://HEAD:8265.", envvar="RAY_API_SERVER_ADDRESS")
+]
+JobServerIfAny = Annotated[
+    str | None, typer.Option(help="The cluster's job server, of a run that was submitted: http://HEAD:8265.")
+]
 Fresh = Annotated[list[str], typer.Option(help="Delete this table and make it anew; may be repeated.")]
 RetryRejects = Annotated[bool, typer.Option("--retry-rejects", help="Try the rejected rows of an earlier run again.")]
 
@@ -98,11 +104,56 @@ def plan(job: Annotated[str, typer.Argument(help="Job file.")], address: Address
 
 
 @app.command()
-def status(run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job.")]) -> None:
-    """Where a run stands, from its files alone."""
+def submit(
+    job: Annotated[str, typer.Argument(help="Job file in the working directory, or its URL.")],
+    address: JobServer,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+    requirements: Annotated[
+        str | None, typer.Option(help="File of packages to install on the nodes first, as for pip.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="What else stays here, as in a .gitignore; may be repeated.")
+    ] = None,
+    fresh: Fresh = None,  # type: ignore[assignment]
+    retry_rejects: RetryRejects = False,
+) -> None:
+    """Run a job on a Ray cluster and follow it; submitted again, it goes on, or is followed where it is at work."""
+    from clipray.submit import submit as send
+
+    options = [word for table in fresh or [] for word in ("--fresh", table)] + ["--retry-rejects"] * retry_rejects
+    code = send(
+        job, address, say=_say, write=_write, detach=detach, requirements=requirements,
+        exclude=exclude or [], options=options,
+    )  # fmt: skip
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job.")],
+    address: JobServerIfAny = None,
+) -> None:
+    """Where a run stands, from its files alone; with --address also what the cluster says of it."""
     from clipray.status import status as look
 
+    if address:
+        from clipray.submit import state
+
+        attempt = state(run, address)
+        out.print(f"{attempt.id}: {attempt.state.lower()}", soft_wrap=True, markup=False)
     _print_reports(look(run))
+
+
+@app.command()
+def stop(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job that was submitted.")],
+    address: JobServer,
+) -> None:
+    """Stop a run on a Ray cluster; it writes what is finished, and goes on when it is submitted again."""
+    from clipray.submit import stop as end
+
+    attempt = end(run, address)
+    out.print(f"{attempt.id}: {attempt.state.lower()}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -360,6 +411,15 @@ def _run(job: str, **options: Any) -> list[str]:
 def _print_pages(pages: list[str]) -> None:
     for page in pages:
         out.print(f"report: {page}", soft_wrap=True, markup=False)
+
+
+def _say(line: str) -> None:
+    err.print(line, markup=False, soft_wrap=True)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _print_reports(reports: list[Any]) -> None:

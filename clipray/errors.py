@@ -41,6 +41,18 @@ class PlanError(ClipRayError):
     exit_code = 2
 
 
+class StorageError(ClipRayError):
+    """Storage denies us, has no such bucket, or does not answer."""
+
+    exit_code = 2
+
+
+class ClusterError(ClipRayError):
+    """A cluster's job server cannot be reached, refuses us, or does not know what it is asked for."""
+
+    exit_code = 2
+
+
 class RejectRateError(ClipRayError):
     """More rows were rejected than `max_reject_rate` allows; everything written is kept."""
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from clipray.errors import JobError, ManifestError
 from clipray.kinds import PICTURES, Kind
-from clipray.storage import Folder, absolute, filesystem
+from clipray.storage import Folder, absolute, explained, filesystem
 
 PICTURE_SUFFIXES = (
     ".jpg",
@@ -108,6 +108,11 @@ def open_manifest(
 
 def expand_parquet(url: str) -> list[str]:
     """The Parquet files at a file's, glob's or folder's URL. Raises ManifestError where there are none."""
+    with explained(url):
+        return _expand_parquet(url)
+
+
+def _expand_parquet(url: str) -> list[str]:
     fs, path = filesystem(url)
     scheme = url.split("://", maxsplit=1)[0] + "://" if "://" in url else ""
     if is_glob(fs, path):
@@ -136,7 +141,7 @@ def read_footer(url: str) -> tuple[pa.Schema, pq.FileMetaData]:
     """Schema and metadata of a Parquet file. Raises ManifestError where it is none."""
     fs, path = filesystem(url)
     try:
-        with fs.open(path, "rb") as file:
+        with explained(url), fs.open(path, "rb") as file:
             parquet = pq.ParquetFile(file)
             return parquet.schema_arrow, parquet.metadata
     except (pa.ArrowInvalid, OSError) as error:

@@ -91,7 +91,7 @@ def _run_steps(
             cluster()
         for s in unfinished:
             check(s, model.result)
-        here = Run(cluster, events, watch, say)
+        here = Run(cluster, events, _metered(watch, job.name), say)
         given = Given(job, output, model.result)
         return [report for s in settings for report in _run_step(prepare(s, given), here, s.tables)]
 
@@ -148,6 +148,22 @@ def _connected(address: str | None) -> Any:
     from clipray.engine.connect import connected
 
     return connected(address)
+
+
+def _metered(watch: Callable[[Any], None], run: str) -> Callable[[Any], None]:
+    """`watch`, and Ray's metrics beside it."""
+
+    @functools.cache
+    def meters() -> Callable[[Any], None]:
+        from clipray.engine.meters import Meters
+
+        return Meters(run)
+
+    def seen(shot: Any) -> None:
+        meters()(shot)
+        watch(shot)
+
+    return seen
 
 
 def _resolve(job: Job) -> Any:

@@ -14,22 +14,34 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from clipray.errors import ClipRayError, JobError
+from clipray.errors import ClipRayError, JobError, StorageError
 
 TEMPORARY = ".tmp-"
+LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure")  # whose errors are those of storage
+ATTEMPTS = 8  # at a request that S3 throttles or fails; waits grow to 20 s
 
 
 def absolute(url: str) -> str:
     """`url` with a local path made absolute (relative to the working directory) and `~` expanded."""
-    if "://" in url and not url.startswith("file://"):
+    if not is_local(url):
         return url
     return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
 
 
+def is_local(url: str) -> bool:
+    """Whether a path or URL is one of this machine's disks, as far as its name says."""
+    return "://" not in url or url.startswith("file://")
+
+
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem of `url` and the path in it; an unknown or uninstalled scheme is a JobError."""
+    """The filesystem of `url` and the path in it; an unknown or uninstalled scheme is a JobError, and so are credentials
+    in the URL, since URLs are logged."""
+    host = url.partition("://")[2].partition("/")[0]
+    if "@" in host:
+        kept = url.replace(host, f"…@{host.rpartition('@')[2]}", 1)
+        raise JobError(f"{kept}: credentials do not belong in a URL; set them in the environment (AWS_PROFILE, …)")
     try:
-        return fsspec.core.url_to_fs(absolute(url))
+        return fsspec.core.url_to_fs(absolute(url), **storage_options(url))
     except (ImportError, ValueError) as error:
         raise JobError(f"{url}: this storage cannot be opened: {error}") from error
 
@@ -43,6 +55,35 @@ def signs(urls: Sequence[str]) -> list[tuple[str, int | None, str]]:
         changed = (str(info[key]) for key in ("ETag", "mtime", "LastModified", "updated") if info.get(key))
         found.append((url, info.get("size"), next(changed, "")))
     return found
+
+
+def storage_options(url: str) -> dict[str, Any]:
+    """How patiently requests are repeated. Google's and Azure's filesystems repeat them by themselves."""
+    if not url.startswith(("s3://", "s3a://")) or {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
+        return {}
+    return {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": ATTEMPTS}}}
+
+
+@contextlib.contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Turn the errors of remote storage into one line; that something is not there is left as it is."""
+    try:
+        yield
+    except (FileNotFoundError, ClipRayError):
+        raise
+    except Exception as error:
+        ours = isinstance(error, OSError) or type(error).__module__.split(".")[0] in LIBRARIES
+        if is_local(url) or not ours:
+            raise
+        raise StorageError(f"{url}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    name = type(error).__name__
+    if "Credentials" in name:
+        return "no credentials: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
+    said = " ".join(str(error).split())[:300]
+    return f"access denied: {said}" if isinstance(error, PermissionError) else f"{name}: {said}"
 
 
 @dataclass(frozen=True)
@@ -77,33 +118,40 @@ class Folder:
         """A table of the run whose output this is, `clusters`, or of another one, `runs/other/clusters`."""
         return Folder(absolute(table)) if "/" in table else self.sub(table)
 
+    def _entries(self) -> list[dict[str, Any]]:
+        """What is directly in the folder, as it is now."""
+        try:
+            with explained(self.url):
+                return self.fs.ls(self.path(""), detail=True, refresh=True)
+        except FileNotFoundError:
+            return []
+
     def sizes(self) -> dict[str, int]:
         """Files directly in the folder: name -> size in bytes. Empty when the folder does not exist."""
-        try:
-            entries = self.fs.ls(self.path(""), detail=True, refresh=True)
-        except FileNotFoundError:
-            return {}
+        entries = self._entries()
         return {os.path.basename(e["name"]): int(e["size"] or 0) for e in entries if e["type"] == "file"}
 
     def folders(self) -> list[str]:
         """Names of the folders directly in this one, sorted."""
-        try:
-            entries = self.fs.ls(self.path(""), detail=True, refresh=True)
-        except FileNotFoundError:
-            return []
+        entries = self._entries()
         return sorted(os.path.basename(e["name"].rstrip("/")) for e in entries if e["type"] == "directory")
 
     def read(self, name: str) -> bytes | None:
         """The file's bytes, or None when it does not exist."""
         try:
-            return self.fs.cat_file(self.path(name))
+            with explained(self.url):
+                return self.fs.cat_file(self.path(name))
         except FileNotFoundError:
             return None
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file: seen complete or not at all, also when the process is killed in between."""
         if not self.local:
-            self.fs.pipe_file(self.path(name), data)  # one PUT: object stores publish it whole
+            try:
+                with explained(self.url):
+                    self.fs.pipe_file(self.path(name), data)  # one PUT: object stores publish it whole
+            except FileNotFoundError as error:
+                raise StorageError(f"{self.url}: no such bucket: make it first") from error
             return
         aside = self.path(f"{TEMPORARY}{uuid.uuid4().hex}")
         try:
@@ -118,7 +166,7 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is already gone is fine."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), explained(self.url):
             self.fs.rm_file(self.path(name))
 
     def read_json(self, name: str) -> dict[str, Any] | None:

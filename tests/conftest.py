@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import PHOTOS, TINY_VIT, draw_pictures
+from support import PHOTOS, TINY_VIT, ObjectStore, draw_pictures
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +44,30 @@ def photos() -> Path:
     if not PHOTOS.is_dir():
         pytest.skip(f"real photos are not there: {PHOTOS}")
     return PHOTOS
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    """An S3 server of this process, found by environment variables; it can be told to fail."""
+    store = ObjectStore()
+    before = {name: os.environ.get(name) for name in store.environment}
+    os.environ.update(store.environment)
+    try:
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("bucket")
+        yield store
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        store.stop()
+
+
+@pytest.fixture
+def s3(object_store: ObjectStore) -> str:
+    """`s3://bucket`, which the tests of a process share."""
+    return "s3://bucket"
 
 
 @pytest.fixture(scope="session")

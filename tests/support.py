@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import shlex
 import sys
+import threading
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -50,6 +54,55 @@ def write_job(
     }
     path.write_text(yaml.safe_dump(job))
     return str(path)
+
+
+class ObjectStore:
+    """An S3 server on loopback.
+
+    Attributes:
+        environment: by which every process finds it. SECRET: of these, what must be seen nowhere else.
+        throttled, cut: every so many requests are answered with 503, or broken off; 0: none.
+        denied: answer everything with 403.
+    """
+
+    SECRET = "hush-4711-never-write-this-down"
+
+    def __init__(self) -> None:
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+        from werkzeug.serving import make_server
+
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._requests = itertools.count(1)
+        self.throttled = self.cut = self.failures = 0
+        self.denied = False
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=MotoRequestHandler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.environment = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._server.server_port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": self.SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "NO_PROXY": "127.0.0.1",
+        }
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        number = next(self._requests)
+        if self.denied:
+            start_response("403 Forbidden", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
+        if self.throttled and number % self.throttled == 0:
+            self.failures += 1
+            start_response("503 Slow Down", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"]
+        answer = self._moto(environ, start_response)
+        if self.cut and number % self.cut == 0 and environ["REQUEST_METHOD"] == "GET":
+            self.failures += 1
+            return [b"".join(answer)[:-1]]  # the connection ends before what was announced is there
+        return answer
+
+    def stop(self) -> None:
+        self._server.shutdown()
 
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)

@@ -18,6 +18,8 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from clipray.storage import storage_options
+
 Reason = Literal[
     "null_id", "duplicate_id", "no_source", "scheme_not_allowed", "unreachable", "timed_out", "too_many_bytes", "empty",
     "not_an_image", "truncated", "undecodable", "too_many_pixels", "encode_failed", "worker_died", "empty_box", "outside_crop",
@@ -105,7 +107,7 @@ def checked_bytes(data: bytes, limits: Limits) -> bytes:
 def _read(uri: str, limits: Limits) -> bytes:
     if "://" not in uri:
         return _read_local(uri, limits)
-    options = {"client_kwargs": {"timeout": _http_timeout(limits)}} if uri.startswith("http") else {}
+    options = {"client_kwargs": {"timeout": _http_timeout(limits)}} if uri.startswith("http") else storage_options(uri)
     fs, path = fsspec.core.url_to_fs(uri, **options)
     if isinstance(fs, LocalFileSystem):
         return _read_local(path, limits)

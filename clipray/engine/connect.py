@@ -101,7 +101,12 @@ def _in_time(address: str) -> Iterator[None]:
         yield
         return
     late = threading.Event()
-    timer = threading.Timer(CONNECT_S, lambda: (late.set(), _thread.interrupt_main()))
+
+    def stop() -> None:
+        late.set()
+        _thread.interrupt_main()
+
+    timer = threading.Timer(CONNECT_S, stop)
     timer.daemon = True
     timer.start()
     try:

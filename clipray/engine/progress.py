@@ -56,7 +56,7 @@ class Progress:
     """The driver's end."""
 
     def __init__(self) -> None:
-        beside_us = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        beside_us: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=beside_us)(_Board)
         self._board = actor.remote()
         self.reporter = Reporter(self._board)

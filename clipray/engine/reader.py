@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,11 +67,15 @@ class Reader:
 
     def _read(self, piece: Piece, rows: int) -> Iterator[pa.Table]:
         wanted, refused = ray.get([self.wanted[0], self.refused[0]])
+        began = time.perf_counter()
         for first, table in read_piece(piece, self.columns, rows, self.kind):
             keep = contains(wanted, hash_strings(table[self.kind.key], self.salt))
             keep &= ~np.isin(np.arange(first, first + len(table)), refused.get(piece.file, ()))
-            if keep.any():
-                yield table if keep.all() else table.filter(pa.array(keep))
+            kept = table if keep.all() else table.filter(pa.array(keep))
+            if len(kept):
+                self.report({"stage": "read", "rows": len(kept), "seconds": time.perf_counter() - began})
+                yield kept
+            began = time.perf_counter()
 
     def _with_vectors(self, table: pa.Table, gather: Gatherer) -> Iterator[pa.Table]:
         table = table.append_column(GATHERED, gather(table[self.by]))

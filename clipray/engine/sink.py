@@ -110,7 +110,10 @@ class Sink:
                 return
             self._pending = [future for future in self._pending if future not in done]
             for future in done:
-                rows, rejects = future.result()
+                try:
+                    rows, rejects = future.result()
+                except ray.exceptions.ObjectLostError:  # with its node; the rows come again in the next pass
+                    continue
                 self._written.rows += rows
                 self._written.files += 1 if rows else 0
                 for reason, count in rejects.items():

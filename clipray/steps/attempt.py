@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -39,6 +40,7 @@ class Attempt:
         self._history: list[tuple[float, int]] = []
         self._logged = 0.0
         self._encoded = 0
+        self._before: dict[str, int] = {}  # rows by stage when the pass began
         self._streaming_s = 0.0
         self._phase = "starting"
 
@@ -131,6 +133,7 @@ class Attempt:
     ) -> None:
         step, settings = self.step, self.step.settings
         encode = step.encoder(precision, self.plan.device, self.plan.threads)
+        self._before = dict(self.progress.state()["rows"])
         target = Target(
             step.table,
             step.rejects,
@@ -198,6 +201,7 @@ class Attempt:
             max(0, left) / rate if rate else None,
             stages,
             self._phase,
+            self._queues(board["rows"], written),
         )
         self._watch(shot)
         if now - self._logged >= 5:
@@ -207,6 +211,13 @@ class Attempt:
             raise self._too_many(
                 {**stock.rejects, **{r: stock.rejects.get(r, 0) + n for r, n in written.rejects.items()}}
             )
+
+    def _queues(self, rows: dict[str, int], written: Written) -> dict[str, int]:
+        """Rows between the stages of this pass, by the stage that they wait for; a lost block waits until its end."""
+        passed = {stage: count - self._before.get(stage, 0) for stage, count in rows.items()}
+        passed["write"] = written.rows + sum(written.rejects.values())
+        stages = [stage for stage in ("read", "decode", "encode", "write") if stage in passed]
+        return {after: max(0, passed[before] - passed[after]) for before, after in itertools.pairwise(stages)}
 
     def _reject_the_dead(self, stock: Stock, attempt: int) -> None:
         """Rows that were alone when their worker died, twice, in the last pass."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from clipray import tables
@@ -35,6 +35,7 @@ class Snapshot:
         total: rows that come in; written, rejected: of them, so far, earlier runs included.
         encoded: rows that went through a worker in this run (some of them not on disk yet).
         rate: rows a second over the last half minute; stages: rows a second and busy seconds by stage.
+        queues: rows that wait for a stage: `decode`, `encode`, `write`.
     """
 
     step: str
@@ -46,6 +47,7 @@ class Snapshot:
     eta_s: float | None
     stages: dict[str, dict[str, float]]
     phase: str
+    queues: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

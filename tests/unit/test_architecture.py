@@ -28,8 +28,9 @@ FLOORS = [
     {"runner"},
     {"quick_search"},
     {"search_page"},
-    {"oneline", "quick_labels", "display", "demo"},
+    {"oneline", "quick_labels", "display", "demo", "submit"},
     {"cli", "__init__"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}
 
