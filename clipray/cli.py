@@ -35,7 +35,11 @@ JobServer = Annotated[
     str, typer.Option(help="The cluster's job server: http://HEAD:8265.", envvar="RAY_API_SERVER_ADDRESS")
 ]
 JobServerIfAny = Annotated[
-    str | None, typer.Option(help="The cluster's job server, of a run that was submitted: http://HEAD:8265.")
+    str | None,
+    typer.Option(
+        help="The job server of the cluster to which the run was submitted: http://HEAD:8265.",
+        envvar="RAY_API_SERVER_ADDRESS",
+    ),
 ]
 Fresh = Annotated[list[str], typer.Option(help="Delete this table and make it anew; may be repeated.")]
 RetryRejects = Annotated[bool, typer.Option("--retry-rejects", help="Try the rejected rows of an earlier run again.")]
@@ -140,7 +144,8 @@ def status(
         from clipray.submit import state
 
         attempt = state(run, address)
-        out.print(f"{attempt.id}: {attempt.state.lower()}", soft_wrap=True, markup=False)
+        said = f"{attempt.id}: {attempt.state.lower()}" if attempt else f"was not submitted to {address}"
+        out.print(said, soft_wrap=True, markup=False)
     _print_reports(look(run))
 
 

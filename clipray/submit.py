@@ -69,15 +69,17 @@ def submit(
     return 0 if detach else _outcome(server.follow(attempt, write), say)
 
 
-def state(output: str, address: str) -> Attempt:
-    """How the last submission of a run stands. Raises ClusterError: none is known there."""
-    return _last(JobServer(address), output)
+def state(output: str, address: str) -> Attempt | None:
+    """How the last submission of a run stands; None where it was not submitted to this cluster."""
+    return next(reversed(JobServer(address).attempts(mark(output))), None)
 
 
 def stop(output: str, address: str) -> Attempt:
     """Stop a run, which writes what is finished; returns how it stands then. Raises ClusterError."""
     server = JobServer(address)
-    last = _last(server, output)
+    last = next(reversed(server.attempts(mark(output))), None)
+    if last is None:
+        raise ClusterError(f"{server.address}: no run with the output {output} was submitted there")
     if last.over:
         return last
     server.stop(last.id)
@@ -129,13 +131,6 @@ def _portable(path: str) -> tuple[Job, str]:
             f"{path} is not in the working directory, which travels to the cluster; expected it below {Path.cwd()}"
         )
     return job, str(full.relative_to(Path.cwd()))
-
-
-def _last(server: JobServer, output: str) -> Attempt:
-    found = server.attempts(mark(output))
-    if not found:
-        raise ClusterError(f"{server.address}: no run with the output {output} was submitted there")
-    return found[-1]
 
 
 def _outcome(end: Attempt, say: Callable[[str], None]) -> int:

@@ -20,7 +20,7 @@ from run.test_embed import vectors
 from run.test_kill import ENVIRONMENT, wait_for_rows
 from support import CLIPRAY, write_job
 
-ROWS = 900
+ROWS = 600
 GPU, CPU = {"tier": "gpu"}, {"tier": "cpu"}
 QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 
@@ -66,7 +66,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
-    """Every picture stands three times under another id, behind a slow line."""
+    """Every picture stands twice under another id, behind a slow line."""
     path = tmp_path_factory.mktemp("slow") / "m.parquet"
     files = sorted(pictures.rglob("*.jpg"))
     uris = [f"slow://{files[n % len(files)]}" for n in range(ROWS)]
@@ -145,7 +145,6 @@ def test_nodes_come_and_go(nodes: Nodes, manifest: Path, tiny_model: str, pictur
     assert sorted(found) == [f"{n:05d}" for n in range(ROWS)]
     for n in range(300):  # the same picture, whoever encoded it, and whenever
         assert np.abs(found[f"{n:05d}"] - found[f"{n + 300:05d}"]).max() <= 1e-6
-        assert np.abs(found[f"{n:05d}"] - found[f"{n + 600:05d}"]).max() <= 1e-6
     worked = rows_by_node(tmp_path)
     assert worked["decode"].keys() == {nodes.ids("decode"), nodes.ids("new-decode")}
     assert worked["encode"].keys() == {nodes.ids("gpu"), nodes.ids("new-gpu")}

@@ -63,7 +63,7 @@ def test_everything_on_s3(failing: ObjectStore, s3: str, tiny_model: str, tmp_pa
     assert len(written) >= 5
     assert failing.SECRET not in said
     assert not [path for path, data in written.items() if failing.SECRET.encode() in data]
-    assert "was finished already" in clipray("run", job)
+    assert runner.run(job)[0].note == "was finished already"
     draw_pictures(tmp_path / "p", 4, start=30)
     fs.put(str(tmp_path / "p"), f"{home}/q", recursive=True)
     make_manifest(f"{home}/q", f"{home}/m.parquet", label="folder")
