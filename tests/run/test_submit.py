@@ -21,9 +21,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import fsspec
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-import psutil
 import pytest
 from run.test_embed import vectors
 from run.test_kill import ENVIRONMENT, rows_on_disk
@@ -217,13 +217,13 @@ def test_the_page_on_clusters(head: Head, s3: str, here: Path, monkeypatch: pyte
     shutil.copy(ROOT / "jobs" / "run.py", here / "jobs" / "run.py")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", head.address)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    printed = follow("cluster.md", here)
+    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    printed = follow(page, here)
     assert "24 pictures in s3://photos/manifest.parquet" in printed
     assert "-1: succeeded" in printed
     assert {report.name: report.rows for report in status("s3://photos/run") if report.name != "metrics"} == {
         "images": 24, "clusters": 24, "clusters_centroids": 3,
     }  # fmt: skip
-    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
     (plain,) = re.findall(r"^ray job submit.*$", page, re.MULTILINE)
     words = [str(Path(sys.executable).parent / "ray"), *shlex.split(plain)[1:]]
     done = subprocess.run(words, capture_output=True, text=True, timeout=180, cwd=here, check=False)

@@ -274,7 +274,8 @@ BASE = {"manifest": "a.parquet"}
 EXECUTION = {
     "manifest": ["b.parquet"], "max_bytes": 9, "max_pixels": 9, "fetch_timeout_s": 9, "schemes": ["s3"],
     "max_reject_rate": 0.5, "actors": [1, 2], "gpus_per_actor": 0.5, "cpus_per_actor": 2, "decode_in": "tasks",
-    "batch_size": 7, "rows_per_block": 7, "rows_per_file": 7, "flush_s": 7, "name": "others",
+    "batch_size": 7, "rows_per_block": 7, "rows_per_file": 7, "flush_s": 7, "name": "others", "encode_on": {"tier": "gpu"},
+    "decode_on": {"tier": "cpu"}, "device": "cpu",
 }  # fmt: skip
 DECIDING = {
     "features": {"other": {}}, "keep": ["label"], "decode": "fast", "normalize": "none",
