@@ -234,9 +234,14 @@ def expanded(index: faiss.Index, queries: np.ndarray, count: int, alpha: float, 
         queries: (q, d) float32, as the index compares them.
     """
     _, rows, vectors = index.search_and_reconstruct(queries, count)
-    lengths = np.linalg.norm(vectors, axis=2) * np.linalg.norm(queries, axis=1)[:, None]
-    cosines = np.einsum("qd,qkd->qk", queries, vectors) / np.maximum(lengths, 1e-12)
-    weights = np.where(rows >= 0, np.maximum(cosines, 0) ** alpha, 0).astype(np.float32)
-    total = queries + np.einsum("qk,qkd->qd", weights, np.nan_to_num(vectors))
+    return averaged(queries, vectors, rows >= 0, alpha, metric)
+
+
+def averaged(x: np.ndarray, others: np.ndarray, counted: np.ndarray, alpha: float, metric: str) -> np.ndarray:
+    """(q, d) float32: vectors `x` (q, d) with those of `others` (q, k, d) that are `counted` (q, k); see `expanded`."""
+    lengths = np.linalg.norm(others, axis=2) * np.linalg.norm(x, axis=1)[:, None]
+    cosines = np.einsum("qd,qkd->qk", x, others) / np.maximum(lengths, 1e-12)
+    weights = np.where(counted, np.maximum(cosines, 0) ** alpha, 0).astype(np.float32)
+    total = x + np.einsum("qk,qkd->qd", weights, np.nan_to_num(others))
     scale = np.linalg.norm(total, axis=1) if metric == "cosine" else 1 + weights.sum(1)
     return np.ascontiguousarray(total / np.maximum(scale, 1e-12)[:, None], np.float32)

@@ -25,7 +25,7 @@ from clipray.settings.pictures import FIXED_COLUMNS, SCHEMES, EmbedImages, Featu
 from clipray.settings.regions import OF_BOXES, VECTOR, Blur, Circle, EmbedRegions, Foveal, Refer
 from clipray.settings.report import Report
 from clipray.settings.retrieval import EvaluateRetrieval
-from clipray.settings.search import Index, Search
+from clipray.settings.search import Augment, Index, Search
 from clipray.settings.texts import EmbedTexts, ScoreCaptions
 from clipray.settings.vectors import Cluster, Column, Deduplicate, Reduce
 
@@ -37,6 +37,7 @@ STEPS: dict[str, type[StepSettings]] = {
     "cluster": Cluster,
     "deduplicate": Deduplicate,
     "index": Index,
+    "augment": Augment,
     "search": Search,
     "evaluate_retrieval": EvaluateRetrieval,
     "label": Label,
@@ -61,7 +62,7 @@ class Job(Settings):
 
 
 __all__ = [
-    "CLASS_SETS", "FIXED_COLUMNS", "OF_BOXES", "SCHEMES", "STEPS", "VECTOR", "Attack", "Blur", "Circle", "Classes", "Cluster", "Column",
+    "CLASS_SETS", "FIXED_COLUMNS", "OF_BOXES", "SCHEMES", "STEPS", "VECTOR", "Attack", "Augment", "Blur", "Circle", "Classes", "Cluster", "Column",
     "Deduplicate", "EmbedImages", "EmbedRegions", "EmbedTexts", "Encoding", "EvaluateLabels", "EvaluateRetrieval", "Execution", "Feature",
     "Foveal", "Index", "Job", "Label", "LabelSet", "Lettering", "Model", "MultiLabel", "Probe", "Reduce", "Refer", "Report", "ScoreCaptions", "Search", "Settings",
     "StepSettings", "Style", "distinct", "with_place",

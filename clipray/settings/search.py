@@ -1,4 +1,4 @@
-"""Settings of the steps that find vectors: `index` and `search`."""
+"""Settings of the steps that find vectors: `index`, `augment` and `search`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,31 @@ class Index(StepSettings):
     @property
     def sources(self) -> tuple[str, ...]:
         return table_of(self.input)
+
+
+class Augment(StepSettings):
+    """Vector column and an index of it -> `augmented` table: each vector averaged with its nearest ones.
+
+    Database-side augmentation (Turcot and Lowe 2009; Gordo et al. 2017, arXiv 1610.07940). The vectors stay comparable with
+    those that they were made of.
+
+    Attributes:
+        index: an index of the same column, of this run or `FOLDER/table` of another.
+        neighbours: how many; the row itself is none of them.
+        alpha: each weighted by its similarity to this power (Radenović et al. 2018), 0 for equal weights.
+    """
+
+    name: str = Field("augmented", pattern=TABLE_NAME)
+    input: Annotated[str | Column, Reference]
+    index: Annotated[str, Reference]
+    neighbours: Count = 10
+    alpha: Annotated[float, Field(ge=0)] = 3.0
+    vector_type: Literal["float32", "float16"] = "float32"
+    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (*table_of(self.input), self.index)
 
 
 class Search(StepSettings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,14 +15,7 @@ from clipray.settings import Search
 from clipray.steps.parts import make_parts, numbered
 from clipray.steps.step import Given, Run
 from clipray.steps.table_step import VectorStep
-from clipray.storage import Folder
-from clipray.vector_search.reader import (
-    OpenIndex,
-    index_record,
-    open_index,
-    refuse_other_space,
-    refuse_stale_index,
-)
+from clipray.vector_search.reader import OpenIndex, opened_once, ready_index
 from clipray.vector_search.rerank import best_regions
 from clipray.vectors import IDENTITIES, Piece, open_vectors, read_finite
 
@@ -82,18 +74,12 @@ class SearchStep(VectorStep[Search]):
         return self.commit(shards, began, row_for_row=False)
 
 
-@functools.lru_cache(2)
-def _opened(name: str, url: str, _version: str) -> OpenIndex:
-    """Once in a worker, for all its parts; `_version` tells builds apart."""
-    return open_index(name, Folder(url))
-
-
 def _search_group(item: tuple[SearchStep, list[Piece], list[str]]) -> list[tables.Shard]:
     import faiss
 
     step, group, names = item
     faiss.omp_set_num_threads(1)
-    opened = _opened(
+    opened = opened_once(
         step.settings.index, step.output.named(step.settings.index).url, step.index.provenance["index_file"]
     )
     rows = []
@@ -120,7 +106,9 @@ def _answered(step: SearchStep, opened: OpenIndex, queries: pa.Array, x: np.ndar
     regions = None
     if step.regions is not None:
         assert settings.rerank is not None
-        over = _opened(settings.rerank, step.output.named(settings.rerank).url, step.regions.provenance["index_file"])
+        over = opened_once(
+            settings.rerank, step.output.named(settings.rerank).url, step.regions.provenance["index_file"]
+        )
         scores, numbers, regions = best_regions(opened, over, x, numbers, known)
         known = numbers >= 0
     known &= np.cumsum(known, axis=1) <= settings.top
@@ -143,23 +131,9 @@ def prepare(settings: Search, given: Given) -> SearchStep:
     Raises:
         JobError, SchemaError, ManifestError: something is not there, or is of another space or width, or has changed.
     """
-    index = _ready(settings.index, given.output)
     source = open_vectors(settings.queries, given.output)
-    regions = _ready(settings.rerank, given.output) if settings.rerank else None
-    for name, record in ((settings.index, index), (settings.rerank, regions)):
-        if record is not None:
-            refuse_other_space(str(name), record, source)
+    index = ready_index(settings.index, given.output, source)
+    regions = ready_index(settings.rerank, given.output, source) if settings.rerank else None
     if regions is not None and ("region_id" not in regions.columns or "image_id" not in index.columns):
         raise SchemaError(f"{settings.name}: rerank: {settings.rerank} is no index over regions, with their `image_id`")
-    width = index.provenance["width"]
-    if source.n_features != width:
-        raise SchemaError(
-            f"{settings.name}: {source.name} has vectors of {source.n_features}, index {settings.index} of {width}"
-        )
     return SearchStep(settings, given.output, source, index, regions)
-
-
-def _ready(name: str, output: Folder) -> tables.Record:
-    record = index_record(name, output.named(name))
-    refuse_stale_index(name, record, output)
-    return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,27 @@ class OpenIndex:
         if queries.shape[1] != self.index.d:
             raise SchemaError(f"index {self.name}: queries of {queries.shape[1]} values, expected {self.index.d}")
         return unit(queries) if self.metric == "cosine" else np.ascontiguousarray(queries, np.float32)
+
+
+def ready_index(name: str, output: Folder, source: Vectors) -> tables.Record:
+    """The record of the index that a job calls `name`, to be searched with vectors of `source`.
+
+    Raises:
+        SchemaError: it is not there, its table has changed since, or it holds vectors of another space or width.
+    """
+    record = index_record(name, output.named(name))
+    refuse_stale_index(name, record, output)
+    refuse_other_space(name, record, source)
+    width = record.provenance["width"]
+    if source.n_features != width:
+        raise SchemaError(f"{source.name} has vectors of {source.n_features}, index {name} of {width}")
+    return record
+
+
+@functools.lru_cache(2)
+def opened_once(name: str, url: str, _version: str) -> OpenIndex:
+    """For a worker and all its parts; `_version`, the name of its file, tells builds apart."""
+    return open_index(name, Folder(url))
 
 
 def index_record(name: str, folder: Folder) -> tables.Record:

@@ -173,9 +173,38 @@ def test_expansion_and_self(tmp_path: Path) -> None:
     assert (plain["image_id"] != expanded["image_id"]).any()
 
 
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_augmented_vectors_are_averages_with_the_nearest_others(tmp_path: Path, metric: str) -> None:
+    """Against the formula on all pairs; and again after the table has grown."""
+    k, alpha = 4, 2.0
+    for n, rows in enumerate((500, 600)):
+        write_vectors(tmp_path / "v" / f"{n}.parquet", X[500 * n : rows], first=500 * n, group=250)
+        source, x = column(tmp_path), X[:rows].astype(np.float64)
+        runner.run(
+            write_job(
+                tmp_path,
+                {"index": {"input": source, "metric": metric, "type": "Flat"}},
+                {"augment": {"input": source, "index": "index", "neighbours": k, "alpha": alpha}},
+            )
+        )
+        distance = scored(X[:rows], metric)
+        np.fill_diagonal(distance, np.inf)
+        nearest = np.argsort(distance, axis=1)[:, :k]
+        unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+        x = unit if metric == "cosine" else x
+        weights = np.maximum(np.einsum("nd,nkd->nk", unit, unit[nearest]), 0) ** alpha
+        expected = x + np.einsum("nk,nkd->nd", weights, x[nearest])
+        length = np.linalg.norm(expected, axis=1) if metric == "cosine" else 1 + weights.sum(1)
+        found = tables.read_table(str(tmp_path / "out/augmented"))
+        assert found["image_id"].to_pylist() == [f"v{row:06d}" for row in range(rows)]
+        vectors = found["vector"].combine_chunks().flatten().to_numpy().reshape(rows, WIDTH)
+        assert np.abs(vectors - expected / length[:, None]).max() <= 1e-5
+
+
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
+        ([{"index": {}}, {"augment": {"index": "index", "input": "narrow"}}], "vectors of 5, index index of 16"),
         ([{"index": {"type": "Foo"}}], "index: .*type 'Foo': faiss cannot make it"),
         ([{"index": {"type": "IVF2000,Flat"}}], "index: .*n_samples=600 should be >= 2000 to train"),
         ([{"search": {"index": "nowhere"}}], "index nowhere: .* holds no finished index"),
@@ -191,7 +220,7 @@ def test_bad_input_is_one_line(tmp_path: Path, steps: list[dict[str, Any]], mess
     write_vectors(tmp_path / "bad" / "a.parquet", x)
     for step in steps:
         (settings,) = step.values()
-        key = "input" if "index" in step else "queries"
+        key = "queries" if "search" in step else "input"
         settings[key] = column(tmp_path, settings.get(key, "v"))
     with pytest.raises(ClipRayError, match=message) as caught:
         runner.run(write_job(tmp_path, *steps))
