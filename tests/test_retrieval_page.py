@@ -13,7 +13,10 @@ from clipray import tables
 from clipray.job import parse_job
 
 PAGE = (DOCS / "retrieval.md").read_text(encoding="utf-8")
-VECTORS = {"MAC": "found_mac", "R-MAC, 5 squares": "found_rmac", "R-MAC, 16 components, whitened": "found_whitened",
+VECTORS = {
+    "MAC": "found_mac",
+    "R-MAC, 5 squares": "found_rmac",
+    "R-MAC, 16 components, whitened": "found_whitened",
     "R-MAC, each vector averaged with its nearest 3": "found_augmented",
 }
 LISTS = {

@@ -1,0 +1,29 @@
+"""The command `clipray`: one short function per verb; the work is in the library."""
+
+from __future__ import annotations
+
+import sys
+
+# isort: off
+from clipray.cli import runs, cluster, data, look  # noqa: F401 - each adds its verbs, in the order in which help shows them
+
+# isort: on
+from clipray.cli.app import app, err
+from clipray.errors import ClipRayError, Stopped
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Entry point: every expected error is one line (or one line per mistake) on stderr, and its exit code."""
+    try:
+        app(standalone_mode=True)
+    except Stopped as error:
+        err.print(str(error), markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except ClipRayError as error:
+        err.print(f"clipray: {error}", markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("stopped", markup=False)
+        sys.exit(130)

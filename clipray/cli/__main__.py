@@ -1,0 +1,5 @@
+"""`python -m clipray.cli`."""
+
+from clipray.cli import main
+
+main()

@@ -1,0 +1,112 @@
+"""The command as a whole: its options, where it prints, and what several verbs share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from clipray import __version__
+from clipray.errors import JobError
+
+app = typer.Typer(
+    name="clipray",
+    help="A Parquet manifest of pictures in, tables that people can query out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray cluster to run on: auto (the one this node belongs to) or HOST:PORT of its head; default: RAY_ADDRESS, else this machine."
+    ),
+]
+JobServer = Annotated[
+    str, typer.Option(help="The cluster's job server: http://HEAD:8265.", envvar="RAY_API_SERVER_ADDRESS")
+]
+JobServerIfAny = Annotated[
+    str | None,
+    typer.Option(
+        help="The job server of the cluster to which the run was submitted: http://HEAD:8265.",
+        envvar="RAY_API_SERVER_ADDRESS",
+    ),
+]
+Fresh = Annotated[list[str], typer.Option(help="Delete this table and make it anew; may be repeated.")]
+MODEL = "open_clip model name, hf-hub:…, local-dir:…, config file, or demo."
+ModelName = Annotated[str, typer.Option(help=MODEL)]
+Pretrained = Annotated[
+    str | None, typer.Option(help="Tag, checkpoint path or URL, or random. [default: openai for ViT-B-32]")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of random weights.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column `label`: `folder`, or a regular expression on image_id.")]
+RetryRejects = Annotated[bool, typer.Option("--retry-rejects", help="Try the rejected rows of an earlier run again.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        out.print(f"clipray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def model_settings(name: str, pretrained: str | None, seed: int | None) -> Any:
+    """The settings of a model that is named on the command line."""
+    from pydantic import ValidationError
+
+    from clipray.settings import Model
+
+    if pretrained is None and name == "ViT-B-32":
+        pretrained = "openai"
+    try:
+        return Model(name=name, pretrained=pretrained, seed=seed)
+    except ValidationError as error:
+        raise JobError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+
+
+def run_job(job: str, **options: Any) -> list[str]:
+    """Run a job, say what became of it; the pages that it made."""
+    from clipray import runner
+    from clipray.display import Display
+
+    with Display(err) as display:
+        reports = runner.run(job, watch=display.watch, notice=display.notice, **options)
+    print_reports(reports)
+    return [report.page for report in reports if report.page]
+
+
+def print_pages(pages: list[str]) -> None:
+    for page in pages:
+        out.print(f"report: {page}", soft_wrap=True, markup=False)
+
+
+def print_reports(reports: list[Any]) -> None:
+    listing = Table("table", "state", "rows", "rejected", "of", "")
+    for report in reports:
+        note = report.note
+        if report.record and not note and report.record.seconds:
+            note = f"{report.record.seconds:g} s"
+            note += f", {report.record.rows_per_s:g} rows/s" if report.record.rows_per_s else ""
+        listing.add_row(
+            report.name,
+            report.state,
+            str(report.rows),
+            str(report.rejected),
+            "?" if report.total is None else str(report.total),
+            note,
+        )
+    out.print(listing)

@@ -1,0 +1,63 @@
+"""Verbs that hand jobs to a Ray cluster."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from clipray.cli.app import (
+    Fresh,
+    JobServer,
+    RetryRejects,
+    app,
+    err,
+    out,
+)
+
+
+@app.command()
+def submit(
+    job: Annotated[str, typer.Argument(help="Job file in the working directory, or its URL.")],
+    address: JobServer,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+    requirements: Annotated[
+        str | None, typer.Option(help="File of packages to install on the nodes first, as for pip.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="What else stays here, as in a .gitignore; may be repeated.")
+    ] = None,
+    fresh: Fresh = None,  # type: ignore[assignment]
+    retry_rejects: RetryRejects = False,
+) -> None:
+    """Run a job on a Ray cluster and follow it; submitted again, it goes on, or is followed where it is at work."""
+    from clipray.submit import submit as send
+
+    options = [word for table in fresh or [] for word in ("--fresh", table)] + ["--retry-rejects"] * retry_rejects
+    code = send(
+        job, address, say=say, write=write, detach=detach, requirements=requirements,
+        exclude=exclude or [], options=options,
+    )  # fmt: skip
+    raise typer.Exit(code)
+
+
+@app.command()
+def stop(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job that was submitted.")],
+    address: JobServer,
+) -> None:
+    """Stop a run on a Ray cluster; it writes what is finished, and goes on when it is submitted again."""
+    from clipray.submit import stop as end
+
+    attempt = end(run, address)
+    out.print(f"{attempt.id}: {attempt.state.lower()}", soft_wrap=True, markup=False)
+
+
+def say(line: str) -> None:
+    err.print(line, markup=False, soft_wrap=True)
+
+
+def write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,103 @@
+"""Verbs about inputs: manifests, ground truth, tables, models."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from clipray.cli.app import (
+    MODEL,
+    LabelColumn,
+    app,
+    out,
+)
+from clipray.errors import JobError
+
+
+@app.command()
+def manifest(
+    pictures: Annotated[str, typer.Argument(help="Folder or glob of pictures, local or any URL.")],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="Parquet file to write.")],
+    label: LabelColumn = None,
+) -> None:
+    """Make a manifest of a folder of pictures."""
+    from clipray.manifest import make_manifest
+
+    if not output.endswith((".parquet", ".pq")):
+        raise JobError(f"{output}: a manifest's name ends in .parquet")
+    count = make_manifest(pictures, output, label=label)
+    out.print(f"{count} pictures in {output}", soft_wrap=True)
+
+
+@app.command(name="ground-truth")
+def ground_truth(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="IN", help="gnd_*.pkl, or a folder of *_query.txt, *_good.txt, *_ok.txt, *_junk.txt."),
+    ],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="Parquet file to write.")],
+    prefix: Annotated[str, typer.Option(help="What an image_id has before the name in the ground truth.")] = "",
+    suffix: Annotated[str, typer.Option(help="What it has after it.")] = ".jpg",
+) -> None:
+    """Make Parquet of the published ground truth of Oxford and Paris."""
+    from clipray.ground_truth import convert_ground_truth
+
+    if not output.endswith((".parquet", ".pq")):
+        raise JobError(f"{output}: the name of a ground truth ends in .parquet")
+    queries, rows = convert_ground_truth(source, output, prefix=prefix, suffix=suffix)
+    out.print(f"{queries} queries, {rows} rows in {output}", soft_wrap=True)
+
+
+@app.command()
+def schema(
+    table: Annotated[str | None, typer.Argument(help="Table type; without it, all are listed.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Print the tables and their columns."""
+    from clipray.tables import table_names, table_schema
+
+    if table is None:
+        listing = Table("table", "a row is")
+        for name in table_names():
+            listing.add_row(name, table_schema(name)["doc"])
+        out.print(listing)
+        return
+    spec = table_schema(table)
+    if as_json:
+        print(json.dumps(spec, indent=2, ensure_ascii=False))
+        return
+    listing = Table(
+        "column", "type", "null", "unit", "what it is", title=f"{table}: {spec['doc']}", title_justify="left"
+    )
+    for column in spec["columns"]:
+        values = f" One of: {', '.join(column['values'])}." if "values" in column else ""
+        listing.add_row(
+            column["name"],
+            column["type"],
+            "yes" if column["nullable"] else "no",
+            column.get("unit", ""),
+            column["doc"] + values,
+        )
+    out.print(listing)
+
+
+@app.command()
+def layers(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+) -> None:
+    """Print the layers of a model that a feature can name, and their shapes. Needs no weights."""
+    from clipray.encoders.layers import shapes_without_weights
+    from clipray.encoders.resolve import architecture
+
+    found = architecture(model)
+    height, width = found.image_size
+    listing = Table(
+        "layer", "shape", title=f"{model}: layers for pictures of {height} x {width} px", title_justify="left"
+    )
+    for layer, shape in shapes_without_weights(found).items():
+        names = "" if len(shape) == 1 else " (channels x height x width)"
+        listing.add_row(layer, " x ".join(map(str, shape)) + names)
+    out.print(listing)

@@ -1,0 +1,101 @@
+"""Verbs that answer at once, without Ray."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from clipray.cli.app import (
+    ModelName,
+    Pretrained,
+    Seed,
+    app,
+    err,
+    model_settings,
+    out,
+)
+
+
+@app.command()
+def search(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job with an `index` step.")],
+    query: Annotated[str | None, typer.Argument(help="What the picture should show.")] = None,
+    image: Annotated[str | None, typer.Option(help="Search with a picture: its path or URL.")] = None,
+    like: Annotated[str | None, typer.Option(help="Search with a row of the index: its id.")] = None,
+    index: Annotated[str | None, typer.Option(help="Table of the index, where there are several.")] = None,
+    by_region: Annotated[bool, typer.Option("--by-region", help="Search an index over regions.")] = False,
+    top: Annotated[int, typer.Option(min=1, help="Number of answers.")] = 12,
+    model: Annotated[str | None, typer.Option(help="The index's model, where it has a config file of its own.")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="The checkpoint of --model.")] = None,
+    html: Annotated[str | None, typer.Option(help="Write a page with the pictures to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON: a list of hits.")] = False,
+) -> None:
+    """Search an index with words, a picture or one of its rows, without Ray."""
+    from dataclasses import asdict
+
+    from clipray.quick_search import search as find
+    from clipray.settings import Model
+
+    spec = Model(name=model, pretrained=pretrained) if model else None
+    answer = find(run, query, image=image, like=like, index=index, by_region=by_region, top=top, model=spec)
+    if html:
+        from clipray.search_page import search_page
+        from clipray.storage import Folder
+
+        title = query or (f"like {like}" if like else f"like the picture {image}")
+        folder, _, name = html.rpartition("/")
+        Folder(folder or ".").write(name, search_page(answer, title).encode())
+        err.print(f"{html}: {len(answer.hits)} answers", markup=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps([asdict(hit) for hit in answer.hits], indent=2, ensure_ascii=False))
+        return
+    listing = Table(
+        "", "picture", "l2" if answer.metric == "l2" else answer.metric, "region" if by_region else "", "where"
+    )
+    for hit in answer.hits:
+        box = "" if hit.box is None else f"{hit.region_id} [" + ", ".join(f"{side:.0f}" for side in hit.box) + "]"
+        listing.add_row(str(hit.rank), escape(hit.image_id), f"{hit.score:.4f}", escape(box), escape(hit.uri))
+    out.print(listing)
+
+
+@app.command()
+def label(
+    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE…", help="Pictures, folders or globs of them.")],
+    classes: Annotated[
+        str, typer.Option(help="`a dog, a cat`, a class file (.yaml, .parquet, .txt), cifar100 or imagenet.")
+    ],
+    top: Annotated[int, typer.Option(min=1, help="Labels to print of each picture.")] = 5,
+    template: Annotated[
+        str | None, typer.Option(help="What is said of a class, with {} where its name goes; or photo or openai.")
+    ] = None,
+    model: ModelName = "ViT-B-32",
+    pretrained: Pretrained = None,
+    seed: Seed = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, a line a picture.")] = False,
+) -> None:
+    """Label a few pictures at once, without Ray."""
+    from clipray.quick_labels import label as look
+
+    looks = look(pictures, classes, model_settings(model, pretrained, seed), template=template, top=top)
+    if as_json:
+        for seen in looks:
+            labels = [{"label": name, "probability": round(p, 6)} for name, p in seen.labels]
+            print(json.dumps({"picture": seen.picture, "labels": labels, "refused": seen.refused or None}))
+        return
+    listing = Table("picture", "label", "probability", "")
+    for seen in looks:
+        for n, (name, p) in enumerate(seen.labels):
+            listing.add_row(
+                "" if n else escape(seen.picture),
+                escape(name),
+                f"{p:.1%}",
+                "█" * round(10 * p),
+                end_section=n + 1 == len(seen.labels),
+            )
+        if seen.refused:
+            listing.add_row(escape(seen.picture), f"[red]{escape(seen.refused)}[/]", "", "", end_section=True)
+    out.print(listing)

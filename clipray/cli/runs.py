@@ -1,0 +1,137 @@
+"""Verbs that run jobs here, and look at runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from clipray.cli.app import (
+    Address,
+    Fresh,
+    JobServerIfAny,
+    LabelColumn,
+    ModelName,
+    Pretrained,
+    RetryRejects,
+    Seed,
+    app,
+    model_settings,
+    out,
+    print_pages,
+    print_reports,
+    run_job,
+)
+
+
+@app.command()
+def run(
+    job: Annotated[str, typer.Argument(help="Job file, local or any URL.")],
+    fresh: Fresh = None,  # type: ignore[assignment]
+    retry_rejects: RetryRejects = False,
+    address: Address = None,
+) -> None:
+    """Run what is not finished of a job."""
+    print_pages(run_job(job, fresh=fresh or [], retry_rejects=retry_rejects, address=address))
+
+
+@app.command()
+def embed(
+    pictures: Annotated[str, typer.Argument(help="Folder or glob of pictures, or a manifest.")],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the job file and its tables.")],
+    model: ModelName = "ViT-B-32",
+    pretrained: Pretrained = None,
+    seed: Seed = None,
+    label: LabelColumn = None,
+    address: Address = None,
+) -> None:
+    """Embed a folder of pictures in one line: writes OUT/job.yaml and runs it."""
+    from clipray.oneline import write_embed_job
+
+    spec = model_settings(model, pretrained, seed)
+    path = write_embed_job(pictures, output, spec, label)
+    out.print(f"job file: {path}", soft_wrap=True)
+    print_pages(run_job(path, address=address))
+
+
+@app.command()
+def plan(job: Annotated[str, typer.Argument(help="Job file.")], address: Address = None) -> None:
+    """What a run would do: rows, bytes, actors and CPUs, what is finished, what is stale and why."""
+    from clipray import runner
+
+    reports, lines = runner.plan(job, address=address)
+    print_reports(reports)
+    for text in lines:
+        out.print(text, soft_wrap=True, markup=False)
+
+
+@app.command()
+def status(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job.")],
+    address: JobServerIfAny = None,
+) -> None:
+    """Where a run stands, from its files alone; with --address also what the cluster says of it."""
+    from clipray.status import status as look
+
+    if address:
+        from clipray.submit import state
+
+        attempt = state(run, address)
+        said = f"{attempt.id}: {attempt.state.lower()}" if attempt else f"was not submitted to {address}"
+        out.print(said, soft_wrap=True, markup=False)
+    print_reports(look(run))
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job.")],
+    title: Annotated[str | None, typer.Option(help="Title of the page. [default: the job's name]")] = None,
+) -> None:
+    """Make one page of HTML of what a run wrote, to look at in a browser."""
+    from clipray import runner
+
+    print_pages([runner.report(run, title=title)])
+
+
+@app.command()
+def demo(
+    output: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the pictures and the tables.")] = "runs/demo",
+) -> None:
+    """Show the product on the built-in world: draws pictures, runs jobs/demo.yaml, looks at the result. Needs no network."""
+    from clipray.demo.clusters import look_at_clusters, write_cluster_pictures
+    from clipray.demo.tour import nearest_pictures, style_figures, write_demo
+
+    job = write_demo(output)
+    out.print(f"pictures: {output}/world/pictures, job file: {job}", soft_wrap=True)
+    pages = run_job(job)
+    shown, same = nearest_pictures(f"{output}/images")
+    listing = Table("picture", "nearest by cosine", title="What the vectors know", title_justify="left")
+    for picture in shown:
+        listing.add_row(picture.caption, "; ".join(f"{caption} ({cosine:.2f})" for caption, cosine in picture.nearest))
+    out.print(listing)
+    out.print(f"The nearest other picture of a single thing shows the same thing for {same:.0%} of them.")
+    views = look_at_clusters(output)
+    listing = Table(
+        "cluster", "pictures", "commonest word of the labels", title="What K-means finds", title_justify="left"
+    )
+    for view in views[:6]:
+        listing.add_row(str(view.cluster_id), str(view.size), "{} ({} of {})".format(*view.commonest, view.labelled))
+    out.print(listing)
+    sheet, plot = write_cluster_pictures(output, views)
+    listing = Table("pictures", "prompt style", "n", "top-1", "top-5", "calibration error", title="Zero-shot labels, 64 classes", title_justify="left")  # fmt: skip
+    for kind, style, n, figures in style_figures(f"{output}/label_figures"):
+        listing.add_row(kind, style, str(n), *(f"{figures[name]:.1%}" for name in ("top1", "top5", "ece")))
+    out.print(listing)
+    out.print("Look next at:")
+    for line in (
+        f"  {sheet}, {plot} (typical pictures of each cluster; the first two principal components)",
+        f"  {output}/label_figures_confusion/*.png (what was taken for what)",
+        f"  clipray status {output}",
+        f"  clipray plan {job}",
+        f"  duckdb -c \"select kind, count(*) from '{output}/images/*.parquet' group by kind\"",
+        f"  {output}/images/_table.json (what made the table), {output}/events.jsonl (what happened)",
+    ):
+        out.print(line, soft_wrap=True, markup=False)
+    out.print("And at all of it on one page, in a browser:")
+    print_pages(pages)
