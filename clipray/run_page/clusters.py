@@ -16,8 +16,8 @@ from clipray.run_page.tiles import Album, Tile
 from clipray.scan import hash_strings
 
 TITLE = "Clusters"
-TABLES = 2  # of clusters, with sheets
-SHEETS = 24  # of a table: its largest clusters
+TABLES = 4  # of clusters, with sheets
+SHEETS = 40  # in all: of each table its largest clusters
 SAMPLE = 20_000  # rows whose labels are counted
 COMMONEST = 3
 
@@ -54,16 +54,17 @@ def clusters_section(run: RunTables, album: Album, examples: int) -> Section | L
     found = run.of_kind("clusters")
     if not found:
         return LeftOut(TITLE, "no table of clusters; a step `cluster` makes one")
-    shown = [_clustering(run, table, album, examples) for table in found[:TABLES]]
+    sheets = SHEETS // len(found[:TABLES])
+    shown = [_clustering(run, table, album, sheets, examples) for table in found[:TABLES]]
     headlines = tuple((f"{each.k}", f"clusters in {each.name}") for each in shown[:1])
     values = {"clusterings": shown, "more": [table.name for table in found[TABLES:]]}
     return Section("clusters", TITLE, values, tuple(each.name for each in shown), headlines)
 
 
-def _clustering(run: RunTables, table: RunTable, album: Album, examples: int) -> Clustering:
+def _clustering(run: RunTables, table: RunTable, album: Album, most: int, examples: int) -> Clustering:
     sizes = _sizes(run, table)
     total = sum(sizes.values())
-    largest = sorted(sizes, key=lambda number: (-sizes[number], number))[:SHEETS]
+    largest = sorted(sizes, key=lambda number: (-sizes[number], number))[:most]
     nearest, drawn = _read(table, largest, examples)
     counts, said = _label_counts(run, table, drawn)
     sheets = []

@@ -21,7 +21,7 @@ from clipray.run_page.section import LeftOut, Section
 from clipray.run_page.tiles import Album
 from clipray.settings import Report
 
-LONGEST = 240  # characters of any value that comes from the data
+LONGEST = 160  # characters of any value that comes from the data
 DIRECTIONS = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that turn the direction of what follows, also outside of the value that holds them."""
 

@@ -42,7 +42,7 @@ def ran_section(run: RunTables) -> Section:
         lines.append(line)
     values = {
         "lines": lines, "absent": run.absent, "more": len(run.tables) - len(shown), "models": _models(run),
-        "versions": _versions(run), "workers": _workers(run), "output": run.output.url,
+        "versions": _versions(run), "workers": _workers(run), "output": _brief(run.output.url, 2),
     }  # fmt: skip
     return Section("ran", "What ran", values, tuple(table.name for table in shown), _headlines(run))
 
@@ -87,11 +87,16 @@ def _facts(model: dict[str, Any]) -> list[tuple[str, str]]:
     size = " × ".join(map(str, seen.get("size") or ()))
     facts = {
         "model": model["name"],
-        "checkpoint": model.get("pretrained"),
+        "checkpoint": _brief(str(model.get("pretrained") or ""), 1),
         "weights": model.get("weights"),
         "sees": f"{size} px, {seen.get('resize_mode')}, {seen.get('interpolation')}" if size else None,
     }
     return [(name, str(value)) for name, value in facts.items() if value]
+
+
+def _brief(place: str, parts: int) -> str:
+    """The last parts of a local path, a URL as it is: a page is shown to people who know nothing of this machine."""
+    return place if "://" in place else "/".join(place.split("/")[-parts:])
 
 
 def _versions(run: RunTables) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -21,7 +22,8 @@ from clipray.storage import filesystem
 LIMITS = Limits(max_bytes=64 * 2**20, max_pixels=50_000_000, fetch_timeout_s=10.0, schemes=SCHEMES)
 QUALITIES = (80, 65, 50, 35)
 LEAST_PX = 16
-PATIENCE = 6  # pictures of one place that could not be reached, one after the other, after which no more are tried
+SLOW_S = 2.0
+PATIENCE = 6  # pictures of one place that failed so slowly, one after the other, after which no more are tried
 MARK = (234, 88, 12)
 BATCH_ROWS = 64
 
@@ -53,19 +55,20 @@ class Thumbnails:
 
     def __init__(self, side_px: int, most_bytes: int) -> None:
         self._side_px, self._most_bytes = side_px, most_bytes
-        self._failed = Counter[str]()
+        self._slow = Counter[str]()
 
     def of_uri(self, source: Source) -> tuple[str | None, str]:
         where = urlsplit(str(source.uri))
         place = f"{where.scheme}://{where.hostname}" if where.netloc else ""
-        if place and self._failed[place] >= PATIENCE:
+        if place and self._slow[place] >= PATIENCE:
             return None, "its storage does not answer"
+        began = time.monotonic()
         try:
             data = fetch(str(source.uri), LIMITS)
         except Refused as refused:
-            self._failed[place] += 1
+            self._slow[place] = self._slow[place] + 1 if time.monotonic() - began >= SLOW_S else 0
             return None, _said(refused)
-        self._failed[place] = 0
+        self._slow[place] = 0
         return self.of_bytes(data, source)
 
     def of_bytes(self, data: bytes, source: Source) -> tuple[str | None, str]:

@@ -109,7 +109,7 @@ def prepare(settings: Report, given: Given) -> ReportStep:
     """Find the tables that it shows: those that it names, or those of the steps before it.
 
     Raises:
-        SchemaError: one that it names is not finished; there is none at all.
+        SchemaError: one that it names is not finished; there is none at all; pictures have no such column of labels.
     """
     names = settings.of or earlier_tables(settings, given)
     shown = open_run(given.output, names, settings.label)
@@ -120,6 +120,12 @@ def prepare(settings: Report, given: Given) -> ReportStep:
         )
     if not names:
         raise SchemaError(f"{settings.name}: no step before it writes a table: put it last, or name tables in `of`")
+    if settings.label != Report.model_fields["label"].default and not any(map(shown.has_label, shown.pictures)):
+        known = {name for table in shown.pictures for name in table.record.columns}
+        raise SchemaError(
+            f"{settings.name}: label: no table of pictures has a column {settings.label!r} of labels; "
+            f"columns: {', '.join(sorted(known)) or 'none'}; `keep` of embed_images carries one along"
+        )
     return ReportStep(settings, given.output, settings.title or given.job.name, shown)
 
 

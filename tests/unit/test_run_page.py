@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -417,7 +418,7 @@ def test_a_page_of_any_run_is_small(tmp_path: Path) -> None:
     write(out, "label_figures", "label_figures", figures, tables.arrow_schema("label_figures"))
     page = page_of(out)
     assert 500_000 < len(page.encode()) < 2_000_000
-    assert len(list(tiles(page))) == 24 * 10 + 16 * 6
+    assert len(list(tiles(page))) == 40 * 10 + 16 * 6
 
 
 def test_a_thumbnail_fits_into_its_bytes() -> None:
@@ -474,3 +475,83 @@ def test_errors_are_ours(small: Path) -> None:
     (small / "clusters" / "part-0.parquet").unlink()
     with pytest.raises(ClipRayError, match=r"part-0\.parquet is missing"):
         runner.report(str(small))
+
+
+def test_a_column_of_labels_that_is_named_must_be_there(small: Path) -> None:
+    job = Job(name="x", output=str(small), steps=[{"report": {"of": ["images"], "label": "images.label"}}])
+    with pytest.raises(
+        SchemaError, match=r"no table of pictures has a column 'images.label' of labels; columns: clip, height, "
+    ):
+        runner.run(job)
+
+
+@pytest.mark.parametrize(("n", "width"), [(1, 1), (2, 1), (3, 4)])
+def test_the_smallest_runs_have_a_page(tmp_path: Path, n: int, width: int) -> None:
+    """One row, one component, all points in one place, a point that is not finite."""
+    rows = [{"image_id": f"p{k}", "v": [float("nan") if k == 2 else 1.0] * width} for k in range(n)]
+    schema = pa.schema([*ids(), pa.field("v", tables.vector_type(width), False)])
+    write(tmp_path / "out", "reduced", "reduced", rows, schema)
+    dots = re.findall(r' d="((?:M\d+ \d+h0)+)"', page_of(tmp_path / "out"))
+    assert "".join(dots).count("M") in range(1, n + 1)
+
+
+def test_regions_are_shown_in_their_pictures_and_texts_as_words(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    uri = picture(tmp_path / "a.png", (20, 20, 20))
+    schema = tables.arrow_schema("images", {"clip": 2})
+    write(
+        out, "images", "images", [{"image_id": "a", "uri": uri, "height": 40, "width": 60, "clip": [1.0, 0.0]}], schema
+    )
+    boxes = {"a#g0": [0.0, 0.0, 30.0, 40.0], "a#g1": [30.0, 0.0, 60.0, 40.0]}
+    schema = tables.arrow_schema("regions", {"clip": 2})
+    rows = [
+        {"image_id": "a", "region_id": name, "box_xyxy": box, "scale": 1, "clipped": False, "clip": [0.0, 1.0]}
+        for name, box in boxes.items()
+    ]
+    write(out, "regions", "regions", rows, schema)
+    members = [
+        {"image_id": "a", "region_id": name, "cluster_id": 0, "distance": float(n)} for n, name in enumerate(boxes)
+    ]
+    write(
+        out,
+        "clusters",
+        "clusters",
+        members,
+        pa.schema([*ids(("image_id", "region_id")), *tables.arrow_schema("clusters")]),
+    )
+    centroid = {"cluster_id": 0, "size": 2, "inertia": 0.0, "nearest_id": None, "clip": [0.0, 0.0]}
+    write(out, "clusters_centroids", "centroids", [centroid], tables.arrow_schema("centroids", {"clip": 2}))
+    schema = tables.arrow_schema("texts", {"embedding": 2})
+    write(
+        out,
+        "texts",
+        "texts",
+        [{"text_id": "t", "text": "a hen & an egg", "truncated": False, "embedding": [1.0, 0.0], "image_id": None}],
+        schema,
+    )
+    schema = pa.schema([*tables.arrow_schema("neighbours"), *ids()])
+    write(out, "found", "neighbours", [{"query_id": "t", "rank": 1, "score": 0.5, "image_id": "a"}], schema,
+          inputs={"input": "texts.embedding", "rows": 1})  # fmt: skip
+    page = page_of(out)
+    shown = list(tiles(page))
+    assert [name for name, _ in shown] == ["a#g0", "a#g1", "a"]
+    middle = [[image.getpixel((x, 25))[0] > 100 for x in (0, image.width - 1)] for _, image in shown]
+    assert middle == [[True, False], [False, True], [False, False]]  # the orange of a box, on the side where it is
+    assert '<div class="text">a hen &amp; an egg</div>' in page
+
+
+def test_a_run_in_an_object_store_has_its_page_there(small: Path, s3: str) -> None:
+    """Its pictures too, but for one that is not there."""
+    fs, shelf = fsspec.filesystem("s3"), f"{s3}/a-page"
+    images = tables.read_table(str(small / "images"))
+    for name, uri in zip(images["image_id"].to_pylist(), images["uri"].to_pylist(), strict=True):
+        if name != "p1":
+            fs.put(uri, f"{shelf}/{name}.png")
+    rows = [{**row, "uri": f"{shelf}/{row['image_id']}.png"} for row in images.to_pylist()]
+    write(small, "images", "images", rows, images.schema.remove_metadata())
+    fs.put(str(small), f"{shelf}/out", recursive=True)
+    where = runner.report(f"{shelf}/out")
+    assert where == f"{shelf}/out/report/report.html"
+    page = fs.cat_file(where).decode()
+    assert {name for name, _ in tiles(page)} == {"p0", "p2", "p3", "p4", "p5", "p6"}
+    assert page.count("cannot be read") >= 1
