@@ -82,16 +82,17 @@ def _run_steps(
         for step in settings:
             _forget_rejects(output, step.books)
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as aside:
-        cluster = functools.cache(lambda: stack.enter_context(_connected(address or job.address)))
+        connect = functools.cache(lambda: stack.enter_context(_connected(address or job.address)))
         model = aside.submit(_resolve, job)
         unfinished = [s for s in settings if tables.read_record(output.sub(s.books)) is None]
         if any(s.looks_inside for s in unfinished):
             aside.submit(importlib.import_module, "clipray.encoders.layers")  # and torch: seconds, in which Ray starts
         if any(s.needs_cluster for s in unfinished):
-            cluster()
+            connect()
         for s in unfinished:
             check(s, model.result)
-        here = Run(cluster, events, _metered(watch, job.name), say)
+        metered = _metered(watch, job.name, lambda: connect.cache_info().currsize > 0)
+        here = Run(lambda: _as_it_is(connect()), events, metered, say)
         given = Given(job, output, model.result)
         return [report for s in settings for report in _run_step(prepare(s, given), here, s.tables)]
 
@@ -150,8 +151,15 @@ def _connected(address: str | None) -> Any:
     return connected(address)
 
 
-def _metered(watch: Callable[[Any], None], run: str) -> Callable[[Any], None]:
-    """`watch`, and Ray's metrics beside it."""
+def _as_it_is(cluster: Any) -> Any:
+    """The cluster now: nodes may have come and gone since it was joined."""
+    from clipray.engine.connect import look_again
+
+    return look_again(cluster)
+
+
+def _metered(watch: Callable[[Any], None], run: str, connected: Callable[[], bool]) -> Callable[[Any], None]:
+    """`watch`, and Ray's metrics beside it, in a run that uses Ray."""
 
     @functools.cache
     def meters() -> Callable[[Any], None]:
@@ -160,7 +168,8 @@ def _metered(watch: Callable[[Any], None], run: str) -> Callable[[Any], None]:
         return Meters(run)
 
     def seen(shot: Any) -> None:
-        meters()(shot)
+        if connected():
+            meters()(shot)
         watch(shot)
 
     return seen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 
 from clipray.engine.job_server import Attempt, JobServer
-from clipray.errors import ClusterError, JobError
+from clipray.errors import ClusterError, JobError, Stopped
 from clipray.job import load_job, steps_of
 from clipray.settings import Encoding, Job
 from clipray.storage import absolute, is_local
@@ -66,7 +67,24 @@ def submit(
         say(f"{attempt} {'goes on from an earlier one' if before else 'is submitted'} (Ray {server.ray_version})")
     say(f"  clipray status {job.output} --address {server.address}")
     say(f"  clipray stop {job.output} --address {server.address}")
-    return 0 if detach else _outcome(server.follow(attempt, write), say)
+    return 0 if detach else _outcome(_followed(server, attempt, write), say)
+
+
+def plan(path: str, address: str, *, write: Callable[[str], None]) -> int:
+    """What the job would do on the cluster whose job server is at `address`, looked up there; its exit code."""
+    job, inner = _portable(path)
+    server = JobServer(address)
+    look = f"plan-{uuid.uuid4().hex}"
+    command = shlex.join(["python", "-m", "clipray", "plan", inner, "--address", "auto"])
+    server.submit(look, command, runtime_env(job, None, ()), {"job": job.name})
+    return _outcome(_followed(server, look, write), lambda _: None)
+
+
+def _followed(server: JobServer, attempt: str, write: Callable[[str], None]) -> Attempt:
+    try:
+        return server.follow(attempt, write)
+    except KeyboardInterrupt:
+        raise Stopped(f"{attempt} is no longer followed, and goes on") from None
 
 
 def state(output: str, address: str) -> Attempt | None:

@@ -56,10 +56,20 @@ def embed(
 
 
 @app.command()
-def plan(job: Annotated[str, typer.Argument(help="Job file.")], address: Address = None) -> None:
+def plan(
+    job: Annotated[str, typer.Argument(help="Job file.")],
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to plan for: auto, HOST:PORT, or its job server, http://HEAD:8265.")
+    ] = None,
+) -> None:
     """What a run would do: rows, bytes, actors and CPUs, what is finished, what is stale and why."""
     from clipray import runner
 
+    if address and address.startswith(("http://", "https://")):
+        from clipray.cli.cluster import write
+        from clipray.submit import plan as plan_there
+
+        raise typer.Exit(plan_there(job, address, write=write))
     reports, lines = runner.plan(job, address=address)
     print_reports(reports)
     for text in lines:

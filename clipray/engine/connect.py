@@ -58,6 +58,10 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
             f"{address}: a Ray client cannot stream a table; run on a node of the cluster with `--address auto`, "
             "or `clipray submit JOB --address http://HEAD:8265`"
         )
+    if "://" in address:
+        raise PlanError(
+            f"{address} is a job server: `clipray submit JOB --address {address}`; expected auto or HOST:PORT"
+        )
     options: dict[str, Any] = {"runtime_env": {"env_vars": WORKER_ENV}}
     if address == "local":
         options = {"num_cpus": max(2, local_cpus()), "include_dashboard": False}
@@ -144,6 +148,11 @@ def _silent_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def look_again(cluster: Cluster) -> Cluster:
+    """The same cluster as it is now."""
+    return _cluster(local=cluster.local)
 
 
 def _cluster(*, local: bool) -> Cluster:

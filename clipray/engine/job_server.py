@@ -108,7 +108,13 @@ class JobServer:
         try:
             yield
         except _broken() as error:
-            raise ClusterError(f"{self.address}: {' '.join(str(error).split())[:600]}") from error
+            raise ClusterError(f"{self.address}: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """An error in a line; of a traceback that the server sent, what it ends with."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return (lines[-1] if "Traceback" in lines[0] else " ".join(lines))[:600]
 
 
 def _attempt(job: Any) -> Attempt:
@@ -186,6 +192,6 @@ def _client(address: str, headers: dict[str, str]) -> Any:
     try:
         return JobSubmissionClient(address, headers=headers)
     except (RuntimeError, ValueError, OSError) as error:
-        raise ClusterError(f"{address}: {' '.join(str(error).split())[:600]}") from error
+        raise ClusterError(f"{address}: {_said(error)}") from error
     finally:
         os.environ.update({name: value for name, value in kept.items() if value is not None})

@@ -24,6 +24,7 @@ class Plan:
         min_actors, max_actors: size of the pool of encoders.
         gpus_per_actor, cpus_per_actor: what each asks of Ray.
         threads: of each encoder process, for its network and for decoding.
+        nodes: that there are, or may be.
         decode_in: `actors` (threads beside the network), `tasks` (CPU tasks, on any node), or `none`.
         encode_on, decode_on: labels of the nodes for encoders and for decoding tasks; empty: any node.
         device: of the network; `cpu` also where an encoder holds a GPU that it does not use.
@@ -115,7 +116,7 @@ def make_plan(settings: Encoding, cluster: Cluster) -> Plan:
     threads = 1 if on_gpu and decode_in == "tasks" else max(1, math.floor(hosts.cpus / spread))
     decode_on = settings.decoding_on if decode_in == "tasks" else {}
     return Plan(
-        low, high, gpus_each, each, threads, decode_in, cluster.cpus, cluster.gpus, cluster.nodes,
+        low, high, gpus_each, each, threads, decode_in, cluster.cpus, cluster.gpus, cluster.nodes + len(cluster.growth),
         settings.encode_on, decode_on, _device(settings, on_gpu),
     )  # fmt: skip
 

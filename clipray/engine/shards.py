@@ -248,7 +248,7 @@ def held(source: Vectors, cluster: Cluster, holding: Holding, actors: int | str)
     threads = max(1, int(cluster.cpus / max(count, cluster.nodes)))
     holding = replace(holding, budget_bytes=cluster.memory_bytes / count)
     kind: Any = ray.remote(
-        num_cpus=min(0.5, cluster.cpus / 2 / count), num_gpus=1 if on_gpu else 0, max_restarts=3, max_task_retries=3,
+        num_cpus=min(0.5, max(1.0, cluster.cpus) / 2 / count), num_gpus=1 if on_gpu else 0, max_restarts=3, max_task_retries=3,
         scheduling_strategy="SPREAD",
     )(_Holder)  # fmt: skip
     workers = [

@@ -18,6 +18,7 @@ from clipray.storage import Folder
 from clipray.tables import write_shard
 
 WRITES_AHEAD = 2
+WRITERS = 16  # nodes that write at once
 SHARD_BYTES = 256 * 2**20  # a writer holds a few of these
 
 
@@ -58,7 +59,7 @@ class Sink:
     """Collects finished blocks and writes them as shards: when `rows_per_file` are there, or `flush_s` have passed.
 
     The first block is written at once. On one machine threads of the driver write, from the shared object store; on a
-    cluster only references pass through here, and writer actors, one a node, do it. The files' names are fixed before,
+    cluster only references pass through here, and tasks on all nodes do it. The files' names are fixed before,
     so that a write that is done again overwrites its own file.
     """
 
@@ -67,9 +68,8 @@ class Sink:
     ) -> None:
         self._target, self._written, self._provenance = target, written, provenance
         self._threads = ThreadPoolExecutor(1, "clipray-write") if local else None
-        actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, scheduling_strategy="SPREAD")(_Writer)
-        self._writers = [] if local else [actor.remote(target) for _ in range(nodes)]
-        self._ahead = WRITES_AHEAD * (1 if local else nodes)
+        self._task: Any = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD")(_write_given)
+        self._ahead = WRITES_AHEAD * (1 if local else min(nodes, WRITERS))
         self._blocks: list[Any] = []
         self._rows = self._bytes = self._count = 0
         self._last = 0.0
@@ -96,8 +96,7 @@ class Sink:
         if self._threads:
             future = self._threads.submit(_fetch_and_write, self._target, self._provenance(), name, self._blocks)
         else:
-            writer = self._writers[self._count % len(self._writers)]
-            future = writer.write.remote(self._provenance(), name, *self._blocks).future()
+            future = self._task.remote(self._target, self._provenance(), name, *self._blocks).future()
         self._pending.append(future)
         self._blocks, self._rows, self._bytes, self._last = [], 0, 0, time.monotonic()
         self._count += 1
@@ -120,14 +119,10 @@ class Sink:
                     self._written.rejects[reason] = self._written.rejects.get(reason, 0) + count
 
 
-class _Writer:
-    """Writes shards on some node of a cluster."""
-
-    def __init__(self, target: Target) -> None:
-        self._target = target
-
-    def write(self, provenance: dict[str, Any], name: str, *blocks: pa.Table) -> tuple[int, dict[str, int]]:
-        return _write(self._target, provenance, name, list(blocks))
+def _write_given(
+    target: Target, provenance: dict[str, Any], name: str, *blocks: pa.Table
+) -> tuple[int, dict[str, int]]:
+    return _write(target, provenance, name, list(blocks))
 
 
 def _fetch_and_write(
