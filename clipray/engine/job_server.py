@@ -111,7 +111,7 @@ class JobServer:
             raise ClusterError(f"{self.address}: {_said(error)}") from error
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """An error in a line; of a traceback that the server sent, what it ends with."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return (lines[-1] if "Traceback" in lines[0] else " ".join(lines))[:600]
