@@ -19,7 +19,7 @@ from clipray.manifest import expand_parquet, read_footer
 from clipray.settings import Column
 from clipray.storage import Folder, absolute, filesystem, signs
 
-IDENTITIES = ("image_id", "region_id", "text_id")
+IDENTITIES = ("image_id", "region_id", "text_id", "cloud_id")
 """Columns by which rows of our tables are known; those that a table has are carried into tables made from it. (A text's
 `image_id` is no part of its identity, and may be null.)"""
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from clipray.analysis.prompts import PromptStyle
 from clipray.encoders.images import Limits
 from clipray.encoders.resolve import ResolvedModel
-from clipray.settings import EmbedRegions, Feature, Lettering
+from clipray.settings import EmbedRegions, Feature, Lettering, RenderDepth
 
 
 @dataclass(frozen=True)
@@ -94,3 +94,10 @@ class RegionSettings(EncodeSettings):
     """What a worker that encodes boxes of pictures needs to know. how: the prompt and its settings."""
 
     how: EmbedRegions = field(default_factory=lambda: EmbedRegions(name="regions", manifest=""))
+
+
+@dataclass(frozen=True)
+class CloudSettings(EncodeSettings):
+    """What a worker that renders point clouds needs to know. how: the prompt, and how maps are drawn."""
+
+    how: RenderDepth = field(default_factory=lambda: RenderDepth(name="clouds", manifest=""))

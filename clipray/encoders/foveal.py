@@ -153,10 +153,12 @@ class _Shared:
 
     def __init__(self, blocks: Any, x: Tensor) -> None:
         self._blocks, self._x = blocks, x
-        q, self._k, self._v = _heads(blocks[0], x)
-        self._q = q[:, :, :1]
         self._last: tuple[Tensor, Tensor] | None = None
-        if len(blocks) > 1:
+        if len(blocks) == 1:
+            self._q, (_, self._k, self._v) = _heads(blocks[0], x[:, :1])[0], _heads(blocks[0], x, queries=False)
+        else:
+            q, self._k, self._v = _heads(blocks[0], x)
+            self._q = q[:, :, :1]
             self.patches = _finished(blocks[0], x[:, 1:], scaled_dot_product_attention(q[:, :, 1:], self._k, self._v))
         if len(blocks) == 2:
             self._last = _heads(blocks[1], self.patches, queries=False)[1:]

@@ -24,6 +24,7 @@ Reason = Literal[
     "null_id", "duplicate_id", "no_source", "scheme_not_allowed", "unreachable", "timed_out", "too_many_bytes", "empty",
     "not_an_image", "truncated", "undecodable", "too_many_pixels", "encode_failed", "worker_died", "empty_box", "outside_crop",
     "no_such_image", "no_label", "no_boxes", "too_many_boxes", "unequal_lists",
+    "not_a_point_cloud", "not_finite", "too_few_points",
 ]  # fmt: skip
 Stage = Literal["manifest", "fetch", "decode", "encode", "pool"]
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 from clipray.encoders.encode_settings import (
     AttackSettings,
     ClassTexts,
+    CloudSettings,
     EncodeSettings,
     PairSettings,
     RegionSettings,
@@ -52,6 +53,10 @@ class Encode:
             from clipray.encoders.region_pipeline import RegionBlocks
 
             self._work = RegionBlocks(settings, report)
+        elif isinstance(settings, CloudSettings):
+            from clipray.encoders.cloud_pipeline import CloudBlocks
+
+            self._work = CloudBlocks(settings, report)
         elif isinstance(settings, PairSettings):
             from clipray.encoders.pair_pipeline import ScorePairs
 

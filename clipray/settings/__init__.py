@@ -8,6 +8,7 @@ from pydantic import Field
 
 from clipray.settings.attacks import Attack, Lettering
 from clipray.settings.base import Encoding, Execution, Settings, StepSettings
+from clipray.settings.clouds import RenderDepth
 from clipray.settings.labels import (
     CLASS_SETS,
     Classes,
@@ -32,6 +33,7 @@ from clipray.settings.vectors import Cluster, Column, Deduplicate, Reduce
 STEPS: dict[str, type[StepSettings]] = {
     "embed_images": EmbedImages,
     "embed_regions": EmbedRegions,
+    "render_depth": RenderDepth,
     "embed_texts": EmbedTexts,
     "reduce": Reduce,
     "cluster": Cluster,
@@ -64,6 +66,6 @@ class Job(Settings):
 __all__ = [
     "CLASS_SETS", "FIXED_COLUMNS", "OF_BOXES", "SCHEMES", "STEPS", "VECTOR", "Attack", "Augment", "Blur", "Circle", "Classes", "Cluster", "Column",
     "Deduplicate", "EmbedImages", "EmbedRegions", "EmbedTexts", "Encoding", "EvaluateLabels", "EvaluateRetrieval", "Execution", "Feature",
-    "Foveal", "Index", "Job", "Label", "LabelSet", "Lettering", "Model", "MultiLabel", "Probe", "Reduce", "Refer", "Report", "ScoreCaptions", "Search", "Settings",
+    "Foveal", "Index", "Job", "Label", "LabelSet", "Lettering", "Model", "MultiLabel", "Probe", "Reduce", "Refer", "RenderDepth", "Report", "ScoreCaptions", "Search", "Settings",
     "StepSettings", "Style", "distinct", "with_place",
 ]  # fmt: skip

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from clipray.job import step_kind
-from clipray.settings import EmbedImages, EmbedRegions, StepSettings
-from clipray.steps import embed_images, embed_regions
+from clipray.settings import EmbedImages, EmbedRegions, RenderDepth, StepSettings
+from clipray.steps import embed_images, embed_regions, render_depth
 from clipray.steps.step import Given, Step
 
 
@@ -18,6 +18,8 @@ def check(settings: StepSettings, model: Callable[[], Any]) -> None:
         embed_images.layers_of(settings, model())
     if isinstance(settings, EmbedRegions):
         embed_regions.look_inside(settings, model())
+    if isinstance(settings, RenderDepth):
+        render_depth.look_inside(settings, model())
 
 
 def prepare(settings: StepSettings, given: Given) -> Step:

@@ -1,0 +1,76 @@
+"""Step `render_depth`: point clouds -> the `clouds` table: a CLIP vector each, of depth maps from six sides.
+
+The vector is the weighted sum of the views' vectors. Its cosine with a text orders texts as the weighted sum of the views'
+cosines does, so that the step `label` over it is the view-weighted label.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from clipray import tables
+from clipray.encoders.encode_settings import CloudSettings
+from clipray.encoders.images import Limits
+from clipray.encoders.resolve import ResolvedModel
+from clipray.kinds import CLOUDS
+from clipray.manifest import open_manifest
+from clipray.scan import scan
+from clipray.settings import VECTOR, RenderDepth
+from clipray.steps.encode_step import EncodeStep
+from clipray.steps.step import Given
+
+
+@dataclass(frozen=True)
+class RenderDepthStep(EncodeStep[RenderDepth]):
+    """A `Step`; see `EncodeStep`."""
+
+    @property
+    def widths(self) -> dict[str, int]:
+        look_inside(self.settings, self.model)
+        return {VECTOR: self.model.embed_dim}
+
+    @property
+    def schema(self) -> pa.Schema:
+        kept = [self.manifest.schema.field(name).with_nullable(True) for name in self.keep]
+        width = {VECTOR: self.model.embed_dim}
+        return tables.arrow_schema("clouds", width, element=self.settings.vector_type, extra=kept)
+
+    @property
+    def made(self) -> dict[str, Any]:
+        how = self.settings.identity()
+        of_views = {key: how[key] for key in ("prompt", "weights", "foveal") if key in how}
+        return {"features": {VECTOR: {"layer": "output", **of_views}}, "normalize": "l2"}
+
+    def encoder(self, precision: str, device: str, threads: int) -> CloudSettings:
+        settings = self.settings
+        return CloudSettings(
+            model=self.model,
+            limits=Limits(settings.max_bytes, 0, settings.fetch_timeout_s, settings.schemes),
+            features={},
+            schema=self.schema,
+            precision=precision,
+            batch_size=settings.batch_size,
+            device=device,
+            threads=threads,
+            how=settings,
+        )
+
+
+def look_inside(settings: RenderDepth, model: ResolvedModel) -> None:
+    """Raises ModelError: the network's attention cannot be turned to the foreground."""
+    if settings.looks_inside:
+        from clipray.encoders import foveal, layers
+
+        foveal.check(layers.tower_without_weights(model), settings.foveal)
+
+
+def prepare(settings: RenderDepth, given: Given) -> RenderDepthStep:
+    """Open and count the manifest. Raises ManifestError."""
+    assert given.job.model is not None
+    manifest, keep = open_manifest(settings.manifest, settings.keep, (), CLOUDS), tuple(settings.keep)
+    return RenderDepthStep(
+        settings, given.output, manifest, scan(manifest, keep), given.model(), given.job.model.precision, keep
+    )
