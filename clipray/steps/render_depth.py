@@ -14,6 +14,7 @@ import pyarrow as pa
 from clipray import tables
 from clipray.encoders.encode_settings import CloudSettings
 from clipray.encoders.images import Limits
+from clipray.encoders.imports import import_open_clip
 from clipray.encoders.resolve import ResolvedModel
 from clipray.kinds import CLOUDS
 from clipray.manifest import open_manifest
@@ -62,6 +63,7 @@ class RenderDepthStep(EncodeStep[RenderDepth]):
 def look_inside(settings: RenderDepth, model: ResolvedModel) -> None:
     """Raises ModelError: the network's attention cannot be turned to the foreground."""
     if settings.looks_inside:
+        import_open_clip()
         from clipray.encoders import foveal, layers
 
         foveal.check(layers.tower_without_weights(model), settings.foveal)
