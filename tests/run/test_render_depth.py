@@ -27,7 +27,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, ray_here: object) -> Path
     rows = pq.read_table(write_solids(home / "solids", count=32)).to_pylist()
     good = [{**row, "uri": str(home / "solids" / row["uri"])} for row in rows]
     points = np.random.default_rng(0).normal(size=(20, 3))
-    bad = {"nan": np.where(np.arange(60).reshape(20, 3) == 31, np.nan, points), "few": points[:5], "flat": points[:, :2]}
+    bad = {
+        "nan": np.where(np.arange(60).reshape(20, 3) == 31, np.nan, points),
+        "few": points[:5],
+        "flat": points[:, :2],
+    }
     for name, values in bad.items():
         np.save(home / f"{name}.npy", values)
     odd = [{"cloud_id": name, "uri": f"{name}.npy", "label": None} for name in bad]
