@@ -72,18 +72,24 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
         with _silent_stderr(), _own_sigterm(), _in_time(address):
             ray.init(address, **options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
+        if "AuthenticationError" in str(error.__cause__):  # as text: Ray words what its client raised
+            raise _refused(address) from error
         raise PlanError(
             f"no Ray cluster could be reached at {address!r}: {' '.join(str(error).split())[:300]}"
         ) from error
     except ray.exceptions.AuthenticationError as error:
-        raise PlanError(
-            f"the cluster at {address!r} refuses us: put its token into ~/.ray/auth_token or RAY_AUTH_TOKEN "
-            "(`ray get-auth-token` on its head shows it)"
-        ) from error
+        raise _refused(address) from error
     try:
         yield _cluster(local=address == "local")
     finally:
         ray.shutdown()
+
+
+def _refused(address: str) -> PlanError:
+    return PlanError(
+        f"the cluster at {address!r} refuses us: set RAY_AUTH_MODE=token, and put its token into ~/.ray/auth_token or "
+        "RAY_AUTH_TOKEN (`ray get-auth-token` on its head shows it)"
+    )
 
 
 def _knock(address: str) -> None:

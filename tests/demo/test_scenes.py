@@ -209,7 +209,7 @@ def test_class_yaml_says_the_same_as_the_class_table(world: DemoWorld) -> None:
 def test_writing_twice_gives_the_same_bytes(world: DemoWorld, tmp_path: Path) -> None:
     write_world(tmp_path, seed=3, n_scenes=20, n_groups=8, n_words=4, n_places=3, side_px=96)
     written = sorted(path.relative_to(world.folder) for path in world.folder.rglob("*") if path.is_file())
-    assert len(written) == world.n_images + 7
+    assert len(written) == world.n_images + 8
     for path in written:
         assert (tmp_path / path).read_bytes() == (world.folder / path).read_bytes(), path
 

@@ -52,8 +52,10 @@ class Nodes:
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """A head, a node to decode and a node with a GPU."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = ENVIRONMENT["PYTHONPATH"]
+    # The tests' own Ray, where it runs already, has switched tokens on for all that this process starts.
+    ours = {"PYTHONPATH": ENVIRONMENT["PYTHONPATH"], "RAY_AUTH_MODE": "disabled"}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
     started = Nodes(Path("/tmp") / f"clipray-nodes-{os.getpid()}")  # a socket's path is short
     try:
         started.add("decode", num_cpus=2, labels=CPU)
@@ -61,7 +63,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         yield started
     finally:
         started.shutdown()
-        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @pytest.fixture(scope="module")

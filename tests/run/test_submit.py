@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 from run.test_embed import vectors
 from run.test_kill import ENVIRONMENT, rows_on_disk
-from support import ROOT, ObjectStore, draw_pictures, follow, write_job
+from support import CLIPRAY, ROOT, ObjectStore, draw_pictures, follow, write_job
 
 from clipray.cli import main
 from clipray.engine import job_server
@@ -40,6 +40,7 @@ TOKEN = "the-token-of-this-test"
 @dataclass(frozen=True)
 class Head:
     address: str
+    gcs: str
     metrics: str
     log: Path
 
@@ -80,7 +81,7 @@ def head(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStore) ->
         )
     try:
         _wait_for(f"http://127.0.0.1:{board}/api/version", process, log)
-        yield Head(f"http://127.0.0.1:{board}", f"http://127.0.0.1:{metrics}/metrics", log)
+        yield Head(f"http://127.0.0.1:{board}", f"127.0.0.1:{gcs}", f"http://127.0.0.1:{metrics}/metrics", log)
     finally:
         for found in psutil.process_iter(["cmdline"]):  # all that was started for it names its folder
             if found.pid == process.pid or str(folder) in " ".join(found.info["cmdline"] or []):
@@ -247,6 +248,12 @@ def test_a_token_is_asked_for(
     code, said = clipray(["status", str(here / "out"), "--address", head.address], capfd, monkeypatch)
     assert (code, len(said.splitlines())) == (2, 1)
     assert "the cluster asks for a token, and there is none here (401)" in said
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run(
+        [CLIPRAY, "plan", job, "--address", head.gcs], capture_output=True, text=True, env=environment, check=False
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert f"the cluster at '{head.gcs}' refuses us: set RAY_AUTH_MODE=token" in done.stderr
 
 
 class OldRay(BaseHTTPRequestHandler):
@@ -296,8 +303,10 @@ def test_heads_that_cannot_be_used(
     }.items():
         code, said = clipray(["submit", job, "--address", address], capfd, monkeypatch)
         assert (code, said) == (2, f"clipray: {words}\n")
-    code, said = clipray(["run", job, "--address", "127.0.0.1:1"], capfd, monkeypatch)
-    assert (code, said) == (2, "clipray: no Ray cluster answers at 127.0.0.1:1: Connection refused\n")
+    done = subprocess.run(
+        [CLIPRAY, "run", job, "--address", "127.0.0.1:1"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, "clipray: no Ray cluster answers at 127.0.0.1:1: Connection refused\n")
 
 
 def test_jobs_that_mean_this_machine(

@@ -283,6 +283,7 @@ def test_types_are_those_of_the_schema(element: str) -> None:
     data, schema = block(ROWS, element)
     assert [(c["name"], c["nullable"]) for c in tables.table_schema("regions")["columns"]] == [
         ("image_id", False), ("region_id", False), ("box_xyxy", False), ("scale", True), ("clipped", False), ("<feature>", False),
+        ("<box_id>", True), ("<caption>", True), ("<label>", True),
     ]  # fmt: skip
     rows = unfolded(data, "regions").select(schema.names)
     assert rows.schema.types == schema.types
