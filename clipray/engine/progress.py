@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import uuid
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
-class _Board:
-    """Sums of what the workers report. Losing it loses a display, never a row."""
+class _Sums:
+    """Of what the workers of one step report."""
 
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}
@@ -32,38 +34,49 @@ class _Board:
         elif "fatal" in message:
             self.fatal = message["fatal"]
 
-    def state(self) -> dict[str, Any]:
-        return {
-            "rows": self.rows,
-            "seconds": self.seconds,
-            "nodes": self.nodes,
-            "workers": self.workers,
-            "fatal": self.fatal,
-        }
+
+class _Board:
+    """The sums of each step of a run: a process of its own, so one for all. Losing it loses a display, never a row."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, _Sums] = {}
+
+    def add(self, step: str, message: dict[str, Any]) -> None:
+        self._steps.setdefault(step, _Sums()).add(message)
+
+    def state(self, step: str) -> dict[str, Any]:
+        return vars(self._steps.setdefault(step, _Sums()))
 
 
 class Reporter:
     """The workers' end: a callable that travels with them and never waits. Adds on which node it is called."""
 
-    def __init__(self, board: Any) -> None:
-        self._board = board
+    def __init__(self, board: Any, step: str) -> None:
+        self._board, self._step = board, step
 
     def __call__(self, message: dict[str, Any]) -> None:
-        self._board.add.remote({**message, "node": ray.get_runtime_context().get_node_id()})
+        self._board.add.remote(self._step, {**message, "node": ray.get_runtime_context().get_node_id()})
 
 
 class Progress:
-    """The driver's end."""
+    """The driver's end, of one step."""
 
     def __init__(self) -> None:
-        beside_us: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=beside_us)(_Board)
-        self._board = actor.remote()
-        self.reporter = Reporter(self._board)
-        self._last: dict[str, Any] = {"rows": {}, "seconds": {}, "nodes": {}, "workers": {}, "fatal": None}
+        here = ray.get_runtime_context()
+        self._board, self._step = _board(here.get_node_id(), here.get_job_id()), uuid.uuid4().hex
+        self.reporter = Reporter(self._board, self._step)
+        self._last: dict[str, Any] = vars(_Sums())
 
     def state(self) -> dict[str, Any]:
         """`rows` and `seconds` by stage, `nodes` (rows by stage and node), `workers`, `fatal`; the last known state when the board is away."""
         with contextlib.suppress(ray.exceptions.RayError):
-            self._last = ray.get(self._board.state.remote(), timeout=10)
+            self._last = ray.get(self._board.state.remote(self._step), timeout=10)
         return self._last
+
+
+@functools.lru_cache(maxsize=1)
+def _board(node: str, job: str) -> Any:  # noqa: ARG001
+    """The board of this driver: `job` of the Ray whose `node` it stands on."""
+    beside_us: Any = NodeAffinitySchedulingStrategy(node, soft=False)
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=beside_us)(_Board)
+    return actor.remote()

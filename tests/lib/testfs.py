@@ -1,4 +1,7 @@
-"""Filesystems for the tests: local files behind a slow line, and files that kill whoever reads them."""
+"""Filesystems for the tests: local files behind a slow line, and files that kill whoever reads them.
+
+Found by fsspec through `testfs-0.dist-info`, in every Python that has this folder on its PYTHONPATH: Ray's workers too.
+"""
 
 import os
 import signal

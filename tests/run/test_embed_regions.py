@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from run.test_embed import reasons, vectors
-from run.test_kill import finish, nothing_left_behind, start, wait_for_rows
 from support import draw_pictures, write_job
 
 from clipray import runner, status, tables
@@ -451,41 +449,3 @@ def test_a_regions_table_of_another_step_is_left_alone(mine: Path, tiny_model: s
 
 
 # --- killed
-
-
-def test_driver_killed_in_the_middle(
-    pictures: Path, tiny_model: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> None:
-    """SIGKILL, then again: the same regions as of a run that was not disturbed."""
-    files, rng = sorted(pictures.rglob("*.jpg")), np.random.default_rng(3)
-    corners = rng.uniform(-5, 40, (500, 2, 2))
-    boxes = [np.concatenate([c, c + 12], 1)[: n % 3].tolist() for n, c in enumerate(corners)]
-    rows = [{"image_id": f"{n:05d}", "uri": str(files[n % 300]), "boxes": boxes[n]} for n in range(500)]
-    settings: dict[str, Any] = {
-        "rows_per_block": 32,
-        "flush_s": 0.1,
-        "batch_size": 32,
-        "features": {"local": FEATURES["local"]},
-    }
-    quiet = tmp_path_factory.mktemp("undisturbed")
-    write_manifest(quiet / "m.parquet", rows)
-    runner.run(job(quiet, tiny_model, **settings))
-    write_manifest(tmp_path / "m.parquet", [{**r, "uri": f"slow://{r['uri']}"} for r in rows])
-    mine = job(tmp_path, tiny_model, schemes=["slow"], **settings)
-    process = start(mine)
-    wait_for_rows(mine, 100, process)
-    with nothing_left_behind(process):
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert shards(tmp_path, "regions")
-    assert not (tmp_path / "out" / "regions" / "_table.json").exists()
-    finish(mine)
-    assert len(events(tmp_path, "step_started")) == 2
-    assert_complete(tmp_path)
-    assert_same_regions(region_rows(tmp_path), region_rows(quiet))
-    refused = [
-        sorted(tables.read_table(str(home / "out" / "rejects" / "regions"))["message"].to_pylist())
-        for home in (quiet, tmp_path)
-    ]
-    assert refused[0] == refused[1]
-    assert refused[0]

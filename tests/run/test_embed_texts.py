@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from run.test_kill import finish, nothing_left_behind, rows_on_disk, start, wait_for_rows
 
 from clipray import runner, tables
 from clipray.demo.world import DemoWorld, write_world
@@ -195,21 +193,3 @@ def test_a_manifest_that_is_none(columns: dict[str, list[Any]], message: str, tm
 def test_names_that_are_taken(keep: list[str], tmp_path: Path) -> None:
     with pytest.raises(ClipRayError, match=r"the column name '\w+' is taken: drop it from `keep`"):
         runner.plan(job(tmp_path, tmp_path / "m.parquet", keep=keep))
-
-
-def test_a_killed_driver_goes_on(tmp_path: Path) -> None:
-    texts = [f"a {size} circle number {n}" for n in range(4_000) for size in ("small", "large", "striped")]
-    rows = [{"text_id": f"t{n:05d}", "text": text} for n, text in enumerate(texts)]
-    manifest = write_manifest(tmp_path / "m.parquet", rows, row_group_size=1_000)
-    path = job(tmp_path, manifest, rows_per_block=64, flush_s=0.1)
-    process = start(path)
-    wait_for_rows(path, 1, process, table="texts")
-    with nothing_left_behind(process):
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert 1 <= rows_on_disk(path, "texts") < len(rows)
-    finish(path)
-    made = read(tmp_path)
-    assert len(made) == len(rows)
-    found = np.array([made[row["text_id"]]["embedding"] for row in rows], np.float32)
-    assert np.abs(found - upstream(texts)).max() <= 1e-5

@@ -15,40 +15,43 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from run.test_embed import reasons, vectors
 from support import CLIPRAY, ROOT, write_job
 
+from clipray import runner
 from clipray.manifest import make_manifest
+from clipray.tables import read_table
 
-ROWS, MORE = 2_000, 100
+ROWS, MORE = 1_500, 70
+TEXTS = [f"a {size} circle number {n}" for n in range(6_000) for size in ("small", "large")]
+TABLES = (
+    ("images", "image_id", "clip"),
+    ("regions", "region_id", "local"),
+    ("texts", "text_id", "embedding"),
+    ("rejects/regions", "message", None),
+)
 ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "lib"), os.environ.get("PYTHONPATH", "")]),
 }
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
-    """A manifest in which every picture stands several times under another id, behind a slow line: time to kill."""
-    path = tmp_path_factory.mktemp("many") / "m.parquet"
-    files = sorted(pictures.rglob("*.jpg"))
-    ids = [f"{n:05d}" for n in range(ROWS)]
-    pq.write_table(pa.table({"image_id": ids, "uri": [f"slow://{files[n % len(files)]}" for n in range(ROWS)]}), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def expected(many: Path, tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """The vectors of an uninterrupted run."""
-    home = tmp_path_factory.mktemp("uninterrupted")
-    finish(job_for(home, many, tiny_model))
-    return vectors(home / "out" / "images")
-
-
-def job_for(home: Path, manifest: Path, model: str, **settings: object) -> str:
-    return write_job(
-        home / "job.yaml", manifest, model, rows_per_block=64, flush_s=0.2, batch_size=32, schemes=["slow"], **settings
-    )
+def job_for(home: Path, prefix: str, pictures: Path, model: str) -> str:
+    """A job of pictures with regions, each picture under several ids, and of texts; returns the path of its file."""
+    files, rng = sorted(pictures.rglob("*.jpg")), np.random.default_rng(3)
+    corners = rng.uniform(-5, 40, (ROWS, 2, 2))  # some boxes lie outside: they are refused
+    boxes = [np.concatenate([c, c + 12], 1)[: n % 3].tolist() for n, c in enumerate(corners)]
+    rows = [{"image_id": f"{n:05d}", "uri": f"{prefix}{files[n % len(files)]}", "boxes": boxes[n]} for n in range(ROWS)]
+    pq.write_table(pa.Table.from_pylist(rows), home / "m.parquet")
+    pq.write_table(pa.table({"text_id": [f"{n:05d}" for n in range(len(TEXTS))], "text": TEXTS}), home / "t.parquet")
+    features = {"clip": {"layer": "output"}, "local": {"layer": "tokens", "pooling": "rmac", "regions": True}}
+    often = {"flush_s": 0.1, "batch_size": 32, "rows_per_block": 64}
+    embed_images = {"manifest": str(home / "m.parquet"), "features": features, "schemes": ["slow", "file"], **often}
+    steps = [{"embed_images": embed_images}, {"embed_texts": {"manifest": str(home / "t.parquet"), **often}}]
+    job = {"output": str(home / "out"), "model": {"name": model, "precision": "fp32"}, "steps": steps}
+    (home / "job.yaml").write_text(yaml.safe_dump(job))
+    return str(home / "job.yaml")
 
 
 def start(job: str) -> subprocess.Popen[str]:
@@ -130,17 +133,11 @@ def nothing_left_behind(process: subprocess.Popen[str]) -> Iterator[None]:
     assert not names
 
 
-def assert_same(job: str, expected: dict[str, np.ndarray]) -> None:
-    found = vectors(Path(job).parent / "out" / "images")
-    assert found.keys() == expected.keys()
-    assert max(float(np.abs(found[k] - expected[k]).max()) for k in expected) <= 1e-6
-
-
 def test_killed_in_every_way_one_after_the_other(
-    many: Path, expected: dict[str, np.ndarray], tiny_model: str, tmp_path: Path
+    pictures: Path, tiny_model: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, ray_here: object
 ) -> None:
-    """Each run goes on from where the last one was killed; the last one finishes the table."""
-    job = job_for(tmp_path, many, tiny_model)
+    """Each run goes on from where the last one was killed; the last one finishes the tables."""
+    job = job_for(tmp_path, "slow://", pictures, tiny_model)
 
     # The driver, as soon as there is a row; before that, a second run on the same output is refused.
     process = start(job)
@@ -153,6 +150,7 @@ def test_killed_in_every_way_one_after_the_other(
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert 1 <= rows_on_disk(job) < ROWS
+    assert rows_on_disk(job, "regions")
 
     # The encoder: the run goes on. Then Ctrl-C, which in a terminal reaches Ray's processes too.
     process = start(job)
@@ -161,10 +159,6 @@ def test_killed_in_every_way_one_after_the_other(
     encoder.kill()
     wait_for_rows(job, rows_on_disk(job) + MORE, process)
     stop(job, process, signal.SIGINT)
-
-    process = start(job)
-    wait_for_rows(job, rows_on_disk(job) + MORE, process)
-    stop(job, process, signal.SIGTERM)
 
     process = start(job)
     wait_for_rows(job, rows_on_disk(job) + MORE, process)
@@ -182,15 +176,35 @@ def test_killed_in_every_way_one_after_the_other(
             child.kill()
     process.wait()
     images = tmp_path / "out" / "images"
+    assert not (images / "_table.json").exists()
     shards = sorted(images.glob("*.parquet"))
     shards[0].write_bytes(shards[0].read_bytes()[:-100])
     (images / ".tmp-0123").write_bytes(b"half a file")
+
+    # SIGTERM, in the next step.
+    process = start(job)
+    wait_for_rows(job, 1, process, table="texts")
+    stop(job, process, signal.SIGTERM)
+    assert 1 <= rows_on_disk(job, "texts") < len(TEXTS)
     finish(job)
-    assert_same(job, expected)
     events = (tmp_path / "out" / "events.jsonl").read_text()
     assert '"torn_files": 1' in events
     assert not list(images.glob(".tmp-*"))
-    assert sum('"event": "step_started"' in line for line in events.splitlines()) == 6
+    assert sum('"event": "run_started"' in line for line in events.splitlines()) == 6
+
+    quiet = tmp_path_factory.mktemp("undisturbed")
+    runner.run(job_for(quiet, "", pictures, tiny_model))
+    for table, key, vector in TABLES:
+        assert_same(*(read_table(str(home / "out" / table)).sort_by(key) for home in (tmp_path, quiet)), vector)
+
+
+def assert_same(found: pa.Table, expected: pa.Table, vector: str | None) -> None:
+    apart = {"uri", vector}
+    same = [name for name in expected.column_names if name not in apart]
+    assert found.select(same) == expected.select(same)
+    if vector:
+        gap = np.stack(found[vector].to_numpy()) - np.stack(expected[vector].to_numpy())
+        assert np.abs(gap).max() <= 1e-6
 
 
 def stop(job: str, process: subprocess.Popen[str], which: signal.Signals) -> None:
@@ -205,7 +219,7 @@ def stop(job: str, process: subprocess.Popen[str], which: signal.Signals) -> Non
 
 def test_rows_that_kill_their_worker_are_found_and_rejected(pictures: Path, tiny_model: str, tmp_path: Path) -> None:
     make_manifest(str(pictures), str(tmp_path / "m.parquet"))
-    table = pq.read_table(tmp_path / "m.parquet")[:120]
+    table = pq.read_table(tmp_path / "m.parquet")[:40]
     rows = [{**row, "uri": f"slow://{row['uri']}"} for row in table.to_pylist()]
     rows[17]["uri"], rows[18]["uri"] = "slow:///nowhere/poison-a.jpg", "slow:///nowhere/poison-b.jpg"
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
@@ -213,8 +227,8 @@ def test_rows_that_kill_their_worker_are_found_and_rejected(pictures: Path, tiny
         tmp_path / "job.yaml",
         tmp_path / "m.parquet",
         tiny_model,
-        rows_per_block=16,
-        batch_size=16,
+        rows_per_block=8,
+        batch_size=8,
         schemes=["slow"],
         max_reject_rate=0.05,
     )
@@ -223,4 +237,4 @@ def test_rows_that_kill_their_worker_are_found_and_rejected(pictures: Path, tiny
         rows[17]["image_id"]: "worker_died",
         rows[18]["image_id"]: "worker_died",
     }
-    assert len(vectors(tmp_path / "out" / "images")) == 118
+    assert len(vectors(tmp_path / "out" / "images")) == 38
