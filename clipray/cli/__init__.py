@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 # isort: off
@@ -20,10 +21,18 @@ def main() -> None:
         app(standalone_mode=True)
     except Stopped as error:
         err.print(str(error), markup=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+        _exit(error.exit_code)
     except ClipRayError as error:
         err.print(f"clipray: {error}", markup=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+        _exit(error.exit_code)
     except KeyboardInterrupt:
         err.print("stopped", markup=False)
-        sys.exit(130)
+        _exit(130)
+
+
+def _exit(code: int) -> None:
+    connect = sys.modules.get("clipray.engine.connect")  # there if Ray was used
+    if connect and connect.abandoned():
+        sys.stdout.flush()
+        os._exit(code)  # Ray's own threads would wait for it and may end us with another code
+    sys.exit(code)

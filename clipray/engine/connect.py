@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import atexit
 import contextlib
 import logging
 import os
@@ -31,6 +32,7 @@ from clipray.errors import PlanError
 WORKER_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0", "PYTHONWARNINGS": "ignore"}
 ANSWER_S = 5.0  # in which a head takes a connection
 CONNECT_S = 60.0  # in which Ray has found its node on this machine
+_abandoned = threading.Event()
 MANY = 64  # of a kind of node that may be added without end
 
 
@@ -79,10 +81,39 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
         ) from error
     except ray.exceptions.AuthenticationError as error:
         raise _refused(address) from error
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # of no class of its own
+            raise
+        raise PlanError(
+            "Ray did not start within its 30 s: this machine is too busy; run again when it is less so"
+        ) from error
     try:
         yield _cluster(local=address == "local")
     finally:
-        ray.shutdown()
+        if not abandoned():
+            ray.shutdown()
+
+
+def answers() -> bool:
+    """Whether the Ray that this process joined is still there: a signal to our process group or service reaches it too."""
+    with contextlib.suppress(ray.exceptions.RayError, OSError):
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S):
+            return True
+    return False
+
+
+def abandon() -> None:
+    """Leave Ray as it is, for good: shut down under a thread that still waits for it, it ends this process without a
+    word. What it started here ends with this process.
+    """
+    _abandoned.set()
+    atexit.unregister(ray.shutdown)
+
+
+def abandoned() -> bool:
+    """Whether Ray was left."""
+    return _abandoned.is_set()
 
 
 def _refused(address: str) -> PlanError:

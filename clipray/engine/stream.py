@@ -18,6 +18,7 @@ import ray
 import ray.data
 
 from clipray.encoders.encode_settings import EncodeSettings, TextSettings
+from clipray.engine.connect import abandon, answers
 from clipray.engine.plan import DECODE_CPUS, READ_CPUS, Plan
 from clipray.engine.progress import Progress, Reporter
 from clipray.engine.reader import Pass, Reader
@@ -160,7 +161,17 @@ def _timed(data: Any, tick: Callable[[], None]) -> Generator[Any]:
                 yield item
     finally:
         stop.set()
-        thread.join(STOP_S)  # Ray ends the whole process when it is shut down under a stream that runs
+        _end(thread)
+
+
+def _end(thread: threading.Thread) -> None:
+    """Wait for the thread that waits for Ray, as long as Ray is there."""
+    until = time.monotonic() + STOP_S
+    thread.join(1)
+    while thread.is_alive() and time.monotonic() < until and answers():
+        thread.join(1)
+    if thread.is_alive():
+        abandon()
 
 
 def _explain(error: BaseException | str) -> str:
