@@ -36,6 +36,9 @@ KINDS = {
 }
 
 
+TOGETHER = "all of them together"
+
+
 def kind_of(process: psutil.Process, driver: int) -> str | None:
     if process.pid == driver:
         return "driver"
@@ -44,7 +47,7 @@ def kind_of(process: psutil.Process, driver: int) -> str | None:
 
 
 def levels(job: Path) -> dict[str, tuple[float, float]]:
-    """MiB of the largest process of each kind: the peak, and the median of the run's second half."""
+    """MiB of the largest process of each kind, and of all together: the peak, and the median of the run's second half."""
     run = subprocess.Popen(
         [str(Path(sys.executable).parent / "clipray"), "run", str(job)],
         stdout=subprocess.DEVNULL,
@@ -58,7 +61,9 @@ def levels(job: Path) -> dict[str, tuple[float, float]]:
             try:
                 kind = kind_of(process, run.pid)
                 if kind:
-                    found[kind] = max(found[kind], process.memory_full_info().uss / 2**20)
+                    size = process.memory_full_info().uss / 2**20
+                    found[kind] = max(found[kind], size)
+                    found[TOGETHER] += size
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         samples.append(found)

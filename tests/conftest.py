@@ -10,6 +10,17 @@ from pathlib import Path
 import pytest
 from support import PHOTOS, TINY_VIT, ObjectStore, draw_pictures
 
+OWN_RAYS = ("test_kill", "test_nodes", "test_submit", "test_s3")
+"""Files whose tests start Rays of their own: one at a time, and first, for two at once overload two cores."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file stay in one process of pytest-xdist."""
+    for item in items:
+        group = "own_rays" if item.path.stem in OWN_RAYS else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path.stem not in OWN_RAYS)
+
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
@@ -94,6 +95,21 @@ def mergeable(index: faiss.Index) -> bool:
     return faiss.try_extract_index_ivf(index) is not None or isinstance(
         faiss.downcast_index(index), faiss.IndexFlatCodes
     )
+
+
+def list_sizes(index: faiss.Index) -> np.ndarray | None:
+    """(nlist,) int64 of an index with inverted lists, else None."""
+    ivf: Any = faiss.try_extract_index_ivf(index)
+    return None if ivf is None else np.array([ivf.invlists.list_size(n) for n in range(ivf.nlist)], np.int64)
+
+
+def reserve(index: faiss.Index, sizes: np.ndarray) -> None:
+    """Room for lists (nlist,) that will be as long as `sizes`; what is in them stays."""
+    lists: Any = faiss.extract_index_ivf(index).invlists
+    for n, size in enumerate(sizes.tolist()):
+        before = lists.list_size(n)
+        lists.resize(n, size)
+        lists.resize(n, before)
 
 
 def fill(index: faiss.Index, x: np.ndarray, first_row: int) -> None:

@@ -165,7 +165,8 @@ class _Builder:
         torch.set_num_threads(threads)
         self._order, self._faiss = order, faiss
         self._aside = _aside(order.folder)
-        self._parts: list[str] = []
+        self._parts: list[Path] = []
+        self._sizes: Any = None
         self._index: Any = None
         self._trained_on = 0
 
@@ -198,20 +199,33 @@ class _Builder:
             return
         if not vi.mergeable(self._index):
             vi.fill(self._index, part, self._index.ntotal)
-        elif self._order.on_disk:
-            self._parts.append(str(self._aside / f"{number:06d}.faiss"))
-            Path(self._parts[-1]).write_bytes(part.tobytes())
-        else:
+        elif (sizes := vi.list_sizes(self._index)) is None:
             self._index.merge_from(self._faiss.deserialize_index(part), 0)
+        else:
+            self._sizes = (sizes if self._sizes is None else self._sizes) + vi.list_sizes(
+                self._faiss.deserialize_index(part)
+            )
+            self._parts.append(self._aside / f"{number:06d}.faiss")
+            self._parts[-1].write_bytes(part.data)
+
+    def _merge_lists(self) -> None:
+        """Of the parts, which wait on disk until it is known how long each list becomes: lists that grow take twice the room."""
+        if self._order.on_disk:
+            from faiss.contrib.ondisk import merge_ondisk
+
+            merge_ondisk(self._index, list(map(str, self._parts)), str(self._aside / f"{self._order.name}.lists"))
+            return
+        vi.reserve(self._index, self._sizes)
+        for part in self._parts:
+            self._index.merge_from(self._faiss.read_index(str(part)), 0)
+            part.unlink()
 
     def finish(self, truths: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
         """Tune, write the file, and say what is in it."""
         order, queries = self._order, self._queries
         name = order.name
         if self._parts:
-            from faiss.contrib.ondisk import merge_ondisk
-
-            merge_ondisk(self._index, self._parts, str(self._aside / f"{name}.lists"))
+            self._merge_lists()
         figures: dict[str, Any] = {"type": order.kind, "vectors": int(self._index.ntotal)}
         best = vi.best_of(truths, order.metric, max(vi.TOPS) + 1)[1]
         if best.shape[1] > 1:
