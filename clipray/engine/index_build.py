@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import shutil
 import tempfile
@@ -151,7 +153,17 @@ def _filled(
     if not vi.mergeable(index):
         return x, (written, truth)
     vi.fill(index, x, part.first_id)
-    return faiss.serialize_index(index), (written, truth)
+    filled = faiss.serialize_index(index)
+    del index, x, read
+    _give_back()
+    return filled, (written, truth)
+
+
+def _give_back() -> None:
+    """Freed memory goes back to the system: allocators keep it, and a process that waits would hold it for nothing."""
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(OSError, AttributeError):  # there in glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Builder:
@@ -183,6 +195,8 @@ class _Builder:
             x = _lowest(samples, wanted)[1]
             self._trained_on = len(x)
             vi.train(index, x, order.random_state)
+            del x
+            _give_back()
         data = self._faiss.serialize_index(index)
         self._index = self._faiss.deserialize_index(data)  # of the very class that parts will have
         return data
