@@ -14,11 +14,11 @@ OWN_RAYS = ("test_kill", "test_nodes", "test_submit", "test_s3")
 """Files whose tests start Rays of their own: one at a time, and first, for two at once overload two cores."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of a file stay in one process of pytest-xdist."""
     for item in items:
-        group = "own_rays" if item.path.stem in OWN_RAYS else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group("own_rays" if item.path.stem in OWN_RAYS else item.path.stem))
     items.sort(key=lambda item: item.path.stem not in OWN_RAYS)
 
 
