@@ -8,8 +8,8 @@ READY := $(VENV)/.ready
 demo: $(READY)  ## The whole product on the built-in world, without a network
 	$(VENV)/bin/clipray demo runs/demo
 
-test: $(READY)  ## All tests, two files at a time: each process has a Ray of its own; the long ones come first
-	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+test: $(READY)  ## All tests, two files at a time (tests/conftest.py says which)
+	$(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder
 
 lint: $(READY)  ## Style and types
 	$(VENV)/bin/ruff check .

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import PHOTOS, TINY_VIT, ObjectStore, draw_pictures
@@ -14,12 +15,21 @@ OWN_RAYS = ("test_kill", "test_nodes", "test_submit", "test_s3")
 """Files whose tests start Rays of their own: one at a time, and first, for two at once overload two cores."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file stay in one process of pytest-xdist."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("own_rays" if item.path.stem in OWN_RAYS else item.path.stem))
     items.sort(key=lambda item: item.path.stem not in OWN_RAYS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of a file stay in one process, and so do those of all files of OWN_RAYS."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return "own_rays" if Path(file).stem in OWN_RAYS else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,20 @@ def start(job: str) -> subprocess.Popen[str]:
     )
 
 
+def start_and_wait(job: str, more: int, table: str = "images") -> subprocess.Popen[str]:
+    """A run, once it has written `more` rows; begun again where a busy machine keeps Ray from starting in its 30 s."""
+    for _ in range(2):
+        process, wanted = start(job), rows_on_disk(job, table) + more
+        with contextlib.suppress(RayDidNotStart):
+            wait_for_rows(job, wanted, process, table=table)
+            return process
+    raise AssertionError("Ray did not start, twice")
+
+
+class RayDidNotStart(AssertionError):
+    """As the run's last line says."""
+
+
 def finish(job: str, timeout_s: float = 240) -> str:
     done = subprocess.run(
         [CLIPRAY, "run", job], capture_output=True, text=True, env=ENVIRONMENT, timeout=timeout_s, check=False
@@ -95,7 +109,10 @@ def wait_for_rows(
 ) -> None:
     end = time.monotonic() + timeout_s
     while rows_on_disk(job, table) < rows:
-        assert process.poll() is None, "the run ended before it could be killed"
+        if process.poll() is not None:
+            said = [log.read_text() for log in Path(job).parent.glob("job.*.log")]
+            late = any("Ray did not start within its 30 s" in text for text in said)
+            raise RayDidNotStart if late else AssertionError("the run ended before it could be killed")
         assert time.monotonic() < end, f"only {rows_on_disk(job, table)} rows after {timeout_s} s"
         time.sleep(0.1)
 
@@ -147,8 +164,7 @@ def test_killed_in_every_way_one_after_the_other(
     job = job_for(tmp_path, "slow://", pictures, tiny_model)
 
     # The driver, as soon as there is a row; before that, a second run on the same output is refused.
-    process = start(job)
-    wait_for_rows(job, 1, process)
+    process = start_and_wait(job, 1)
     second = subprocess.run([CLIPRAY, "run", job], capture_output=True, text=True, timeout=60, check=False)
     assert second.returncode == 1
     assert second.stderr.startswith("clipray: ")
@@ -160,15 +176,13 @@ def test_killed_in_every_way_one_after_the_other(
     assert rows_on_disk(job, "regions")
 
     # The encoder: the run goes on. Then Ctrl-C, which in a terminal reaches Ray's processes too.
-    process = start(job)
-    wait_for_rows(job, rows_on_disk(job) + MORE, process)
+    process = start_and_wait(job, MORE)
     (encoder,) = children(process, is_encoder)
     encoder.kill()
     wait_for_rows(job, rows_on_disk(job) + MORE, process)
     stop(job, process, signal.SIGINT)
 
-    process = start(job)
-    wait_for_rows(job, rows_on_disk(job) + MORE, process)
+    process = start_and_wait(job, MORE)
     with nothing_left_behind(process):
         (raylet,) = children(process, is_raylet)
         raylet.kill()
@@ -176,8 +190,7 @@ def test_killed_in_every_way_one_after_the_other(
     assert rows_on_disk(job) < ROWS
 
     # Everything at once, and a file torn, as a power cut may leave it.
-    process = start(job)
-    wait_for_rows(job, rows_on_disk(job) + MORE, process)
+    process = start_and_wait(job, MORE)
     for child in [*children(process, lambda _: True), psutil.Process(process.pid)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
@@ -189,15 +202,14 @@ def test_killed_in_every_way_one_after_the_other(
     (images / ".tmp-0123").write_bytes(b"half a file")
 
     # SIGTERM, in the next step.
-    process = start(job)
-    wait_for_rows(job, 1, process, table="texts")
+    process = start_and_wait(job, 1, table="texts")
     stop(job, process, signal.SIGTERM)
     assert 1 <= rows_on_disk(job, "texts") < len(TEXTS)
     finish(job)
     events = (tmp_path / "out" / "events.jsonl").read_text()
     assert '"torn_files": 1' in events
     assert not list(images.glob(".tmp-*"))
-    assert sum('"event": "run_started"' in line for line in events.splitlines()) == 6
+    assert sum('"event": "run_started"' in line for line in events.splitlines()) >= 6
 
     quiet = tmp_path_factory.mktemp("undisturbed")
     runner.run(job_for(quiet, "", pictures, tiny_model))
