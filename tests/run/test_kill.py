@@ -227,9 +227,9 @@ def assert_same(found: pa.Table, expected: pa.Table, vector: str | None) -> None
 
 
 def stop(job: str, process: subprocess.Popen[str], which: signal.Signals) -> None:
-    """End a run by a signal to its process group; it says how to go on."""
+    """End a run by a signal, as a terminal sends Ctrl-C to its process group; it says how to go on."""
     with nothing_left_behind(process):
-        os.killpg(process.pid, which)
+        (os.killpg if which == signal.SIGINT else os.kill)(process.pid, which)
         assert process.wait(timeout=60) == 130
     text = max(Path(job).parent.glob("job.*.log"), key=os.path.getmtime).read_text()
     assert "goes on from there" in text
