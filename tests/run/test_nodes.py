@@ -20,7 +20,7 @@ from run.test_embed import vectors
 from run.test_kill import ENVIRONMENT, wait_for_rows
 from support import CLIPRAY, write_job
 
-ROWS = 600
+ROWS = 1_500  # the last ones are waiting when nodes have come, also on a busy machine
 GPU, CPU = {"tier": "gpu"}, {"tier": "cpu"}
 QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 
