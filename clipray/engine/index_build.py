@@ -72,16 +72,20 @@ def build(
         SchemaError: vectors that are not finite. JobError: too few rows for the type. RunError: workers died.
     """
     rows, width = order.source.n_samples, order.source.n_features
-    wanted = vi.training_rows(vi.empty_index(order.kind, width, order.metric), rows)
+    wanted = 0 if order.grown_from else vi.training_rows(vi.empty_index(order.kind, width, order.metric), rows)
     share = min(1.0, 1.2 * max(wanted, 2 * QUERIES) / rows)
+    threads = max(1, int(cluster.cpus / cluster.nodes))
     draw: Any = ray.remote(num_cpus=1, max_retries=3)(_drawn)
+    # In a process of its own, which ends with it: what training needs is not there when the lists are merged.
+    train: Any = ray.remote(num_cpus=0, max_retries=3, max_calls=1, num_returns=3)(_trained)
     holder: Any = ray.remote(num_cpus=0)(_Builder)
     sent = ray.put(order)  # once: it names every part
-    builder = holder.remote(sent, max(1, int(cluster.cpus / cluster.nodes)))
+    builder = holder.remote(sent, threads)
     try:
         samples = [draw.remote(sent, part, share) for part in order.parts]
-        trained, queries = builder.train.remote(wanted, *samples), builder.queries.remote(*samples)
+        index, trained_on, queries = train.remote(sent, wanted, threads, *samples)
         del samples
+        trained = builder.begin.remote(index, trained_on, queries)
         answers([trained])
         made = _fill(order.parts, builder, (sent, trained, queries), write, cluster, tick)
         (figures,) = answers([builder.finish.remote([truth for _, truth in made])])
@@ -134,6 +138,23 @@ def _drawn(order: Order, part: Part, share: float) -> tuple[np.ndarray, np.ndarr
     return np.concatenate(keys), np.concatenate(rows), np.concatenate(vectors)
 
 
+def _trained(
+    order: Order, wanted: int, threads: int, *samples: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, int, tuple[np.ndarray, np.ndarray]]:
+    """The empty index as bytes, how many rows it was trained on, and vectors and numbers of rows that count as held out."""
+    import faiss
+    import torch
+
+    faiss.omp_set_num_threads(threads)
+    torch.set_num_threads(threads)
+    rows, queries = _lowest(samples, QUERIES)
+    index = vi.empty_index(order.kind, order.source.n_features, order.metric)
+    x = _lowest(samples, wanted)[1]
+    if wanted:
+        vi.train(index, x, order.random_state)
+    return faiss.serialize_index(index), len(x), (queries, rows)
+
+
 def _filled(
     part: Part, order: Order, trained: np.ndarray, queries: tuple[np.ndarray, np.ndarray], write: Write
 ) -> tuple[np.ndarray | None, tuple[Any, tuple[np.ndarray, np.ndarray]]]:
@@ -171,10 +192,8 @@ class _Builder:
 
     def __init__(self, order: Order, threads: int) -> None:
         import faiss
-        import torch
 
         faiss.omp_set_num_threads(threads)
-        torch.set_num_threads(threads)
         self._order, self._faiss = order, faiss
         self._aside = _aside(order.folder)
         self._parts: list[Path] = []
@@ -182,30 +201,16 @@ class _Builder:
         self._index: Any = None
         self._trained_on = 0
 
-    def train(self, wanted: int, *samples: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
-        """The trained, empty index as bytes."""
-        order = self._order
-        if order.grown_from is not None:
-            self._index = self._faiss.read_index(_local(order.folder, order.grown_from, self._aside))
-            empty = self._faiss.clone_index(self._index)
-            empty.reset()
-            return self._faiss.serialize_index(empty)
-        index = vi.empty_index(order.kind, order.source.n_features, order.metric)
-        if wanted:
-            x = _lowest(samples, wanted)[1]
-            self._trained_on = len(x)
-            vi.train(index, x, order.random_state)
-            del x
-            _give_back()
-        data = self._faiss.serialize_index(index)
-        self._index = self._faiss.deserialize_index(data)  # of the very class that parts will have
-        return data
-
-    def queries(self, *samples: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors and row numbers of the rows that count as held out."""
-        rows, vectors = _lowest(samples, QUERIES)
-        self._queries = vectors, rows
-        return self._queries
+    def begin(self, trained: np.ndarray, trained_on: int, queries: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """The empty index that parts are filled in, as bytes: `trained`, or of the kind that is extended."""
+        self._trained_on, self._queries = trained_on, queries
+        if self._order.grown_from is None:
+            self._index = self._faiss.deserialize_index(trained)
+            return trained
+        self._index = self._faiss.read_index(_local(self._order.folder, self._order.grown_from, self._aside))
+        empty = self._faiss.clone_index(self._index)
+        empty.reset()
+        return self._faiss.serialize_index(empty)
 
     def merge(self, part: np.ndarray | None, number: int) -> None:
         """Parts come in the order of their rows."""
