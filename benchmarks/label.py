@@ -4,7 +4,7 @@
 
 Both sides have as many processes as cores, each with files of its own, as tasks of one CPU have on a cluster; they take
 turns, as other work on the machine comes and goes. The bound reads identities and vectors and multiplies them with the
-classes, in bf16 where the hardware does that natively, and throws the scores away. clipray does what a task of the step
+classes, in bf16 (with the conversion to it) where the hardware does that natively, and throws the scores away. clipray does what a task of the step
 does: it also finds the five best classes, their probabilities among all, and writes the table. With `--ray` the whole step
 is timed once more, Ray's start not counted.
 """
@@ -94,7 +94,7 @@ def make_step(home: Path, c: np.ndarray) -> step_of_label.LabelStep:
 
 
 def bound(item: tuple[step_of_label.LabelStep, list, np.ndarray]) -> np.ndarray:
-    """Seconds and processor seconds to read and to multiply; conversions between the two are not counted."""
+    """Seconds and processor seconds to read and to multiply, with the conversion that the product's precision needs."""
     step, pieces, c = item
     kind = torch.bfloat16 if native_bf16(torch.device("cpu")) else torch.float32
     table = torch.from_numpy(c).to(kind)
@@ -104,10 +104,10 @@ def bound(item: tuple[step_of_label.LabelStep, list, np.ndarray]) -> np.ndarray:
         start = clocks()
         _, x = read_piece(step.source, piece)
         spent[0] += clocks() - start
-        rows = torch.from_numpy(np.array(x)).to(kind)
+        rows = torch.from_numpy(np.array(x))
         start = clocks()
         for some in rows.split(PRODUCT_ROWS):
-            torch.mm(some, table.T, out=scores[: len(some)])
+            torch.mm(some.to(kind), table.T, out=scores[: len(some)])
         spent[1] += clocks() - start
     return spent
 

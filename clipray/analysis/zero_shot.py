@@ -15,6 +15,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
+import faiss
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from clipray.analysis.ranking import LANES, Precision, native_bf16
 
 SCORES = 2**20  # of a block of rows: 2 MiB in bf16, which stays in the cache
 BLOCK_ROWS = 256, 1024  # at least and at most
+CHUNK_ROWS = 16_384
 LEAST = -3e38  # of columns that pad the scores; finite, as its last bits will hold the column
 SPARE, AT_LEAST = 3, 8  # classes of a row whose logits are fp32: so many more than are asked for, and so many
 PROBES = 64  # rows that say how values are spread over the columns
@@ -112,25 +114,33 @@ class ZeroShot:
         """The best classes of n vectors of unit length, (n, d) of any float type; one that is not finite gets NaN."""
         found = Top(np.empty((len(x), self.top), np.int32), np.empty((len(x), self.top), np.float32))
         rows = min(max(SCORES // self.n_classes, BLOCK_ROWS[0]), BLOCK_ROWS[1])
+        fast = self.precision == "bf16"
         with torch.inference_mode():
-            todo = self._label_fast(x, rows, found) if self.precision == "bf16" else np.arange(len(x))
-            for start in range(0, len(todo), rows):
-                here = todo[start : start + rows]
-                classes, p = self._exact(_tensor(x[here]))
-                found.classes[here], found.probabilities[here] = classes.numpy(), p.numpy()
+            for start in range(0, len(x), CHUNK_ROWS):
+                some = _tensor(x[start : start + CHUNK_ROWS])
+                todo = self._label_fast(some, rows, found, start) if fast else torch.arange(len(some))
+                for here in todo.split(rows):
+                    found.classes[start + here], found.probabilities[start + here] = self._exact(some[here])
         return found
 
-    def _label_fast(self, x: np.ndarray, rows: int, found: Top) -> np.ndarray:
-        """Fills `found`; the rows that bf16 cannot decide, (m,) int64."""
-        scores, unsure = torch.empty(rows, len(self._half), dtype=torch.bfloat16), [np.zeros(0, np.int64)]
-        slack = self._slack(x) if len(x) else 0.0
-        for start in range(0, len(x), rows):
-            here = slice(start, start + rows)
-            some = _tensor(x[here])
-            classes, p, doubt = self._fast(some, scores[: len(some)], slack)
-            found.classes[here], found.probabilities[here] = classes.numpy(), p.numpy()
-            unsure.append(start + doubt.nonzero()[:, 0].numpy())
-        return np.concatenate(unsure)
+    def _label_fast(self, x: Tensor, rows: int, found: Top, start: int) -> Tensor:
+        """Fills `found` from `start` on; the rows of `x` (n, d) that bf16 cannot decide, (m,) int64."""
+        scores = torch.empty(rows, len(self._half), dtype=torch.bfloat16)
+        proposed = [self._propose(some, scores[: len(some)]) for some in x.split(rows)]
+        candidates, least, first, rest = map(torch.cat, zip(*proposed, strict=True))
+        logits = self._logits(x, candidates)
+        order = torch.from_numpy(np.argsort(-logits.numpy(), axis=1, kind="stable"))  # faster than torch's by half
+        logits, classes = logits.gather(1, order), candidates.gather(1, order[:, : self.top])
+        best = logits[:, : self.top]
+        if self._alone:
+            p = torch.sigmoid(best + self._bias)
+        else:
+            weights = torch.exp(logits - first)
+            p = weights[:, : self.top] / (weights.sum(1, keepdim=True) + rest)
+        here = slice(start, start + len(x))
+        found.classes[here], found.probabilities[here] = classes, p
+        sure = best[:, -1] >= least + least.abs() * ROUNDING + self._slack(x)
+        return (~sure).nonzero()[:, 0]
 
     def _exact(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = x @ self._table.T  # (m, k)
@@ -139,86 +149,84 @@ class ZeroShot:
             return classes, torch.sigmoid(best + self._bias)
         return classes, torch.exp(best - logits.logsumexp(1, keepdim=True))
 
-    def _slack(self, x: np.ndarray) -> float:
+    def _slack(self, x: Tensor) -> float:
         """By how much a score may be too low because a row and a class were rounded: five deviations, of the worst class."""
-        energy = _tensor(x[:: max(1, len(x) // PROBES)]).square().mean(0)  # (d,)
+        energy = x[:: max(1, len(x) // PROBES)].square().mean(0)  # (d,)
         worst = max((float((some.square() @ energy).max()) for some in self._table.split(1024)), default=0.0)
         return 5 * ROUNDING * math.sqrt(2 / 3 * worst)
 
-    def _fast(self, x: Tensor, scores: Tensor, slack: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Classes and probabilities (m, top), and whether a class that was not looked at might be among them, (m,)."""
-        torch.mm(x.bfloat16(), self._half.T, out=scores)  # (m, k'): logits, rounded
+    def _propose(self, x: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What bf16 says of (m, d) rows; `scores` (m, k') is room for logits.
+
+        Returns:
+            Candidates (m, c) int64, ascending; the least of their scores (m,); the largest (m, 1) as bf16 has it; and the
+            sum (m, 1) of exp(score - largest) over all classes but the candidates, float32.
+        """
+        torch.mm(x.bfloat16(), self._half.T, out=scores)
         scores[:, self.n_classes :] = LEAST
-        candidates, least = _highest(scores, self._candidates)  # (m, c), (m,)
-        logits = self._logits(x, candidates)
-        order = torch.from_numpy(np.argsort(-logits.numpy(), axis=1, kind="stable"))  # faster than torch's by half
-        logits = logits.gather(1, order)
-        best, classes = logits[:, : self.top], candidates.gather(1, order[:, : self.top])
+        candidates, least, most = _highest(scores, self._candidates)
+        first = most.bfloat16()[:, None]
         if self._alone:
-            p = torch.sigmoid(best + self._bias)
-        else:
-            first = logits[:, :1]
-            rest = self._rest(scores, candidates, first)
-            p = torch.exp(best - first) / (torch.exp(logits - first).sum(1, keepdim=True) + rest)
-        return classes, p, ~(best[:, -1] >= least + least.abs() * ROUNDING + slack)
-
-    def _logits(self, x: Tensor, candidates: Tensor) -> Tensor:
-        """(m, c) float32: the logits of some classes of each row, without a copy of these classes' vectors."""
-        m, c = candidates.shape
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of sparse tensors being in beta
-            wanted = torch.sparse_csr_tensor(
-                torch.arange(0, m * c + 1, c), candidates.reshape(-1), torch.zeros(m * c), (m, self.n_classes),
-                check_invariants=False,
-            )  # fmt: skip
-        return torch.sparse.sampled_addmm(wanted, x, self._table.T, beta=0.0).values().view(m, c)
-
-    def _rest(self, scores: Tensor, candidates: Tensor, first: Tensor) -> Tensor:
-        """(m, 1) float32: the sum of exp(logit - first) over all classes but the candidates. Overwrites `scores`."""
+            return candidates, least, first.float(), torch.zeros_like(first, dtype=torch.float32)
         if self._overflows:
             scores.sub_(first)
         weights = scores.exp_()
         rest = weights.sum(1, keepdim=True, dtype=torch.float32)
         rest -= weights.gather(1, candidates).float().sum(1, keepdim=True)
         rest.clamp_(min=0)
-        return rest if self._overflows else rest * torch.exp(-first)
+        return candidates, least, first.float(), rest if self._overflows else rest * torch.exp(-first.float())
+
+    def _logits(self, x: Tensor, candidates: Tensor) -> Tensor:
+        """(m, c) float32: the logits of some classes of each row, without a copy of these classes' vectors."""
+        rows, table, wanted = x.numpy(), self._table.numpy(), candidates.numpy()
+        logits = np.empty(wanted.shape, np.float32)
+        pointers = (faiss.swig_ptr(array) for array in (logits, rows, table, wanted))
+        faiss.fvec_inner_products_by_idx(  # type: ignore[attr-defined] # not in its stubs
+            *pointers, x.shape[1], *wanted.shape
+        )
+        return torch.from_numpy(logits)
 
 
-def _highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Of (m, k) bf16 the columns of each row's `count` largest values, ascending (m, count) int64; the least value (m,).
+def _highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of (m, k) bf16 the columns of each row's `count` largest values, ascending (m, count) int64; the least, the largest (m,).
 
     NumPy sorts fast what is not to be followed, so each value carries its column. First the maxima of every LANES-th
     column are sorted: the largest values lie in the lanes of the largest maxima.
     """
     m, k = scores.shape
     if k % LANES or k == LANES:
-        best = _sorted(scores)[:, -count:]
-        return _ascending(_columns(best)), best[:, 0]
-    groups = scores.view(m, -1, LANES)
-    lanes = _columns(_sorted(groups.amax(1))[:, -count:])  # (m, count)
-    within = groups.gather(2, lanes[:, None, :].expand(-1, groups.shape[1], -1))  # (m, k / LANES, count)
-    best = _sorted(within.view(m, -1))[:, -count:]
-    place = _columns(best)
-    columns = place // count * LANES + lanes.gather(1, place % count)
-    return _ascending(columns), best[:, 0]
+        best = _sorted(scores, torch.arange(k, dtype=torch.int32))[:, -count:]
+    else:
+        # Where they are not negative, numbers are ordered as their bits are: and the maximum of integers is quicker.
+        best = _within(scores, scores.view(torch.int16).view(m, -1, LANES).amax(1).view(torch.bfloat16), count)
+        if not bool((best[:, 0] >= 0).all()):
+            best = _within(scores, scores.view(m, -1, LANES).amax(1), count)
+    columns = _columns(best).long()
+    columns.numpy().sort(axis=1)
+    return columns, best[:, 0], best[:, -1]
 
 
-def _sorted(values: Tensor) -> Tensor:
-    """(m, k) bf16, k <= 65,536 -> (m, k) float32, ascending: the values, with their columns in the bits that bf16 lacks."""
+def _within(scores: Tensor, maxima: Tensor, count: int) -> Tensor:
+    """(m, count): as `_sorted` gives them, the largest scores in the lanes with the largest `maxima` (m, LANES)."""
+    m, k = scores.shape
+    lanes = _columns(_sorted(maxima, torch.arange(LANES, dtype=torch.int32))[:, -count:])  # (m, count)
+    columns = (torch.arange(0, k, LANES, dtype=torch.int32)[:, None] + lanes[:, None]).view(m, -1)
+    places = columns + torch.arange(0, m * k, k, dtype=torch.int32)[:, None]
+    found = scores.view(-1).index_select(0, places.view(-1)).view(m, -1)  # half the time of gather
+    return _sorted(found, columns)[:, -count:]
+
+
+def _sorted(values: Tensor, columns: Tensor) -> Tensor:
+    """(m, k) bf16 -> (m, k) float32, ascending: the values, with `columns` < 65,536 in the bits that bf16 lacks."""
     packed = values.float()
-    packed.view(torch.int32).bitwise_or_(torch.arange(values.shape[1], dtype=torch.int32))
+    packed.view(torch.int32).bitwise_or_(columns)
     packed.numpy().sort(axis=1)
     return packed
 
 
-def _ascending(columns: Tensor) -> Tensor:
-    columns.numpy().sort(axis=1)
-    return columns
-
-
 def _columns(packed: Tensor) -> Tensor:
-    """(m, count) int64: the columns that `_sorted` packed."""
-    return packed.contiguous().view(torch.int32).bitwise_and(0xFFFF).long()
+    """The columns that `_sorted` packed, int32."""
+    return packed.contiguous().view(torch.int32).bitwise_and(0xFFFF)
 
 
 def _tensor(x: np.ndarray) -> Tensor:

@@ -151,7 +151,8 @@ def test_how_a_shard_lies_in_parquet(tmp_path: Path) -> None:
             assert column.compression == "ZSTD"
             vector = column.path_in_schema == "clip.list.element"
             assert ("BYTE_STREAM_SPLIT" in column.encodings) == vector
-            assert column.has_dictionary_page == (not vector)
+            assert column.has_dictionary_page == (not vector and column.path_in_schema != "image_id")
+            assert (column.statistics is not None) == (not vector)
     assert (
         parquet.schema.column(4).max_definition_level == 1
     )  # the list's own level: neither it nor its element is nullable
