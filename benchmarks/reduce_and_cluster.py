@@ -10,6 +10,7 @@ must not grow with the rows. Seconds of a step are from its start to its `_table
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +23,17 @@ from memory import levels
 GROUP_ROWS = 16_384  # as in our tables
 
 
-def write_vectors(path: Path, x: np.ndarray) -> None:
+def write_vectors(path: Path, x: np.ndarray, ids: Sequence[int] | None = None) -> None:
     kind = pa.list_(pa.field("element", pa.float32(), nullable=False), x.shape[1])
     schema = pa.schema([pa.field("image_id", pa.string(), False), pa.field("vector", kind, False)])
     options = {"use_dictionary": False, "compression": "zstd", "use_byte_stream_split": ["vector.list.element"]}
+    numbers = range(len(x)) if ids is None else ids
     with pq.ParquetWriter(path, schema, **options) as writer:
         for start in range(0, len(x), GROUP_ROWS):
             rows = x[start : start + GROUP_ROWS]
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), type=kind)
-            ids = pa.array([f"v{start + n:08d}" for n in range(len(rows))])
-            writer.write_table(pa.table([ids, vectors], schema=schema), row_group_size=GROUP_ROWS)
+            names = pa.array([f"v{n:08d}" for n in numbers[start : start + len(rows)]])
+            writer.write_table(pa.table([names, vectors], schema=schema), row_group_size=GROUP_ROWS)
 
 
 def run(home: Path, step: dict) -> tuple[dict, dict[str, tuple[float, float]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -26,12 +27,13 @@ TYPES = {
 """Pydantic's names of mistakes, where ours say the same in the words of a job file."""
 
 
-def load_job(path: str) -> Job:
+def load_job(path: str | os.PathLike[str]) -> Job:
     """Read and validate a job file (a local path or any fsspec URL).
 
     Raises:
         JobError: one line per mistake, each with file, line and what to do.
     """
+    path = os.fspath(path)
     try:
         fs, inner = filesystem(path)
         text = fs.cat_file(inner).decode("utf-8")

@@ -245,7 +245,9 @@ def resolve(uri: str | None, manifest: str) -> str | None:
     return f"{manifest.rsplit('/', 1)[0]}/{uri}"
 
 
-def make_manifest(source: str, out: str, *, label: Literal["folder"] | str | None = None) -> int:
+def make_manifest(
+    source: str | os.PathLike[str], out: str | os.PathLike[str], *, label: Literal["folder"] | str | None = None
+) -> int:
     """Write a manifest of the pictures under a folder or glob (local or any fsspec URL), sorted by path.
 
     Args:
@@ -262,6 +264,7 @@ def make_manifest(source: str, out: str, *, label: Literal["folder"] | str | Non
         ManifestError: no pictures there.
         JobError: `label` is no regular expression.
     """
+    source, out = os.fspath(source), os.fspath(out)
     pattern = _label_pattern(label)
     root, paths = find_pictures(source)
     ids = [os.path.relpath(path, root) for path in paths]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ from clipray.storage import Folder, absolute, filesystem
 
 
 def embed(
-    pictures: str, out: str, *, model: Model, manifest_label: str | None = None, **options: Any
+    pictures: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    model: Model,
+    manifest_label: str | None = None,
+    **options: Any,
 ) -> tuple[str, list[StepReport]]:
     """One line for a folder, glob or manifest: write a job file into `out` and run it.
 
@@ -26,7 +32,7 @@ def embed(
     Raises:
         ClipRayError: as `run`.
     """
-    path = write_embed_job(pictures, out, model, manifest_label)
+    path = write_embed_job(os.fspath(pictures), os.fspath(out), model, manifest_label)
     return path, run(path, **options)
 
 

@@ -28,7 +28,7 @@ LOCK = ".lock"
 
 
 def run(
-    job: Job | str,
+    job: Job | str | os.PathLike[str],
     *,
     fresh: Sequence[str] = (),
     retry_rejects: bool = False,
@@ -52,7 +52,7 @@ def run(
     Raises:
         ClipRayError: and what is written by then is kept; the next run goes on from there.
     """
-    job = load_job(job) if isinstance(job, str) else job
+    job = job if isinstance(job, Job) else load_job(job)
     output = Folder(job.output)
     events, say = Events(output), notice or (lambda _: None)
     with _only_run(output), _signals():
@@ -121,7 +121,7 @@ def _run_step(step: Step, run: Run, names: Sequence[str]) -> Iterator[StepReport
         yield StepReport(name, "finished", found.rows, found.rejects, total, note=note, record=found, page=page)
 
 
-def report(url: str, *, title: str | None = None, **options: Any) -> str:
+def report(url: str | os.PathLike[str], *, title: str | None = None, **options: Any) -> str:
     """Make a page of all finished tables of the run at `url`, as a step `report` at the end of its job would.
 
     Args:
@@ -134,7 +134,7 @@ def report(url: str, *, title: str | None = None, **options: Any) -> str:
     Raises:
         ClipRayError: there is no run, or one of its tables is not whole.
     """
-    output = Folder(absolute(url))
+    output = Folder(absolute(os.fspath(url)))
     status(output.url)
     names = finished_tables(output)
     if not names:
@@ -251,13 +251,13 @@ def _where_it_stands(output: Folder) -> str:
     return f"stopped; on disk: {done}. The same `clipray run` goes on from there"
 
 
-def plan(job: Job | str, *, address: str | None = None) -> tuple[list[StepReport], list[str]]:
+def plan(job: Job | str | os.PathLike[str], *, address: str | None = None) -> tuple[list[StepReport], list[str]]:
     """What `run` would do, without doing it: one report per step, and lines about machine and plan.
 
     Raises:
         ClipRayError: as `run` would, before any work.
     """
-    job = load_job(job) if isinstance(job, str) else job  # before anything heavy: a typing error shows at once
+    job = job if isinstance(job, Job) else load_job(job)  # before anything heavy: a typing error shows at once
     output = Folder(job.output)
     given = Given(job, output, functools.cache(lambda: _resolve(job)))
     here = _machine(address or job.address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,13 +37,13 @@ class StepReport:
     page: str = ""
 
 
-def status(url: str) -> list[StepReport]:
+def status(url: str | os.PathLike[str]) -> list[StepReport]:
     """The tables in a run's folder, finished or not, from the files alone: no Ray, no model.
 
     Raises:
         JobError: there is no run.
     """
-    output = Folder(absolute(url))
+    output = Folder(absolute(os.fspath(url)))
     reports = []
     for name in output.folders():
         folder = output.sub(name)

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -311,13 +312,13 @@ def intact(folder: Folder, record: Record) -> bool:
     return found == {file["name"]: file["bytes"] for file in record.files}
 
 
-def iter_table(url: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+def iter_table(url: str | os.PathLike[str], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The shards of a finished table, one after the other.
 
     Raises:
         SchemaError: the table is not finished, a shard is missing or torn, or a shard belongs to another space.
     """
-    folder = Folder(url)
+    folder = Folder(url := os.fspath(url))
     record = read_record(folder)
     if record is None:
         raise SchemaError(f"{url}: no {RECORD}, so the table is not finished; finish it with `clipray run`")
@@ -336,7 +337,7 @@ def iter_table(url: str, columns: Sequence[str] | None = None) -> Iterator[pa.Ta
         yield read_shard(folder, file["name"], columns)
 
 
-def read_table(url: str, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(url: str | os.PathLike[str], columns: Sequence[str] | None = None) -> pa.Table:
     """A finished table as one Arrow table, validated shard by shard. See `iter_table` for larger ones."""
     parts = list(iter_table(url, columns))
     if not parts:

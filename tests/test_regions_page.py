@@ -20,7 +20,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory, ray_here: object) -> tupl
 
 def test_the_page_makes_pictures_and_their_regions(followed: tuple[Path, str]) -> None:
     out = followed[0] / "runs" / "regions"
-    images, regions = (tables.read_table(str(out / name)) for name in ("images", "regions"))
+    images, regions = (tables.read_table(out / name) for name in ("images", "regions"))
     assert sum(images["region_count"].to_pylist()) == regions.num_rows
     given = sum(name.split("#")[1].startswith("b") for name in regions["region_id"].to_pylist())
     assert given == sum(len(boxes or ()) for boxes in images["boxes"].to_pylist()) > 100

@@ -79,7 +79,7 @@ def test_table_says_what_it_is(finished: Path, pictures: Path, tiny_model: str) 
 
 def test_finished_run_does_nothing(finished: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (finished / "out" / "images").iterdir()}
-    (report,) = runner.run(str(finished / "job.yaml"))
+    (report,) = runner.run(finished / "job.yaml")
     assert report.note == "was finished already"
     assert {p: p.stat().st_mtime_ns for p in (finished / "out" / "images").iterdir()} == before
 
@@ -137,7 +137,7 @@ def test_new_rows_are_added_and_gone_ones_removed(pictures: Path, tiny_model: st
     mine = tmp_path / "mine"
     draw_pictures(mine, 40)
     job = write_job(tmp_path / "job.yaml", tmp_path / "m.parquet", tiny_model, batch_size=16)
-    make_manifest(str(mine), str(tmp_path / "m.parquet"))
+    make_manifest(mine, tmp_path / "m.parquet")
     runner.run(job)
     first = vectors(tmp_path / "out" / "images")
     draw_pictures(mine, 8, start=40)
@@ -188,7 +188,7 @@ def test_bad_rows_become_rejects_and_are_tried_again_on_request(tiny_model: str,
         RejectRateError, match=r"5 of 23 rows were rejected \(21\.7%\), more than max_reject_rate=0\.15"
     ):
         runner.run(job)
-    assert status(str(tmp_path / "out"))[0].rows == 18  # kept
+    assert status(tmp_path / "out")[0].rows == 18  # kept
     job = write_job(tmp_path / "job.yaml", tmp_path / "m.parquet", tiny_model, batch_size=8, max_reject_rate=0.5)
     (report,) = runner.run(job)
     assert (report.rows, report.rejected, report.total) == (18, 5, 23)

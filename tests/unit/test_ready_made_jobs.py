@@ -17,7 +17,7 @@ RESNET = {"first_layer": ("conv1", "stem"), "whole_network": ("tokens", "layer4"
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_is_valid(path: Path) -> None:
-    assert load_job(str(path)).steps
+    assert load_job(path).steps
 
 
 @pytest.mark.parametrize("name", RESNET)
