@@ -71,7 +71,8 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
     if address not in ("local", "auto"):
         _knock(address)
     try:
-        with _silent_stderr(), _own_sigterm(), _in_time(address):
+        here = bare() if address == "local" else contextlib.nullcontext()
+        with _silent_stderr(), _own_sigterm(), _in_time(address), here:
             ray.init(address, **options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if "AuthenticationError" in str(error.__cause__):  # as text: Ray words what its client raised
@@ -92,6 +93,26 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
     finally:
         if not abandoned():
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def bare() -> Iterator[None]:
+    """A Ray that starts here within the block has no dashboard, no autoscaler and no forwarding of logs.
+
+    Each is a process that nobody asks for anything in a run on one machine; together they are 3 s of a core at each start,
+    and Ray waits for the first. It has no option to leave them out (`include_dashboard` leaves out only the page).
+    """
+    from ray._private.node import Node
+
+    helpers = ("start_monitor", "start_log_monitor", "start_api_server")
+    kept = {name: getattr(Node, name) for name in helpers if hasattr(Node, name)}
+    for name in kept:
+        setattr(Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(Node, name, method)
 
 
 def answers() -> bool:
