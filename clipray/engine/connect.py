@@ -22,7 +22,6 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else its threads start 
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core writes to our terminal
 
 import ray
-import ray.data
 
 from clipray.engine.nodes import Cluster, Node
 from clipray.errors import PlanError
@@ -239,8 +238,5 @@ def _quiet_ray() -> None:
     """Ray's own progress bars and log lines give way to clipray's; its log files are kept where Ray keeps them."""
     warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

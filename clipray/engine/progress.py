@@ -59,19 +59,19 @@ class Reporter:
 
 
 class Progress:
-    """The driver's end, of one step."""
+    """The driver's end, of one step. `known` is its last known state: to ask is to wait for the board's process."""
 
     def __init__(self) -> None:
         here = ray.get_runtime_context()
         self._board, self._step = _board(here.get_node_id(), here.get_job_id()), uuid.uuid4().hex
         self.reporter = Reporter(self._board, self._step)
-        self._last: dict[str, Any] = vars(_Sums())
+        self.known: dict[str, Any] = vars(_Sums())
 
     def state(self) -> dict[str, Any]:
         """`rows` and `seconds` by stage, `nodes` (rows by stage and node), `workers`, `fatal`; the last known state when the board is away."""
         with contextlib.suppress(ray.exceptions.RayError):
-            self._last = ray.get(self._board.state.remote(self._step), timeout=10)
-        return self._last
+            self.known = ray.get(self._board.state.remote(self._step), timeout=10)
+        return self.known
 
 
 @functools.lru_cache(maxsize=1)

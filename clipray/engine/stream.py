@@ -79,6 +79,7 @@ def _observe(progress: Progress, written: Written, watch: Callable[[Written, dic
 
 def _dataset(this: Pass, plan: Plan, settings: EncodeSettings | TextSettings, report: Reporter) -> Any:
     context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False  # clipray's are shown
     wanted = ray.put(this.wanted)
     refused = ray.put(this.refused)
     mean_bytes = sum(p.bytes for p in this.pieces) / max(1, sum(p.rows for p in this.pieces))

@@ -133,7 +133,7 @@ class Attempt:
     ) -> None:
         step, settings = self.step, self.step.settings
         encode = step.encoder(precision, self.plan.device, self.plan.threads)
-        self._before = dict(self.progress.state()["rows"])
+        self._before = dict(self.progress.known["rows"])
         target = Target(
             step.table,
             step.rejects,
