@@ -20,7 +20,8 @@ Precision = Literal["bf16", "fp32"]
 Nearest = Callable[[Tensor, Tensor | None], Tensor]
 """From rows (m, d) of any float type and, unless None, their `bf16_rows` to labels (m,) int64. One thread's: it has buffers."""
 
-LANES = 128  # of the maximum's first step
+LANES = 128  # of the minimum's first step
+INF_BITS = 0x7F80  # of bf16
 PARTS = 4  # bf16 columns that add up to a float32; three would do, but rows would not be aligned
 CLOSE, SLACK = 2**-7, 2**-6  # by how much rounding of the scores, and of the vectors, may lower one: see `_settled`
 
@@ -124,20 +125,23 @@ def _minima(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if scores.shape[1] % LANES:
         best, column = scores.min(1)
         return best, column, _without(scores.clone(), column).amin(1)
-    groups = scores.view(len(scores), -1, LANES)
-    bits = scores.dtype == torch.bfloat16
-    lanes = groups.view(torch.int16).amin(1).view(torch.bfloat16) if bits else groups.amin(1)  # (m, LANES)
+    keys = scores.view(torch.int16) if scores.dtype == torch.bfloat16 else scores
+    lanes = keys.view(len(keys), -1, LANES).amin(1)  # (m, LANES)
     best, lane = lanes.min(1)
-    within = groups.gather(2, lane[:, None, None].expand(-1, groups.shape[1], 1)).squeeze(2)  # (m, k / LANES)
+    first = torch.arange(0, keys.numel(), LANES, device=keys.device).view(len(keys), -1)  # of each group, in all scores
+    within = keys.view(-1).index_select(0, (first + lane[:, None]).view(-1)).view_as(first)  # (m, k / LANES)
     row = within.min(1).indices
-    others = _without(lanes, lane).amin(1), _without(within, row).amin(1)
-    return best, row * LANES + lane, torch.minimum(*others)
+    second = torch.minimum(_without(lanes, lane).amin(1), _without(within, row).amin(1))
+    return best.view(scores.dtype), row * LANES + lane, second.view(scores.dtype)
 
 
 def _without(values: Tensor, columns: Tensor) -> Tensor:
-    """`values` (m, k) with inf written into one column (m,) of each row; `scatter_` would copy them all before."""
+    """`values` (m, k), numbers or bits of bf16, with inf written into one column (m,) of each row.
+
+    `scatter_` would copy them all before.
+    """
     first = torch.arange(0, values.numel(), values.shape[1], device=values.device)
-    values.view(-1).index_fill_(0, first + columns, math.inf)
+    values.view(-1).index_fill_(0, first + columns, INF_BITS if values.dtype == torch.int16 else math.inf)
     return values
 
 
@@ -168,4 +172,4 @@ def _settled(scores: Tensor, x: Tensor, c: Tensor, slack: float) -> Tensor:
 
 def _squared(x: Tensor, rows: Tensor, c: Tensor, labels: Tensor) -> Tensor:
     """|x - c|² of some rows of `x` (n, d) and of `c` (k, d), (m,) float32."""
-    return (x.index_select(0, rows) - c.index_select(0, labels)).square_().sum(1)
+    return x.index_select(0, rows).float().sub_(c.index_select(0, labels)).square_().sum(1)
