@@ -27,7 +27,7 @@ from clipray.analysis.kmeans import KMeans, kmeans
 
 PARTS = {
     "product": ("aten::mm", "aten::addmm"),
-    "maxima": ("aten::max", "aten::amax", "aten::gather", "aten::scatter_", "aten::scatter_add_", "aten::maximum"),
+    "minima": ("aten::min", "aten::amin", "aten::index_fill_", "aten::minimum"),
     "sums": ("aten::index_add_",),
 }
 
