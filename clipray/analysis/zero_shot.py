@@ -126,7 +126,8 @@ class ZeroShot:
     def _label_fast(self, x: Tensor, rows: int, found: Top, start: int) -> Tensor:
         """Fills `found` from `start` on; the rows of `x` (n, d) that bf16 cannot decide, (m,) int64."""
         scores = torch.empty(rows, len(self._half), dtype=torch.bfloat16)
-        proposed = [self._propose(some, scores[: len(some)]) for some in x.split(rows)]
+        weights = torch.empty_like(scores, dtype=torch.float32)
+        proposed = [self._propose(some, scores[: len(some)], weights[: len(some)]) for some in x.split(rows)]
         candidates, least, first, rest = map(torch.cat, zip(*proposed, strict=True))
         logits = self._logits(x, candidates)
         order = torch.from_numpy(np.argsort(-logits.numpy(), axis=1, kind="stable"))  # faster than torch's by half
@@ -155,8 +156,8 @@ class ZeroShot:
         worst = max((float((some.square() @ energy).max()) for some in self._table.split(1024)), default=0.0)
         return 5 * ROUNDING * math.sqrt(2 / 3 * worst)
 
-    def _propose(self, x: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What bf16 says of (m, d) rows; `scores` (m, k') is room for logits.
+    def _propose(self, x: Tensor, scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What bf16 says of (m, d) rows; `scores` (m, k') bf16 and `weights` float32 are room for logits and what they weigh.
 
         Returns:
             Candidates (m, c) int64, ascending; the least of their scores (m,); the largest (m, 1) as bf16 has it; and the
@@ -170,9 +171,9 @@ class ZeroShot:
             return candidates, least, first.float(), torch.zeros_like(first, dtype=torch.float32)
         if self._overflows:
             scores.sub_(first)
-        weights = scores.exp_()
-        rest = weights.sum(1, keepdim=True, dtype=torch.float32)
-        rest -= weights.gather(1, candidates).float().sum(1, keepdim=True)
+        weights.copy_(scores.exp_())  # into the same room each time: memory that is new is slower than the sum
+        rest = weights.sum(1, keepdim=True)
+        rest -= weights.gather(1, candidates).sum(1, keepdim=True)
         rest.clamp_(min=0)
         return candidates, least, first.float(), rest if self._overflows else rest * torch.exp(-first.float())
 
