@@ -64,7 +64,7 @@ def class_vectors(vectors: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 class ZeroShot:
-    """Classes, ready to label any number of vectors; memory does not grow with these.
+    """Classes, ready to label any number of vectors; memory does not grow with these. One thread's: it has buffers.
 
     Args:
         classes: (k, d) float32 class vectors of unit length.
@@ -103,31 +103,29 @@ class ZeroShot:
         self._table = c * logit_scale  # (k, d); its product with a row are the row's logits
         native = "bf16" if native_bf16(c.device) else "fp32"
         self._candidates = max(self.top + SPARE, AT_LEAST)
+        self._rows = min(max(SCORES // self.n_classes, BLOCK_ROWS[0]), BLOCK_ROWS[1])
         few = self.n_classes <= 2 * self._candidates
         self.precision: Precision = "fp32" if few else native if precision == "auto" else precision  # type: ignore[assignment]
         if self.precision == "bf16":
-            padding = -self.n_classes % LANES if self.n_classes > 2 * LANES else 0
-            self._half = torch.nn.functional.pad(self._table, (0, 0, 0, padding)).bfloat16()  # (k', d)
+            self._half = self._table.bfloat16()
+            self._rooms = _Rooms(self._rows, self.n_classes, self._table.shape[1])
             self._overflows = bool(self._table.norm(dim=1).max() > OVERFLOW)
 
     def label(self, x: np.ndarray) -> Top:
         """The best classes of n vectors of unit length, (n, d) of any float type; one that is not finite gets NaN."""
         found = Top(np.empty((len(x), self.top), np.int32), np.empty((len(x), self.top), np.float32))
-        rows = min(max(SCORES // self.n_classes, BLOCK_ROWS[0]), BLOCK_ROWS[1])
         fast = self.precision == "bf16"
         with torch.inference_mode():
             for start in range(0, len(x), CHUNK_ROWS):
                 some = _tensor(x[start : start + CHUNK_ROWS])
-                todo = self._label_fast(some, rows, found, start) if fast else torch.arange(len(some))
-                for here in todo.split(rows):
+                todo = self._label_fast(some, found, start) if fast else torch.arange(len(some))
+                for here in todo.split(self._rows):
                     found.classes[start + here], found.probabilities[start + here] = self._exact(some[here])
         return found
 
-    def _label_fast(self, x: Tensor, rows: int, found: Top, start: int) -> Tensor:
+    def _label_fast(self, x: Tensor, found: Top, start: int) -> Tensor:
         """Fills `found` from `start` on; the rows of `x` (n, d) that bf16 cannot decide, (m,) int64."""
-        scores = torch.empty(rows, len(self._half), dtype=torch.bfloat16)
-        weights = torch.empty_like(scores, dtype=torch.float32)
-        proposed = [self._propose(some, scores[: len(some)], weights[: len(some)]) for some in x.split(rows)]
+        proposed = [self._propose(some) for some in x.split(self._rows)]
         candidates, least, first, rest = map(torch.cat, zip(*proposed, strict=True))
         logits = self._logits(x, candidates)
         order = torch.from_numpy(np.argsort(-logits.numpy(), axis=1, kind="stable"))  # faster than torch's by half
@@ -156,22 +154,24 @@ class ZeroShot:
         worst = max((float((some.square() @ energy).max()) for some in self._table.split(1024)), default=0.0)
         return 5 * ROUNDING * math.sqrt(2 / 3 * worst)
 
-    def _propose(self, x: Tensor, scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What bf16 says of (m, d) rows; `scores` (m, k') bf16 and `weights` float32 are room for logits and what they weigh.
+    def _propose(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What bf16 says of (m, d) rows.
 
         Returns:
             Candidates (m, c) int64, ascending; the least of their scores (m,); the largest (m, 1) as bf16 has it; and the
             sum (m, 1) of exp(score - largest) over all classes but the candidates, float32.
         """
-        torch.mm(x.bfloat16(), self._half.T, out=scores)
-        scores[:, self.n_classes :] = LEAST
-        candidates, least, most = _highest(scores, self._candidates)
+        m, k = len(x), self.n_classes
+        padded, weights = self._rooms.scores[:m], self._rooms.weights[:m]
+        scores = padded[:, :k]
+        torch.mm(self._rooms.rows[:m].copy_(x), self._half.T, out=scores)
+        candidates, least, most = _highest(padded, self._candidates)
         first = most.bfloat16()[:, None]
         if self._alone:
             return candidates, least, first.float(), torch.zeros_like(first, dtype=torch.float32)
         if self._overflows:
             scores.sub_(first)
-        weights.copy_(scores.exp_())  # into the same room each time: memory that is new is slower than the sum
+        weights.copy_(scores.exp_())
         rest = weights.sum(1, keepdim=True)
         rest -= weights.gather(1, candidates).sum(1, keepdim=True)
         rest.clamp_(min=0)
@@ -186,6 +186,16 @@ class ZeroShot:
             *pointers, x.shape[1], *wanted.shape
         )
         return torch.from_numpy(logits)
+
+
+class _Rooms:
+    """Where blocks of rows are worked on, one after the other: memory that is new each time is slower than the work."""
+
+    def __init__(self, rows: int, classes: int, width: int) -> None:
+        padding = -classes % LANES if classes > 2 * LANES else 0
+        self.rows = torch.empty(rows, width, dtype=torch.bfloat16)
+        self.scores = torch.full((rows, classes + padding), LEAST, dtype=torch.bfloat16)
+        self.weights = torch.empty(rows, classes)
 
 
 def _highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
