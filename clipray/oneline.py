@@ -9,9 +9,9 @@ from typing import Any
 from clipray.errors import StaleTableError
 from clipray.job import dump_job, load_job, steps_of
 from clipray.manifest import find_pictures, make_manifest
+from clipray.run_status import StepReport
 from clipray.runner import run
 from clipray.settings import EmbedImages, Model
-from clipray.status import StepReport
 from clipray.storage import Folder, absolute, filesystem
 
 

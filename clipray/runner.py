@@ -18,8 +18,8 @@ from clipray.errors import JobError, RunError, SchemaError, Stopped
 from clipray.events import Events, read_events
 from clipray.job import load_job, steps_of
 from clipray.run_page.run_tables import finished_tables
+from clipray.run_status import StepReport, status
 from clipray.settings import Job
-from clipray.status import StepReport, status
 from clipray.steps.prepare import check, prepare
 from clipray.steps.step import Given, Run, State, Step
 from clipray.storage import Folder, absolute

@@ -82,7 +82,7 @@ def status(
     address: JobServerIfAny = None,
 ) -> None:
     """Where a run stands, from its files alone; with --address also what the cluster says of it."""
-    from clipray.status import status as look
+    from clipray.run_status import status as look
 
     if address:
         from clipray.submit import state

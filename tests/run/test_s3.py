@@ -18,7 +18,7 @@ from support import CLIPRAY, ObjectStore, draw_pictures, write_job
 from clipray import runner
 from clipray.errors import JobError, StorageError
 from clipray.manifest import make_manifest
-from clipray.status import status
+from clipray.run_status import status
 from clipray.storage import Folder
 from clipray.tables import read_table
 

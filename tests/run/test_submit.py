@@ -31,7 +31,7 @@ from support import CLIPRAY, ROOT, ObjectStore, draw_pictures, follow, write_job
 
 from clipray.cli import main
 from clipray.engine import job_server
-from clipray.status import status
+from clipray.run_status import status
 
 ROWS = 400
 TOKEN = "the-token-of-this-test"

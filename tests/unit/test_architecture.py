@@ -20,7 +20,7 @@ FLOORS = [
     {"tables", "analysis", "class_lists", "plots", "contact_sheet", "plain_pickle"},
     {"job", "manifest", "events"},
     {"scan", "vectors", "classes"},
-    {"ledger", "lookup", "status", "labelled", "vector_search"},
+    {"ledger", "lookup", "run_status", "labelled", "vector_search"},
     {"relevance", "ground_truth"},
     {"encoders"},
     {"engine", "run_page"},
@@ -106,12 +106,15 @@ def test_nothing_is_pickled_or_evaluated() -> None:
         assert "weights_only=False" not in path.read_text(), path
 
 
-@pytest.mark.parametrize("module", ["clipray", "clipray.cli", "clipray.runner", "clipray.manifest", "clipray.status"])
+@pytest.mark.parametrize(
+    "module", ["clipray", "clipray.cli", "clipray.runner", "clipray.manifest", "clipray.run_status"]
+)
 def test_importing_is_light(module: str) -> None:
     """No torch, no Ray, no thread, nothing written, nothing said."""
     code = f"""
 import sys, threading
-import {module}
+import {module} as module
+[getattr(module, name) for name in getattr(module, "__all__", ())]
 heavy = {{"torch", "ray", "open_clip", "torchvision", "transformers", "timm"}} & sys.modules.keys()
 print(sorted(heavy), threading.active_count())
 """
