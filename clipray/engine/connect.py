@@ -238,5 +238,4 @@ def _quiet_ray() -> None:
     """Ray's own progress bars and log lines give way to clipray's; its log files are kept where Ray keeps them."""
     warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("ray").setLevel(logging.CRITICAL)

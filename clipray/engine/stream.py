@@ -7,6 +7,7 @@ caller, who counts what is on disk, sends them through again in smaller blocks.
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 import time
@@ -80,6 +81,7 @@ def _observe(progress: Progress, written: Written, watch: Callable[[Written, dic
 def _dataset(this: Pass, plan: Plan, settings: EncodeSettings | TextSettings, report: Reporter) -> Any:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False  # clipray's are shown
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # which Ray Data sets anew when it is imported
     wanted = ray.put(this.wanted)
     refused = ray.put(this.refused)
     mean_bytes = sum(p.bytes for p in this.pieces) / max(1, sum(p.rows for p in this.pieces))
