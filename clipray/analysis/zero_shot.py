@@ -22,8 +22,8 @@ from torch import Tensor
 
 from clipray.analysis.ranking import LANES, Precision, native_bf16
 
-SCORES = 2**20  # of a block of rows: 2 MiB in bf16, which stays in the cache
-BLOCK_ROWS = 256, 1024  # at least and at most
+SCORES = 2**22  # of a block of rows: 8 MiB in bf16; smaller ones miss the caches less, but Python is asked more often
+BLOCK_ROWS = 256, 4096  # at least and at most
 CHUNK_ROWS = 16_384
 LEAST = -3e38  # of columns that pad the scores; finite, as its last bits will hold the column
 SPARE, AT_LEAST = 3, 8  # classes of a row whose logits are fp32: so many more than are asked for, and so many
