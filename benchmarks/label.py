@@ -4,9 +4,9 @@
 
 Both sides have as many processes as cores, each with files of its own, as tasks of one CPU have on a cluster; they take
 turns, as other work on the machine comes and goes. The bound reads identities and vectors and multiplies them with the
-classes, in bf16 (with the conversion to it) where the hardware does that natively, and throws the scores away. clipray does what a task of the step
-does: it also finds the five best classes, their probabilities among all, and writes the table. With `--ray` the whole step
-is timed once more, Ray's start not counted.
+classes, in bf16 (with the conversion to it) where the hardware does that natively, and throws the scores away. clipray
+does what a task of the step does: it also finds the five best classes, their probabilities among all, and writes the
+table. With `--ray` the whole step is timed once more, Ray's start not counted.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import torch
@@ -126,6 +127,7 @@ def labelled(item: tuple[step_of_label.LabelStep, list, str]) -> np.ndarray:
 
 def one_thread() -> None:
     torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)  # it may have an OpenMP of its own
     pa.set_cpu_count(1)
 
 

@@ -160,14 +160,19 @@ def write_shard(folder: Folder, name: str, table: str, data: pa.Table, provenanc
 
 
 def _repetitive(schema: pa.Schema) -> Iterator[str]:
-    """Columns of which a dictionary may be worthwhile, as Parquet calls them: no identities, no numbers with a fraction."""
+    """Columns of which a dictionary may be worthwhile, as Parquet calls them: no names of rows, no numbers with a fraction."""
     for column in schema:
         kind = column.type
         if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
             inner = (f for f in kind.value_type if not _fractions(f.type))
             yield from (f"{column.name}.list.element.{f.name}" for f in inner)
-        elif not (pa.types.is_fixed_size_list(kind) or _fractions(kind) or column.name.endswith("_id")):
+        elif not (pa.types.is_fixed_size_list(kind) or _fractions(kind) or _names_rows(column)):
             yield column.name
+
+
+def _names_rows(column: pa.Field) -> bool:
+    """Such as `image_id`: nearly every value is another. `cluster_id` is a number, and repeats."""
+    return column.name.endswith("_id") and bool(pa.types.is_string(column.type))
 
 
 def _fractions(kind: pa.DataType) -> bool:

@@ -96,10 +96,10 @@ def ray_here() -> object:
     """One Ray of 4 logical CPUs for all tests that run in this process."""
     import logging
 
-    from clipray.engine.connect import WORKER_ENV, _quiet_ray, _silent_stderr, bare, ray
+    from clipray.engine.connect import WORKER_ENV, _quiet_ray, _silent_stderr, ray, without_helpers
 
     _quiet_ray()
-    with _silent_stderr(), bare():
+    with _silent_stderr(), without_helpers():
         ray.init(
             "local",
             num_cpus=4,

@@ -24,7 +24,7 @@ from clipray.analysis.ranking import LANES, Precision, native_bf16
 
 SCORES = 2**22  # of a block of rows: 8 MiB in bf16; smaller ones miss the caches less, but Python is asked more often
 BLOCK_ROWS = 256, 4096  # at least and at most
-CHUNK_ROWS = 16_384
+CHUNK_ROWS = 16_384  # whose candidates are weighed together: Python is asked less often
 LEAST = -3e38  # of columns that pad the scores; finite, as its last bits will hold the column
 SPARE, AT_LEAST = 3, 8  # classes of a row whose logits are fp32: so many more than are asked for, and so many
 PROBES = 64  # rows that say how values are spread over the columns
@@ -108,7 +108,7 @@ class ZeroShot:
         self.precision: Precision = "fp32" if few else native if precision == "auto" else precision  # type: ignore[assignment]
         if self.precision == "bf16":
             self._half = self._table.bfloat16()
-            self._rooms = _Rooms(self._rows, self.n_classes, self._table.shape[1])
+            self._buffers = _Buffers(self._rows, self.n_classes, self._table.shape[1])
             self._overflows = bool(self._table.norm(dim=1).max() > OVERFLOW)
 
     def label(self, x: np.ndarray) -> Top:
@@ -162,9 +162,9 @@ class ZeroShot:
             sum (m, 1) of exp(score - largest) over all classes but the candidates, float32.
         """
         m, k = len(x), self.n_classes
-        padded, weights = self._rooms.scores[:m], self._rooms.weights[:m]
+        padded, weights = self._buffers.scores[:m], self._buffers.weights[:m]
         scores = padded[:, :k]
-        torch.mm(self._rooms.rows[:m].copy_(x), self._half.T, out=scores)
+        torch.mm(self._buffers.rows[:m].copy_(x), self._half.T, out=scores)
         candidates, least, most = _highest(padded, self._candidates)
         first = most.bfloat16()[:, None]
         if self._alone:
@@ -188,7 +188,7 @@ class ZeroShot:
         return torch.from_numpy(logits)
 
 
-class _Rooms:
+class _Buffers:
     """Where blocks of rows are worked on, one after the other: memory that is new each time is slower than the work."""
 
     def __init__(self, rows: int, classes: int, width: int) -> None:

@@ -70,7 +70,7 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
     if address not in ("local", "auto"):
         _knock(address)
     try:
-        here = bare() if address == "local" else contextlib.nullcontext()
+        here = without_helpers() if address == "local" else contextlib.nullcontext()
         with _silent_stderr(), _own_sigterm(), _in_time(address), here:
             ray.init(address, **options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -95,7 +95,7 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def bare() -> Iterator[None]:
+def without_helpers() -> Iterator[None]:
     """A Ray that starts here within the block has no dashboard, no autoscaler and no forwarding of logs.
 
     Each is a process that nobody asks for anything in a run on one machine; together they are 3 s of a core at each start,

@@ -147,12 +147,11 @@ def _trained(
 
     faiss.omp_set_num_threads(threads)
     torch.set_num_threads(threads)
-    rows, queries = _lowest(samples, QUERIES)
-    index = vi.empty_index(order.kind, order.source.n_features, order.metric)
-    x = _lowest(samples, wanted)[1]
+    rows, x = _lowest(samples, max(wanted, QUERIES))
+    index, sample = vi.empty_index(order.kind, order.source.n_features, order.metric), x[:wanted]
     if wanted:
-        vi.train(index, x, order.random_state)
-    return faiss.serialize_index(index), len(x), (queries, rows)
+        vi.train(index, sample, order.random_state)
+    return faiss.serialize_index(index), len(sample), (x[:QUERIES], rows[:QUERIES])
 
 
 def _filled(

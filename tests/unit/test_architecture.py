@@ -122,6 +122,13 @@ print(sorted(heavy), threading.active_count())
     assert (done.stdout, done.stderr) == ("[] 1\n", "")
 
 
+def test_no_verb_is_named_as_a_module() -> None:
+    """A module that is imported would take the place of the function in the package."""
+    import clipray
+
+    assert not set(clipray.__all__) & {path.stem for path in PACKAGE.glob("*")}
+
+
 def test_reading_a_picture_needs_no_torch() -> None:
     code = "import sys; from clipray.encoders import images; print('torch' in sys.modules, 'ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -118,9 +118,10 @@ def test_against_a_negative_prompt_and_by_a_bias() -> None:
             found = ZeroShot(c, SCALE, precision=precision, negatives=negatives).label(x)  # type: ignore[arg-type]
             expected = 1 / (1 + np.exp(-SCALE * (cosines - x.astype(np.float64) @ negatives.T.astype(np.float64))))
             assert np.abs(found.probabilities - np.sort(expected)[:, ::-1][:, :5]).max() <= 2e-5
-        found = ZeroShot(c, 10.0, precision=precision, logit_bias=-3.0).label(x)  # type: ignore[arg-type]
-        expected = 1 / (1 + np.exp(3.0 - 10 * cosines))
-        assert np.abs(found.probabilities - np.sort(expected)[:, ::-1][:, :5]).max() <= 1e-5
+        for sign in (1, -1):  # also where the best logits are negative
+            found = ZeroShot(c, 10.0, precision=precision, logit_bias=-3.0).label(sign * x)  # type: ignore[arg-type]
+            expected = 1 / (1 + np.exp(3.0 - 10 * sign * cosines))
+            assert np.abs(found.probabilities - np.sort(expected)[:, ::-1][:, :5]).max() <= 1e-5
 
 
 def test_the_mean_of_a_class_by_hand() -> None:
