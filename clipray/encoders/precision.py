@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from clipray.encoders.packed import pack_weights
 from clipray.errors import ModelError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -51,6 +52,8 @@ def prove(
         return network, "fp32", 1.0
     exact = vectors(network, "fp32")
     network.to(DTYPES[chosen])  # in place: two copies of a large tower may not fit
+    if chosen == native_precision("cpu") and device == "cpu":
+        pack_weights(network)
     fast = vectors(network, chosen)
     cosines = {name: float(torch.cosine_similarity(exact[name], fast[name]).min().item()) for name in exact}
     worst = min(cosines, key=lambda name: cosines[name])

@@ -94,6 +94,13 @@ def test_vectors_are_open_clips(models: dict[str, str], kind: str) -> None:
     assert np.abs(unit - expected / np.linalg.norm(expected, axis=1, keepdims=True)).max() <= 1e-5
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_bf16_points_the_same_way(models: dict[str, str], kind: str) -> None:
+    expected, _ = encoder(models[kind]).encode(TEXTS)
+    found, _ = encoder(models[kind], precision="bf16").encode(TEXTS)
+    assert (found * expected).sum(axis=1).min() >= 0.999
+
+
 def test_the_demo_model() -> None:
     model = resolve(Model(name="demo"))
     mine = TextEncoder(model, precision="fp32", batch_size=16)
