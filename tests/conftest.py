@@ -96,7 +96,8 @@ def ray_here() -> object:
     """One Ray of 4 logical CPUs for all tests that run in this process."""
     import logging
 
-    from clipray.engine.connect import WORKER_ENV, _quiet_ray, _silent_stderr, ray, without_helpers
+    from clipray.engine.connect import WORKER_ENV, _quiet_ray, _silent_stderr, ray
+    from clipray.engine.spared import without_helpers
 
     _quiet_ray()
     with _silent_stderr(), without_helpers():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ from clipray.encoders.decoding import PictureLoader, refusal_columns
 from clipray.encoders.encode_settings import AttackSettings
 from clipray.encoders.image_encoder import ImageEncoder
 from clipray.encoders.images import Picture, Refused
+from clipray.encoders.precision import network_threads
 from clipray.encoders.typography import place_of, write_word, wrong_label
 from clipray.reports import Report, fatal, worker_facts
 
@@ -26,24 +26,24 @@ from clipray.reports import Report, fatal, worker_facts
 class AttackBlocks:
     """Manifest rows -> rows of `attacks`, with `stage`, `reason`, `message` where one failed.
 
-    Pictures are decoded once and preprocessed twice, in threads; the network runs on one thread of its own.
+    Pictures are decoded once and preprocessed twice, in threads; the network runs in others.
     """
 
     def __init__(self, settings: AttackSettings, report: Report) -> None:
         with fatal(report):
             self.settings, self.report = settings, report
-            torch.set_num_threads(settings.threads)
-            self._encoder = ImageEncoder(
+            self._networks = network_threads(settings.at_once, settings.threads)
+            self._encoder = self._networks.submit(
+                ImageEncoder,
                 settings.model,
                 precision=settings.precision,
                 device=settings.device,
                 batch_size=settings.batch_size,
-            )
+            ).result()
             known = settings.classes()
             self._classifier = ZeroShot(known.vectors, known.logit_scale, top=1, precision="fp32")
             self._number = {label: n for n, label in enumerate(settings.labels)}
             self._loader = PictureLoader(settings)
-            self._gpu = ThreadPoolExecutor(1, "encode", initializer=torch.set_num_threads, initargs=(settings.threads,))
             report(worker_facts(self._encoder.facts, settings.threads))
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -61,7 +61,7 @@ class AttackBlocks:
         work = zip(labels, pictures, strict=True)
         waiting = []
         while chunk := list(itertools.islice(work, size)):
-            waiting.append(self._gpu.submit(self._label, chunk))
+            waiting.append(self._networks.submit(self._label, chunk))
         rows = [row for future in waiting for row in future.result()]
         return self._table(block, words, rows)
 

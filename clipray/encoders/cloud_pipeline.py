@@ -1,13 +1,14 @@
-"""Blocks of point clouds to blocks of vectors: rendered in threads, the network on one thread of its own."""
+"""Blocks of point clouds to blocks of vectors: rendered in threads, the network in others."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from clipray.encoders.foveal_encoder import FovealEncoder
 from clipray.encoders.image_encoder import ImageEncoder
 from clipray.encoders.images import Refused, checked_bytes, fetch
 from clipray.encoders.point_clouds import read_cloud
+from clipray.encoders.precision import network_threads
 from clipray.reports import Report, fatal, worker_facts
 from clipray.settings import VECTOR
 from clipray.tables import vector_array
@@ -47,22 +49,20 @@ class CloudBlocks:
     def __init__(self, settings: CloudSettings, report: Report) -> None:
         with fatal(report):
             self.settings, self.report, self.how = settings, report, settings.how
-            torch.set_num_threads(settings.threads)
+            self._networks = network_threads(settings.at_once, settings.threads)
             given: dict[str, Any] = {
                 "precision": settings.precision,
                 "device": settings.device,
                 "batch_size": settings.batch_size,
             }
             foveal = self.how.prompt == "foveal"
-            self._encoder: ImageEncoder = (
-                FovealEncoder(settings.model, self.how.foveal, **given)
-                if foveal
-                else ImageEncoder(settings.model, **given)
+            make: Callable[..., ImageEncoder] = (
+                partial(FovealEncoder, foveal=self.how.foveal) if foveal else ImageEncoder
             )
+            self._encoder = self._networks.submit(make, settings.model, **given).result()
             colours = (self.how.near, self.how.far, self.how.ground)
             self._colours = [np.array(ImageColor.getrgb(colour)[:3]) for colour in colours]
             self._readers = ThreadPoolExecutor(settings.threads, "render")
-            self._gpu = ThreadPoolExecutor(1, "encode", initializer=torch.set_num_threads, initargs=(settings.threads,))
             report(worker_facts(self._encoder.facts, settings.threads))
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -71,7 +71,7 @@ class CloudBlocks:
             clouds = self._load(block, 2 * size)
             waiting = []
             while chunk := list(itertools.islice(clouds, size)):
-                waiting.append(self._gpu.submit(self._encode, chunk))
+                waiting.append(self._networks.submit(self._encode, chunk))
             return self._table(block, [row for future in waiting for row in future.result()])
 
     def _load(self, block: pa.Table, ahead: int) -> Iterator[Rendered | Refused]:

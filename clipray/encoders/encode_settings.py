@@ -31,6 +31,15 @@ class EncodeSettings:
     device: str = "cpu"
     threads: int = 1
 
+    @property
+    def at_once(self) -> int:
+        """Batches in the network together: on a CPU each core has its own.
+
+        Cores that share one wait for each other in every layer, the more so while pictures are decoded beside them.
+        Positions of pictures of other sizes are put into the network itself, for one batch at a time.
+        """
+        return self.threads if self.device == "cpu" and self.keep_aspect is None else 1
+
 
 @dataclass(frozen=True)
 class ClassTexts:

@@ -18,6 +18,7 @@ import contextlib
 import difflib
 import math
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -219,11 +220,17 @@ def _refusal(taps: Taps, image_size: tuple[int, int]) -> str | None:
 
 @contextlib.contextmanager
 def _listening(network: Any, paths: dict[str, str], heard: Callable[[str, Any, Any], None]) -> Iterator[None]:
-    """Call `heard(name, module, output)` whenever the module at a name's path returns; no hook stays behind."""
+    """Call `heard(name, module, output)` whenever the module at a name's path returns in this thread; no hook stays."""
+    own = threading.get_ident()
+
+    def hear(name: str, module: Any, output: Any) -> None:
+        if threading.get_ident() == own:
+            heard(name, module, output)
+
     with contextlib.ExitStack() as hooks:
         for name, path in paths.items():
             hook = network.get_submodule(path).register_forward_hook(
-                lambda mod, _in, out, name=name: heard(name, mod, out)
+                lambda mod, _in, out, name=name: hear(name, mod, out)
             )
             hooks.enter_context(hook)
         yield

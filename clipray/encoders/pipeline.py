@@ -1,12 +1,13 @@
-"""Blocks of manifest rows to blocks of vectors: decoding in threads, the network on one thread of its own."""
+"""Blocks of manifest rows to blocks of vectors: decoding in threads, the network in others."""
 
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from clipray.encoders.encode_settings import EncodeSettings
 from clipray.encoders.geometry import Geometry, geometry, keep_aspect_geometry, keep_aspect_size
 from clipray.encoders.image_encoder import ImageEncoder
 from clipray.encoders.images import Picture, Refused
+from clipray.encoders.precision import network_threads
 from clipray.encoders.regions import PictureRegions, picture_regions, region_columns, sort_boxes
 from clipray.reports import Report, fatal, worker_facts
 
@@ -38,8 +40,7 @@ class Row:
 class EncodeBlocks:
     """Manifest rows (or rows with `pixels`) -> rows of the table, with `stage`, `reason`, `message` where one failed.
 
-    Several blocks may be under way at once: while one is being encoded, the next is being decoded. The network runs
-    on one thread, so that its own threads are not multiplied.
+    Several blocks may be under way at once: while one is being encoded, the next is being decoded.
     """
 
     def __init__(self, settings: EncodeSettings, report: Report) -> None:
@@ -48,20 +49,21 @@ class EncodeBlocks:
 
     def _start(self, settings: EncodeSettings, report: Report) -> None:
         self.settings, self.report = settings, report
-        torch.set_num_threads(settings.threads)
-        self._encoder = ImageEncoder(
+        self._networks = network_threads(settings.at_once, settings.threads)
+        self._encoder = self._networks.submit(
+            ImageEncoder,
             settings.model,
             features=settings.features,
             precision=settings.precision,
             device=settings.device,
             batch_size=settings.batch_size,
             normalize=settings.normalize,
-        )
+        ).result()
         self._boxes = (
             any(f.regions in (True, "boxes") for f in settings.features.values()) and "boxes" in settings.schema.names
         )
         self._loader = PictureLoader(settings)
-        self._gpu = ThreadPoolExecutor(1, "encode", initializer=torch.set_num_threads, initargs=(settings.threads,))
+        self._turn = threading.Lock()  # blocks end one after another, not all at the same late moment
         self.report(worker_facts(self._encoder.facts, settings.threads))
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -77,10 +79,13 @@ class EncodeBlocks:
         chunk_size = batch_size * (SIZES_AT_ONCE if self.settings.keep_aspect else 1)
         waiting: deque[Future[list[Row | Refused]]] = deque()
         rows: list[Row | Refused] = []
-        while chunk := list(itertools.islice(work, chunk_size)):
-            waiting.append(self._gpu.submit(self._encode, chunk))
-            if len(waiting) > 1:
-                rows += waiting.popleft().result()
+        chunk = list(itertools.islice(work, chunk_size))
+        with self._turn:
+            while chunk:
+                waiting.append(self._networks.submit(self._encode, chunk))
+                if len(waiting) > self.settings.at_once:
+                    rows += waiting.popleft().result()
+                chunk = list(itertools.islice(work, chunk_size))
         for future in waiting:
             rows += future.result()
         return result_table(block, rows, self.settings)

@@ -1,9 +1,10 @@
-"""What encoders share: the hardware's best precision, proved against fp32; the fastest batch; a batch that shrinks."""
+"""What encoders share: the hardware's best precision, proved against fp32; the fastest batch; threads to work on."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -66,6 +67,12 @@ def prove(
     )
 
 
+def network_threads(at_once: int, threads: int) -> ThreadPoolExecutor:
+    """Threads on which an encoder is made and runs, `at_once` batches together, with torch's `threads` shared out."""
+    each = max(1, threads // at_once)
+    return ThreadPoolExecutor(at_once, "encode", initializer=torch.set_num_threads, initargs=(each,))
+
+
 class Batched:
     """An encoder that works in batches; out of the device's memory, they are halved for good.
 
@@ -104,6 +111,8 @@ class Batched:
             try:
                 encode(size)  # warm up: kernels are chosen per shape
                 start = time.perf_counter()
+                if size == sizes[0] and 3 * (start - began) > TRY_S:  # no time for twice as many
+                    break
                 encode(size)
                 seconds = (time.perf_counter() - start) / size
             except torch.OutOfMemoryError:

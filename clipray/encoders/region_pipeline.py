@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from clipray.encoders.image_encoder import ImageEncoder
 from clipray.encoders.images import Picture, Refused
 from clipray.encoders.models import split_transform
 from clipray.encoders.pipeline import Row, result_table
+from clipray.encoders.precision import network_threads
 from clipray.encoders.region_prompts import views
 from clipray.encoders.regions import Boxes, PictureRegions, sort_boxes
 from clipray.reports import Report, fatal, worker_facts
@@ -34,13 +35,13 @@ class RegionBlocks:
     """Manifest rows -> rows of `region_pictures` with their regions, with `stage`, `reason`, `message` where one failed.
 
     A picture is decoded once for all its boxes. With `foveal` and `none` it is one picture for the network too; the other
-    prompts make one of each box, in the decoding threads. The network runs on one thread of its own.
+    prompts make one of each box, in the decoding threads.
     """
 
     def __init__(self, settings: RegionSettings, report: Report) -> None:
         with fatal(report):
             self.settings, self.report, self.how = settings, report, settings.how
-            torch.set_num_threads(settings.threads)
+            self._networks = network_threads(settings.at_once, settings.threads)
             given: dict[str, Any] = {
                 "precision": settings.precision,
                 "device": settings.device,
@@ -49,16 +50,14 @@ class RegionBlocks:
             }
             self._foveal = self.how.prompt == "foveal"
             self._drawn = self.how.prompt in ("crop", "blur", "circle")
-            self._encoder: ImageEncoder = (
-                FovealEncoder(settings.model, self.how.foveal, **given)
-                if self._foveal
-                else ImageEncoder(settings.model, **given)
+            make: Callable[..., ImageEncoder] = (
+                partial(FovealEncoder, foveal=self.how.foveal) if self._foveal else ImageEncoder
             )
+            self._encoder = self._networks.submit(make, settings.model, **given).result()
             squash = {"resize_mode": "squash"} if self.how.preprocess == "squash" else {}
             self._preprocess = {**settings.model.preprocess, **squash}
             self._to_pixels = split_transform(replace(settings.model, preprocess=self._preprocess))[0]
             self._loader = PictureLoader(settings)
-            self._gpu = ThreadPoolExecutor(1, "encode", initializer=torch.set_num_threads, initargs=(settings.threads,))
             report(worker_facts(self._encoder.facts, settings.threads))
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -75,7 +74,7 @@ class RegionBlocks:
         work = zip(pictures, (rows[n] for n in good), strict=True)
         waiting = []
         while chunk := list(itertools.islice(work, size)):
-            waiting.append(self._gpu.submit(self._encode, chunk))
+            waiting.append(self._networks.submit(self._encode, chunk))
         made = dict(zip(good, (row for future in waiting for row in future.result()), strict=True))
         results = [no or made[n] for n, no in enumerate(refused)]
         return result_table(block, results, self.settings)

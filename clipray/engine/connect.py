@@ -24,11 +24,16 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core writes t
 import ray
 
 from clipray.engine.nodes import Cluster, Node
+from clipray.engine.spared import without_helpers
 from clipray.errors import PlanError
 
 # Threads that wait for work sleep instead of spinning: decoding needs the cores that the network leaves idle.
+# Torch takes large tensors in huge pages: half the page faults of a model that is loaded.
 # Must be set before torch is imported, so it is part of the workers' environment.
-WORKER_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0", "PYTHONWARNINGS": "ignore"}
+WORKER_ENV = {
+    "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0", "THP_MEM_ALLOC_ENABLE": "1",
+    "PYTHONWARNINGS": "ignore",
+}  # fmt: skip
 ANSWER_S = 5.0  # in which a head takes a connection
 CONNECT_S = 60.0  # in which Ray has found its node on this machine
 _abandoned = threading.Event()
@@ -92,26 +97,6 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
     finally:
         if not abandoned():
             ray.shutdown()
-
-
-@contextlib.contextmanager
-def without_helpers() -> Iterator[None]:
-    """A Ray that starts here within the block has no dashboard, no autoscaler and no forwarding of logs.
-
-    Each is a process that nobody asks for anything in a run on one machine; together they are 3 s of a core at each start,
-    and Ray waits for the first. It has no option to leave them out (`include_dashboard` leaves out only the page).
-    """
-    from ray._private.node import Node
-
-    helpers = ("start_monitor", "start_log_monitor", "start_api_server")
-    kept = {name: getattr(Node, name) for name in helpers if hasattr(Node, name)}
-    for name in kept:
-        setattr(Node, name, lambda *_, **__: None)
-    try:
-        yield
-    finally:
-        for name, method in kept.items():
-            setattr(Node, name, method)
 
 
 def answers() -> bool:

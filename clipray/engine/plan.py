@@ -24,7 +24,7 @@ class Plan:
         min_actors, max_actors: size of the pool of encoders.
         gpus_per_actor, cpus_per_actor: what each asks of Ray.
         threads: of each encoder process, for its network and for decoding.
-        nodes: that there are, or may be.
+        nodes: that there are, or may be. local: Ray was started for this run, on this machine.
         decode_in: `actors` (threads beside the network), `tasks` (CPU tasks, on any node), or `none`.
         encode_on, decode_on: labels of the nodes for encoders and for decoding tasks; empty: any node.
         device: of the network; `cpu` also where an encoder holds a GPU that it does not use.
@@ -42,6 +42,7 @@ class Plan:
     encode_on: Mapping[str, str] = field(default_factory=dict)
     decode_on: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
+    local: bool = False
 
     def sentence(self) -> str:
         """The plan in one line, for people."""
@@ -117,7 +118,7 @@ def make_plan(settings: Encoding, cluster: Cluster) -> Plan:
     decode_on = settings.decoding_on if decode_in == "tasks" else {}
     return Plan(
         low, high, gpus_each, each, threads, decode_in, cluster.cpus, cluster.gpus, cluster.nodes + len(cluster.growth),
-        settings.encode_on, decode_on, _device(settings, on_gpu),
+        settings.encode_on, decode_on, _device(settings, on_gpu), cluster.local,
     )  # fmt: skip
 
 

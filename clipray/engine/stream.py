@@ -24,6 +24,7 @@ from clipray.engine.plan import DECODE_CPUS, READ_CPUS, Plan
 from clipray.engine.progress import Progress, Reporter
 from clipray.engine.reader import Pass, Reader
 from clipray.engine.sink import Sink, Target, Written
+from clipray.engine.spared import without_data_actors
 from clipray.engine.workers import Decode, Encode
 from clipray.errors import RunError
 
@@ -50,9 +51,10 @@ def run_pass(
     """
     written = Written()
     sink = Sink(target, written, provenance, local=plan.nodes == 1, nodes=plan.nodes)
+    spared = without_data_actors() if plan.local else contextlib.nullcontext()
     try:
         data = _dataset(this, plan, settings, progress.reporter)
-        with contextlib.closing(_timed(data, lambda: _observe(progress, written, watch))) as bundles:
+        with spared, contextlib.closing(_timed(data, lambda: _observe(progress, written, watch))) as bundles:
             for bundle in bundles:
                 if any(bundle.slices or ()):
                     raise RunError("Ray Data handed out a part of a block, which this version of clipray cannot write")

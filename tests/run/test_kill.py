@@ -141,7 +141,7 @@ def is_raylet(process: psutil.Process) -> bool:
 
 
 def is_spared(process: psutil.Process) -> bool:
-    """One of the helpers that Ray starts elsewhere, see `connect.without_helpers`."""
+    """One of the helpers that Ray starts elsewhere, see `spared.without_helpers`."""
     return any(part.endswith(("dashboard.py", "monitor.py")) for part in process.cmdline())
 
 
