@@ -18,12 +18,14 @@ import ray
 def without_helpers() -> Iterator[None]:
     """A Ray that starts here within the block has no dashboard, no autoscaler and no forwarding of logs: 3 core-seconds.
 
-    `include_dashboard` leaves out only the page.
+    `include_dashboard` leaves out only the page. The dashboard's part on each node is as in a Ray installed without one.
     """
+    from ray._private import utils
     from ray._private.node import Node
 
     names = ("start_monitor", "start_log_monitor", "start_api_server")
-    with _replaced(Node, dict.fromkeys(names, _nothing)):
+    missing = {"get_dashboard_dependency_error": lambda: ImportError("not wanted")}
+    with _replaced(Node, dict.fromkeys(names, _nothing)), _replaced(utils, missing):
         yield
 
 
@@ -45,7 +47,7 @@ def without_data_actors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _replaced(owner: type, methods: Mapping[str, Any]) -> Iterator[None]:
+def _replaced(owner: Any, methods: Mapping[str, Any]) -> Iterator[None]:
     kept = {name: vars(owner)[name] for name in methods if name in vars(owner)}
     for name in kept:
         setattr(owner, name, methods[name])

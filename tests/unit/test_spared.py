@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
+from ray._private import utils
 from ray._private.node import Node
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import DefaultAutoscalingCoordinator
 from ray.data._internal.stats import _StatsManager
 
 from clipray.engine.spared import without_data_actors, without_helpers
 
-HELPERS = [(Node, name) for name in ("start_monitor", "start_log_monitor", "start_api_server")]
+HELPERS: list[tuple[Any, str]] = [(Node, n) for n in ("start_monitor", "start_log_monitor", "start_api_server")]
+HELPERS += [(utils, "get_dashboard_dependency_error")]
 OF_FIGURES = (
     "update_execution_metrics",
     "update_iteration_metrics",
@@ -21,12 +24,14 @@ OF_FIGURES = (
     "gen_dataset_id_from_stats_actor",
 )
 OF_RESOURCES = ("request_resources", "cancel_request", "get_reserved_resources")
-ACTORS = [(_StatsManager, n) for n in OF_FIGURES] + [(DefaultAutoscalingCoordinator, n) for n in OF_RESOURCES]
+ACTORS: list[tuple[Any, str]] = [(_StatsManager, n) for n in OF_FIGURES] + [
+    (DefaultAutoscalingCoordinator, n) for n in OF_RESOURCES
+]
 
 
 @pytest.mark.parametrize(("without", "changed"), [(without_helpers, HELPERS), (without_data_actors, ACTORS)])
 def test_ray_has_its_methods_again_afterwards(
-    without: Callable[[], AbstractContextManager[None]], changed: list[tuple[type, str]]
+    without: Callable[[], AbstractContextManager[None]], changed: list[tuple[Any, str]]
 ) -> None:
     before = [vars(owner)[name] for owner, name in changed]
     with contextlib.suppress(KeyError), without():
