@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from clipray.encoders.bumps import bumps
+from clipray.encoders.packed import PackedAttention
 from clipray.errors import ModelError
 from clipray.settings import Foveal
 
@@ -191,8 +192,11 @@ def _block(block: Any, x: Tensor, mask: Tensor | None, seen: Any) -> Tensor:
 def _heads(block: Any, x: Tensor, *, queries: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (b, heads, n, d / heads) of tokens (b, n, d); the queries are the keys where unwanted."""
     attn, start = block.attn, 0 if queries else block.attn.embed_dim
-    bias = None if attn.in_proj_bias is None else attn.in_proj_bias[start:]
-    made = linear(block.ln_1(x), attn.in_proj_weight.to_dense()[start:], bias)
+    if queries and isinstance(attn, PackedAttention):
+        made = attn.in_proj(block.ln_1(x))
+    else:
+        bias = None if attn.in_proj_bias is None else attn.in_proj_bias[start:]
+        made = linear(block.ln_1(x), attn.in_proj_weight.to_dense()[start:], bias)
     parts = made.unflatten(-1, (-1, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
     return parts[0], parts[-2], parts[-1]
 

@@ -53,13 +53,17 @@ class PackedLinear(nn.Module):
 
 
 class PackedAttention(nn.Module):
-    """`nn.MultiheadAttention` of a sequence with itself, batch first; its attributes as that one's, weights packed."""
+    """`nn.MultiheadAttention` of a sequence with itself, batch first; its attributes as that one's, weights packed.
+
+    Attributes:
+        in_proj: the layer that makes queries, keys and values, (…, embed_dim) -> (…, 3 · embed_dim).
+    """
 
     def __init__(self, plain: nn.MultiheadAttention) -> None:
         super().__init__()
         self.embed_dim, self.num_heads, self.head_dim = plain.embed_dim, plain.num_heads, plain.head_dim
-        self._in_proj = PackedLinear(plain.in_proj_weight, plain.in_proj_bias)
-        self.in_proj_weight, self.in_proj_bias = self._in_proj.weight, self._in_proj.bias
+        self.in_proj = PackedLinear(plain.in_proj_weight, plain.in_proj_bias)
+        self.in_proj_weight, self.in_proj_bias = self.in_proj.weight, self.in_proj.bias
         self.out_proj = PackedLinear(plain.out_proj.weight, plain.out_proj.bias)
 
     def forward(
@@ -69,7 +73,7 @@ class PackedAttention(nn.Module):
         assert key is query
         assert value is query
         n, length, width = query.shape
-        parted = self._in_proj(query).view(n, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        parted = self.in_proj(query).view(n, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         if attn_mask is None:  # two products beat the fused kernel on a CPU, at 197 tokens by half
             q, k, v = parted.contiguous().unbind(0)  # (n, heads, l, d) each
             found = ((q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)).softmax(-1) @ v
