@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -382,6 +383,24 @@ def test_out_of_memory_keeps_pictures_and_boxes_together(
     assert_same(small.encode(pixels, boxes), expected)
     assert tried == [(n, n) for n in (8, 4, 2, 2, 2, 2, 2, 2, 1)]
     assert small.batch_size == small.facts["batch_size"] == 2
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_batches_in_several_threads_do_not_meet(towers: dict[str, Any], kind: str) -> None:
+    """On a CPU each core has batches of its own in one network, whose layers are listened to."""
+    network = FeatureNetwork(towers[kind], {m: Feature(layer=m, pooling="mac") for m in MAPS[kind]}, normalize=True)
+    batches = [torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(60)]
+
+    def vectors(x: torch.Tensor) -> dict[str, torch.Tensor]:
+        with torch.inference_mode():
+            return network(x).vectors
+
+    expected = [vectors(x) for x in batches]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(vectors, batches))
+    for one, other in zip(found, expected, strict=True):
+        for name in MAPS[kind]:
+            assert (one[name] - other[name]).abs().max() <= 1e-5
 
 
 def test_every_feature_is_proved(saved_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
