@@ -115,8 +115,9 @@ def test_plans_computed_by_hand(
 ) -> None:
     plan = planned(cpus, gpus, nodes)
     assert plan == Plan(
-        actors, actors, gpus_each, each, threads, decode_in, cpus, gpus, nodes, device="cuda" if gpus else "cpu"
-    )
+        actors, actors, gpus_each, each, threads, decode_in, cpus, gpus, nodes,
+        device="cuda" if gpus else "cpu", local=nodes == 1,
+    )  # fmt: skip
 
 
 def test_several_encoders_on_a_gpu() -> None:
