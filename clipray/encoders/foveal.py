@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from clipray.encoders.bumps import bumps
-from clipray.encoders.packed import PackedAttention
+from clipray.encoders.packed import PackedAttention, attend
 from clipray.errors import ModelError
 from clipray.settings import Foveal
 
@@ -160,7 +160,7 @@ class _Shared:
         else:
             q, self._k, self._v = _heads(blocks[0], x)
             self._q = q[:, :, :1]
-            self.patches = _finished(blocks[0], x[:, 1:], scaled_dot_product_attention(q[:, :, 1:], self._k, self._v))
+            self.patches = _finished(blocks[0], x[:, 1:], attend(q[:, :, 1:], self._k, self._v))
         if len(blocks) == 2:
             self._last = _heads(blocks[1], self.patches, queries=False)[1:]
 
@@ -185,7 +185,7 @@ class _Shared:
 def _block(block: Any, x: Tensor, mask: Tensor | None, seen: Any) -> Tensor:
     """A whole block on (k, n, d), the mask in the class token's row."""
     q, k, v = _heads(block, x)
-    rows = [_attention(q[:, :, :1], k, v, mask, seen), scaled_dot_product_attention(q[:, :, 1:], k, v)]
+    rows = [_attention(q[:, :, :1], k, v, mask, seen), attend(q[:, :, 1:], k, v)]
     return _finished(block, x, torch.cat(rows, dim=2))
 
 
