@@ -97,7 +97,7 @@ def ray_here() -> object:
     import logging
 
     from clipray.engine.connect import WORKER_ENV, _quiet_ray, _silent_stderr, ray
-    from clipray.engine.spared import without_helpers
+    from clipray.engine.ray_patches import without_helpers
 
     _quiet_ray()
     with _silent_stderr(), without_helpers():

@@ -26,7 +26,8 @@ def pack_weights(network: nn.Module) -> None:
     operators = torch.ops.mkldnn
     if not (torch.backends.mkldnn.is_available() and hasattr(operators, "_reorder_linear_weight")):
         return
-    blocks = [m for m in network.modules() if type(m) in _BLOCKS and not hasattr(m, "ln_1_kv")]  # of CoCa, across
+    # CoCa's decoder has blocks that attend to another sequence, with a norm for it.
+    blocks = [m for m in network.modules() if type(m) in _BLOCKS and not hasattr(m, "ln_1_kv")]
     for parent in [m for m in network.modules() if type(m) in _EMBEDDINGS]:
         for name, layer in list(parent.named_children()):
             if type(layer) is nn.Conv2d and layer.kernel_size == layer.stride and layer.padding == (0, 0):

@@ -72,7 +72,8 @@ class EncodeBlocks:
 
     def _encode_block(self, block: pa.Table) -> pa.Table:
         batch_size = self._encoder.batch_size
-        pictures = self._unpacked(block) if "pixels" in block.column_names else self._loader.load(block, 2 * batch_size)
+        ahead = (1 + self.settings.at_once) * batch_size
+        pictures = self._unpacked(block) if "pixels" in block.column_names else self._loader.load(block, ahead)
         boxes = block["boxes"].to_pylist() if self._boxes else itertools.repeat(None)
         work = zip(pictures, boxes, strict=False)
         # Pictures of many sizes are encoded size by size: the more at once, the fuller the batches.

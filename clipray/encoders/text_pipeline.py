@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -16,6 +15,7 @@ import torch
 from clipray.encoders.decoding import refusal_columns
 from clipray.encoders.encode_settings import TextSettings
 from clipray.encoders.images import Refused
+from clipray.encoders.precision import network_threads
 from clipray.encoders.text_encoder import TextEncoder
 from clipray.reports import Report, fatal, worker_facts
 from clipray.tables import vector_array
@@ -41,15 +41,15 @@ class TextWork(ABC, Generic[AnyTexts]):
     def __init__(self, settings: AnyTexts, report: Report) -> None:
         with fatal(report):
             self.settings, self.report = settings, report
-            torch.set_num_threads(settings.threads)
-            self._encoder = TextEncoder(
+            self._network = network_threads(1, settings.threads)
+            self._encoder = self._network.submit(
+                TextEncoder,
                 settings.model,
                 precision=settings.precision,
                 device=settings.device,
                 batch_size=settings.batch_size,
                 normalize=settings.normalize,
-            )
-            self._gpu = ThreadPoolExecutor(1, "encode", initializer=torch.set_num_threads, initargs=(settings.threads,))
+            ).result()
             report(worker_facts(self._encoder.facts, settings.threads))
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -77,7 +77,7 @@ class TextWork(ABC, Generic[AnyTexts]):
             return
         try:
             tokens = self._encoder.tokenize([texts[n] for n in places])
-            result.vectors[places] = self._gpu.submit(self._encoder.encode_tokens, tokens).result()
+            result.vectors[places] = self._network.submit(self._encoder.encode_tokens, tokens).result()
             result.cut[places] = tokens.cut
         except (RuntimeError, ValueError) as error:
             if isinstance(error, torch.OutOfMemoryError):  # at a batch of one: no row's fault

@@ -24,7 +24,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core writes t
 import ray
 
 from clipray.engine.nodes import Cluster, Node
-from clipray.engine.spared import without_helpers
+from clipray.engine.ray_patches import without_helpers
 from clipray.errors import PlanError
 
 # Threads that wait for work sleep instead of spinning: decoding needs the cores that the network leaves idle.

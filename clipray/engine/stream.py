@@ -22,9 +22,9 @@ from clipray.encoders.encode_settings import EncodeSettings, TextSettings
 from clipray.engine.connect import abandon, answers
 from clipray.engine.plan import DECODE_CPUS, READ_CPUS, Plan
 from clipray.engine.progress import Progress, Reporter
+from clipray.engine.ray_patches import without_data_actors
 from clipray.engine.reader import Pass, Reader
 from clipray.engine.sink import Sink, Target, Written
-from clipray.engine.spared import without_data_actors
 from clipray.engine.workers import Decode, Encode
 from clipray.errors import RunError
 

@@ -11,7 +11,10 @@ from fsspec.spec import AbstractFileSystem
 
 
 class SlowFileSystem(AbstractFileSystem):
-    """`slow:///path`: a local file, after 0.15 s. Files named poison* kill the process that asks for them."""
+    """`slow:///path`: a local file, after 0.15 s, or 5 s while the file named by TESTFS_HOLD is there.
+
+    Files named poison* kill the process that asks for them.
+    """
 
     protocol = "slow"
 
@@ -21,6 +24,6 @@ class SlowFileSystem(AbstractFileSystem):
         return {"name": path, "size": os.path.getsize(path), "type": "file"}
 
     def cat_file(self, path, start=None, end=None, **kwargs):
-        time.sleep(0.15)
+        time.sleep(5 if os.path.exists(os.environ.get("TESTFS_HOLD", "")) else 0.15)
         with open(path, "rb") as file:
             return file.read()

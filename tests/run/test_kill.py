@@ -24,8 +24,8 @@ from clipray import runner
 from clipray.manifest import make_manifest
 from clipray.tables import read_table
 
-ROWS, MORE = 1_500, 70
-TEXTS = [f"a {size} circle number {n}" for n in range(6_000) for size in ("small", "large")]
+ROWS, MORE = 800, 50
+TEXTS = [f"a {size} circle number {n}" for n in range(3_000) for size in ("small", "large")]
 TABLES = (
     ("images", "image_id", "clip"),
     ("regions", "region_id", "local"),
@@ -47,7 +47,7 @@ def job_for(home: Path, prefix: str, pictures: Path, model: str) -> str:
     pq.write_table(pa.Table.from_pylist(rows), home / "m.parquet")
     pq.write_table(pa.table({"text_id": [f"{n:05d}" for n in range(len(TEXTS))], "text": TEXTS}), home / "t.parquet")
     features = {"clip": {"layer": "output"}, "local": {"layer": "tokens", "pooling": "rmac", "regions": True}}
-    often = {"flush_s": 0.1, "batch_size": 32, "rows_per_block": 64}
+    often = {"flush_s": 0.1, "batch_size": 16, "rows_per_block": 16}
     embed_images = {"manifest": str(home / "m.parquet"), "features": features, "schemes": ["slow", "file"], **often}
     steps = [{"embed_images": embed_images}, {"embed_texts": {"manifest": str(home / "t.parquet"), **often}}]
     job = {"output": str(home / "out"), "model": {"name": model, "precision": "fp32"}, "steps": steps}
@@ -62,9 +62,14 @@ def start(job: str) -> subprocess.Popen[str]:
         stdout=log,
         stderr=subprocess.STDOUT,
         text=True,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, "TESTFS_HOLD": str(hold(job))},
         start_new_session=True,
     )
+
+
+def hold(job: str) -> Path:
+    """While this file is there, pictures of `start`ed runs come very slowly: a run waits to be killed half-way."""
+    return Path(job).with_name("hold")
 
 
 def start_and_wait(job: str, more: int, table: str = "images") -> subprocess.Popen[str]:
@@ -107,7 +112,9 @@ def rows_of(shard: Path, _: int) -> int:
 def wait_for_rows(
     job: str, rows: int, process: subprocess.Popen[str], timeout_s: float = 120, table: str = "images"
 ) -> None:
+    """Until so many rows are written; from then on the run is held back."""
     end = time.monotonic() + timeout_s
+    hold(job).unlink(missing_ok=True)
     while rows_on_disk(job, table) < rows:
         if process.poll() is not None:
             said = [log.read_text() for log in Path(job).parent.glob("job.*.log")]
@@ -115,6 +122,7 @@ def wait_for_rows(
             raise RayDidNotStart if late else AssertionError("the run ended before it could be killed")
         assert time.monotonic() < end, f"only {rows_on_disk(job, table)} rows after {timeout_s} s"
         time.sleep(0.1)
+    hold(job).touch()
 
 
 def children(process: subprocess.Popen[str], wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
@@ -141,7 +149,7 @@ def is_raylet(process: psutil.Process) -> bool:
 
 
 def is_spared(process: psutil.Process) -> bool:
-    """One of the helpers that Ray starts elsewhere, see `spared.without_helpers`."""
+    """One of the helpers that Ray starts elsewhere, see `ray_patches.without_helpers`."""
     return any(part.endswith(("dashboard.py", "monitor.py")) for part in process.cmdline())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.skipif(native_precision("cpu") != "bf16", reason="this 
 
 
 @pytest.fixture(autouse=True)
-def _seeded_inference() -> object:
+def _seeded_inference() -> Iterator[None]:
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(0)
         yield

@@ -13,7 +13,7 @@ from ray._private.node import Node
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import DefaultAutoscalingCoordinator
 from ray.data._internal.stats import _StatsManager
 
-from clipray.engine.spared import without_data_actors, without_helpers
+from clipray.engine.ray_patches import without_data_actors, without_helpers
 
 HELPERS: list[tuple[Any, str]] = [(Node, n) for n in ("start_monitor", "start_log_monitor", "start_api_server")]
 HELPERS += [(utils, "get_dashboard_dependency_error")]
