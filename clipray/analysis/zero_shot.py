@@ -1,11 +1,11 @@
 """Which of many classes a vector is nearest to, and how probable each is: zero-shot classification (arXiv 2103.00020).
 
 Probability = softmax(logit_scale * cosine) over all classes. In fp32 everything is computed as it is written. The bf16
-product, four times as fast, only proposes: the best few classes of a row come from it, with some to spare; their logits are
-computed again in fp32, and a row whose further classes might still belong among the best is computed in fp32 as a whole.
-So labels and their order are those of fp32. What bf16 decides is the rest of the softmax's denominator, the classes behind
-those few: of 8,192 vectors like CLIP's, 1,000 classes and logit_scale 100, probabilities were off by 6e-5 on average, by
-1.5e-3 at most; those of fp32 by 2e-6 at most.
+product, two to five times as fast, only proposes: the best few classes of a row come from it, with some to spare; their
+logits are computed again in fp32, and a row whose further classes might still belong among the best is computed in fp32 as
+a whole. So labels and their order are those of fp32. What bf16 decides is the rest of the softmax's denominator, the classes
+behind those few: of 8,192 vectors like CLIP's, 1,000 classes and logit_scale 100, probabilities were off by 5e-5 on average,
+by 1.1e-3 at most; those of fp32 by 3e-6 at most.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipray.analysis import onednn
 from clipray.analysis.ranking import LANES, Precision, native_bf16
 
-SCORES = 2**22  # of a block of rows: 8 MiB in bf16; smaller ones miss the caches less, but Python is asked more often
+SCORES = 2**20  # of a block of rows: 2 MiB in bf16; smaller ones miss the caches less, but Python is asked more often
 BLOCK_ROWS = 256, 4096  # at least and at most
 CHUNK_ROWS = 16_384  # whose candidates are weighed together: Python is asked less often
-LEAST = -3e38  # of columns that pad the scores; finite, as its last bits will hold the column
 SPARE, AT_LEAST = 3, 8  # classes of a row whose logits are fp32: so many more than are asked for, and so many
+COLUMNS = 2**16  # that fit into the bits that bf16 lacks
+FAR, NEAR = 64.0, 8.0  # a sigmoid so near to zero is an exponential to 3e-4
 PROBES = 64  # rows that say how values are spread over the columns
-OVERFLOW = 80.0  # exp of more than that nears the end of float32
 ROUNDING = 2.0**-9  # of one value in bf16, relative, at most
 
 
@@ -104,12 +105,10 @@ class ZeroShot:
         native = "bf16" if native_bf16(c.device) else "fp32"
         self._candidates = max(self.top + SPARE, AT_LEAST)
         self._rows = min(max(SCORES // self.n_classes, BLOCK_ROWS[0]), BLOCK_ROWS[1])
-        few = self.n_classes <= 2 * self._candidates
-        self.precision: Precision = "fp32" if few else native if precision == "auto" else precision  # type: ignore[assignment]
+        unfit = self.n_classes <= 2 * self._candidates or self.n_classes > COLUMNS - LANES
+        self.precision: Precision = "fp32" if unfit else native if precision == "auto" else precision  # type: ignore[assignment]
         if self.precision == "bf16":
-            self._half = self._table.bfloat16()
-            self._buffers = _Buffers(self._rows, self.n_classes, self._table.shape[1])
-            self._overflows = bool(self._table.norm(dim=1).max() > OVERFLOW)
+            self._weights = _Weights(self._table, self._rows)
 
     def label(self, x: np.ndarray) -> Top:
         """The best classes of n vectors of unit length, (n, d) of any float type; one that is not finite gets NaN."""
@@ -125,21 +124,23 @@ class ZeroShot:
 
     def _label_fast(self, x: Tensor, found: Top, start: int) -> Tensor:
         """Fills `found` from `start` on; the rows of `x` (n, d) that bf16 cannot decide, (m,) int64."""
-        proposed = [self._propose(some) for some in x.split(self._rows)]
-        candidates, least, first, rest = map(torch.cat, zip(*proposed, strict=True))
-        logits = self._logits(x, candidates)
-        order = torch.from_numpy(np.argsort(-logits.numpy(), axis=1, kind="stable"))  # faster than torch's by half
-        logits, classes = logits.gather(1, order), candidates.gather(1, order[:, : self.top])
-        best = logits[:, : self.top]
+        packed, tails = zip(*(self._propose(some) for some in x.split(self._rows)), strict=True)
+        highest = torch.cat(packed)
+        # Where less than so many classes weigh anything, it may be a column of padding; such a row is not sound.
+        candidates = _columns(highest).clamp_(max=self.n_classes - 1).long()
+        logits, classes = _descending(self._logits(x, candidates), candidates)
+        best, first = logits[:, : self.top], logits[:, :1]
         if self._alone:
             p = torch.sigmoid(best + self._bias)
         else:
             weights = torch.exp(logits - first)
+            rest = torch.cat(tails) * torch.exp(self._weights.shift - first)
             p = weights[:, : self.top] / (weights.sum(1, keepdim=True) + rest)
         here = slice(start, start + len(x))
-        found.classes[here], found.probabilities[here] = classes, p
-        sure = best[:, -1] >= least + least.abs() * ROUNDING + self._slack(x)
-        return (~sure).nonzero()[:, 0]
+        found.classes[here], found.probabilities[here] = classes[:, : self.top], p
+        least, most = _values(highest[:, 0]), _values(highest[:, -1])
+        sure = best[:, -1] >= self._weights.highest_logits(least) + self._slack(x)
+        return (~(sure & self._weights.sound(least, most))).nonzero()[:, 0]
 
     def _exact(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = x @ self._table.T  # (m, k)
@@ -149,33 +150,16 @@ class ZeroShot:
         return classes, torch.exp(best - logits.logsumexp(1, keepdim=True))
 
     def _slack(self, x: Tensor) -> float:
-        """By how much a score may be too low because a row and a class were rounded: five deviations, of the worst class."""
+        """By how much a logit may be too low because a row and a class were rounded: five deviations, of the worst class."""
         energy = x[:: max(1, len(x) // PROBES)].square().mean(0)  # (d,)
         worst = max((float((some.square() @ energy).max()) for some in self._table.split(1024)), default=0.0)
         return 5 * ROUNDING * math.sqrt(2 / 3 * worst)
 
-    def _propose(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What bf16 says of (m, d) rows.
-
-        Returns:
-            Candidates (m, c) int64, ascending; the least of their scores (m,); the largest (m, 1) as bf16 has it; and the
-            sum (m, 1) of exp(score - largest) over all classes but the candidates, float32.
-        """
-        m, k = len(x), self.n_classes
-        padded, weights = self._buffers.scores[:m], self._buffers.weights[:m]
-        scores = padded[:, :k]
-        torch.mm(self._buffers.rows[:m].copy_(x), self._half.T, out=scores)
-        candidates, least, most = _highest(padded, self._candidates)
-        first = most.bfloat16()[:, None]
-        if self._alone:
-            return candidates, least, first.float(), torch.zeros_like(first, dtype=torch.float32)
-        if self._overflows:
-            scores.sub_(first)
-        weights.copy_(scores.exp_())
-        rest = weights.sum(1, keepdim=True)
-        rest -= weights.gather(1, candidates).sum(1, keepdim=True)
-        rest.clamp_(min=0)
-        return candidates, least, first.float(), rest if self._overflows else rest * torch.exp(-first.float())
+    def _propose(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of (m, d) rows the candidates (m, c), as `_highest` gives them, and the sum of all other weights (m, 1) float32."""
+        weights = self._weights(x)
+        best = _highest(weights, self._candidates)
+        return best, torch.empty(len(x), 0) if self._alone else _sum_without(weights, _columns(best))
 
     def _logits(self, x: Tensor, candidates: Tensor) -> Tensor:
         """(m, c) float32: the logits of some classes of each row, without a copy of these classes' vectors."""
@@ -188,47 +172,73 @@ class ZeroShot:
         return torch.from_numpy(logits)
 
 
-class _Buffers:
-    """Where blocks of rows are worked on, one after the other: memory that is new each time is slower than the work."""
+class _Weights:
+    """Of rows and classes exp(logit - shift) in bf16, from one product. One thread's: it has buffers.
 
-    def __init__(self, rows: int, classes: int, width: int) -> None:
-        padding = -classes % LANES if classes > 2 * LANES else 0
-        self.rows = torch.empty(rows, width, dtype=torch.bfloat16)
-        self.scores = torch.full((rows, classes + padding), LEAST, dtype=torch.bfloat16)
-        self.weights = torch.empty(rows, classes)
+    oneDNN can end a product with a function of its sums: a sigmoid, which of numbers far below zero is their exponential.
+    So no logit is rounded before, and no score is written only to be read again. Without its operators this is a product,
+    rounded, and its exponential.
+
+    Args:
+        table: (k, d) float32, whose product with a row are the row's logits.
+        rows: of a block, at most.
+
+    Attributes:
+        shift: of the logits.
+    """
+
+    def __init__(self, table: Tensor, rows: int) -> None:
+        k, d = table.shape
+        more = -k % LANES if k > 2 * LANES else 0  # columns that weigh nothing
+        self._rows = torch.empty(rows, d, dtype=torch.bfloat16)
+        self._half, self._fused = table.bfloat16(), onednn.packs()
+        if self._fused:
+            self._half = onednn.pack(torch.nn.functional.pad(self._half, (0, 0, 0, more)), rows)
+            self._bias = torch.tensor([-FAR] * k + [-math.inf] * more, dtype=torch.bfloat16)
+            self.shift, self._most = FAR, math.exp(-NEAR)
+        else:
+            self._scores = torch.zeros(rows, k + more, dtype=torch.bfloat16)
+            self.shift, self._most = 0.0, math.exp(FAR)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(m, d) float32 -> (m, columns) bf16, until the next call."""
+        rows = self._rows[: len(x)].copy_(x)
+        if self._fused:
+            return onednn.linear(rows, self._half, self._bias, then="sigmoid")
+        scores = self._scores[: len(x)]
+        torch.mm(rows, self._half.T, out=scores[:, : len(self._half)]).exp_()
+        return scores
+
+    def highest_logits(self, weights: Tensor) -> Tensor:
+        """The highest that logits with such weights, float32, may have been, but for the rounding of what was multiplied."""
+        logits = weights.log()
+        return logits + self.shift + ROUNDING * (2.0 if self._fused else 1 + logits.abs())
+
+    def sound(self, least: Tensor, most: Tensor) -> Tensor:
+        """Whether rows with such weights among their candidates can be judged by them: nothing under- or overflows."""
+        return (least > 0) & (most <= self._most)
 
 
-def _highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of (m, k) bf16 the columns of each row's `count` largest values, ascending (m, count) int64; the least, the largest (m,).
+def _highest(weights: Tensor, count: int) -> Tensor:
+    """(m, count): the largest of each row of (m, k) bf16, none of them negative, as `_sorted` gives them.
 
     NumPy sorts fast what is not to be followed, so each value carries its column. First the maxima of every LANES-th
     column are sorted: the largest values lie in the lanes of the largest maxima.
     """
-    m, k = scores.shape
+    m, k = weights.shape
     if k % LANES or k == LANES:
-        best = _sorted(scores, torch.arange(k, dtype=torch.int32))[:, -count:]
-    else:
-        # Where they are not negative, numbers are ordered as their bits are: and the maximum of integers is quicker.
-        best = _within(scores, scores.view(torch.int16).view(m, -1, LANES).amax(1).view(torch.bfloat16), count)
-        if not bool((best[:, 0] >= 0).all()):
-            best = _within(scores, scores.view(m, -1, LANES).amax(1), count)
-    columns = _columns(best).long()
-    columns.numpy().sort(axis=1)
-    return columns, best[:, 0], best[:, -1]
-
-
-def _within(scores: Tensor, maxima: Tensor, count: int) -> Tensor:
-    """(m, count): as `_sorted` gives them, the largest scores in the lanes with the largest `maxima` (m, LANES)."""
-    m, k = scores.shape
+        return _sorted(weights, torch.arange(k, dtype=torch.int32))[:, -count:]
+    # Numbers that are not negative are ordered as their bits are, and the maximum of integers is quicker.
+    maxima = weights.view(torch.int16).view(m, -1, LANES).amax(1).view(torch.bfloat16)
     lanes = _columns(_sorted(maxima, torch.arange(LANES, dtype=torch.int32))[:, -count:])  # (m, count)
     columns = (torch.arange(0, k, LANES, dtype=torch.int32)[:, None] + lanes[:, None]).view(m, -1)
     places = columns + torch.arange(0, m * k, k, dtype=torch.int32)[:, None]
-    found = scores.view(-1).index_select(0, places.view(-1)).view(m, -1)  # half the time of gather
+    found = weights.view(-1).index_select(0, places.view(-1)).view(m, -1)  # half the time of gather
     return _sorted(found, columns)[:, -count:]
 
 
 def _sorted(values: Tensor, columns: Tensor) -> Tensor:
-    """(m, k) bf16 -> (m, k) float32, ascending: the values, with `columns` < 65,536 in the bits that bf16 lacks."""
+    """(m, k) bf16 -> (m, k) float32, ascending: the values, with `columns` < COLUMNS in the bits that bf16 lacks."""
     packed = values.float()
     packed.view(torch.int32).bitwise_or_(columns)
     packed.numpy().sort(axis=1)
@@ -237,7 +247,33 @@ def _sorted(values: Tensor, columns: Tensor) -> Tensor:
 
 def _columns(packed: Tensor) -> Tensor:
     """The columns that `_sorted` packed, int32."""
-    return packed.contiguous().view(torch.int32).bitwise_and(0xFFFF)
+    return packed.contiguous().view(torch.int32).bitwise_and(COLUMNS - 1)
+
+
+def _values(packed: Tensor) -> Tensor:
+    """The values that `_sorted` packed, float32."""
+    return packed.contiguous().view(torch.int32).bitwise_and(-COLUMNS).view(torch.float32)
+
+
+def _sum_without(weights: Tensor, columns: Tensor) -> Tensor:
+    """(m, 1) float32: the sums of (m, k) bf16, `columns` (m, c) int32 set to 0 before.
+
+    A product with ones adds in float32 and reads bf16: a third of the time of `sum`. It rounds what it returns, so by lanes.
+    """
+    m, k = weights.shape
+    places = columns + torch.arange(0, m * k, k, dtype=torch.int32)[:, None]
+    weights.view(-1).index_fill_(0, places.view(-1).long(), 0)
+    of_lane = LANES if k % LANES == 0 else k
+    sums = torch.mv(weights.view(-1, of_lane), torch.ones(of_lane, dtype=torch.bfloat16))
+    return sums.view(m, -1).sum(1, keepdim=True, dtype=torch.float32)
+
+
+def _descending(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Both (m, c), float32 and int64, by descending logits; their classes ride along in bits that float64 has to spare."""
+    packed = -logits.double()
+    packed.view(torch.int64).bitwise_or_(classes)
+    packed.numpy().sort(axis=1)
+    return -packed.float(), packed.view(torch.int64).bitwise_and(COLUMNS - 1)
 
 
 def _tensor(x: np.ndarray) -> Tensor:

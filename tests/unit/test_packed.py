@@ -12,7 +12,7 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import nn
 
-from clipray.encoders import packed
+from clipray.analysis import onednn
 from clipray.encoders.image_encoder import image_tower
 from clipray.encoders.models import load
 from clipray.encoders.packed import PackedAttention, PackedLinear, PackedPatches, pack_weights
@@ -110,6 +110,6 @@ def test_attention_across_sequences_stays_plain() -> None:
 
 def test_a_torch_without_the_operators_keeps_its_plain_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     network = ResidualAttentionBlock(32, 2).bfloat16()
-    monkeypatch.setattr(packed.torch.ops, "mkldnn", object())
+    monkeypatch.setattr(onednn, "packs", lambda: False)
     pack_weights(network)
     assert kinds(network) == {"PackedLinear": 0, "PackedAttention": 0, "PackedPatches": 0}

@@ -7,7 +7,9 @@ import open_clip
 import pytest
 import torch
 
+from clipray.analysis import onednn
 from clipray.analysis.prompts import PromptStyle, split
+from clipray.analysis.ranking import native_bf16
 from clipray.analysis.zero_shot import ZeroShot, class_vectors
 from clipray.demo.prompts import class_labels
 from clipray.encoders.class_texts import class_vectors_of
@@ -60,9 +62,12 @@ def test_class_vectors_and_probabilities_are_open_clips(templates: tuple[str, ..
 
 
 @pytest.mark.parametrize(("classes", "top"), [(1, 5), (3, 2), (17, 5), (200, 5), (1000, 5), (1000, 1), (1500, 20)])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_labels_are_those_of_float64(classes: int, top: int, precision: str) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16 without oneDNN"])
+def test_labels_are_those_of_float64(classes: int, top: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with bf16, whose probabilities are off by what it does to the classes behind the best."""
+    if precision == "bf16 without oneDNN":
+        monkeypatch.setattr(onednn, "packs", lambda: False)
+        precision = "bf16"
     x, c = spread(1_500, classes)
     p = softmax_of(x, c)
     found = ZeroShot(c, SCALE, top=top, precision=precision).label(x)  # type: ignore[arg-type]
@@ -75,6 +80,25 @@ def test_labels_are_those_of_float64(classes: int, top: int, precision: str) -> 
     assert off.mean() <= (1e-6 if precision == "fp32" else 3e-4)
     if top > 1 and classes > 1:
         assert np.allclose(found.margin, found.probabilities[:, 0] - found.probabilities[:, 1])
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_bf16_knows_where_its_exponentials_end(packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits far above others, and far below: too large for it, or nothing left of all but a few; padding is no class."""
+    monkeypatch.setattr(onednn, "packs", lambda: packs and native_bf16(torch.device("cpu")))
+    x, c = spread(200, 300)
+    for scale in (400.0, 1_500.0, 20_000.0):
+        logits = scale * x.astype(np.float64) @ c.T.astype(np.float64)
+        zero_shot = ZeroShot(c, scale, precision="bf16")
+        exact, asked = zero_shot._exact, []
+        monkeypatch.setattr(zero_shot, "_exact", lambda rows: asked.append(len(rows)) or exact(rows))  # noqa: B023
+        found = zero_shot.label(x)
+        best = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+        assert np.array_equal(found.classes, best)
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        assert np.abs(found.probabilities - np.take_along_axis(p, best, 1)).max() <= 2e-3
+    assert sum(asked) == 200  # of the last
 
 
 def test_close_classes_are_told_apart_by_bf16_too() -> None:
