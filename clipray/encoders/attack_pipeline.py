@@ -18,7 +18,7 @@ from clipray.encoders.decoding import PictureLoader, refusal_columns
 from clipray.encoders.encode_settings import AttackSettings
 from clipray.encoders.image_encoder import ImageEncoder
 from clipray.encoders.images import Picture, Refused
-from clipray.encoders.precision import network_threads
+from clipray.encoders.precision import start_encoder
 from clipray.encoders.typography import place_of, write_word, wrong_label
 from clipray.reports import Report, fatal, worker_facts
 
@@ -32,14 +32,7 @@ class AttackBlocks:
     def __init__(self, settings: AttackSettings, report: Report) -> None:
         with fatal(report):
             self.settings, self.report = settings, report
-            self._networks = network_threads(settings.at_once, settings.threads)
-            self._encoder = self._networks.submit(
-                ImageEncoder,
-                settings.model,
-                precision=settings.precision,
-                device=settings.device,
-                batch_size=settings.batch_size,
-            ).result()
+            self._networks, self._encoder = start_encoder(ImageEncoder, settings)
             known = settings.classes()
             self._classifier = ZeroShot(known.vectors, known.logit_scale, top=1, precision="fp32")
             self._number = {label: n for n, label in enumerate(settings.labels)}

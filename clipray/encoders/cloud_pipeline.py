@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,7 @@ from clipray.encoders.foveal_encoder import FovealEncoder
 from clipray.encoders.image_encoder import ImageEncoder
 from clipray.encoders.images import Refused, checked_bytes, fetch
 from clipray.encoders.point_clouds import read_cloud
-from clipray.encoders.precision import network_threads
+from clipray.encoders.precision import start_encoder
 from clipray.reports import Report, fatal, worker_facts
 from clipray.settings import VECTOR
 from clipray.tables import vector_array
@@ -49,17 +48,11 @@ class CloudBlocks:
     def __init__(self, settings: CloudSettings, report: Report) -> None:
         with fatal(report):
             self.settings, self.report, self.how = settings, report, settings.how
-            self._networks = network_threads(settings.at_once, settings.threads)
-            given: dict[str, Any] = {
-                "precision": settings.precision,
-                "device": settings.device,
-                "batch_size": settings.batch_size,
-            }
             foveal = self.how.prompt == "foveal"
             make: Callable[..., ImageEncoder] = (
                 partial(FovealEncoder, foveal=self.how.foveal) if foveal else ImageEncoder
             )
-            self._encoder = self._networks.submit(make, settings.model, **given).result()
+            self._networks, self._encoder = start_encoder(make, settings)
             colours = (self.how.near, self.how.far, self.how.ground)
             self._colours = [np.array(ImageColor.getrgb(colour)[:3]) for colour in colours]
             self._readers = ThreadPoolExecutor(settings.threads, "render")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
@@ -57,7 +57,9 @@ class ClassTexts:
 
 @dataclass(frozen=True)
 class TextSettings:
-    """What a worker that encodes texts needs to know."""
+    """What a worker that encodes texts needs to know. at_once: batches in the network together."""
+
+    at_once: ClassVar[int] = 1
 
     model: ResolvedModel
     schema: pa.Schema  # of the table to write

@@ -20,7 +20,7 @@ from clipray.encoders.encode_settings import EncodeSettings
 from clipray.encoders.geometry import Geometry, geometry, keep_aspect_geometry, keep_aspect_size
 from clipray.encoders.image_encoder import ImageEncoder
 from clipray.encoders.images import Picture, Refused
-from clipray.encoders.precision import network_threads
+from clipray.encoders.precision import start_encoder
 from clipray.encoders.regions import PictureRegions, picture_regions, region_columns, sort_boxes
 from clipray.reports import Report, fatal, worker_facts
 
@@ -49,16 +49,7 @@ class EncodeBlocks:
 
     def _start(self, settings: EncodeSettings, report: Report) -> None:
         self.settings, self.report = settings, report
-        self._networks = network_threads(settings.at_once, settings.threads)
-        self._encoder = self._networks.submit(
-            ImageEncoder,
-            settings.model,
-            features=settings.features,
-            precision=settings.precision,
-            device=settings.device,
-            batch_size=settings.batch_size,
-            normalize=settings.normalize,
-        ).result()
+        self._networks, self._encoder = start_encoder(ImageEncoder, settings, features=settings.features)
         self._boxes = (
             any(f.regions in (True, "boxes") for f in settings.features.values()) and "boxes" in settings.schema.names
         )

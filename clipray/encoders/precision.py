@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from clipray.encoders.encode_settings import EncodeSettings, TextSettings
 from clipray.encoders.packed import pack_weights
 from clipray.errors import ModelError
 
@@ -19,6 +20,7 @@ TRY_S = 1.5  # for trying batch sizes
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 Result = TypeVar("Result")
+Encoder = TypeVar("Encoder")
 
 
 def native_precision(device: str) -> Precision:
@@ -67,10 +69,25 @@ def prove(
     )
 
 
-def network_threads(at_once: int, threads: int) -> ThreadPoolExecutor:
-    """Threads on which an encoder is made and runs, `at_once` batches together, with torch's `threads` shared out."""
-    each = max(1, threads // at_once)
-    return ThreadPoolExecutor(at_once, "encode", initializer=torch.set_num_threads, initargs=(each,))
+def start_encoder(
+    make: Callable[..., Encoder], settings: EncodeSettings | TextSettings, **more: Any
+) -> tuple[ThreadPoolExecutor, Encoder]:
+    """An encoder of `settings.model` as a worker is told to use it, and the threads that made it and are to run it.
+
+    They share out torch's own threads among `settings.at_once` batches.
+    """
+    each = max(1, settings.threads // settings.at_once)
+    threads = ThreadPoolExecutor(settings.at_once, "encode", initializer=torch.set_num_threads, initargs=(each,))
+    encoder = threads.submit(
+        make,
+        settings.model,
+        precision=settings.precision,
+        device=settings.device,
+        batch_size=settings.batch_size,
+        normalize=settings.normalize,
+        **more,
+    )
+    return threads, encoder.result()
 
 
 class Batched:

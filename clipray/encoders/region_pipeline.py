@@ -22,7 +22,7 @@ from clipray.encoders.image_encoder import ImageEncoder
 from clipray.encoders.images import Picture, Refused
 from clipray.encoders.models import split_transform
 from clipray.encoders.pipeline import Row, result_table
-from clipray.encoders.precision import network_threads
+from clipray.encoders.precision import start_encoder
 from clipray.encoders.region_prompts import views
 from clipray.encoders.regions import Boxes, PictureRegions, sort_boxes
 from clipray.reports import Report, fatal, worker_facts
@@ -41,19 +41,12 @@ class RegionBlocks:
     def __init__(self, settings: RegionSettings, report: Report) -> None:
         with fatal(report):
             self.settings, self.report, self.how = settings, report, settings.how
-            self._networks = network_threads(settings.at_once, settings.threads)
-            given: dict[str, Any] = {
-                "precision": settings.precision,
-                "device": settings.device,
-                "batch_size": settings.batch_size,
-                "normalize": settings.normalize,
-            }
             self._foveal = self.how.prompt == "foveal"
             self._drawn = self.how.prompt in ("crop", "blur", "circle")
             make: Callable[..., ImageEncoder] = (
                 partial(FovealEncoder, foveal=self.how.foveal) if self._foveal else ImageEncoder
             )
-            self._encoder = self._networks.submit(make, settings.model, **given).result()
+            self._networks, self._encoder = start_encoder(make, settings)
             squash = {"resize_mode": "squash"} if self.how.preprocess == "squash" else {}
             self._preprocess = {**settings.model.preprocess, **squash}
             self._to_pixels = split_transform(replace(settings.model, preprocess=self._preprocess))[0]

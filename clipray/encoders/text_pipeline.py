@@ -15,7 +15,7 @@ import torch
 from clipray.encoders.decoding import refusal_columns
 from clipray.encoders.encode_settings import TextSettings
 from clipray.encoders.images import Refused
-from clipray.encoders.precision import network_threads
+from clipray.encoders.precision import start_encoder
 from clipray.encoders.text_encoder import TextEncoder
 from clipray.reports import Report, fatal, worker_facts
 from clipray.tables import vector_array
@@ -41,15 +41,7 @@ class TextWork(ABC, Generic[AnyTexts]):
     def __init__(self, settings: AnyTexts, report: Report) -> None:
         with fatal(report):
             self.settings, self.report = settings, report
-            self._network = network_threads(1, settings.threads)
-            self._encoder = self._network.submit(
-                TextEncoder,
-                settings.model,
-                precision=settings.precision,
-                device=settings.device,
-                batch_size=settings.batch_size,
-                normalize=settings.normalize,
-            ).result()
+            self._network, self._encoder = start_encoder(TextEncoder, settings)
             report(worker_facts(self._encoder.facts, settings.threads))
 
     def __call__(self, block: pa.Table) -> pa.Table:
