@@ -20,7 +20,7 @@ from run.test_embed import vectors
 from run.test_kill import ENVIRONMENT, wait_for_rows
 from support import CLIPRAY, write_job
 
-ROWS = 1_200  # the last ones are waiting when nodes have come, also on a busy machine
+ROWS = 600
 GPU, CPU = {"tier": "gpu"}, {"tier": "cpu"}
 QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 
@@ -28,12 +28,13 @@ QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "hea
 class Nodes:
     """A cluster without a job server, and its nodes by name."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, hold: Path) -> None:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 1, "labels": {"tier": "head"}, "temp_dir": str(folder), "_system_config": QUICK}
         self._cluster = Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": False})
         self.address = self._cluster.address
+        self.hold = hold  # while this file is there, pictures come very slowly; see `testfs`
         self._nodes: dict[str, Any] = {}
 
     def add(self, name: str, **offered: Any) -> None:
@@ -53,10 +54,11 @@ class Nodes:
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """A head, a node to decode and a node with a GPU."""
     # The tests' own Ray, where it runs already, has switched tokens on for all that this process starts.
-    ours = {"PYTHONPATH": ENVIRONMENT["PYTHONPATH"], "RAY_AUTH_MODE": "disabled"}
+    hold = tmp_path_factory.mktemp("nodes") / "hold"
+    ours = {"PYTHONPATH": ENVIRONMENT["PYTHONPATH"], "RAY_AUTH_MODE": "disabled", "TESTFS_HOLD": str(hold)}
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
-    started = Nodes(Path("/tmp") / f"clipray-nodes-{os.getpid()}")  # a socket's path is short
+    started = Nodes(Path("/tmp") / f"clipray-nodes-{os.getpid()}", hold)  # a socket's path is short
     try:
         started.add("decode", num_cpus=2, labels=CPU)
         started.add("gpu", num_cpus=1, num_gpus=1, labels=GPU)
@@ -141,10 +143,12 @@ def test_nodes_come_and_go(nodes: Nodes, manifest: Path, tiny_model: str, pictur
             [CLIPRAY, "run", job, "--address", nodes.address], env=ENVIRONMENT, stdout=log, stderr=log, text=True
         )
     wait_for_rows(job, 1, process)
+    nodes.hold.touch()
     nodes.add("new-decode", num_cpus=2, labels=CPU)
     nodes.add("new-gpu", num_cpus=1, num_gpus=1, labels=GPU)
     nodes.kill("decode")
     nodes.kill("gpu")
+    nodes.hold.unlink()
     assert process.wait(timeout=400) == 0, (tmp_path / "log").read_text()
     found = vectors(tmp_path / "out" / "images")
     assert sorted(found) == [f"{n:05d}" for n in range(ROWS)]

@@ -44,6 +44,11 @@ class Head:
     metrics: str
     log: Path
 
+    @property
+    def hold(self) -> Path:
+        """While this file is there, pictures come very slowly; see `testfs`."""
+        return self.log.with_name("hold")
+
 
 def free_ports(count: int) -> list[int]:
     """Ports above those that Ray gives its workers (10002 to 19999)."""
@@ -71,7 +76,7 @@ def head(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStore) ->
     ray = str(Path(sys.executable).parent / "ray")
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**ENVIRONMENT, **object_store.environment, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}  # fmt: skip
+    environment = {**ENVIRONMENT, **object_store.environment, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "TESTFS_HOLD": str(log.with_name("hold"))}  # fmt: skip
     with open(log, "w") as out:
         process = subprocess.Popen(
             [ray, "start", "--head", "--block", "--disable-usage-stats", *words],
@@ -142,12 +147,19 @@ def driver(folder: Path) -> int:
     return [event["pid"] for event in events if event["event"] == "run_started"][-1]
 
 
-def until_rows(job: str, rows: int) -> None:
-    for _ in range(1200):
-        if rows_on_disk(job) >= rows:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"only {rows_on_disk(job)} rows")
+@contextlib.contextmanager
+def held_at_first_rows(head: Head, job: Path) -> Iterator[None]:
+    """Once the submitted job has written rows, in the midst of it; it cannot finish before the end of this."""
+    try:
+        for _ in range(1200):
+            if rows_on_disk(str(job)):
+                break
+            time.sleep(0.1)
+        assert rows_on_disk(str(job))
+        head.hold.touch()
+        yield
+    finally:
+        head.hold.unlink(missing_ok=True)
 
 
 def test_killed_and_submitted_again(
@@ -156,15 +168,15 @@ def test_killed_and_submitted_again(
     job, run, to = job_for(here, manifest), str(here / "out"), ["--address", head.address]
     code, said = clipray(["submit", job, "--detach", *to], capfd, monkeypatch)
     assert (code, "-1 is submitted" in said) == (0, True), said
-    until_rows(str(here / job), 1)
-    os.kill(driver(here), signal.SIGKILL)
-    for _ in range(60):
-        code, said = clipray(["status", run, *to], capfd, monkeypatch)
-        if "failed" in said:
-            break
-        time.sleep(0.5)
-    assert "-1: failed" in said
-    assert status(run)[0].state == "partial"
+    with held_at_first_rows(head, here / job):
+        os.kill(driver(here), signal.SIGKILL)
+        for _ in range(60):
+            code, said = clipray(["status", run, *to], capfd, monkeypatch)
+            if "failed" in said:
+                break
+            time.sleep(0.5)
+        assert "-1: failed" in said
+        assert status(run)[0].state == "partial"
     code, said = clipray(["submit", job, *to], capfd, monkeypatch)
     assert code == 0, said
     assert "-2 goes on from an earlier one" in said
@@ -178,33 +190,34 @@ def test_stopped_and_what_it_tells_prometheus(
 ) -> None:
     job, run, to = job_for(here, manifest), str(here / "out"), ["--address", head.address]
     clipray(["submit", job, "--detach", *to], capfd, monkeypatch)
-    until_rows(str(here / job), 1)
-    figures: dict[str, float] = {}
-    for _ in range(60):
-        with urllib.request.urlopen(head.metrics, timeout=10) as answer:
-            text = answer.read().decode()
-        lines = [line for line in text.splitlines() if line.startswith("ray_clipray_") and 'step="images"' in line]
-        figures = {
-            line.split("{")[0] + "".join(re.findall(r'stage="(\w+)"', line)): float(line.split()[-1]) for line in lines
-        }
-        if figures.get("ray_clipray_rows_written", 0) >= 1:
-            break
-        time.sleep(0.5)
-    assert figures["ray_clipray_rows"] == ROWS
-    assert 1 <= figures["ray_clipray_rows_written"] <= figures["ray_clipray_rows_done"] <= ROWS
-    assert figures["ray_clipray_rows_rejected"] == 0
-    assert figures["ray_clipray_rows_per_second"] >= 0
-    assert {
-        "ray_clipray_queue_rowsdecode",
-        "ray_clipray_queue_rowsencode",
-        "ray_clipray_queue_rowswrite",
-    } <= figures.keys()
-    code, said = clipray(["submit", job, "--detach", *to], capfd, monkeypatch)
-    assert (code, "-1 is at work already (running)" in said) == (0, True), said
-    code, said = clipray(["stop", run, *to], capfd, monkeypatch)
-    assert (code, "-1: stopped" in said) == (0, True), said
-    assert '"event": "stopped"' in (here / "out" / "events.jsonl").read_text()  # it was given time to write
-    assert 0 < rows_on_disk(str(here / job)) < ROWS
+    with held_at_first_rows(head, here / job):
+        figures: dict[str, float] = {}
+        for _ in range(60):
+            with urllib.request.urlopen(head.metrics, timeout=10) as answer:
+                text = answer.read().decode()
+            lines = [line for line in text.splitlines() if line.startswith("ray_clipray_") and 'step="images"' in line]
+            figures = {
+                line.split("{")[0] + "".join(re.findall(r'stage="(\w+)"', line)): float(line.split()[-1])
+                for line in lines
+            }
+            if figures.get("ray_clipray_rows_written", 0) >= 1:
+                break
+            time.sleep(0.5)
+        assert figures["ray_clipray_rows"] == ROWS
+        assert 1 <= figures["ray_clipray_rows_written"] <= figures["ray_clipray_rows_done"] <= ROWS
+        assert figures["ray_clipray_rows_rejected"] == 0
+        assert figures["ray_clipray_rows_per_second"] >= 0
+        assert {
+            "ray_clipray_queue_rowsdecode",
+            "ray_clipray_queue_rowsencode",
+            "ray_clipray_queue_rowswrite",
+        } <= figures.keys()
+        code, said = clipray(["submit", job, "--detach", *to], capfd, monkeypatch)
+        assert (code, "-1 is at work already (running)" in said) == (0, True), said
+        code, said = clipray(["stop", run, *to], capfd, monkeypatch)
+        assert (code, "-1: stopped" in said) == (0, True), said
+        assert '"event": "stopped"' in (here / "out" / "events.jsonl").read_text()  # it was given time to write
+        assert 0 < rows_on_disk(str(here / job)) < ROWS
     code, said = clipray(["stop", run, *to], capfd, monkeypatch)
     assert (code, "-1: stopped" in said) == (0, True)
 
