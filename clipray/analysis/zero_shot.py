@@ -78,7 +78,7 @@ class ZeroShot:
             sigmoid(logit_scale * cosine + logit_bias).
 
     Attributes:
-        precision: what `auto` became; fp32 where there are too few classes for anything else to gain.
+        precision: what `auto` became; fp32 where there are too few classes to gain by bf16, or above 65,408.
     """
 
     def __init__(
@@ -97,9 +97,8 @@ class ZeroShot:
         if negatives is not None:
             c -= torch.from_numpy(np.array(negatives, np.float32))
         elif not self._alone:
-            c -= c.mean(
-                0
-            )  # the same for all classes of a row, so that no softmax sees it: smaller scores, less rounding
+            # The same for all classes of a row, so that no softmax sees it: smaller logits, and the highest not negative.
+            c -= c.mean(0)
         self.n_classes, self.top = len(c), min(top, len(c))
         self._table = c * logit_scale  # (k, d); its product with a row are the row's logits
         native = "bf16" if native_bf16(c.device) else "fp32"

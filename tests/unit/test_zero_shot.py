@@ -101,6 +101,14 @@ def test_bf16_knows_where_its_exponentials_end(packs: bool, monkeypatch: pytest.
     assert sum(asked) == 200  # of the last
 
 
+def test_more_classes_than_bf16_has_bits_for() -> None:
+    x, c = spread(20, 70_000)
+    p = softmax_of(x, c)
+    found = ZeroShot(c, SCALE, precision="bf16").label(x)
+    assert np.array_equal(found.classes, np.argsort(-p, axis=1)[:, :5])
+    assert np.abs(found.probabilities - np.sort(p)[:, ::-1][:, :5]).max() <= 1e-5
+
+
 def test_close_classes_are_told_apart_by_bf16_too() -> None:
     """Hundreds of classes within bf16's rounding of one another."""
     x, c = spread(300, 20)
