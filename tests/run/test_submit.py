@@ -71,7 +71,7 @@ def head(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStore) ->
         "port": gcs, "node-ip-address": "127.0.0.1", "dashboard-host": "127.0.0.1", "dashboard-port": board,
         "ray-client-server-port": client, "dashboard-agent-listen-port": agent, "metrics-export-port": metrics,
         "temp-dir": folder, "num-cpus": 3, "object-store-memory": 200_000_000,
-        "system-config": json.dumps({"metrics_report_interval_ms": 1000}),
+        "system-config": json.dumps({"metrics_report_interval_ms": 3000}),  # each report looks at all processes
     }  # fmt: skip
     ray = str(Path(sys.executable).parent / "ray")
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
