@@ -125,7 +125,7 @@ class ZeroShot:
         """Fills `found` from `start` on; the rows of `x` (n, d) that bf16 cannot decide, (m,) int64."""
         packed, tails = zip(*(self._propose(some) for some in x.split(self._rows)), strict=True)
         highest = torch.cat(packed)
-        # Where less than so many classes weigh anything, it may be a column of padding; such a row is not sound.
+        # Where fewer classes weigh anything, some are columns of padding; such a row is not sound.
         candidates = _columns(highest).clamp_(max=self.n_classes - 1).long()
         logits, classes = _descending(self._logits(x, candidates), candidates)
         best, first = logits[:, : self.top], logits[:, :1]

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from clipray.analysis.ranking import native_bf16
 from clipray.encoders.encode_settings import EncodeSettings, TextSettings
 from clipray.encoders.packed import pack_weights
 from clipray.errors import ModelError
@@ -25,10 +26,7 @@ Encoder = TypeVar("Encoder")
 
 def native_precision(device: str) -> Precision:
     """bf16 where the hardware multiplies it natively (CUDA >= 8.0, a CPU with AMX or AVX512-BF16), else fp32."""
-    if device.startswith("cuda"):
-        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"
-    flags = torch.cpu.get_capabilities()
-    return "bf16" if flags.get("amx_bf16") or flags.get("avx512_bf16") else "fp32"
+    return "bf16" if native_bf16(torch.device(device)) else "fp32"
 
 
 def prove(
