@@ -53,14 +53,17 @@ def decode_core_s(manifest: Path, photos: int = 500) -> float:
 def encode_core_s(seconds: float = 10) -> tuple[float, dict]:
     """Core-seconds to encode one photo, all cores at work, each on batches of its own, as the encoder does it."""
     import numpy as np
+    import pyarrow as pa
 
+    from clipray.encoders.encode_settings import EncodeSettings
     from clipray.encoders.image_encoder import ImageEncoder, sample_picture
-    from clipray.encoders.precision import network_threads
+    from clipray.encoders.images import Limits
+    from clipray.encoders.precision import start_encoder
     from clipray.encoders.resolve import resolve
     from clipray.settings import Model
 
-    networks = network_threads(CORES, CORES)
-    encoder = networks.submit(ImageEncoder, resolve(Model(**MODEL))).result()
+    settings = EncodeSettings(resolve(Model(**MODEL)), Limits(), {}, pa.schema([]), threads=CORES)
+    networks, encoder = start_encoder(ImageEncoder, settings)
     batch = np.repeat(sample_picture(*encoder.image_size)[None], encoder.batch_size, axis=0)
 
     def work(until: float) -> tuple[int, float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -133,3 +135,13 @@ def test_reading_a_picture_needs_no_torch() -> None:
     code = "import sys; from clipray.encoders import images; print('torch' in sys.modules, 'ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "False False\n"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_benchmarks_ask_for_what_is_there(path: Path) -> None:
+    """They run by hand only, and import much of it late."""
+    for name in imports(path):
+        if name.startswith("clipray."):
+            module, _, attribute = name.rpartition(".")
+            there = hasattr(importlib.import_module(module), attribute) if module != "clipray" else False
+            assert there or importlib.util.find_spec(name), name
