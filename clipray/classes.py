@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from pydantic import ValidationError
 
@@ -14,6 +13,7 @@ from clipray.analysis.prompts import PHOTO_TEMPLATES, PromptStyle
 from clipray.class_lists import cifar100, imagenet, openai_templates
 from clipray.errors import JobError, ManifestError
 from clipray.manifest import expand_parquet
+from clipray.parquet import open_parquet
 from clipray.settings import CLASS_SETS, Classes, Style, distinct
 from clipray.storage import absolute, filesystem
 
@@ -140,10 +140,9 @@ def _read_parquet(path: str) -> pa.Table:
     """The text columns of a Parquet file, glob or folder of classes."""
     parts = []
     for url in expand_parquet(absolute(path)):
-        fs, inner = filesystem(url)
         try:
-            with fs.open(inner, "rb") as file:
-                data = pq.ParquetFile(file).read()
+            with open_parquet(url) as parquet:
+                data = parquet.read()
         except (pa.ArrowInvalid, OSError) as error:
             raise ManifestError(f"{url}: not a whole Parquet file: {error}") from error
         if "label" not in data.column_names:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from clipray import tables
 from clipray.errors import JobError, ManifestError, SchemaError
 from clipray.manifest import expand_parquet
+from clipray.parquet import open_parquet
 from clipray.scan import hash_strings
 from clipray.settings import Column
-from clipray.storage import Folder, absolute, filesystem, signs
+from clipray.storage import Folder, absolute, signs
 from clipray.vectors import IDENTITIES, digest_of
 
 SALT = "clipray-labelled"
@@ -142,13 +142,11 @@ def _opened(
 
 def _any(path: str, columns: list[str]) -> Iterator[pa.Table]:
     for url in expand_parquet(absolute(path)):
-        fs, inner = filesystem(url)
         try:
-            with fs.open(inner, "rb") as file:
-                parquet = pq.ParquetFile(file)
-                missing = [name for name in columns if name not in parquet.schema_arrow.names]
+            with open_parquet(url) as parquet:
+                missing = [name for name in columns if name not in parquet.schema.names]
                 if missing:
-                    known = ", ".join(parquet.schema_arrow.names)
+                    known = ", ".join(parquet.schema.names)
                     raise SchemaError(f"{url}: no column {missing[0]!r}; there are: {known}")
                 for batch in parquet.iter_batches(131_072, columns=list(dict.fromkeys(columns))):
                     yield pa.Table.from_batches([batch])

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from clipray.errors import JobError, ManifestError
 from clipray.kinds import PICTURES, Kind
+from clipray.parquet import open_parquet
 from clipray.storage import Folder, absolute, explained, filesystem
 
 PICTURE_SUFFIXES = (
@@ -139,11 +140,9 @@ def is_glob(fs: fsspec.AbstractFileSystem, path: str) -> bool:
 
 def read_footer(url: str) -> tuple[pa.Schema, pq.FileMetaData]:
     """Schema and metadata of a Parquet file. Raises ManifestError where it is none."""
-    fs, path = filesystem(url)
     try:
-        with explained(url), fs.open(path, "rb") as file:
-            parquet = pq.ParquetFile(file)
-            return parquet.schema_arrow, parquet.metadata
+        with explained(url), open_parquet(url) as parquet:
+            return parquet.schema, parquet.metadata
     except (pa.ArrowInvalid, OSError) as error:
         raise ManifestError(f"{url}: not a readable Parquet file: {error}") from error
 
@@ -211,13 +210,11 @@ def read_piece(
 
     Identities and sources come as plain strings, the URIs of pictures resolved.
     """
-    fs, path = filesystem(piece.path)
     start = piece.first_row
-    with fs.open(path, "rb") as file:
-        parquet = pq.ParquetFile(file)
-        made = kind.derived and kind.key in columns and kind.key not in parquet.schema_arrow.names
+    with open_parquet(piece.path) as parquet:
+        made = kind.derived and kind.key in columns and kind.key not in parquet.schema.names
         read = [name for name in columns if name != kind.key] if made else list(columns)
-        for batch in parquet.iter_batches(batch_size=rows, row_groups=[piece.row_group], columns=read):
+        for batch in parquet.iter_batches(rows, [piece.row_group], read):
             table = pa.Table.from_batches([batch]).select(read)
             if made:
                 table = table.append_column(kind.key, _derived_ids(table, kind)).select(list(columns))

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from clipray.analysis.retrieval import EASY, JUNK, PROTOCOLS, RELATIONS
 from clipray.errors import ManifestError, SchemaError
 from clipray.manifest import expand_parquet, is_text, read_footer
-from clipray.storage import absolute, filesystem, signs
+from clipray.parquet import open_parquet
+from clipray.storage import absolute, signs
 from clipray.vectors import digest_of
 
 NAMED = 5  # ids that a message names
@@ -122,9 +122,8 @@ def read_relevance(source: Source) -> GroundTruth:
     names = [source.query_id, source.answer_id, *(["relation"] if source.graded else [])]
     parts = []
     for url in source.urls:
-        fs, inner = filesystem(url)
-        with fs.open(inner, "rb") as file:
-            parts.append(pq.ParquetFile(file).read(columns=names).select(names))
+        with open_parquet(url) as parquet:
+            parts.append(parquet.read(names).select(names))
     columns = [pa.chunked_array([c for part in parts for c in part[name].cast(pa.string()).chunks]) for name in names]
     for name, column in zip(names, columns, strict=True):
         if column.null_count:

@@ -180,10 +180,6 @@ class Folder:
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         self.write(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
-    def open(self, name: str) -> Any:
-        """Open a file for reading; the caller closes it."""
-        return self.fs.open(self.path(name), "rb")
-
     def leftovers(self) -> Iterator[str]:
         """Names of files that a killed writer left aside."""
         return (name for name in self.sizes() if name.startswith(TEMPORARY))

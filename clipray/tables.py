@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipray.errors import ClipRayError, SchemaError
+from clipray.parquet import open_parquet_on
 from clipray.storage import Folder
 
 RECORD = "_table.json"
@@ -151,6 +152,7 @@ def write_shard(folder: Folder, name: str, table: str, data: pa.Table, provenanc
         row_group_size=ROW_GROUP_ROWS,
         use_dictionary=list(_repetitive(data.schema)),
         use_byte_stream_split=[f"{name}.list.element" for name in vectors],
+        write_page_checksum=True,
         write_statistics=[f.name for f in data.schema if not pa.types.is_nested(f.type)],
         store_schema=True,
     )
@@ -199,16 +201,15 @@ def read_shard(folder: Folder, name: str, columns: Sequence[str] | None = None) 
         SchemaError: the file is torn or no Parquet.
         FileNotFoundError: it is not there.
     """
-    with _reading(folder, name), folder.open(name) as file:
-        return pq.ParquetFile(file).read(columns=list(columns) if columns is not None else None)
+    with _reading(folder, name), open_parquet_on(folder.fs, folder.path(name)) as parquet:
+        return parquet.read(columns)
 
 
 def shard_stamp(folder: Folder, name: str) -> tuple[int, pa.Schema, dict[str, Any]]:
     """Rows, Arrow schema and provenance of a shard, from its footer alone. Raises as `read_shard`."""
-    with _reading(folder, name), folder.open(name) as file:
-        parquet = pq.ParquetFile(file)
-        stamp = json.loads((parquet.schema_arrow.metadata or {}).get(b"clipray", b"{}"))
-        return parquet.metadata.num_rows, parquet.schema_arrow, stamp
+    with _reading(folder, name), open_parquet_on(folder.fs, folder.path(name)) as parquet:
+        stamp = json.loads((parquet.schema.metadata or {}).get(b"clipray", b"{}"))
+        return parquet.metadata.num_rows, parquet.schema, stamp
 
 
 def shard_is(folder: Folder, name: str, stamp: Mapping[str, Any], rows: int | None = None) -> bool:

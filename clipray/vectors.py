@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clipray import tables
 from clipray.analysis.moments import first_bad_rows
 from clipray.errors import JobError, SchemaError
 from clipray.manifest import expand_parquet, read_footer
+from clipray.parquet import open_parquet
 from clipray.settings import Column
-from clipray.storage import Folder, absolute, filesystem, signs
+from clipray.storage import Folder, absolute, signs
 
 IDENTITIES = ("image_id", "region_id", "text_id", "cloud_id")
 """Columns by which rows of our tables are known; those that a table has are carried into tables made from it. (A text's
@@ -227,9 +227,8 @@ def _width(name: str, url: str, field: pa.Field, rows: int) -> int:
         return int(kind.list_size)
     if not rows:
         return 0
-    fs, path = filesystem(url)
-    with fs.open(path, "rb") as file:
-        batch = next(pq.ParquetFile(file).iter_batches(batch_size=1, columns=[field.name]))
+    with open_parquet(url) as parquet:
+        batch = next(iter(parquet.iter_batches(1, columns=[field.name])))
     return len(batch.column(0)[0].as_py() or ())
 
 
@@ -242,11 +241,9 @@ def read_piece(vectors: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tup
     Raises:
         SchemaError: a null vector or id, or a vector of another width; with the row.
     """
-    fs, path = filesystem(piece.path)
-    with fs.open(path, "rb") as file:
-        table = pq.ParquetFile(file).read_row_group(
-            piece.row_group, columns=list(dict.fromkeys([*vectors.ids, *extra, vectors.column]))
-        )
+    columns = list(dict.fromkeys([*vectors.ids, *extra, vectors.column]))
+    with open_parquet(piece.path) as parquet:
+        table = parquet.read_row_group(piece.row_group, columns)
     column = table[vectors.column].combine_chunks()
     lengths = None if pa.types.is_fixed_size_list(column.type) else np.diff(column.offsets.to_numpy())
     wrong = column.is_null().to_numpy(zero_copy_only=False)
@@ -287,9 +284,8 @@ def read_finite(source: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tup
 
 def read_ids(vectors: Vectors, piece: Piece) -> pa.Array:
     """What names the rows of a row group, as strings; their vectors are not read."""
-    fs, path = filesystem(piece.path)
-    with fs.open(path, "rb") as file:
-        column = pq.ParquetFile(file).read_row_group(piece.row_group, columns=[vectors.ids[-1]])[vectors.ids[-1]]
+    with open_parquet(piece.path) as parquet:
+        column = parquet.read_row_group(piece.row_group, [vectors.ids[-1]])[vectors.ids[-1]]
     return column.cast(pa.string()).combine_chunks()
 
 

@@ -12,12 +12,11 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 from clipray.encoders.images import Limits, Refused, decode, fetch
+from clipray.parquet import open_parquet
 from clipray.settings import SCHEMES
-from clipray.storage import filesystem
 
 LIMITS = Limits(max_bytes=64 * 2**20, max_pixels=50_000_000, fetch_timeout_s=10.0, schemes=SCHEMES)
 QUALITIES = (80, 65, 50, 35)
@@ -121,12 +120,10 @@ def inline_pictures(sources: Iterable[Source]) -> Iterator[tuple[str, bytes]]:
 
 
 def _inline(url: str, names: pa.Array) -> Iterator[tuple[str, bytes]]:
-    fs, path = filesystem(url)
-    with fs.open(path, "rb") as file:
-        parquet = pq.ParquetFile(file)
-        if not {"image_id", "bytes"} <= set(parquet.schema_arrow.names):
+    with open_parquet(url) as parquet:
+        if not {"image_id", "bytes"} <= set(parquet.schema.names):
             return
-        for group in range(parquet.num_row_groups):
+        for group in range(parquet.metadata.num_row_groups):
             ids = parquet.read_row_group(group, ["image_id"])["image_id"].cast(pa.string())
             if not pc.any(pc.is_in(ids, names)).as_py():
                 continue

@@ -13,7 +13,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from clipray import tables
 from clipray.classes import prompt_styles
@@ -24,13 +23,14 @@ from clipray.job import fingerprint
 from clipray.kinds import ATTACKS
 from clipray.ledger import Stock
 from clipray.manifest import Manifest, is_text, open_manifest
+from clipray.parquet import open_parquet
 from clipray.scan import scan
 from clipray.settings import Attack, Feature, Style
 from clipray.steps.encode_step import EncodeStep
 from clipray.steps.label_classes import Classes, Said, read_classes, write_classes
 from clipray.steps.metrics import Metric, write_metrics
 from clipray.steps.step import Given, Run, State, Ticker, refuse_stale
-from clipray.storage import Folder, filesystem
+from clipray.storage import Folder
 
 LABEL = "label"
 NAMED = 5  # labels that an error names
@@ -152,9 +152,8 @@ def _check_labels(manifest: Manifest, labels: tuple[str, ...]) -> None:
         )
     found: set[str] = set()
     for piece in manifest.pieces:
-        fs, path = filesystem(piece.path)
-        with fs.open(path, "rb") as file:
-            column = pq.ParquetFile(file).read_row_group(piece.row_group, columns=[LABEL])[LABEL]
+        with open_parquet(piece.path) as parquet:
+            column = parquet.read_row_group(piece.row_group, [LABEL])[LABEL]
         found.update(pc.unique(column.cast(pa.string())).drop_null().to_pylist())
     unknown = sorted(found - set(labels))
     if unknown:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from clipray import tables
 from clipray.errors import SchemaError
+from clipray.parquet import open_parquet_on
 from clipray.scan import hash_strings
 from clipray.storage import Folder
 from clipray.vectors import Piece, Vectors, read_finite, unit
@@ -140,9 +141,9 @@ def batches(folder: Folder, bucket: Bucket, columns: Sequence[str], first: int =
     start = 0
     for name, group, rows in bucket.parts:
         if start + rows > first:
-            with folder.open(name) as file:
-                parquet, at = pq.ParquetFile(file), start
-                for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns)):
+            with open_parquet_on(folder.fs, folder.path(name)) as parquet:
+                at = start
+                for batch in parquet.iter_batches(BATCH_ROWS, [group], columns):
                     skip = min(max(first - at, 0), batch.num_rows)
                     if skip < batch.num_rows:
                         yield at + skip, pa.Table.from_batches([batch.slice(skip)])

@@ -203,10 +203,10 @@ def test_a_missing_file_is_missing_not_torn(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_now_is_not_torn(
     finished: Folder, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
-    def fails(folder: Folder, name: str) -> None:
+    def fails(path: str) -> None:
         raise error
 
-    monkeypatch.setattr(Folder, "open", fails)
+    monkeypatch.setattr("clipray.parquet.pa.OSFile", fails)
     for read in (tables.read_shard, tables.shard_stamp):
         with pytest.raises(ClipRayError, match=r"a.parquet: cannot be read: ") as caught:
             read(finished, "a.parquet")
