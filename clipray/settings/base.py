@@ -21,6 +21,14 @@ LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 SELECTOR = re.compile(rf"!?{LABEL}|!?in\({LABEL}(?:, ?{LABEL})*\)")
 
 
+def added_later(default: Any, **field: Any) -> Any:
+    """A field that came after tables had been written: where it has its default it is no part of the fingerprint.
+
+    So tables of before stay finished. field: more arguments of pydantic's `Field`.
+    """
+    return Field(default, exclude_if=lambda value: value == default, **field)
+
+
 def _label_selector(labels: dict[str, str]) -> dict[str, str]:
     for key, value in labels.items():
         if not re.fullmatch(rf"(?:[A-Za-z0-9.-]+/)?{LABEL}", key):
@@ -38,7 +46,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide what is written: all but `Execution` and `Reference` fields, as plain JSON values."""
+        """The settings that decide what is written, as plain JSON values.
+
+        All but `Execution` and `Reference` fields, and but those `added_later` that have their default.
+        """
         fields = type(self).model_fields
         skip = {name for name, field in fields.items() if Execution in field.metadata or Reference in field.metadata}
         return self.model_dump(mode="json", exclude=skip)
