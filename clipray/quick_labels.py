@@ -94,7 +94,8 @@ def _label(paths: Sequence[str], style: PromptStyle, model: Model, top: int) -> 
     del texts
     images = ImageEncoder(found, precision=precision, batch_size=AT_ONCE)
     prepare_pillow()
-    limits, preprocess = Limits(schemes=SCHEMES), split_transform(found)[0]
+    limits = Limits(schemes=SCHEMES)
+    preprocess = split_transform(found, limits.max_pixels)[0]
     for start in range(0, len(paths), AT_ONCE):
         some = [load_picture(_uri(path), None, limits, preprocess) for path in paths[start : start + AT_ONCE]]
         good = [picture.pixels for picture in some if isinstance(picture, Picture)]

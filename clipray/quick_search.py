@@ -125,7 +125,8 @@ def _encoded_picture(found: Any, image: str) -> np.ndarray:
 
     prepare_pillow()
     uri = image if "://" in image else absolute(image)
-    picture = load_picture(uri, None, Limits(schemes=SCHEMES), split_transform(found)[0])
+    limits = Limits(schemes=SCHEMES)
+    picture = load_picture(uri, None, limits, split_transform(found, limits.max_pixels)[0])
     if not isinstance(picture, Picture):
         raise ManifestError(f"--image {image}: {picture.reason}: {picture.message}")
     return ImageEncoder(found, precision="fp32", batch_size=1).encode(np.stack([picture.pixels])).vectors["clip"]

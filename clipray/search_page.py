@@ -6,10 +6,12 @@ import base64
 import io
 from typing import Any
 
+from clipray.encoders.images import Limits, Refused, decode, fetch
 from clipray.quick_search import Answer, Hit
-from clipray.storage import filesystem
+from clipray.settings import SCHEMES
 
 SIDE_PX = 320
+LIMITS = Limits(schemes=SCHEMES)
 MEASURES = {"cosine": "cosine", "dot": "dot product", "l2": "squared distance"}
 
 
@@ -30,8 +32,8 @@ def _shown(hit: Hit, measure: str) -> dict[str, Any]:
         return facts
     try:
         data, (width, height) = _thumbnail(hit.uri)
-    except (OSError, ValueError) as error:
-        return {**facts, "missing": f"{hit.uri} cannot be shown: {type(error).__name__}"}
+    except Refused as refused:
+        return {**facts, "missing": f"{hit.uri} cannot be shown: {refused.reason}"}
     box = None
     if hit.box is not None:
         x1, y1, x2, y2 = hit.box
@@ -41,12 +43,8 @@ def _shown(hit: Hit, measure: str) -> dict[str, Any]:
 
 
 def _thumbnail(uri: str) -> tuple[str, tuple[int, int]]:
-    """A JPEG of at most SIDE_PX as base64, and the picture's own width and height as people see it."""
-    from PIL import Image, ImageOps
-
-    fs, path = filesystem(uri)
-    with fs.open(path, "rb") as file, Image.open(file) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGB")
+    """A JPEG of at most SIDE_PX as base64, and the picture's own width and height as people see it. Raises Refused."""
+    image = decode(fetch(uri, LIMITS), LIMITS)
     size = image.size
     image.thumbnail((SIDE_PX, SIDE_PX))
     sink = io.BytesIO()

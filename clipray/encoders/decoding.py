@@ -30,9 +30,11 @@ class PictureLoader:
 
     def __init__(self, settings: EncodeSettings) -> None:
         prepare_pillow()
-        self._limits, keep = settings.limits, settings.keep_aspect
+        self._limits, keep, most = settings.limits, settings.keep_aspect, settings.limits.max_pixels
         self._preprocess: Callable[..., np.ndarray]
-        self._preprocess = keeping_aspect(settings.model, *keep) if keep else split_transform(settings.model)[0]
+        self._preprocess = (
+            keeping_aspect(settings.model, *keep, most) if keep else split_transform(settings.model, most)[0]
+        )
         self._by_size = keep is not None
         wanted = keep[0] if keep else max(settings.model.image_size)
         self._draft_px = 2 * wanted if settings.fast_decode else None

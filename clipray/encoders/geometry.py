@@ -50,16 +50,38 @@ def geometry(height: int, width: int, preprocess: Mapping[str, Any]) -> Geometry
     Raises:
         ValueError: a picture without pixels, before or after resizing, or an unknown `resize_mode`.
     """
-    size, mode = preprocess["size"], preprocess.get("resize_mode") or "shortest"
-    target = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    return _placed(height, width, scaled_size(height, width, preprocess), _target(preprocess))
+
+
+def scaled_size(height: int, width: int, preprocess: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) in px to which the transform scales an image, before it crops or pads it.
+
+    Raises:
+        ValueError: an image without pixels, or an unknown `resize_mode`.
+    """
+    target, mode = _target(preprocess), preprocess.get("resize_mode") or "shortest"
     _check_picture(height, width)
     if mode == "squash":
-        return _placed(height, width, target, target)
+        return target
     if mode == "shortest" and target[0] == target[1]:
-        return _placed(height, width, _resize(height, width, target[0]), target)
+        return _resize(height, width, target[0])
     if mode in ("shortest", "longest"):
-        return _placed(height, width, _resize_keep_ratio(height, width, target, mode), target)
+        return _resize_keep_ratio(height, width, target, mode)
     raise ValueError(f"resize_mode={mode!r} is none of shortest, longest, squash")
+
+
+def scaling_pixels(height: int, width: int, scaled: tuple[int, int]) -> int:
+    """Pixels of the largest image that Pillow makes to scale `height` x `width` px to `scaled` (height, width).
+
+    It scales the width first: the image in between has the new width and the old height.
+    """
+    return max(scaled[0], height) * scaled[1] if width != scaled[1] else scaled[0] * scaled[1]
+
+
+def _target(preprocess: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) of the network's input, in px."""
+    size = preprocess["size"]
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def keep_aspect_size(height: int, width: int, long_px: int, multiple: int) -> tuple[int, int]:

@@ -14,7 +14,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import Normalize, ToTensor
 
-from clipray.encoders.geometry import keep_aspect_size
+from clipray.encoders.geometry import keep_aspect_size, scaled_size, scaling_pixels
+from clipray.encoders.images import Limits, Refused
 from clipray.encoders.resolve import ResolvedModel, folder_sha256, pair, quiet, sha256
 from clipray.errors import ModelError
 
@@ -65,25 +66,50 @@ def _check_preprocess(model: ResolvedModel, found: dict[str, Any]) -> None:
         raise ModelError(f"{model.name}: expected preprocessing {model.preprocess}, but the loaded network has {found}")
 
 
-def keeping_aspect(model: ResolvedModel, long_px: int, multiple: int) -> Callable[[Image.Image, int, int], np.ndarray]:
+def too_large_scaled(height: int, width: int, scaled: tuple[int, int], max_pixels: int) -> str | None:
+    """Why an image of `height` x `width` px is not scaled to `scaled` (height, width), or None if it may be.
+
+    Pillow makes the whole scaled image before anything is cropped: of a thin image it is far larger than the input.
+    """
+    if scaling_pixels(height, width, scaled) <= max_pixels:
+        return None
+    return (
+        f"{height} x {width} px, which the model's preprocessing scales to {scaled[0]} x {scaled[1]} px: "
+        f"more than max_pixels={max_pixels}"
+    )
+
+
+def _check_scaled(image: Image.Image, scaled: tuple[int, int], max_pixels: int) -> None:
+    message = too_large_scaled(image.height, image.width, scaled, max_pixels)
+    if message:
+        raise Refused("decode", "too_many_pixels", message)
+
+
+def keeping_aspect(
+    model: ResolvedModel, long_px: int, multiple: int, max_pixels: int = Limits.max_pixels
+) -> Callable[[Image.Image, int, int], np.ndarray]:
     """(PIL image, height and width of its original) -> (H, W, 3) uint8 of the whole picture.
 
-    No crop, the long side `long_px`, both sides a `multiple`.
+    No crop, the long side `long_px`, both sides a `multiple`. What is returned raises Refused: too_many_pixels.
     """
     resample = Image.Resampling[str(model.preprocess["interpolation"]).upper().replace("RANDOM", "BICUBIC")]
 
     def to_pixels(image: Image.Image, height: int, width: int) -> np.ndarray:
         size = keep_aspect_size(height, width, long_px, multiple)
+        _check_scaled(image, size, max_pixels)
         return np.asarray(image.resize(size[::-1], resample), dtype=np.uint8)
 
     return to_pixels
 
 
-def split_transform(model: ResolvedModel) -> tuple[Callable[[Image.Image], np.ndarray], torch.Tensor, torch.Tensor]:
+def split_transform(
+    model: ResolvedModel, max_pixels: int = Limits.max_pixels
+) -> tuple[Callable[[Image.Image], np.ndarray], torch.Tensor, torch.Tensor]:
     """open_clip's own inference transform in two halves: pixels on the CPU, normalisation on the device.
 
     Returns:
-        (PIL image -> (H, W, 3) uint8, mean (3, 1, 1) float32, std (3, 1, 1) float32)
+        (PIL image -> (H, W, 3) uint8, mean (3, 1, 1) float32, std (3, 1, 1) float32); the first raises
+        Refused: too_many_pixels, where the image would be scaled to more than `max_pixels`.
     """
     transform = image_transform_v2(PreprocessCfg(**model.preprocess), is_train=False)
     normalize = next(t for t in transform.transforms if isinstance(t, Normalize))
@@ -94,6 +120,7 @@ def split_transform(model: ResolvedModel) -> tuple[Callable[[Image.Image], np.nd
     ]
 
     def to_pixels(image: Image.Image) -> np.ndarray:
+        _check_scaled(image, scaled_size(image.height, image.width, model.preprocess), max_pixels)
         for step in steps:
             image = step(image)
         return np.asarray(image, dtype=np.uint8)

@@ -17,14 +17,14 @@ from PIL import Image
 from clipray.encoders.decoding import PictureLoader
 from clipray.encoders.encode_settings import RegionSettings
 from clipray.encoders.foveal_encoder import FovealEncoder
-from clipray.encoders.geometry import Geometry, geometry
+from clipray.encoders.geometry import Geometry, geometry, scaled_size
 from clipray.encoders.image_encoder import ImageEncoder
 from clipray.encoders.images import Picture, Refused
-from clipray.encoders.models import split_transform
+from clipray.encoders.models import split_transform, too_large_scaled
 from clipray.encoders.pipeline import Row, result_table
 from clipray.encoders.precision import start_encoder
-from clipray.encoders.region_prompts import views
-from clipray.encoders.regions import Boxes, PictureRegions, sort_boxes
+from clipray.encoders.region_prompts import views, whole_px
+from clipray.encoders.regions import Boxes, PictureRegions, refuse_boxes, sort_boxes
 from clipray.reports import Report, fatal, worker_facts
 from clipray.settings import OF_BOXES, VECTOR
 
@@ -49,7 +49,8 @@ class RegionBlocks:
             self._networks, self._encoder = start_encoder(make, settings)
             squash = {"resize_mode": "squash"} if self.how.preprocess == "squash" else {}
             self._preprocess = {**settings.model.preprocess, **squash}
-            self._to_pixels = split_transform(replace(settings.model, preprocess=self._preprocess))[0]
+            model = replace(settings.model, preprocess=self._preprocess)
+            self._to_pixels = split_transform(model, settings.limits.max_pixels)[0]
             self._loader = PictureLoader(settings)
             report(worker_facts(self._encoder.facts, settings.threads))
 
@@ -77,13 +78,26 @@ class RegionBlocks:
         squash = {"resize_mode": "squash"} if self.how.prompt == "crop" else {}
         return geometry(height, width, {**self._preprocess, **squash})
 
+    def _sorted(self, boxes: Any, height: int, width: int) -> Boxes:
+        """The boxes of a picture of `height` x `width` px; one too thin to be cut out and scaled is refused alone."""
+        found = sort_boxes(boxes, self._geometry(height, width))
+        if self.how.prompt != "crop":
+            return found
+        return refuse_boxes(found, "too_many_pixels", [self._too_thin(box) for box in found.original.tolist()])
+
+    def _too_thin(self, box: list[float]) -> str | None:
+        left, top, right, bottom = whole_px(box)
+        height, width = bottom - top, right - left
+        scaled = scaled_size(height, width, self._preprocess)
+        return too_large_scaled(height, width, scaled, self.settings.limits.max_pixels)
+
     def _way(self, boxes: Any) -> Callable[[Image.Image], np.ndarray]:
         """How a picture is preprocessed: (H, W, 3), or (K, H, W, 3) where each good box is a picture of its own."""
         if not self._drawn:
             return self._to_pixels
 
         def to_pixels(image: Image.Image) -> np.ndarray:
-            good = sort_boxes(boxes, self._geometry(image.height, image.width)).original
+            good = self._sorted(boxes, image.height, image.width).original
             height, width = self.settings.model.image_size
             made = [self._to_pixels(view) for view in views(image, good, self.how)]
             return np.stack(made) if made else np.zeros((0, height, width, 3), np.uint8)
@@ -110,7 +124,7 @@ class RegionBlocks:
             return iter([Refused("encode", "encode_failed", f"{type(error).__name__}: {error}")])
 
     def _rows(self, work: list[tuple[Picture, dict[str, Any]]]) -> list[Row | Refused]:
-        given = [sort_boxes(row["boxes"], self._geometry(p.height, p.width)) for p, row in work]
+        given = [self._sorted(row["boxes"], p.height, p.width) for p, row in work]
         counts = [len(boxes.number) for boxes in given]
         vectors = np.split(self._vectors([p for p, _ in work], given), np.cumsum(counts)[:-1])
         return [_row(*one, boxes, own) for one, boxes, own in zip(work, given, vectors, strict=True)]

@@ -60,6 +60,19 @@ def sort_boxes(given: Any, picture: Geometry) -> Boxes:
     return Boxes(good, original[good], clipped[good], on_input[good], refused)
 
 
+def refuse_boxes(boxes: Boxes, reason: str, messages: Sequence[str | None]) -> Boxes:
+    """`boxes` without those that have a message, which are refused with `reason`; one message or None for each box."""
+    good = np.array([message is None for message in messages], bool)
+    refused = [
+        (n, reason, f"box {n}: {message}")
+        for n, message in zip(boxes.number.tolist(), messages, strict=True)
+        if message is not None
+    ]
+    return Boxes(
+        boxes.number[good], boxes.original[good], boxes.clipped[good], boxes.on_input[good], boxes.refused + refused
+    )
+
+
 def _is_box(box: Any) -> bool:
     return box is not None and len(box) == 4 and all(value is not None for value in box)
 

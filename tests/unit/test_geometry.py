@@ -17,6 +17,8 @@ from clipray.encoders.geometry import (
     geometry,
     keep_aspect_geometry,
     keep_aspect_size,
+    scaled_size,
+    scaling_pixels,
     without_area,
 )
 from clipray.encoders.pooling import region_grid
@@ -189,3 +191,21 @@ BAD = {
 def test_bad_input_is_named(message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         BAD[message]()
+
+
+def test_pixels_that_scaling_makes_by_hand() -> None:
+    assert scaled_size(1, 12_000, preprocess("shortest", 224)) == (224, 2_688_000)
+    assert scaling_pixels(1, 12_000, (224, 2_688_000)) == 224 * 2_688_000
+    assert scaled_size(20_000_000, 1, preprocess("squash", 224)) == (224, 224)
+    assert scaling_pixels(20_000_000, 1, (224, 224)) == 224 * 20_000_000  # the width first, at the old height
+    assert scaling_pixels(20_000_000, 224, (224, 224)) == 224 * 224  # it is that wide already
+    assert scaling_pixels(600, 800, (224, 298)) == 600 * 298
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_the_scaled_size_is_open_clips_own(mode: str, size: int | list[int]) -> None:
+    settings = preprocess(mode, size)
+    scale = image_transform_v2(PreprocessCfg(**settings), is_train=False).transforms[0]
+    for height, width in PICTURES:
+        assert scale(Image.new("L", (width, height))).size == scaled_size(height, width, settings)[::-1]

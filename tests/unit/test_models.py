@@ -24,8 +24,8 @@ from torchvision.transforms import ToTensor
 
 from clipray.encoders import precision as precisions
 from clipray.encoders.image_encoder import ImageEncoder, sample_picture
-from clipray.encoders.images import Limits, decode
-from clipray.encoders.models import load, split_transform
+from clipray.encoders.images import Limits, Refused, decode
+from clipray.encoders.models import keeping_aspect, load, split_transform
 from clipray.encoders.resolve import PREPROCESS, ResolvedModel, _builtin_config, resolve
 from clipray.errors import ModelError
 from clipray.settings import Model
@@ -118,6 +118,29 @@ def test_pixels_are_open_clips(saved_models: dict[str, Path], photos: list[Image
         assert np.array_equal(pixels, (to_tensor(before).permute(1, 2, 0) * 255).round().numpy().astype(np.uint8))
         unnormalized = (whole(image) * std + mean).permute(1, 2, 0) * 255
         assert np.abs(unnormalized.numpy() - pixels).max() < 1e-2  # open_clip's own, its last step undone
+
+
+@pytest.mark.parametrize(("kind", "height", "width"), [("vit", 1, 65_000), ("vit", 65_000, 1), ("timm", 70_000, 2)])
+def test_an_image_that_would_be_scaled_to_too_many_pixels_is_refused(
+    saved_models: dict[str, Path], kind: str, height: int, width: int
+) -> None:
+    """`vit` scales the short side, `timm` squashes: there the image in between is large."""
+    to_pixels = split_transform(resolve(local(saved_models[kind])), 4_000_000)[0]
+    scaled = {1: (64, 4_160_000), 65_000: (4_160_000, 64), 70_000: (64, 64)}[height]
+    with pytest.raises(Refused) as refused:
+        to_pixels(Image.new("RGB", (width, height)))
+    assert refused.value.reason == "too_many_pixels"
+    assert f"{height} x {width} px" in refused.value.message
+    assert f"{scaled[0]} x {scaled[1]} px" in refused.value.message
+    assert "max_pixels=4000000" in refused.value.message
+    assert to_pixels(Image.new("RGB", (900, 1))).shape == (64, 64, 3)
+
+
+def test_an_image_that_keeps_its_aspect_is_bounded_likewise(saved_models: dict[str, Path]) -> None:
+    to_pixels = keeping_aspect(resolve(local(saved_models["vit"])), 64, 16, 1_000_000)
+    assert to_pixels(Image.new("RGB", (1, 60_000)), 60_000, 1).shape == (64, 16, 3)
+    with pytest.raises(Refused, match=r"70000 x 1 px.*64 x 16 px"):  # 70,000 x 16 px in between
+        to_pixels(Image.new("RGB", (1, 70_000)), 70_000, 1)
 
 
 def test_photos_through_our_decoder_are_the_same(saved_models: dict[str, Path], photos: list[Image.Image]) -> None:

@@ -96,10 +96,40 @@ def test_vectors_are_those_of_what_a_prompt_shows(
             assert np.abs(np.array([r["clip"] for r in row["regions"]]) - expected).max() <= 1e-5
 
 
-def settings_for(how: EmbedRegions, block: pa.Table) -> RegionSettings:
+def png(height: int, width: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_box_too_thin_to_be_scaled_is_refused_alone(block: pa.Table) -> None:
+    rows = [{"image_id": "a", "bytes": png(900, 9), "boxes": [[0, 0, 9, 90], [4, 0, 5, 900], [0, 0, 9, 900]]}]
+    how = EmbedRegions(name="regions", manifest="", prompt="crop")
+    blocks = RegionBlocks(settings_for(how, block, max_pixels=1_000_000), lambda _: None)  # 64 px: 64 x 57,600
+    (row,) = blocks(pa.Table.from_pylist(rows, block.schema)).to_pylist()
+    assert row["reason"] is None
+    assert [region["region_id"] for region in row["regions"]] == ["a#b0", "a#b2"]
+    ((box, reason, message),) = (tuple(refused.values()) for refused in row["refused_boxes"])
+    assert (box, reason) == ("a#b1", "too_many_pixels")
+    assert "900 x 1 px" in message
+    assert "57600 x 64 px" in message
+
+
+@pytest.mark.parametrize("prompt", ["blur", "circle", "none"])
+def test_an_image_too_thin_to_be_scaled_is_refused(block: pa.Table, prompt: Any) -> None:
+    rows = [{"image_id": "a", "bytes": png(900, 1), "boxes": [[0.0, 440.0, 1.0, 460.0]]}]
+    how = EmbedRegions(name="regions", manifest="", prompt=prompt)
+    made = RegionBlocks(settings_for(how, block, max_pixels=1_000_000), lambda _: None)(
+        pa.Table.from_pylist(rows, block.schema)
+    )
+    assert made["reason"].to_pylist() == ["too_many_pixels"]
+    assert "57600 x 64 px" in made["message"][0].as_py()
+
+
+def settings_for(how: EmbedRegions, block: pa.Table, max_pixels: int = Limits.max_pixels) -> RegionSettings:
     return RegionSettings(
         model=resolve(Model(name="demo")),
-        limits=Limits(),
+        limits=Limits(max_pixels=max_pixels),
         features={},
         schema=tables.arrow_schema("region_pictures", extra=[block.schema.field("boxes")]),
         region_schema=tables.arrow_schema("regions", {"clip": 128}),
