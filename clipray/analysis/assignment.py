@@ -24,7 +24,7 @@ from clipray.analysis.ranking import PARTS, Precision, bf16_rows, native_bf16, r
 from clipray.analysis.sampling import Draw, choose, draw
 from clipray.errors import SchemaError
 
-SCORES = 2**23  # values of a block of scores: 16 MiB in bf16, of which much is in the cache when maxima are sought
+SCORES = 2**23  # bf16 values of a block of scores, 16 MiB: much of them is in the cache when minima are sought
 BLOCK_ROWS = 512, 8192  # at least and at most
 MOVED_ROWS = 256  # in float64 at a time: again for the cache
 LONGEST = 1e12  # beyond it products would overflow
@@ -183,18 +183,19 @@ class Shard:
 
     def _label(self, c: Tensor, precision: Precision, use: Callable[[slice, Tensor], None]) -> None:
         """Calls `use` with each block of rows and their labels (m,) int64."""
-        make = ranking(c, precision, self._block(len(c)))
+        values = len(c) * (1 if precision == "bf16" else 2)  # of a row, as large as bf16's
+        make = ranking(c, precision, self._block(values))
 
         def worker() -> Callable[[slice], None]:
             nearest = make()
             return lambda rows: use(rows, nearest(self._x[rows], None if self._copy is None else self._copy[rows]))
 
-        self._each(len(c), worker)
+        self._each(values, worker)
 
-    def _each(self, k: int, worker: Callable[[], Callable[[slice], None]]) -> None:
-        """Calls what `worker` returns, once in each thread, with the blocks of rows for scores of k centroids."""
+    def _each(self, values: int, worker: Callable[[], Callable[[slice], None]]) -> None:
+        """Calls what `worker` returns, once in each thread, with the blocks of rows for scores of so many values each."""
         blocks: queue.SimpleQueue[slice | None] = queue.SimpleQueue()
-        for block in (*self._blocks(k), *[None] * self._threads):
+        for block in (*self._blocks(values), *[None] * self._threads):
             blocks.put(block)
 
         def work(threads: int) -> None:
@@ -213,13 +214,13 @@ class Shard:
             finally:
                 torch.set_num_threads(torch.get_num_threads())
 
-    def _block(self, k: int) -> int:
+    def _block(self, values: int) -> int:
         least, most = BLOCK_ROWS
-        return min(max(SCORES // k, least), most, max(self.n_samples, 1))
+        return min(max(SCORES // values, least), most, max(self.n_samples, 1))
 
-    def _blocks(self, k: int) -> Iterator[slice]:
+    def _blocks(self, values: int) -> Iterator[slice]:
         """Blocks of nearly one size, as a product with a handful of rows may round otherwise than one with many."""
-        count = -(-self.n_samples // self._block(k))
+        count = -(-self.n_samples // self._block(values))
         edges = (i * self.n_samples // count for i in range(count + 1) if count)
         return itertools.starmap(slice, itertools.pairwise(edges))
 

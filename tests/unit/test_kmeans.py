@@ -314,6 +314,59 @@ def test_close_scores_are_compared_exactly() -> None:
     assert 131 not in shard.nearest(c, "bf16")[0]
 
 
+def near_ties(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and centroids (float32) whose order a product in float32 cannot tell."""
+    rng = np.random.default_rng(0)
+    if name == "heavy points at 0 and narrow groups at 50":
+        groups = 50 + 1e-3 * rng.normal(size=(20, 8))
+        members = groups[rng.integers(0, 20, 535)] + 2e-4 * rng.normal(size=(535, 8))
+        return np.concatenate([np.zeros((800, 8)), members]), np.concatenate([np.zeros((1, 8)), groups])
+    x = rng.normal(size=(600, 64))
+    if name == "a lattice":  # all corners of a cube are equally near
+        return grid(6) * 2 + 1, grid(7) * 2
+    if name == "equal centroids":
+        return x, np.repeat(x[:30] + 0.1, 20, axis=0)
+    if name == "far from the origin":
+        return x + 1000, x[:300] + 1000 + 1e-4 * rng.normal(size=(300, 64))
+    if name == "one centroid far away":
+        return x, np.concatenate([x[:199], 1e6 * x[:1]])
+    return 1e-22 * x, 1e-22 * x[:300]
+
+
+def grid(side: int) -> np.ndarray:
+    return np.stack(np.meshgrid(*[np.arange(side)] * 3), axis=-1).reshape(-1, 3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "heavy points at 0 and narrow groups at 50",
+        "a lattice",
+        "equal centroids",
+        "far from the origin",
+        "one centroid far away",
+        "tiny",
+    ],
+)
+def test_near_ties_are_those_of_float64(name: str, precision: str) -> None:
+    """Each row is at its nearest centroid, and at the first of equal ones."""
+    x, c = (values.astype(np.float32) for values in near_ties(name))
+    labels, _ = Shard(x, np.arange(len(x)), precision=precision, threads=1).nearest(c, precision)
+    np.testing.assert_array_equal(labels, brute_force(x, c).argmin(1))
+
+
+def test_few_rows_are_compared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comparing costs hangs on how many rows are close: a far centroid must not make them all so."""
+    compared = []
+    monkeypatch.setattr(ranking, "_nearer", lambda x, _c, labels, _others: compared.append(len(x)) or labels)
+    far = np.concatenate([START, 1e3 * START[:1]])
+    for centroids in (START, far):
+        compared.clear()
+        local(X).nearest(centroids)
+        assert sum(compared) < 0.01 * len(X)
+
+
 def test_precision_follows_the_hardware_and_the_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     for flags, expected in (
         ({"amx_bf16": True}, "bf16"),
