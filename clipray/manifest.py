@@ -18,6 +18,7 @@ from clipray.errors import JobError, ManifestError
 from clipray.kinds import PICTURES, Kind
 from clipray.parquet import open_parquet
 from clipray.storage import Folder, absolute, explained, filesystem
+from clipray.uris import is_local, is_relative
 
 PICTURE_SUFFIXES = (
     ".jpg",
@@ -115,7 +116,6 @@ def expand_parquet(url: str) -> list[str]:
 
 def _expand_parquet(url: str) -> list[str]:
     fs, path = filesystem(url)
-    scheme = url.split("://", maxsplit=1)[0] + "://" if "://" in url else ""
     if is_glob(fs, path):
         found = sorted(fs.glob(path))
     elif fs.isdir(path):
@@ -130,7 +130,12 @@ def _expand_parquet(url: str) -> list[str]:
         raise ManifestError(
             f"{url}: no manifest there: expected a Parquet file, a glob or a folder of Parquet; `clipray manifest DIR OUT.parquet` makes one"
         )
-    return [p if not scheme or "://" in p else scheme + p for p in found]
+    return [_as_url(p, url) for p in found]
+
+
+def _as_url(path: str, source: str) -> str:
+    """A path of the filesystem of `source` as a path or URL by itself."""
+    return path if is_local(source) or "://" in path else f"{absolute(source).partition('://')[0]}://{path}"
 
 
 def is_glob(fs: fsspec.AbstractFileSystem, path: str) -> bool:
@@ -237,9 +242,7 @@ def _derived_ids(table: pa.Table, kind: Kind) -> pa.Array:
 
 def resolve(uri: str | None, manifest: str) -> str | None:
     """`uri` as an absolute path or URL: a relative one stands against the manifest's folder."""
-    if not uri or "://" in uri or uri.startswith("/"):
-        return uri
-    return f"{manifest.rsplit('/', 1)[0]}/{uri}"
+    return f"{manifest.rsplit('/', 1)[0]}/{uri}" if uri and is_relative(uri) else uri
 
 
 def make_manifest(
@@ -301,10 +304,10 @@ def find_pictures(source: str) -> tuple[str, list[str]]:
 
 def _uri(source: str, path: str, out: str) -> str:
     """Relative to the manifest when the picture lies under its folder, so that both can move together; else absolute."""
-    if "://" in source and not source.startswith("file://"):
-        return path if "://" in path else f"{source.split('://', maxsplit=1)[0]}://{path}"
-    home = out.rsplit("/", 1)[0] + "/"
-    return path.removeprefix(home) if "://" not in out else path
+    beside = path.removeprefix(out.rsplit("/", 1)[0] + "/")
+    if not is_local(source) or not is_local(out) or resolve(beside, out) != path:
+        return _as_url(path, source)
+    return beside
 
 
 def _label_pattern(label: str | None) -> re.Pattern[str] | None:

@@ -13,9 +13,10 @@ from clipray.analysis.prompts import PromptStyle
 from clipray.classes import KNOWN_SUFFIXES, prompt_styles
 from clipray.encoders.imports import import_open_clip
 from clipray.errors import JobError, ManifestError
-from clipray.manifest import find_pictures
+from clipray.manifest import find_pictures, is_glob
 from clipray.settings import CLASS_SETS, SCHEMES, Classes, Model, Style, distinct, with_place
 from clipray.storage import absolute, filesystem
+from clipray.uris import is_local
 
 AT_ONCE = 32  # pictures
 
@@ -64,16 +65,12 @@ def _classes(given: str, template: str | None) -> str | Classes:
 def _found(given: str) -> list[str]:
     """The pictures under a folder or glob; anything else as it stands."""
     fs, path = filesystem(given)
-    if fs.isdir(path) or "*" in given:
+    if fs.isdir(path) or is_glob(fs, path):
         found = find_pictures(given)[1]
-        return [fs.unstrip_protocol(p) for p in found] if "://" in given else [os.path.relpath(p) for p in found]
+        return [os.path.relpath(p) if is_local(given) else fs.unstrip_protocol(p) for p in found]
     if not fs.exists(path):
         raise ManifestError(f"{given}: no such picture")
     return [given]
-
-
-def _uri(path: str) -> str:
-    return path if "://" in path else absolute(path)
 
 
 def _label(paths: Sequence[str], style: PromptStyle, model: Model, top: int) -> Iterator[Look]:
@@ -97,7 +94,7 @@ def _label(paths: Sequence[str], style: PromptStyle, model: Model, top: int) -> 
     limits = Limits(schemes=SCHEMES)
     preprocess = split_transform(found, limits.max_pixels)[0]
     for start in range(0, len(paths), AT_ONCE):
-        some = [load_picture(_uri(path), None, limits, preprocess) for path in paths[start : start + AT_ONCE]]
+        some = [load_picture(absolute(path), None, limits, preprocess) for path in paths[start : start + AT_ONCE]]
         good = [picture.pixels for picture in some if isinstance(picture, Picture)]
         rows: Iterator[Any] = iter(())
         if good:

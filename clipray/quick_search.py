@@ -13,6 +13,7 @@ from clipray.encoders.imports import import_open_clip
 from clipray.errors import JobError, ManifestError, ModelError, SchemaError
 from clipray.settings import SCHEMES, Model
 from clipray.storage import Folder, absolute
+from clipray.uris import is_relative
 from clipray.vector_search.reader import OpenIndex, index_record, open_index, refuse_stale_index
 from clipray.vectors import layer_of
 
@@ -124,9 +125,8 @@ def _encoded_picture(found: Any, image: str) -> np.ndarray:
     from clipray.encoders.models import split_transform
 
     prepare_pillow()
-    uri = image if "://" in image else absolute(image)
     limits = Limits(schemes=SCHEMES)
-    picture = load_picture(uri, None, limits, split_transform(found, limits.max_pixels)[0])
+    picture = load_picture(absolute(image), None, limits, split_transform(found, limits.max_pixels)[0])
     if not isinstance(picture, Picture):
         raise ManifestError(f"--image {image}: {picture.reason}: {picture.message}")
     return ImageEncoder(found, precision="fp32", batch_size=1).encode(np.stack([picture.pixels])).vectors["clip"]
@@ -167,7 +167,7 @@ def _uris(output: Folder, wanted: set[str]) -> dict[str, str]:
 
 
 def _placed(uri: str, home: str) -> str:
-    return uri if "://" in uri or uri.startswith("/") else f"{home}/{uri}"
+    return f"{home}/{uri}" if is_relative(uri) else uri
 
 
 def _boxes(opened: OpenIndex, output: Folder, wanted: set[Any]) -> dict[Any, tuple[float, float, float, float]]:

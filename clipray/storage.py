@@ -15,6 +15,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from clipray.errors import ClipRayError, JobError, StorageError
+from clipray.uris import is_chain, is_local, parse
 
 TEMPORARY = ".tmp-"
 LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure")  # whose errors are those of storage
@@ -22,26 +23,31 @@ ATTEMPTS = 8  # at a request that S3 throttles or fails; waits grow to 20 s
 
 
 def absolute(url: str) -> str:
-    """`url` with a local path made absolute (relative to the working directory) and `~` expanded."""
-    if not is_local(url):
-        return url
-    return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
+    """`url` with a local path made absolute (relative to the working directory), `~` expanded, a scheme in small letters.
 
-
-def is_local(url: str) -> bool:
-    """Whether a path or URL is one of this machine's disks, as far as its name says."""
-    return "://" not in url or url.startswith("file://")
+    A file URI becomes its path.
+    """
+    scheme, path = parse(url)
+    if is_local(url):
+        return os.path.abspath(os.path.expanduser(path))
+    return url if is_chain(url) else f"{scheme}://{path}"
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem of `url` and the path in it; an unknown or uninstalled scheme is a JobError, and so are credentials
     in the URL, since URLs are logged."""
+    if is_local(url):
+        return fsspec.filesystem("file"), absolute(url)  # never read as a chain: `::` may be part of a name
     host = url.partition("://")[2].partition("/")[0]
     if "@" in host:
         kept = url.replace(host, f"…@{host.rpartition('@')[2]}", 1)
         raise JobError(f"{kept}: credentials do not belong in a URL; set them in the environment (AWS_PROFILE, …)")
     try:
-        return fsspec.core.url_to_fs(absolute(url), **storage_options(url))
+        if is_chain(url):
+            return fsspec.core.url_to_fs(url)
+        outer, colons, rest = absolute(url).partition("::")
+        fs, path = fsspec.core.url_to_fs(outer, **storage_options(url))
+        return fs, path + colons + rest
     except (ImportError, ValueError) as error:
         raise JobError(f"{url}: this storage cannot be opened: {error}") from error
 
@@ -59,7 +65,7 @@ def signs(urls: Sequence[str]) -> list[tuple[str, int | None, str]]:
 
 def storage_options(url: str) -> dict[str, Any]:
     """How patiently requests are repeated. Google's and Azure's filesystems repeat them by themselves."""
-    if not url.startswith(("s3://", "s3a://")) or {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
+    if parse(url)[0] not in ("s3", "s3a") or {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
         return {}
     return {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": ATTEMPTS}}}
 

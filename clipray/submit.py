@@ -16,7 +16,8 @@ from clipray.engine.job_server import Attempt, JobServer
 from clipray.errors import ClusterError, JobError, Stopped
 from clipray.job import load_job, steps_of
 from clipray.settings import Encoding, Job
-from clipray.storage import absolute, is_local
+from clipray.storage import absolute
+from clipray.uris import is_local, is_relative
 
 LEFT_OUT = (".git", ".venv", "venv", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", "/runs", "/data")
 """What of the working directory does not travel, as in a .gitignore; what is named there does not either."""
@@ -113,8 +114,8 @@ def runtime_env(job: Job, requirements: str | None, exclude: Sequence[str]) -> d
     """What a node needs to know: the working directory without data, packages to install, how patiently to stop."""
     here = Path.cwd()
     excludes = [*LEFT_OUT, *exclude]
-    if is_local(job.output) and Path(job.output).is_relative_to(here):
-        excludes.append(f"/{Path(job.output).relative_to(here)}")
+    if is_local(job.output) and Path(absolute(job.output)).is_relative_to(here):
+        excludes.append(f"/{Path(absolute(job.output)).relative_to(here)}")
     found: dict[str, Any] = {
         "working_dir": str(here),
         "excludes": excludes,
@@ -131,7 +132,7 @@ def _portable(path: str) -> tuple[Job, str]:
     """The job, and the path by which the cluster knows its file. Raises JobError: it names what is only here."""
     if not is_local(path):
         return load_job(path), path
-    job, given = load_job(path), yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    job, given = load_job(path), yaml.safe_load(Path(absolute(path)).read_text(encoding="utf-8"))
     manifests = [
         (f"{step.name}: manifest", url)
         for step in steps_of(job)
@@ -139,7 +140,7 @@ def _portable(path: str) -> tuple[Job, str]:
         for url in ([step.manifest] if isinstance(step.manifest, str) else step.manifest)
     ]
     for what, url in [("output", given["output"]), *manifests]:
-        if is_local(url) and not url.startswith(("/", "file:///")):
+        if is_relative(url):
             raise JobError(
                 f"{path}: {what}: {url} is a path in this folder; nodes of a cluster need a URL (s3://…) or an absolute path on storage that they share"
             )

@@ -20,6 +20,7 @@ from clipray.encoders.encode_settings import EncodeSettings
 from clipray.encoders.images import Picture, Refused, load_picture, prepare_pillow
 from clipray.encoders.models import keeping_aspect, split_transform
 from clipray.reports import Report, fatal
+from clipray.uris import is_local
 
 DECODE_NICENESS = 19
 REMOTE_THREADS = 32  # waiting for a network, not computing
@@ -65,7 +66,7 @@ class PictureLoader:
         self, uri: str | None, data: pa.Scalar | None, preprocess: Callable[..., np.ndarray]
     ) -> Future[Picture | Refused]:
         raw = data.as_py() if data is not None else None
-        remote = raw is None and uri is not None and "://" in uri and not uri.startswith("file://")
+        remote = raw is None and uri is not None and not is_local(uri)
         pool = self._fetchers if remote else self._decoders
         return pool.submit(load_picture, uri, raw, self._limits, preprocess, self._draft_px, by_size=self._by_size)
 

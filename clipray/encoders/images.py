@@ -15,10 +15,10 @@ from typing import Literal
 
 import fsspec
 import numpy as np
-from fsspec.implementations.local import LocalFileSystem
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from clipray.storage import storage_options
+from clipray.storage import filesystem
+from clipray.uris import LOCAL, is_chain, parse
 
 Reason = Literal[
     "null_id", "duplicate_id", "no_source", "scheme_not_allowed", "unreachable", "timed_out", "too_many_bytes", "empty",
@@ -74,8 +74,8 @@ def fetch(uri: str, limits: Limits) -> bytes:
     Raises:
         Refused: scheme_not_allowed, unreachable, timed_out, too_many_bytes or empty.
     """
-    scheme = uri.split("://", 1)[0] if "://" in uri else "file"
-    if scheme not in limits.schemes or ("::" in uri and "://" in uri):  # a chain such as zip://…::file://…
+    scheme, _ = parse(uri)
+    if scheme not in limits.schemes or is_chain(uri):
         raise Refused(
             "fetch", "scheme_not_allowed", f"{uri}: scheme {scheme!r} is not among {', '.join(limits.schemes)}"
         )
@@ -106,14 +106,14 @@ def checked_bytes(data: bytes, limits: Limits) -> bytes:
 
 
 def _read(uri: str, limits: Limits) -> bytes:
-    if "://" not in uri:
-        return _read_local(uri, limits)
-    options = {"client_kwargs": {"timeout": _http_timeout(limits)}} if uri.startswith("http") else storage_options(uri)
-    fs, path = fsspec.core.url_to_fs(uri, **options)
-    if isinstance(fs, LocalFileSystem):
+    scheme, path = parse(uri)
+    if scheme == LOCAL:
         return _read_local(path, limits)
-    if uri.startswith("http"):
+    if scheme in ("http", "https"):
+        fs = fsspec.filesystem(scheme, client_kwargs={"timeout": _http_timeout(limits)})
+        path = f"{scheme}://{path}"
         return _read_stream(fs, path, limits)
+    fs, path = filesystem(uri)
     size = fs.info(path, timeout=limits.fetch_timeout_s)["size"] if hasattr(fs, "loop") else fs.info(path)["size"]
     if size and size > limits.max_bytes:
         raise Refused("fetch", "too_many_bytes", f"{uri}: {size} bytes, more than max_bytes={limits.max_bytes}")

@@ -27,6 +27,8 @@ import fsspec
 
 from clipray.errors import ModelError
 from clipray.settings import Model
+from clipray.storage import absolute
+from clipray.uris import is_local
 
 DEMO = Path(__file__).parent.parent / "demo" / "model"
 DEMO_MODELS = ("demo", "demo-rn")
@@ -93,8 +95,8 @@ def resolve(spec: Model) -> ResolvedModel:
         known = _builtin_config(name)
     if pretrained == "random":
         return ResolvedModel(name, None, config, spec.seed, f"random:{spec.seed}", *_shape(known))
-    if pretrained and pretrained.endswith(CHECKPOINT_SUFFIXES) and os.path.isfile(_local(pretrained)):
-        path = _local(pretrained)
+    if pretrained and pretrained.endswith(CHECKPOINT_SUFFIXES) and os.path.isfile(absolute(pretrained)):
+        path = absolute(pretrained)
         return ResolvedModel(name, path, config, None, sha256(path), *_shape(known))
     if config:
         _open_clip().add_model_config(config)
@@ -129,10 +131,6 @@ def _builtin_config(name: str) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     close = difflib.get_close_matches(name, [p.stem for p in folder.glob("*.json")], n=3, cutoff=0.5)
     raise ModelError(f"model.name: open_clip has no model {name!r}; nearest: {', '.join(close) or 'none'}")
-
-
-def _local(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
 
 
 def _shape(config: dict[str, Any], preprocess: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
@@ -170,12 +168,12 @@ def _checkpoint(name: str, pretrained: str | None) -> str:
     if pretrained in tags:
         config = open_clip.get_pretrained_cfg(name, pretrained)
         return _downloaded(f"{name} {pretrained!r}", lambda: open_clip.download_pretrained(config))
-    if "://" in pretrained and not pretrained.startswith("file://"):
+    if not is_local(pretrained):
         cache = os.path.expanduser("~/.cache/clipray")
         return _downloaded(
             pretrained, lambda: fsspec.open_local(f"filecache::{pretrained}", filecache={"cache_storage": cache})
         )
-    path = _local(pretrained)
+    path = absolute(pretrained)
     if not os.path.isfile(path):
         close = difflib.get_close_matches(pretrained, tags, n=1)
         hint = f"; did you mean the tag {close[0]!r}?" if close else ""

@@ -10,6 +10,7 @@ from typing import Any
 from clipray import tables
 from clipray.run_page.run_tables import RunTable, RunTables
 from clipray.run_page.section import Headline, Section
+from clipray.uris import is_local
 
 SETTINGS_BYTES = 4_000  # of a table's settings as text
 ALL_SETTINGS_BYTES = 80_000
@@ -96,7 +97,7 @@ def _facts(model: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _brief(place: str, parts: int) -> str:
     """The last parts of a local path, a URL as it is: a page is shown to people who know nothing of this machine."""
-    return place if "://" in place else "/".join(place.split("/")[-parts:])
+    return place if not is_local(place) else "/".join(place.split("/")[-parts:])
 
 
 def _versions(run: RunTables) -> list[tuple[str, str]]:

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +16,7 @@ from PIL import Image, ImageDraw
 from clipray.encoders.images import Limits, Refused, decode, fetch
 from clipray.parquet import open_parquet
 from clipray.settings import SCHEMES
+from clipray.uris import is_local, parse
 
 LIMITS = Limits(max_bytes=64 * 2**20, max_pixels=50_000_000, fetch_timeout_s=10.0, schemes=SCHEMES)
 QUALITIES = (80, 65, 50, 35)
@@ -57,8 +57,7 @@ class Thumbnails:
         self._slow = Counter[str]()
 
     def of_uri(self, source: Source) -> tuple[str | None, str]:
-        where = urlsplit(str(source.uri))
-        place = f"{where.scheme}://{where.hostname}" if where.netloc else ""
+        place = "" if is_local(str(source.uri)) else "://".join(parse(str(source.uri))).split("/")[2]
         if place and self._slow[place] >= PATIENCE:
             return None, "its storage does not answer"
         began = time.monotonic()

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "clipray"
 
 # From the ground up. A module imports only from floors below its own; a package (encoders, engine, steps) also itself.
 FLOORS = [
-    {"errors", "reports", "kinds"},
+    {"errors", "reports", "kinds", "uris"},
     {"storage", "settings"},
     {"parquet"},
     {"tables", "analysis", "class_lists", "plots", "contact_sheet", "plain_pickle"},

@@ -232,7 +232,7 @@ PLACES: list[tuple[Callable[[Path], str], str]] = [
     (lambda folder: "http://127.0.0.1:9/a.jpg", "unreachable"),
     (lambda folder: "http://", "unreachable"),
     (lambda folder: "ftp://example.invalid/a.jpg", "scheme_not_allowed"),
-    (lambda folder: "FILE:///a.jpg", "scheme_not_allowed"),
+    (lambda folder: "FILE:///a.jpg", "unreachable"),
     (lambda folder: "python://os", "scheme_not_allowed"),
     (lambda folder: "://a.jpg", "scheme_not_allowed"),
     (lambda folder: f"zip://a.jpg::file://{folder}/a.zip", "scheme_not_allowed"),

@@ -1,0 +1,54 @@
+"""What a path or URI names: the one place where it is taken apart."""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import unquote
+
+LOCAL = "file"
+
+_FILE_URI = re.compile(r"file:(?=/)(?://(?:localhost(?=/))?)?", re.IGNORECASE)
+_ABSOLUTE_FILE_URI = re.compile(r"file:(?:/(?!/)|///|//localhost/)", re.IGNORECASE)
+_SCHEME = re.compile(r"([^/]*?)://")
+
+
+def parse(uri: str) -> tuple[str, str]:
+    """A path or URI as (scheme in small letters, what it names there).
+
+    `file` stands for local paths and for file URIs as RFC 8089 has them: `file:///a%20b`, `file:/a`,
+    `file://localhost/a`. Their path is decoded; where only a file of the undecoded name is there, it is that file.
+    Of another URI the second is all behind `://`, and of a chain such as `zip://a::file://b` the whole chain.
+    """
+    if is_chain(uri):
+        return re.split(r"://|::", uri, maxsplit=1)[0].lower(), uri
+    if not uri.startswith("/"):
+        if _FILE_URI.match(uri):
+            return LOCAL, _decoded(_FILE_URI.sub("", uri, count=1))
+        if scheme := _SCHEME.match(uri):
+            return scheme[1].lower(), uri[scheme.end() :]
+    return LOCAL, uri
+
+
+def is_local(uri: str) -> bool:
+    """Whether it is a path or file URI, and so on one of this machine's disks."""
+    return parse(uri)[0] == LOCAL and not is_chain(uri)
+
+
+def is_relative(uri: str) -> bool:
+    """Whether it is a relative path, and so stands against some folder."""
+    return not uri.startswith("/") and not _FILE_URI.match(uri) and is_local(uri)
+
+
+def is_chain(uri: str) -> bool:
+    """Whether fsspec is to open one storage inside another, and `::` is not just part of a name."""
+    if uri.startswith("/") or _ABSOLUTE_FILE_URI.match(uri):
+        return False
+    outer, chained, inner = uri.partition("::")
+    return bool(chained) and ("://" in inner or ("://" in outer and inner.startswith("/")))
+
+
+def _decoded(path: str) -> str:
+    decoded = unquote(path)
+    as_written = decoded != path and not os.path.lexists(decoded) and os.path.lexists(path)
+    return path if as_written else decoded
