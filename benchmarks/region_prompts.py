@@ -16,7 +16,7 @@ import open_clip
 import torch
 from PIL import Image
 
-from clipray.analysis.referring import refer
+from clipray.analysis.referring import others, refer
 from clipray.demo.prompts import class_labels, class_prompt
 from clipray.demo.scenes import draw, sample_scene
 from clipray.encoders.foveal_encoder import FovealEncoder
@@ -71,14 +71,17 @@ def vectors(how: EmbedRegions, given: World) -> np.ndarray:
 
 def figures(x: np.ndarray, given: World) -> dict[str, float]:
     edges = np.cumsum([0, *map(len, given.boxes)])
-    right = {True: 0, False: 0}
+    rng, count = np.random.default_rng(0), min(500, len(given.captions))
+    with_any = x @ rng.choice(given.captions, count, replace=False).mean(axis=0)
+    right: dict[str, int] = dict.fromkeys(("others", "dataset", "nothing"), 0)
     for start, stop in itertools.pairwise(edges):
         similarity = x[start:stop] @ given.captions[start:stop].T
-        for subtract in right:
-            right[subtract] += int((refer(similarity, subtract=subtract).best == np.arange(stop - start)).sum())
+        baselines = {"others": others(similarity), "dataset": with_any[start:stop, None], "nothing": 0.0}
+        for subtract, baseline in baselines.items():
+            right[subtract] += int((refer(similarity, baseline).best == np.arange(stop - start)).sum())
     labels = (x @ given.classes.T).argmax(axis=1)
-    n = len(x)
-    return {"refer": right[True] / n, "unsubtracted": right[False] / n, "class": float((labels == given.truth).mean())}
+    found = {f"refer less {subtract}": count / len(x) for subtract, count in right.items()}
+    return {**found, "class": float((labels == given.truth).mean())}
 
 
 def show(name: str, how: EmbedRegions, given: World) -> None:
@@ -96,6 +99,10 @@ def sweep(given: World) -> None:
             for alpha in (1, 2, 4, 8, 16):
                 how = prompt("foveal", foveal={"alpha": alpha, "sigma": sigma, "blocks": blocks})
                 show(f"foveal, blocks {blocks}, sigma {sigma}, alpha {alpha}", how, given)
+    for blocks in (1, 2, 3, "all"):
+        for alpha in (0.2, 1, 2, 4, 8, 16):
+            how = prompt("foveal", foveal={"mask": "falip", "alpha": alpha, "blocks": blocks})
+            show(f"falip, blocks {blocks}, alpha {alpha}", how, given)
     for heads in ([0], [1], [0, 1], [2, 3]):
         show(f"foveal, heads {heads}", prompt("foveal", foveal={"heads": heads}), given)
     for radius in (0.01, 0.1):
@@ -117,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     for name in ("foveal", "crop", "blur", "circle", "none"):
         show(name, prompt(name), given)
+    show("falip, its last third of blocks", prompt("foveal", foveal={"mask": "falip", "blocks": 1}), given)
     if given_arguments.sweep:
         sweep(given)
 

@@ -13,7 +13,7 @@ class Referred:
 
     Attributes:
         best: (m,) int64, its place among the boxes; of equals the first.
-        scores: (b, m) float32, as `scores` gives them. margin: (m,) float32, the best score less the next; NaN where
+        scores: (b, m) float32, similarities without the baseline. margin: (m,) float32, the best score less the next; NaN where
             there is a single box.
     """
 
@@ -27,27 +27,29 @@ class Referred:
         return int((column >= column[box]).sum())
 
 
-def scores(similarity: np.ndarray, *, subtract: bool) -> np.ndarray:
-    """Scores of b boxes and m captions of a picture, (b, m) float32 (FALIP, Zhuang et al. 2024, arXiv 2407.05578).
+def others(similarity: np.ndarray) -> np.ndarray:
+    """Of each similarity of b boxes and m captions, the mean of the same box's to the other captions: (b, m) float32.
 
-    Args:
-        similarity: (b, m), cosines.
-        subtract: from each the mean of the same box's similarities to the other captions, where there are any.
+    Zeros where there is a single caption (FALIP, Zhuang et al. 2024, arXiv 2407.05578).
     """
     similarity = similarity.astype(np.float32)
     m = similarity.shape[1]
-    if not subtract or m < 2:
-        return similarity
-    others = (similarity.sum(axis=1, keepdims=True) - similarity) / (m - 1)
-    result: np.ndarray = similarity - others
+    if m < 2:
+        return np.zeros_like(similarity)
+    result: np.ndarray = (similarity.sum(axis=1, keepdims=True) - similarity) / (m - 1)
     return result
 
 
-def refer(similarity: np.ndarray, *, subtract: bool) -> Referred:
-    """The best box for each caption; `similarity` (b, m) with b >= 1."""
-    found = scores(similarity, subtract=subtract)
-    best = found.argmax(axis=0)
-    if len(found) < 2:
-        return Referred(best, found, np.full(found.shape[1], np.nan, np.float32))
-    top = np.partition(found, -2, axis=0)[-2:]
-    return Referred(best, found, top[1] - top[0])
+def refer(similarity: np.ndarray, baseline: np.ndarray | float = 0.0) -> Referred:
+    """The best box for each caption.
+
+    Args:
+        similarity: (b, m) with b >= 1, cosines of boxes and captions of one picture.
+        baseline: what a box has with any caption, to be subtracted: (b, m), as `others` gives it, or (b, 1).
+    """
+    scores = similarity.astype(np.float32) - np.float32(baseline)
+    best = scores.argmax(axis=0)
+    if len(scores) < 2:
+        return Referred(best, scores, np.full(scores.shape[1], np.nan, np.float32))
+    top = np.partition(scores, -2, axis=0)[-2:]
+    return Referred(best, scores, top[1] - top[0])

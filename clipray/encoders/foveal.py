@@ -2,7 +2,8 @@
 
 FALIP (Zhuang et al. 2024, arXiv 2407.05578): in chosen blocks a mask is added to the attention logits before the softmax.
 Only the class token's row of it is not zero; there it holds, for every patch, a Gaussian bump over the region, min-max
-normalised and scaled by `alpha`. The class token's own column is 0.
+normalised and scaled by `alpha`. The class token's own column is 0. Where the bump lies, and how wide it is: `bumps`, and
+`falip_bumps` as the authors' code has it.
 
 Because patches are not masked, what lies before the first masked block is the same for all regions of a picture, and so
 are the patches behind that block: they saw the class token as it was before. So regions share the patch embedding, all
@@ -22,11 +23,12 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from clipray.encoders.bumps import bumps
+from clipray.encoders.bumps import bumps, falip_bumps
 from clipray.encoders.packed import PackedAttention, attend
 from clipray.errors import ModelError
 from clipray.settings import Foveal
 
+FALIP_DEPTH = 12  # blocks of the ViT in which FALIP's are chosen
 LEAST_AT_ONCE = 16  # regions that go through the later blocks together, in a batch of fewer pictures
 Seen = Callable[[int, Tensor], None]
 
@@ -57,6 +59,11 @@ def check(tower: torch.nn.Module, foveal: Foveal) -> None:
     if reason := refusal(tower):
         raise ModelError(f"prompt: foveal: {reason}; take a ViT with a class token, or `prompt: crop`")
     blocks = _visual(tower).transformer.resblocks
+    if foveal.mask == "falip" and "blocks" not in foveal.model_fields_set and len(blocks) != FALIP_DEPTH:
+        raise ModelError(
+            f"foveal: mask: falip: its blocks are 8 to 11 of {FALIP_DEPTH}, this ViT has {len(blocks)}; "
+            f"set `blocks`, such as `blocks: {max(1, len(blocks) // 3)}`, its last third"
+        )
     asked = foveal.blocks if isinstance(foveal.blocks, list) else [foveal.blocks - 1] if foveal.blocks != "all" else []
     for name, there, wanted in (
         ("blocks", len(blocks), asked),
@@ -124,7 +131,8 @@ class FovealTower(torch.nn.Module):
         patch = self._visual.patch_size
         height, width = picture[-2] // patch[0], picture[-1] // patch[1]
         cells = boxes / boxes.new_tensor([patch[1], patch[0]] * 2)
-        bump = self.foveal.alpha * bumps(cells, height, width, self.foveal.sigma).flatten(1)  # (K, n - 1)
+        drawn = falip_bumps if self.foveal.mask == "falip" else bumps
+        bump = self.foveal.alpha * drawn(cells, height, width, self.foveal.sigma).flatten(1)  # (K, n - 1)
         row = torch.nn.functional.pad(bump, (1, 0))[:, None, None]
         if self.foveal.heads == "all":
             return row

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clipray.settings.base import TABLE_NAME, Embedding, Execution, Reference, Settings, StepSettings, refuse_taken
+from clipray.settings.base import (
+    TABLE_NAME,
+    Count,
+    Embedding,
+    Execution,
+    Reference,
+    Settings,
+    StepSettings,
+    added_later,
+    refuse_taken,
+)
 from clipray.settings.pictures import FIXED_COLUMNS, Pictures, colour_name
 from clipray.settings.vectors import Column, table_of
 
@@ -17,19 +28,29 @@ OF_BOXES = {"box_ids": "box_id", "box_captions": "caption", "box_labels": "label
 """Columns of a manifest with a list for each picture, an entry a box -> the column of the regions table."""
 
 
+def _of_mask(whole_image: Any, falip: Any) -> Callable[[dict[str, Any]], Any]:
+    """A default that depends on the mask."""
+    return lambda before: falip if before.get("mask") == "falip" else whole_image
+
+
 class Foveal(Settings):
     """How strongly the class token's attention is drawn to a region, and where in the network.
 
     Attributes:
-        alpha: the highest value that is added to its attention logits; 0 is the plain network.
-        sigma: of the Gaussian bump, as a share of half the box's sides.
-        blocks: of the transformer: so many last ones, a list of them (from 0), or `all`.
+        mask: where the bump lies: over the `whole_image`, as wide as the box, or within the box's patches alone, as the
+            authors of FALIP draw it (`falip`). The other defaults depend on it; in brackets FALIP's.
+        alpha: the highest value that is added to its attention logits (0.2); 0 is the plain network.
+        sigma: of the Gaussian bump, as a share of half the box's sides; of `falip` in patches (100).
+        blocks: of the transformer: so many last ones, a list of them (from 0), or `all` (8 to 11, of a ViT of 12).
         heads: a list of them (from 0), or `all`.
     """
 
-    alpha: Annotated[float, Field(ge=0, le=1000)] = 8.0
-    sigma: Annotated[float, Field(gt=0, le=100)] = 1.0
-    blocks: Literal["all"] | Annotated[int, Field(ge=1, strict=True)] | list[int] = 2
+    mask: Literal["whole_image", "falip"] = added_later("whole_image")
+    alpha: Annotated[float, Field(ge=0, le=1000)] = Field(default_factory=_of_mask(8.0, 0.2))
+    sigma: Annotated[float, Field(gt=0, le=100)] = Field(default_factory=_of_mask(1.0, 100.0))
+    blocks: Literal["all"] | Annotated[int, Field(ge=1, strict=True)] | list[int] = Field(
+        default_factory=_of_mask(2, [8, 9, 10, 11])
+    )
     heads: Literal["all"] | list[int] = "all"
 
     @field_validator("blocks", "heads")
@@ -58,13 +79,18 @@ class Circle(Settings):
         return colour_name(colour)
 
 
+def _preprocess(foveal: Foveal | None) -> Literal["model", "squash"]:
+    return "squash" if foveal is not None and foveal.mask == "falip" else "model"
+
+
 class EmbedRegions(Pictures, Embedding):
     """Manifest of pictures with `boxes` -> `regions` table: a CLIP vector for each box.
 
     Attributes:
         prompt: what turns the network to a box: its attention (`foveal`), the box cut out (`crop`), all else blurred
             (`blur`), an ellipse around it (`circle`), or nothing (`none`: the whole picture's vector).
-        preprocess: `squash` shows the network the whole picture, its sides scaled apart; `model` may crop the centre.
+        preprocess: `squash` shows the network the whole picture, its sides scaled apart, and is the default of
+            `foveal: {mask: falip}`; `model` may crop the centre.
         max_regions: a picture with more boxes is rejected.
     """
 
@@ -73,7 +99,7 @@ class EmbedRegions(Pictures, Embedding):
     foveal: Foveal = Field(default_factory=Foveal)
     blur: Blur = Field(default_factory=Blur)
     circle: Circle = Field(default_factory=Circle)
-    preprocess: Literal["model", "squash"] = "model"
+    preprocess: Literal["model", "squash"] = Field(default_factory=lambda before: _preprocess(before.get("foveal")))
     max_regions: Annotated[int, Execution, Field(ge=1)] = 64
 
     @model_validator(mode="after")
@@ -112,7 +138,9 @@ class Refer(StepSettings):
     Attributes:
         input: the regions' vectors, of the job's model, in a table with a column `caption`.
         template: what captions are put in.
-        subtract: from each box's similarity to a caption, the mean of those to the picture's `others`, or `nothing`.
+        subtract: from each box's similarity to a caption, the mean of those to the picture's `others`, to captions drawn
+            from the whole `dataset` (as the authors of FALIP do), or `nothing`.
+        dataset_captions: how many are drawn; all of them where there are fewer. random_state: of the draw.
     """
 
     needs_model: ClassVar[bool] = True
@@ -120,7 +148,9 @@ class Refer(StepSettings):
     name: str = Field("referred", pattern=TABLE_NAME)
     input: Annotated[str | Column, Reference]
     template: str = "{}"
-    subtract: Literal["others", "nothing"] = "others"
+    subtract: Literal["others", "dataset", "nothing"] = "others"
+    dataset_captions: Count = added_later(500)
+    random_state: Annotated[int, Field(ge=0)] = added_later(0)
 
     @field_validator("template")
     @classmethod
@@ -128,6 +158,13 @@ class Refer(StepSettings):
         if "{}" not in template:
             raise ValueError("expected a text with `{}` where the caption goes")
         return template
+
+    @model_validator(mode="after")
+    def _settings_of_the_draw(self) -> Refer:
+        for name in ("dataset_captions", "random_state"):
+            if name in self.model_fields_set and self.subtract != "dataset":
+                raise ValueError(f"`{name}` goes with `subtract: dataset`, found `subtract: {self.subtract}`")
+        return self
 
     @property
     def sources(self) -> tuple[str, ...]:

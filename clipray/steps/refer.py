@@ -6,29 +6,27 @@ goes from picture to picture.
 
 from __future__ import annotations
 
-import functools
 import itertools
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from clipray import tables
-from clipray.analysis.referring import refer
-from clipray.encoders.imports import import_open_clip
+from clipray.analysis.referring import others, refer
 from clipray.encoders.resolve import ResolvedModel
 from clipray.errors import SchemaError
 from clipray.settings import Refer
+from clipray.steps.caption_draw import CAPTION, drawn_captions, encode_captions, mean_vector
 from clipray.steps.metrics import Metric
 from clipray.steps.parts import make_parts
-from clipray.steps.step import Given, Run
+from clipray.steps.step import Given, Run, Ticker
 from clipray.steps.table_step import VectorStep
 from clipray.vectors import Piece, open_vectors, read_finite, refuse_another_model, unit
 
-CAPTION, BOX = "caption", "box_xyxy"
+BOX = "box_xyxy"
 IDS = ("image_id", "region_id")
 
 
@@ -61,14 +59,34 @@ class ReferStep(VectorStep[Refer]):
         self.begin()
         files = [list(pieces) for _, pieces in itertools.groupby(self.source.pieces, lambda piece: piece.path)]
         parts = [(pieces, [f"part-{n:06d}.parquet"]) for n, pieces in enumerate(files)]
-        shards = make_parts(self, parts, self.stamp, refer_file, run, "comparing", row_for_row=False)
+        task = Task(self, *self._dataset(files, run))
+        shards = make_parts(self, parts, self.stamp, refer_file, run, "comparing", row_for_row=False, given=task)
         if not sum(shard.rows for shard in shards):
             raise SchemaError(
                 f"input {self.source.name}: no region has a caption; `box_captions` of the manifest has them"
             )
         measured = self._metrics(shards)
         figures = {metric.metric: round(metric.value, 6) for metric in measured}
+        if task.drawn:
+            figures["captions_drawn"] = task.drawn
         return self.commit(shards, began, figures=figures, metrics=measured, row_for_row=False)
+
+    def _dataset(self, files: list[list[Piece]], run: Run) -> tuple[np.ndarray | None, int]:
+        """The mean vector of captions drawn from the whole input, and how many; None where they are not wanted."""
+        if self.settings.subtract != "dataset":
+            return None, 0
+        cpus, ticker = run.cluster().cpus, Ticker(run, self.name, self.total, "drawing captions")
+        captions = drawn_captions(
+            self.source,
+            files,
+            self.settings.dataset_captions,
+            self.settings.random_state,
+            cpus,
+            lambda _: ticker.at(0, 0),
+        )
+        if not captions:
+            return None, 0
+        return mean_vector(self.model, self.precision, self.settings.template, captions, cpus), len(captions)
 
     def _metrics(self, shards: list[tables.Shard]) -> list[Metric]:
         data = pa.concat_tables(tables.read_shard(self.table, shard.name, ["boxes", "correct"]) for shard in shards)
@@ -103,33 +121,32 @@ def prepare(settings: Refer, given: Given) -> ReferStep:
     return ReferStep(settings, given.output, source, model, "fp32" if asked == "auto" else asked)
 
 
-def refer_file(item: tuple[ReferStep, list[Piece], list[str]]) -> list[tables.Shard]:
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a worker must know. dataset: (d,) float32, mean vector of `drawn` captions, where that is subtracted."""
+
+    step: ReferStep
+    dataset: np.ndarray | None
+    drawn: int
+
+
+def refer_file(item: tuple[Task, list[Piece], list[str]]) -> list[tables.Shard]:
     """Runs in a worker: the captions of one file's pictures."""
-    step, pieces, (name,) = item
-    wanted = (*IDS, BOX, CAPTION)
+    task, pieces, (name,) = item
+    step, wanted = task.step, (*IDS, BOX, CAPTION)
     read = [read_finite(step.source, piece, wanted) for piece in pieces]
     regions, x = pa.concat_tables([ids for ids, _ in read]), unit(np.concatenate([x for _, x in read]))
     said = regions[CAPTION].to_pylist()
     texts = list(dict.fromkeys(text for text in said if text and text.strip()))
-    encoder = _encoder(json.dumps(asdict(step.model)), step.precision)
-    vectors = encoder.encode([step.settings.template.replace("{}", t) for t in texts])[0]
+    vectors = encode_captions(step.model, step.precision, step.settings.template, texts)
     place = {text: n for n, text in enumerate(texts)}
     rows = [
         row
         for picture in _pictures(regions["image_id"])
-        for row in _of_picture(regions, x, picture, [place.get(said[n]) for n in picture], vectors, step.settings)
+        for row in _of_picture(regions, x, picture, [place.get(said[n]) for n in picture], vectors, task)
     ]
     data = pa.Table.from_pylist(rows, schema=tables.arrow_schema("referred"))
     return [tables.write_shard(step.table, name, "referred", data, step.stamp)]
-
-
-@functools.lru_cache(maxsize=1)
-def _encoder(model: str, precision: str) -> Any:
-    """The text tower, once in a worker. model: a `ResolvedModel` as JSON."""
-    import_open_clip()
-    from clipray.encoders.text_encoder import TextEncoder
-
-    return TextEncoder(ResolvedModel(**json.loads(model)), precision=precision, batch_size=64)
 
 
 def _pictures(ids: pa.ChunkedArray) -> Iterator[np.ndarray]:
@@ -140,7 +157,7 @@ def _pictures(ids: pa.ChunkedArray) -> Iterator[np.ndarray]:
 
 
 def _of_picture(
-    regions: pa.Table, x: np.ndarray, rows: np.ndarray, captions: list[int | None], vectors: np.ndarray, how: Refer
+    regions: pa.Table, x: np.ndarray, rows: np.ndarray, captions: list[int | None], vectors: np.ndarray, task: Task
 ) -> Iterator[dict[str, Any]]:
     """A row for each region that has a caption. captions: places in `vectors`."""
     own = [n for n, place in enumerate(captions) if place is not None]
@@ -148,7 +165,7 @@ def _of_picture(
         return
     picture = regions.take(pa.array(rows)).select([*IDS, BOX, CAPTION]).to_pylist()
     similarity = x[rows] @ vectors[[place for place in captions if place is not None]].T  # (boxes, captions)
-    found = refer(similarity, subtract=how.subtract == "others")
+    found = refer(similarity, _baseline(task, similarity, x[rows]))
     for m, n in enumerate(own):
         best = int(found.best[m])
         margin = float(found.margin[m])
@@ -163,3 +180,10 @@ def _of_picture(
             "rank": found.rank(n, m),
             "correct": picture[best][CAPTION] == picture[n][CAPTION],
         }
+
+
+def _baseline(task: Task, similarity: np.ndarray, x: np.ndarray) -> np.ndarray | float:
+    """What each of a picture's boxes has with any caption; x: (b, d), their vectors."""
+    if task.dataset is not None:
+        return (x @ task.dataset)[:, None]
+    return others(similarity) if task.step.settings.subtract == "others" else 0.0

@@ -22,6 +22,7 @@ from clipray.encoders.models import split_transform
 from clipray.encoders.resolve import resolve
 from clipray.errors import JobError, ManifestError, ModelError, SchemaError
 from clipray.settings import Foveal, Model
+from clipray.storage import Folder
 
 BOX = [0.0, 0.0, 40.0, 40.0]
 # Rows that are not as they should be: boxes, captions, ids of boxes.
@@ -83,6 +84,7 @@ def steps_for(manifest: Path, world: DemoWorld, **foveal: Any) -> list[dict[str,
         {"refer": {"input": "regions.clip"}},
         {"label": {"input": "regions.clip", "classes": str(world.classes_yaml)}},
         {"evaluate_labels": {"labels": "labels", "truth": "regions.label", "bootstrap": 100}},
+        {"refer": {"name": "less_dataset", "input": "regions.clip", "subtract": "dataset", "dataset_captions": 50}},
     ]
 
 
@@ -181,6 +183,28 @@ def test_captions_find_their_boxes(finished: Path) -> None:
     assert figures(finished, "referred")["accuracy_of_several"] > 0.9
 
 
+def test_captions_of_the_whole_data_set_are_subtracted(finished: Path) -> None:
+    """Against means of all captions, of which fifty are drawn: each box's differs from it by what the sample does."""
+    regions = rows_of(finished, "regions", "region_id")
+    network, tokenizer = _upstream()
+    every = [row["caption"] for row in regions.values() if row["caption"]]
+    with torch.inference_mode():
+        texts = network.encode_text(tokenizer(every), normalize=True).numpy()
+    found = tables.read_table(f"{finished}/out/less_dataset").to_pylist()
+    assert len(found) == len(every) > 60
+    baselines: dict[str, list[float]] = {}
+    for row in found:
+        baselines.setdefault(row["region_id"], []).append(row["similarity"] - row["score"])
+    assert all(np.ptp(values) <= 1e-5 for values in baselines.values())  # whatever the caption
+    boxes = np.array([regions[key]["clip"] for key in baselines])
+    of_all, drawn = boxes @ texts.mean(axis=0), np.array([values[0] for values in baselines.values()])
+    assert np.corrcoef(of_all, drawn)[0, 1] > 0.9
+    assert np.abs(of_all - drawn).max() < 0.1
+    record = tables.read_record(Folder(f"{finished}/out/less_dataset"))
+    assert record is not None
+    assert record.figures["captions_drawn"] == 50
+
+
 def _upstream() -> tuple[Any, Any]:
     model = resolve(Model(name="demo"))
     open_clip.add_model_config(model.config)
@@ -222,6 +246,12 @@ def test_what_cannot_be_asked(world: DemoWorld, tmp_path: Path) -> None:
         runner.plan(job(tmp_path, [{"embed_regions": step}], model="demo-rn"))
     with pytest.raises(ModelError, match=r"foveal: blocks: this ViT has 4 blocks, numbered from 0; found \[7\]"):
         runner.plan(job(tmp_path, [{"embed_regions": {**step, "foveal": {"blocks": [7]}}}]))
+    with pytest.raises(
+        ModelError, match=r"falip: its blocks are 8 to 11 of 12, this ViT has 4; set `blocks`, such as `blocks: 1`"
+    ):
+        runner.plan(job(tmp_path, [{"embed_regions": {**step, "foveal": {"mask": "falip"}}}]))
+    with pytest.raises(JobError, match=r"`random_state` goes with `subtract: dataset`, found `subtract: others`"):
+        runner.plan(job(tmp_path, [{"refer": {"input": "regions.clip", "random_state": 1}}]))
     with pytest.raises(ManifestError, match=r"`embed_regions` needs a column `boxes`; found: image_id, uri, label"):
         runner.plan(job(tmp_path, [{"embed_regions": {"manifest": str(world.labelled)}}]))
     with pytest.raises(JobError, match=r"refer.template: expected a text with `{}` where the caption goes, found 'a'"):

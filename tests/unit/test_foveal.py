@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 
 from clipray.demo.scenes import Picture, draw, sample_scene
-from clipray.encoders.bumps import boxes_of_masks, bumps
+from clipray.encoders.bumps import boxes_of_masks, bumps, falip_bumps
 from clipray.encoders.foveal import FovealTower, attention_maps, check, chosen_blocks, refusal
 from clipray.encoders.foveal_encoder import FovealEncoder
 from clipray.encoders.image_encoder import ImageEncoder
@@ -96,6 +97,60 @@ def test_shared_blocks_give_the_vectors_of_whole_masks(visual: Any, blocks: Any,
     assert (found - plain).abs().max() > 1e-3 * plain.abs().max()  # and something was done
 
 
+def falip_mask(box: list[float], side: int, patch: int, sigma: float, v: float) -> torch.Tensor:
+    """(n, n): FALIP's mask of one box in px, patch by patch, from its formula."""
+    x1, y1, x2, y2 = (max(math.ceil(at / patch), 1) - 1 for at in box)
+    weights = {}
+    for row in range(y1, y2 + 1):
+        for column in range(x1, x2 + 1):
+            distance = math.hypot(row - (y1 + y2) / 2, column - (x1 + x2) / 2)
+            weights[row, column] = math.exp(-0.5 * (distance / sigma) ** 2)
+    low, high = min(weights.values()), max(weights.values())
+    mask = torch.zeros(side * side + 1, side * side + 1)
+    for (row, column), weight in weights.items():
+        mask[0, 1 + row * side + column] = v * (weight - low + 1e-6) / (high - low + 1e-6)
+    return mask
+
+
+@pytest.mark.parametrize("settings", [{}, {"alpha": 3, "sigma": 1.5, "blocks": [1, 3]}], ids=["theirs", "others"])
+def test_falip_is_the_authors_mask(settings: dict[str, Any]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(6)
+        network: Any = VisionTransformer(32, 4, 32, layers=12, heads=2, mlp_ratio=2, output_dim=16)
+    network.eval().requires_grad_(False)
+    for block in network.transformer.resblocks:
+        block.attn.in_proj_weight.mul_(2)
+    foveal = Foveal(mask="falip", **settings)
+    batch, boxes, owner = regions()
+    boxes = torch.cat([boxes, torch.tensor([[5.0, 6, 7, 8], [8, 8, 20, 9]])])  # one patch; from patch to patch
+    owner = torch.cat([owner, torch.tensor([0, 1])])
+    found = FovealTower(network, foveal)(batch, boxes, owner)
+    for k, box in enumerate(boxes.tolist()):
+        mask = falip_mask(box, 8, 4, foveal.sigma, foveal.alpha)
+        x = network._embeds(batch[owner[k] : owner[k] + 1])
+        for number, block in enumerate(network.transformer.resblocks):
+            steered = number in settings.get("blocks", (8, 9, 10, 11))
+            x = block(x, attn_mask=mask if steered else None)
+        expected = network.ln_post(x[:, 0]) @ network.proj
+        assert (found[k] - expected[0]).abs().max() <= 1e-5 * expected.abs().max()
+    plain, wide = network(batch)[owner], FovealTower(network, Foveal(alpha=foveal.alpha, blocks=4))(batch, boxes, owner)
+    for other in (plain, wide):
+        assert (found - other).abs().max() > 1e-3 * plain.abs().max()
+
+
+def test_falip_is_highest_in_the_middle_and_nothing_outside() -> None:
+    boxes = torch.tensor([[0.5, 1.5, 3, 4], [1, 1, 3, 3], [0, 0, 0.4, 0.2], [7.5, 7.5, 8, 8.5]])
+    found = falip_bumps(boxes, 8, 8, 100.0)
+    square = 1 - math.exp(-0.5 * 2 / 1e4)  # a corner of three by three patches, against the middle
+    side = (math.exp(-0.5 / 1e4) - math.exp(-0.5 * 2 / 1e4) + 1e-6) / (square + 1e-6)
+    corner = 1e-6 / (square + 1e-6)
+    by_hand = [[corner, side, corner], [side, 1, side], [corner, side, corner]]
+    assert found[0, 1:4, 0:3].tolist() == [pytest.approx(row, rel=1e-5) for row in by_hand]
+    assert found[1, 0:3, 0:3].tolist() == [pytest.approx(row, rel=1e-5) for row in by_hand]  # begins at an edge
+    assert [bump.count_nonzero().item() for bump in found] == [9, 9, 1, 1]
+    assert found[2, 0, 0] == found[3, 7, 7] == 1
+
+
 @pytest.mark.parametrize("blocks", [1, 2, 3, "all"], ids=str)
 def test_alpha_0_is_the_plain_network(visual: Any, demo: Any, given: Any, blocks: Any) -> None:
     foveal = Foveal(alpha=0, blocks=blocks)
@@ -174,6 +229,21 @@ def test_towers_that_cannot_be_steered(saved_models: dict[str, Path]) -> None:
         ModelError, match=r"prompt: foveal: it is none of open_clip's .*; take a ViT .*, or `prompt: crop`"
     ):
         check(torch.nn.Linear(2, 2), Foveal())
+
+
+def test_falips_blocks_are_those_of_a_vit_of_twelve(visual: Any) -> None:
+    theirs = Foveal(mask="falip")
+    assert theirs.model_dump() == {
+        "mask": "falip", "alpha": 0.2, "sigma": 100, "blocks": [8, 9, 10, 11], "heads": "all",
+    }  # fmt: skip
+    check(open_clip.create_model("ViT-B-32", pretrained=None, device="meta").visual, theirs)
+    large = VisionTransformer(32, 16, 32, layers=24, heads=2, mlp_ratio=1, output_dim=8)
+    for tower, depth, third in ((visual, 5, 1), (large, 24, 8)):
+        with pytest.raises(
+            ModelError, match=rf"its blocks are 8 to 11 of 12, this ViT has {depth}; set .*`blocks: {third}`"
+        ):
+            check(tower, theirs)
+        check(tower, Foveal(mask="falip", blocks=third))
 
 
 def test_blocks_and_heads_that_are_not_there(visual: Any) -> None:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from clipray import tables
-from clipray.analysis.referring import refer, scores
+from clipray.analysis.referring import others, refer
 from clipray.demo.scenes import draw, sample_scene
 from clipray.encoders.encode_settings import RegionSettings
+from clipray.encoders.foveal import FovealTower
 from clipray.encoders.images import Limits
 from clipray.encoders.region_pipeline import RegionBlocks
 from clipray.encoders.resolve import resolve
-from clipray.settings import EmbedRegions, Model
+from clipray.settings import Column, EmbedRegions, Model
+from clipray.steps.caption_draw import Draw, draw_of_file
+from clipray.storage import Folder
+from clipray.vectors import open_vectors
 
 HEIGHT, WIDTH = 96, 160
 
@@ -141,14 +147,60 @@ def settings_for(how: EmbedRegions, block: pa.Table, max_pixels: int = Limits.ma
 
 def test_scores_are_without_what_a_box_has_with_any_caption() -> None:
     similarity = np.array([[0.9, 0.8, 0.7], [0.3, 0.1, 0.2], [0.5, 0.9, 0.4]])  # the first box fits anything
-    found = refer(similarity, subtract=True)
+    found = refer(similarity, others(similarity))
     assert found.scores == pytest.approx(np.array([[0.15, 0, -0.15], [0.15, -0.15, 0], [-0.15, 0.45, -0.3]]), abs=1e-6)
     assert found.best.tolist()[1:] == [2, 1]
     assert found.margin[1:] == pytest.approx([0.45, 0.15], abs=1e-6)
     assert found.rank(2, 1) == 1
     assert found.rank(1, 1) == 3
-    assert refer(similarity, subtract=False).best.tolist() == [0, 2, 0]
-    alone = refer(similarity[:1], subtract=True)
+    assert refer(similarity).best.tolist() == [0, 2, 0]
+    alone = refer(similarity[:1], others(similarity[:1]))
     assert (alone.best.tolist(), np.isnan(alone.margin).all()) == ([0, 0, 0], True)
-    assert np.allclose(scores(similarity[:, :1], subtract=True), similarity[:, :1])  # nothing to subtract
-    assert refer(np.full((3, 2), 0.5), subtract=True).rank(0, 0) == 3  # a tie counts against it
+    assert not others(similarity[:, :1]).any()  # a single caption
+    assert refer(np.full((3, 2), 0.5)).rank(0, 0) == 3  # a tie counts against it
+    with_any = np.array([[0.8], [0.1], [0.3]])
+    assert refer(similarity, with_any).scores == pytest.approx(similarity - with_any, abs=1e-6)
+
+
+def test_falip_sees_the_whole_image_squashed(block: pa.Table, upstream: Any) -> None:
+    how = EmbedRegions(manifest="", foveal={"mask": "falip", "alpha": 4, "blocks": 2})
+    assert how.preprocess == "squash"
+    assert EmbedRegions(manifest="", preprocess="model", foveal=how.foveal).preprocess == "model"
+    made = RegionBlocks(settings_for(how, block), lambda _: None)(block)
+    network, transform = upstream
+    tower = FovealTower(network.visual, how.foveal)
+    for row, source in zip(made.to_pylist()[:6], block.to_pylist(), strict=False):
+        assert len(row["regions"]) == len(source["boxes"])  # also of the box that a centre crop leaves out
+        if not source["boxes"]:
+            continue
+        image = Image.open(io.BytesIO(source["bytes"])).convert("RGB").resize((64, 64), Image.Resampling.BICUBIC)
+        boxes = torch.tensor([[x1 * 0.4, y1 * 2 / 3, x2 * 0.4, y2 * 2 / 3] for x1, y1, x2, y2 in source["boxes"]])
+        with torch.inference_mode():
+            expected = tower(transform(image)[None], boxes, torch.zeros(len(boxes), dtype=torch.int64))
+        expected = torch.nn.functional.normalize(expected, dim=1).numpy()
+        assert np.abs(np.array([r["clip"] for r in row["regions"]]) - expected).max() <= 1e-5
+
+
+def test_captions_are_drawn_by_the_regions_ids(tmp_path: Path) -> None:
+    captions = [f"caption {n}" if n % 5 else [None, "", " "][n % 3] for n in range(1_000)]
+    regions = pa.table(
+        {"region_id": [f"r{n}" for n in range(1_000)], "caption": captions, "clip": [[1.0, 2.0]] * 1_000}
+    )
+    for name, rows in (("a", regions), ("b", regions.take(pa.array(range(999, -1, -1))))):
+        (tmp_path / name).mkdir()
+        pq.write_table(rows, tmp_path / name / "part.parquet", row_group_size=70 if name == "a" else 1_000)
+
+    def draw(name: str, count: int, random_state: int = 0) -> list[Draw]:
+        column = Column(path=str(tmp_path / name), column="clip", id="region_id")
+        source = open_vectors(column, Folder(str(tmp_path)))
+        return draw_of_file((source, list(source.pieces), count, random_state))
+
+    drawn = draw("a", 200)
+    assert len({caption for _, _, caption in drawn}) == 200
+    assert all(caption == f"caption {region[1:]}" for _, region, caption in drawn)  # and never an empty one
+    assert draw("b", 200) == drawn
+    assert draw("a", 50) == drawn[:50]
+    assert len(draw("a", 5_000)) == 800
+    both = {region for _, region, _ in drawn} & {region for _, region, _ in draw("a", 200, 1)}
+    assert 20 < len(both) < 80  # 200 of 800, twice: about 50
+    assert 0.4 < np.mean([int(region[1:]) < 500 for _, region, _ in drawn]) < 0.6
