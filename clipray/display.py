@@ -8,7 +8,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.text import Text
+
+from clipray.printing import PlainTable, shown
 
 PLAIN_EVERY_S = 5.0
 
@@ -64,9 +66,9 @@ def _left(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def _table(shot: Any) -> Table:
+def _table(shot: Any) -> PlainTable:
     done = shot.written + shot.rejected
-    table = Table(title=f"{shot.step}: {shot.phase}", title_justify="left", expand=False)
+    table = PlainTable(title=f"{shot.step}: {shot.phase}", title_justify="left", expand=False)
     for name in ("rows", "on disk", "rejected", "rate", "left"):
         table.add_column(name, justify="right")
     share = f" ({done / shot.total:.0%})" if shot.total else ""
@@ -75,7 +77,7 @@ def _table(shot: Any) -> Table:
     )
     for stage, figures in sorted(shot.stages.items()):
         table.add_row(
-            f"[dim]{stage}[/]",
+            Text(shown(stage), style="dim"),
             f"{int(figures['rows'])} rows",
             "",
             f"{figures['rows_per_busy_s']:.1f}/busy s",

@@ -14,6 +14,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipray.environment import environment_errors
 from clipray.errors import JobError, ManifestError
 from clipray.kinds import PICTURES, Kind
 from clipray.parquet import open_parquet
@@ -245,6 +246,7 @@ def resolve(uri: str | None, manifest: str) -> str | None:
     return f"{manifest.rsplit('/', 1)[0]}/{uri}" if uri and is_relative(uri) else uri
 
 
+@environment_errors()
 def make_manifest(
     source: str | os.PathLike[str], out: str | os.PathLike[str], *, label: Literal["folder"] | str | None = None
 ) -> int:

@@ -6,15 +6,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+from clipray.environment import environment_errors
 from clipray.errors import StaleTableError
 from clipray.job import dump_job, load_job, steps_of
 from clipray.manifest import find_pictures, make_manifest
+from clipray.notes import STARTED
 from clipray.run_status import StepReport
 from clipray.runner import run
 from clipray.settings import EmbedImages, Model
 from clipray.storage import Folder, absolute, filesystem
 
 
+@environment_errors()
 def embed(
     pictures: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -36,6 +39,7 @@ def embed(
     return path, run(path, **options)
 
 
+@environment_errors()
 def write_embed_job(pictures: str, out: str, model: Model, label: str | None = None) -> str:
     """The job file (and, for a folder or glob of pictures, the manifest) of `embed`. Returns the job file's path."""
     home = Folder(absolute(out))
@@ -61,7 +65,7 @@ def write_embed_job(pictures: str, out: str, model: Model, label: str | None = N
 
 
 def _was_started(home: Folder) -> bool:
-    return any(home.sub(name).read("_started.json") for name in home.folders())
+    return any(home.sub(name).read(STARTED) for name in home.folders())
 
 
 def _is_manifest(source: str) -> bool:

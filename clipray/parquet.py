@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from clipray.storage import filesystem
+from clipray.storage import explained, filesystem
 
 
 class ParquetReader:
@@ -68,6 +68,7 @@ def open_parquet_on(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Parque
     Raises:
         FileNotFoundError: it is not there.
         OSError, pyarrow.ArrowInvalid: it is no regular file, cannot be read, or is not whole.
+        StorageError: remote storage denies it, breaks off, or does not answer.
     """
     if isinstance(fs, LocalFileSystem):
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
@@ -75,5 +76,5 @@ def open_parquet_on(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Parque
         with pa.OSFile(path) as file:
             yield ParquetReader(file, threads=True)
     else:
-        with fs.open(path, "rb") as file:
+        with explained(fs.unstrip_protocol(path)), fs.open(path, "rb") as file:
             yield ParquetReader(file, threads=False)

@@ -12,6 +12,7 @@ import numpy as np
 from clipray.analysis.prompts import PromptStyle
 from clipray.classes import KNOWN_SUFFIXES, prompt_styles
 from clipray.encoders.imports import import_open_clip
+from clipray.environment import environment_errors
 from clipray.errors import JobError, ManifestError
 from clipray.manifest import find_pictures, is_glob
 from clipray.settings import CLASS_SETS, SCHEMES, Classes, Model, Style, distinct, with_place
@@ -30,6 +31,7 @@ class Look:
     refused: str = ""
 
 
+@environment_errors()
 def label(
     pictures: Sequence[str], classes: str, model: Model, *, template: str | None = None, top: int = 5
 ) -> Iterator[Look]:

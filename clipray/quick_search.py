@@ -10,6 +10,7 @@ import numpy as np
 
 from clipray import tables
 from clipray.encoders.imports import import_open_clip
+from clipray.environment import environment_errors
 from clipray.errors import JobError, ManifestError, ModelError, SchemaError
 from clipray.settings import SCHEMES, Model
 from clipray.storage import Folder, absolute
@@ -45,6 +46,7 @@ class Answer:
     metric: str
 
 
+@environment_errors()
 def search(
     run: str, text: str | None = None, *, image: str | None = None, like: str | None = None, index: str | None = None,
     by_region: bool = False, top: int = 12, model: Model | None = None,

@@ -10,8 +10,10 @@ from datetime import datetime
 from typing import Any
 
 from clipray import tables
+from clipray.environment import environment_errors
 from clipray.errors import JobError
 from clipray.events import read_events
+from clipray.notes import read_started, wrong_fields
 from clipray.storage import Folder, absolute
 
 
@@ -37,6 +39,7 @@ class StepReport:
     page: str = ""
 
 
+@environment_errors()
 def status(url: str | os.PathLike[str]) -> list[StepReport]:
     """The tables in a run's folder, finished or not, from the files alone: no Ray, no model.
 
@@ -48,7 +51,7 @@ def status(url: str | os.PathLike[str]) -> list[StepReport]:
     for name in output.folders():
         folder = output.sub(name)
         record = tables.read_record(folder)
-        started = folder.read_json("_started.json")
+        started = read_started(folder)
         if record is None and started is None:
             continue
         shards = {} if record else _shard_rows(folder)
@@ -86,12 +89,14 @@ def _shard_rows(folder: Folder) -> dict[str, int]:
 
 
 def _progress_events(output: Folder, step: str) -> list[dict[str, Any]]:
-    return [e for e in read_events(output) if e.get("event") == "progress" and e.get("step") == step]
+    events = [e for e in read_events(output) if e["event"] == "progress" and e.get("step") == step]
+    kinds = {"total": int, "rate": float}
+    return [e for e in events if not kinds.keys() - e.keys() and not wrong_fields(e, kinds)]
 
 
 def _total(output: Folder, step: str) -> int | None:
     events = _progress_events(output, step)
-    return int(events[-1]["total"]) if events else None
+    return events[-1]["total"] if events else None
 
 
 def _last_seen(output: Folder, step: str) -> str:
@@ -99,5 +104,7 @@ def _last_seen(output: Folder, step: str) -> str:
     if not events:
         return "started"
     last = events[-1]
-    ago = time.time() - datetime.fromisoformat(last["time"]).timestamp()
-    return f"last seen {ago:.0f} s ago at {last['rate']:.1f} rows/s"
+    with contextlib.suppress(ValueError):
+        ago = time.time() - datetime.fromisoformat(last["time"]).timestamp()
+        return f"last seen {ago:.0f} s ago at {last['rate']:.1f} rows/s"
+    return "started"

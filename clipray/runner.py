@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from clipray import tables
+from clipray.environment import environment_errors
 from clipray.errors import JobError, RunError, SchemaError, Stopped
 from clipray.events import Events, read_events
 from clipray.job import load_job, steps_of
+from clipray.notes import STARTED
 from clipray.run_page.run_tables import finished_tables
 from clipray.run_status import StepReport, status
 from clipray.settings import Job
@@ -27,6 +29,7 @@ from clipray.storage import Folder, absolute
 LOCK = ".lock"
 
 
+@environment_errors()
 def run(
     job: Job | str | os.PathLike[str],
     *,
@@ -54,11 +57,13 @@ def run(
     """
     job = job if isinstance(job, Job) else load_job(job)
     output = Folder(job.output)
-    events, say = Events(output), notice or (lambda _: None)
-    with _only_run(output), _signals():
-        events.write("run_started", job=job.name, pid=os.getpid())
+    say = notice or (lambda _: None)
+    events = Events(output, say)
+    with _only_run(output, say), _signals():
+        events.begin("run_started", job=job.name, pid=os.getpid())
         try:
-            reports = _run_steps(job, output, events, fresh, retry_rejects, address, watch or (lambda _: None), say)
+            with environment_errors():
+                reports = _run_steps(job, output, events, fresh, retry_rejects, address, watch or (lambda _: None), say)
         except KeyboardInterrupt:
             events.write("stopped")
             raise Stopped(_where_it_stands(output)) from None
@@ -121,6 +126,7 @@ def _run_step(step: Step, run: Run, names: Sequence[str]) -> Iterator[StepReport
         yield StepReport(name, "finished", found.rows, found.rejects, total, note=note, record=found, page=page)
 
 
+@environment_errors()
 def report(url: str | os.PathLike[str], *, title: str | None = None, **options: Any) -> str:
     """Make a page of all finished tables of the run at `url`, as a step `report` at the end of its job would.
 
@@ -139,7 +145,7 @@ def report(url: str | os.PathLike[str], *, title: str | None = None, **options: 
     names = finished_tables(output)
     if not names:
         raise JobError(f"{url}: no finished table there to make a page of; finish one with `clipray run`")
-    ran = [event["job"] for event in read_events(output) if event.get("event") == "run_started" and event.get("job")]
+    ran = [str(e["job"]) for e in read_events(output) if e["event"] == "run_started" and e.get("job")]
     job = Job(name=ran[-1] if ran else os.path.basename(output.url), output=output.url,
               steps=[{"report": {"of": names, "title": title}}])  # fmt: skip
     return run(job, **options)[0].page
@@ -193,7 +199,7 @@ def _known_tables(names: Sequence[str], known: list[str]) -> None:
 def _delete_table(output: Folder, name: str) -> None:
     """Remove a table that clipray wrote; the record first, so that a kill in between leaves it unfinished."""
     for folder in (output.sub(name), output.sub(f"rejects/{name}")):
-        for file in [tables.RECORD, *tables.shard_names(folder), "_started.json"]:
+        for file in [tables.RECORD, *tables.shard_names(folder), STARTED]:
             folder.remove(file)
 
 
@@ -207,7 +213,7 @@ def _forget_rejects(output: Folder, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _only_run(output: Folder) -> Iterator[None]:
+def _only_run(output: Folder, say: Callable[[str], None]) -> Iterator[None]:
     """One run at a time per output, on a local disk; the lock ends with the process, however it ends."""
     if not output.local:
         yield
@@ -215,14 +221,16 @@ def _only_run(output: Folder) -> Iterator[None]:
     import fcntl
 
     Path(output.path("")).mkdir(parents=True, exist_ok=True)
-    with open(output.path(LOCK), "a+", encoding="utf-8") as file:
+    with open(output.path(LOCK), "a+", encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             raise RunError(
                 f"{output.url}: another run is at work there (process {file.read().strip() or '?'}); wait for it or stop it"
             ) from None
+        except OSError as error:  # a file system without locks
+            say(f"{output.url}: cannot be locked ({error.strerror}); see that no other run writes there")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -251,6 +259,7 @@ def _where_it_stands(output: Folder) -> str:
     return f"stopped; on disk: {done}. The same `clipray run` goes on from there"
 
 
+@environment_errors()
 def plan(job: Job | str | os.PathLike[str], *, address: str | None = None) -> tuple[list[StepReport], list[str]]:
     """What `run` would do, without doing it: one report per step, and lines about machine and plan.
 

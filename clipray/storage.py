@@ -79,7 +79,8 @@ def explained(url: str) -> Iterator[None]:
         raise
     except Exception as error:
         ours = isinstance(error, OSError) or type(error).__module__.split(".")[0] in LIBRARIES
-        if is_local(url) or not ours:
+        of_arrow = type(error) is OSError and error.errno is None  # of a file that is there and not whole
+        if is_local(url) or of_arrow or not ours:
             raise
         raise StorageError(f"{url}: {_reason(error)}") from error
 
@@ -168,6 +169,8 @@ class Folder:
                 os.fsync(file.fileno())
             os.replace(aside, self.path(name))
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.remove(aside)  # a full disk wants its room back
             raise ClipRayError(f"{self.path(name)} could not be written: {error.strerror or error}") from error
 
     def remove(self, name: str) -> None:
@@ -176,12 +179,13 @@ class Folder:
             self.fs.rm_file(self.path(name))
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """The file as JSON; None when it is missing or torn."""
+        """The file as a JSON object; None when it is missing, torn, or anything else."""
         data = self.read(name)
         try:
-            return json.loads(data) if data else None
-        except ValueError:
+            value = json.loads(data) if data else None
+        except (ValueError, RecursionError):
             return None
+        return value if isinstance(value, dict) else None
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         self.write(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

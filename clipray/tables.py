@@ -11,6 +11,7 @@ import functools
 import io
 import json
 import os
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -23,10 +24,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipray.errors import ClipRayError, SchemaError
+from clipray.notes import wrong_fields
 from clipray.parquet import open_parquet_on
 from clipray.storage import Folder
 
 RECORD = "_table.json"
+FILE = {"name": str, "rows": int, "bytes": int}  # of a record's `files`
 ROW_GROUP_ROWS = 16_384
 ARROW_TYPES = {
     "string": pa.string(), "binary": pa.binary(), "int32": pa.int32(), "int64": pa.int64(), "bool": pa.bool_(),
@@ -278,9 +281,16 @@ def read_record(folder: Folder) -> Record | None:
         return None
     known = {name: data[name] for name in Record.__dataclass_fields__ if name in data}
     try:
-        return Record(**known)
+        record = Record(**known)
     except TypeError as error:
         raise SchemaError(f"{folder.path(RECORD)}: written by another version of clipray: {error}") from error
+    wrong = wrong_fields(asdict(record), typing.get_type_hints(Record))
+    wrong += ["files"] * any(wrong_fields(file, FILE) or FILE.keys() - file.keys() for file in record.files)
+    if wrong:
+        raise SchemaError(
+            f"{folder.path(RECORD)}: not as clipray writes it: {', '.join(wrong)}; make the table anew with --fresh"
+        )
+    return record
 
 
 def finished(folder: Folder, what: str) -> Record:

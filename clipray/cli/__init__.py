@@ -2,37 +2,85 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import signal
 import sys
+import threading
+from typing import TextIO
 
 # isort: off
 from clipray.cli import runs, cluster, data, look  # noqa: F401 - each adds its verbs, in the order in which help shows them
 
 # isort: on
 from clipray.cli.app import app, err
-from clipray.errors import ClipRayError, Stopped
+from clipray.cli.defects import told_defect
+from clipray.environment import environment_error
+from clipray.errors import Stopped
+from clipray.printing import harden_streams
 
 __all__ = ["app", "main"]
+STOPPED, UNREAD = 130, 128 + signal.SIGPIPE  # as shells report what SIGINT and SIGPIPE end
 
 
 def main() -> None:
-    """Entry point: every expected error is one line (or one line per mistake) on stderr, and its exit code."""
+    """Entry point: every error is one line (or one line per mistake) on stderr, and its exit code."""
+    harden_streams()
+    _exit(_code())
+
+
+def _code() -> int:
+    """Do what the command line says; the exit code."""
     try:
-        app(standalone_mode=True)
-    except Stopped as error:
-        err.print(str(error), markup=False, soft_wrap=True)
-        _exit(error.exit_code)
-    except ClipRayError as error:
-        err.print(f"clipray: {error}", markup=False, soft_wrap=True)
-        _exit(error.exit_code)
+        code = app(standalone_mode=False) or 0
+        sys.stdout.flush()
+        return int(code)
+    except BrokenPipeError:
+        return UNREAD
     except KeyboardInterrupt:
-        err.print("stopped", markup=False)
-        _exit(130)
+        return _told("stopped", STOPPED)
+    except Exception as error:
+        return _code_of(error)
+
+
+def _code_of(error: Exception) -> int:
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # of the command line, from typer or the click below it
+        usage = io.StringIO()
+        error.show(file=usage)
+        return _told(usage.getvalue().rstrip("\n"), error.exit_code)
+    if isinstance(error, Stopped):
+        return _told(str(error), error.exit_code)
+    known = environment_error(error)
+    if known is not None:
+        return _told(f"clipray: {known}", known.exit_code)
+    return _told(*told_defect(error))
+
+
+def _told(text: str, code: int) -> int:
+    with contextlib.suppress(OSError):  # there may be nobody to tell
+        err.print(text, soft_wrap=True)
+    return code
 
 
 def _exit(code: int) -> None:
+    """End this process: nothing that is still to be printed, and no Ctrl-C meanwhile, changes how."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            _discard(stream)
     connect = sys.modules.get("clipray.engine.connect")  # there if Ray was used
     if connect and connect.abandoned():
-        sys.stdout.flush()
         os._exit(code)  # Ray's own threads would wait for it and may end us with another code
     sys.exit(code)
+
+
+def _discard(stream: TextIO) -> None:
+    """What is left in a stream that nobody reads, or that has no room: else Python ends with a code of its own."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

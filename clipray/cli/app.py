@@ -5,22 +5,32 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from typer.core import TyperGroup
 
 from clipray import __version__
-from clipray.errors import JobError
+from clipray.errors import JobError, Stopped
+from clipray.printing import PlainConsole, PlainTable
+
+
+class _Verbs(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # which typer would turn into an exit without a word
+            raise Stopped("stopped") from None
+
 
 app = typer.Typer(
     name="clipray",
+    cls=_Verbs,
     help="A Parquet manifest of pictures in, tables that people can query out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = PlainConsole(highlight=False)
+err = PlainConsole(stderr=True, highlight=False)
 
 Address = Annotated[
     str | None,
@@ -95,7 +105,7 @@ def print_pages(pages: list[str]) -> None:
 
 
 def print_reports(reports: list[Any]) -> None:
-    listing = Table("table", "state", "rows", "rejected", "of", "")
+    listing = PlainTable("table", "state", "rows", "rejected", "of", "")
     for report in reports:
         note = report.note
         if report.record and not note and report.record.seconds:

@@ -15,6 +15,7 @@ from clipray.cli.app import (
     err,
     out,
 )
+from clipray.printing import shown
 
 
 @app.command()
@@ -59,5 +60,5 @@ def say(line: str) -> None:
 
 
 def write(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(shown(text))
     sys.stdout.flush()

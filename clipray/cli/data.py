@@ -6,7 +6,6 @@ import json
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from clipray.cli.app import (
     MODEL,
@@ -15,6 +14,7 @@ from clipray.cli.app import (
     out,
 )
 from clipray.errors import JobError
+from clipray.printing import PlainTable
 
 
 @app.command()
@@ -60,7 +60,7 @@ def schema(
     from clipray.tables import table_names, table_schema
 
     if table is None:
-        listing = Table("table", "a row is")
+        listing = PlainTable("table", "a row is")
         for name in table_names():
             listing.add_row(name, table_schema(name)["doc"])
         out.print(listing)
@@ -69,7 +69,7 @@ def schema(
     if as_json:
         print(json.dumps(spec, indent=2, ensure_ascii=False))
         return
-    listing = Table(
+    listing = PlainTable(
         "column", "type", "null", "unit", "what it is", title=f"{table}: {spec['doc']}", title_justify="left"
     )
     for column in spec["columns"]:
@@ -94,7 +94,7 @@ def layers(
 
     found = architecture(model)
     height, width = found.image_size
-    listing = Table(
+    listing = PlainTable(
         "layer", "shape", title=f"{model}: layers for pictures of {height} x {width} px", title_justify="left"
     )
     for layer, shape in shapes_without_weights(found).items():

@@ -6,8 +6,7 @@ import json
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from clipray.cli.app import (
     ModelName,
@@ -18,6 +17,7 @@ from clipray.cli.app import (
     model_settings,
     out,
 )
+from clipray.printing import PlainTable, shown
 
 
 @app.command()
@@ -53,12 +53,12 @@ def search(
     if as_json:
         print(json.dumps([asdict(hit) for hit in answer.hits], indent=2, ensure_ascii=False))
         return
-    listing = Table(
+    listing = PlainTable(
         "", "picture", "l2" if answer.metric == "l2" else answer.metric, "region" if by_region else "", "where"
     )
     for hit in answer.hits:
         box = "" if hit.box is None else f"{hit.region_id} [" + ", ".join(f"{side:.0f}" for side in hit.box) + "]"
-        listing.add_row(str(hit.rank), escape(hit.image_id), f"{hit.score:.4f}", escape(box), escape(hit.uri))
+        listing.add_row(str(hit.rank), hit.image_id, f"{hit.score:.4f}", box, hit.uri)
     out.print(listing)
 
 
@@ -86,16 +86,16 @@ def label(
             labels = [{"label": name, "probability": round(p, 6)} for name, p in seen.labels]
             print(json.dumps({"picture": seen.picture, "labels": labels, "refused": seen.refused or None}))
         return
-    listing = Table("picture", "label", "probability", "")
+    listing = PlainTable("picture", "label", "probability", "")
     for seen in looks:
         for n, (name, p) in enumerate(seen.labels):
             listing.add_row(
-                "" if n else escape(seen.picture),
-                escape(name),
+                "" if n else seen.picture,
+                name,
                 f"{p:.1%}",
                 "█" * round(10 * p),
                 end_section=n + 1 == len(seen.labels),
             )
         if seen.refused:
-            listing.add_row(escape(seen.picture), f"[red]{escape(seen.refused)}[/]", "", "", end_section=True)
+            listing.add_row(seen.picture, Text(shown(seen.refused), style="red"), "", "", end_section=True)
     out.print(listing)

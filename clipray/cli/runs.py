@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from clipray.cli.app import (
     Address,
@@ -23,6 +22,7 @@ from clipray.cli.app import (
     print_reports,
     run_job,
 )
+from clipray.printing import PlainTable
 
 
 @app.command()
@@ -116,20 +116,20 @@ def demo(
     out.print(f"pictures: {output}/world/pictures, job file: {job}", soft_wrap=True)
     pages = run_job(job)
     shown, same = nearest_pictures(f"{output}/images")
-    listing = Table("picture", "nearest by cosine", title="What the vectors know", title_justify="left")
+    listing = PlainTable("picture", "nearest by cosine", title="What the vectors know", title_justify="left")
     for picture in shown:
         listing.add_row(picture.caption, "; ".join(f"{caption} ({cosine:.2f})" for caption, cosine in picture.nearest))
     out.print(listing)
     out.print(f"The nearest other picture of a single thing shows the same thing for {same:.0%} of them.")
     views = look_at_clusters(output)
-    listing = Table(
+    listing = PlainTable(
         "cluster", "pictures", "commonest word of the labels", title="What K-means finds", title_justify="left"
     )
     for view in views[:6]:
         listing.add_row(str(view.cluster_id), str(view.size), "{} ({} of {})".format(*view.commonest, view.labelled))
     out.print(listing)
     sheet, plot = write_cluster_pictures(output, views)
-    listing = Table("pictures", "prompt style", "n", "top-1", "top-5", "calibration error", title="Zero-shot labels, 64 classes", title_justify="left")  # fmt: skip
+    listing = PlainTable("pictures", "prompt style", "n", "top-1", "top-5", "calibration error", title="Zero-shot labels, 64 classes", title_justify="left")  # fmt: skip
     for kind, style, n, figures in style_figures(f"{output}/label_figures"):
         listing.add_row(kind, style, str(n), *(f"{figures[name]:.1%}" for name in ("top1", "top5", "ece")))
     out.print(listing)

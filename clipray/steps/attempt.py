@@ -21,10 +21,11 @@ from clipray.errors import RejectRateError
 from clipray.events import Events
 from clipray.ledger import REFUSED, Stock, take_stock
 from clipray.manifest import read_piece
+from clipray.notes import STARTED, read_started
 from clipray.scan import contains, hash_strings, pieces_with
 from clipray.steps.commit import commit_step
 from clipray.steps.encode_step import EncodeStep
-from clipray.steps.step import STARTED, Snapshot, refuse_stale
+from clipray.steps.step import Snapshot, refuse_stale
 
 STOP_EARLY_REJECTS = 1_000
 
@@ -77,7 +78,7 @@ class Attempt:
         """Open the table for writing. Returns the number of this attempt and the precision of the earlier ones."""
         step = self.step
         refuse_stale(step.table, step.inspect(count=False))
-        before = step.table.read_json(STARTED) or {}
+        before = read_started(step.table) or {}
         attempt = int(before.get("attempt", 0)) + 1
         facts = {
             "settings": step.identity,
@@ -264,9 +265,7 @@ class Attempt:
     def _reconcile(self, stock: Stock) -> None:
         rows = self.step.scan.rows
         if stock.rows + stock.rejected != rows or not stock.taken.all():
-            raise AssertionError(
-                f"rows in = {rows}, but {stock.rows} written + {stock.rejected} rejected: this is a defect in clipray"
-            )
+            raise AssertionError(f"rows in = {rows}, but {stock.rows} written + {stock.rejected} rejected")
 
     def _commit(self, stock: Stock) -> tables.Record:
         return commit_step(

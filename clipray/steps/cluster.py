@@ -20,9 +20,10 @@ from clipray import tables
 from clipray.analysis.kmeans import KMeans, kmeans
 from clipray.analysis.mini_batch import mini_batch_kmeans
 from clipray.errors import ClipRayError, SchemaError
+from clipray.notes import read_started
 from clipray.settings import Cluster
 from clipray.steps.cluster_figures import cluster_metrics
-from clipray.steps.step import STARTED, Given, Run, Ticker
+from clipray.steps.step import Given, Run, Ticker
 from clipray.steps.table_step import VectorStep
 from clipray.storage import Folder
 from clipray.vectors import open_vectors
@@ -81,7 +82,7 @@ class ClusterStep(VectorStep[Cluster]):
 
     def _forget_another_input(self) -> None:
         """Remove a checkpoint of other vectors, before the note says that these are begun."""
-        before = self.table.read_json(STARTED) or {}
+        before = read_started(self.table) or {}
         if (before.get("fingerprint"), before.get("digest")) != (self.fingerprint, self.digest):
             self.table.remove(CHECKPOINT)
 

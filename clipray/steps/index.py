@@ -16,8 +16,9 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis.vector_index import choose_type, empty_index, mergeable, training_rows
 from clipray.errors import ClipRayError
+from clipray.notes import STARTED, read_started
 from clipray.settings import Index
-from clipray.steps.step import STARTED, Given, Run, State, Ticker
+from clipray.steps.step import Given, Run, State, Ticker
 from clipray.steps.table_step import VectorStep
 from clipray.storage import Folder
 from clipray.vectors import Piece, groups, open_vectors
@@ -84,7 +85,7 @@ class IndexStep(VectorStep[Index]):
         return self._commit(order.name, parts, before, shards, figures, began)
 
     def _write_started(self) -> None:
-        started = self.table.read_json(STARTED) or {}
+        started = read_started(self.table) or {}
         facts = {"settings": self.identity, "fingerprint": self.fingerprint, "digest": self.digest}
         self.table.write_json(STARTED, {**facts, "started_at": started.get("started_at", tables.now())})
 
@@ -126,7 +127,7 @@ class IndexStep(VectorStep[Index]):
         old = [tables.Shard(**file) for file in before.files] if before else []
         rows = sum(shard.rows for shard in [*old, *shards])
         if rows != figures["vectors"]:
-            raise AssertionError(f"{rows} ids, but {figures['vectors']} vectors: this is a defect in clipray")
+            raise AssertionError(f"{rows} ids, but {figures['vectors']} vectors")
         sizes = figures.pop("files")
         indexed = {
             "files": self.source.files,

@@ -132,7 +132,7 @@ def read_classes(url: str, mark: str) -> dict[str, Classes]:
     data = tables.read_shard(Folder(url), CLASSES)
     stamp = tables.shard_stamp(Folder(url), CLASSES)[2]
     if stamp.get("fingerprint") != mark:
-        raise AssertionError(f"{url}: classes of another job: this is a defect in clipray")
+        raise AssertionError(f"{url}: classes of another job")
     width = data["vector"].type.list_size
     found = {}
     styles, negative = data["style"].to_numpy(), data["negative"].to_numpy()

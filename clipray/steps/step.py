@@ -12,10 +12,9 @@ from clipray.errors import StaleTableError
 from clipray.events import Events
 from clipray.job import changes, fingerprint
 from clipray.ledger import Stock
+from clipray.notes import read_started
 from clipray.settings import Job
 from clipray.storage import Folder
-
-STARTED = "_started.json"
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class Step(Protocol):
 def standing(table: Folder, identity: Mapping[str, Any], digest: str) -> State:
     """Compare a table on disk with what would make it now. `digest`: of the rows that come in."""
     record = tables.read_record(table)
-    started = table.read_json(STARTED)
+    started = read_started(table)
     before = record.settings if record else (started or {}).get("settings")
     if before is None and not tables.shard_names(table):
         return State("absent")

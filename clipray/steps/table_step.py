@@ -18,9 +18,10 @@ import pyarrow as pa
 from clipray import __version__, tables
 from clipray.errors import SchemaError
 from clipray.job import changes, fingerprint, step_kind
+from clipray.notes import STARTED, read_started
 from clipray.settings import StepSettings
 from clipray.steps.metrics import Metric, write_metrics
-from clipray.steps.step import STARTED, Run, State, refuse_stale, standing
+from clipray.steps.step import Run, State, refuse_stale, standing
 from clipray.storage import Folder, absolute
 from clipray.vectors import Vectors
 
@@ -126,7 +127,7 @@ class TableStep(ABC, Generic[AnySettings]):
 
     def begin(self, *, keep: bool = True) -> None:
         """Open the table for writing; `keep`: the shards that are there."""
-        before = self.table.read_json(STARTED) or {}
+        before = read_started(self.table) or {}
         if keep:
             tables.reopen(self.table)
         else:
@@ -146,7 +147,7 @@ class TableStep(ABC, Generic[AnySettings]):
         """
         rows, seconds = sum(shard.rows for shard in shards), time.monotonic() - began
         if row_for_row and rows != self.total:
-            raise AssertionError(f"rows in = {self.total}, but {rows} written: this is a defect in clipray")
+            raise AssertionError(f"rows in = {self.total}, but {rows} written")
         if metrics is not None:
             write_metrics(self.output, self.name, metrics, self.stamp)
         return self.finish(

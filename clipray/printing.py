@@ -1,0 +1,52 @@
+"""What reaches a terminal: text as it is. Control characters are shown, not obeyed, and nothing in it is markup."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# All but line ends and tabs; the last ones turn the direction of writing.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def shown(text: str) -> str:
+    r"""`text` with its control characters as escapes, such as `\x1b`; line ends and tabs stay."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def harden_streams() -> None:
+    """What a terminal's encoding lacks is printed as an escape, such as `\\xe9`, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class PlainConsole(Console):
+    """Prints strings as they are. Raises BrokenPipeError where nobody reads any longer."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*map(_plain, objects), **options)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        raise BrokenPipeError
+
+
+class PlainTable(Table):
+    """A table whose cells are text as it is; a cell of another colour is a `Text`, made with `shown`."""
+
+    def __init__(self, *headers: Any, title: str | None = None, **options: Any) -> None:
+        heading = None if title is None else Text(shown(title), style="table.title")
+        super().__init__(*headers, title=heading, **options)
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*map(_plain, cells), **options)
+
+
+def _plain(item: Any) -> Any:
+    return Text(shown(item)) if isinstance(item, str) else item
