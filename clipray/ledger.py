@@ -2,7 +2,7 @@
 
 The files themselves are the books. Taking stock reads the ids of every committed shard, removes what a kill left
 torn, and rewrites shards that hold a row twice, a row that the manifest no longer has, or one whose source (`uri`,
-`text`) or kept columns have changed, so that afterwards every row on disk is a row of the manifest, once.
+`text`), content or kept columns have changed, so that afterwards every row on disk is a row of the manifest, once.
 
 Regions lie in shards of the same name as those of their pictures. A picture counts as written only with all its
 regions, and regions without their picture are removed.
@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipray.contents import CONTENT_HASH, same_content
 from clipray.errors import SchemaError, StaleTableError
-from clipray.scan import Scan, row_keys
+from clipray.scan import Scan, places, row_keys
 from clipray.storage import Folder
 from clipray.tables import Shard, read_shard, shard_names, shard_stamp, write_shard
 
@@ -125,7 +126,8 @@ def _count_shard(
                 f"{folder.path(name)} was not made by this job with these settings; move it away, or give the job another `output`"
             )
         counted = ["region_count"] if regions else []
-        ids = read_shard(folder, name, [*scan.kind.named, *counted, *(keep if is_table else ())])
+        hashed = [CONTENT_HASH] if scan.contents else []
+        ids = read_shard(folder, name, [*scan.kind.named, *hashed, *counted, *(keep if is_table else ())])
     except (SchemaError, FileNotFoundError):
         _note(stock, "torn_files", 1)
         if mend:
@@ -193,9 +195,13 @@ def _belongs(
     if not len(scan.keys):
         _note(stock, "rows_gone", len(keys))
         return np.zeros(len(keys), bool)
-    at = np.minimum(np.searchsorted(scan.keys, keys), len(scan.keys) - 1)
-    known = scan.keys[at] == keys
-    same = known & (scan.sources[at] == sources) & ((scan.kept[at] == kept) if is_table else True)
+    at, known = places(scan.keys, keys)
+    expected = scan.sources[at]
+    same = known & (
+        same_content(ids[CONTENT_HASH], sources, expected, scan.salt) if scan.contents else expected == sources
+    )
+    if is_table:
+        same &= scan.kept[at] == kept
     first = np.zeros(len(keys), bool)
     first[np.unique(keys, return_index=True)[1]] = True
     good = same & first & whole & ~stock.taken[at]

@@ -9,7 +9,7 @@ from typing import Any
 from clipray.storage import Folder
 
 STARTED = "_started.json"
-STARTED_FIELDS = {"settings": dict, "fingerprint": str, "attempt": int, "started_at": str}
+STARTED_FIELDS = {"settings": dict, "fingerprint": str, "attempt": int, "started_at": str, "manifest_versions": dict}
 
 
 def wrong_fields(values: Any, kinds: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from clipray import tables
 from clipray.errors import ManifestError
 from clipray.kinds import PICTURES, Kind
 from clipray.manifest import Manifest, Piece, is_text, read_piece
+from clipray.storage import file_versions
 
 SCAN_ROWS = 131_072
 
@@ -36,6 +37,9 @@ class Scan:
         digest: digest of all rows, whatever their order and files.
         refused: file number -> sorted row numbers that are no work: null ids, repeated ids.
         rejects: one row per refused row, in the schema of `rejects`.
+        versions: URL of each manifest file -> what changes when the file does, or when other rows of it are refused;
+            from before it was read.
+        contents: whether `sources` hold what is known of the rows' contents, too; see `clipray.contents`.
         piece_keys: the keys of each piece's accepted rows; see `pieces_with`.
     """
 
@@ -49,6 +53,8 @@ class Scan:
     rejects: pa.Table
     piece_keys: list[np.ndarray] = field(repr=False, default_factory=list)
     kind: Kind = PICTURES
+    versions: dict[str, str] = field(default_factory=dict)
+    contents: bool = False
 
 
 def row_keys(
@@ -59,7 +65,7 @@ def row_keys(
     sources = np.zeros(len(keys), np.uint64)
     for name in kind.sources:
         there = name in table.column_names
-        sources = _mixed(sources, hash_strings(table[name] if there else pa.nulls(len(table), pa.string()), salt))
+        sources = mixed(sources, hash_strings(table[name] if there else pa.nulls(len(table), pa.string()), salt))
     kept = np.zeros(len(keys), np.uint64)
     for name in keep:
         values = (
@@ -67,11 +73,11 @@ def row_keys(
             if is_text(table.schema.field(name).type)
             else pa.array([repr(v) for v in table[name].to_pylist()], pa.string())
         )
-        kept = _mixed(kept, hash_strings(values, salt))
+        kept = mixed(kept, hash_strings(values, salt))
     return keys, sources, kept
 
 
-def _mixed(before: np.ndarray, more: np.ndarray) -> np.ndarray:
+def mixed(before: np.ndarray, more: np.ndarray) -> np.ndarray:
     """Hashes of several columns in one; that of a single column is its own."""
     return before * np.uint64(1_099_511_628_211) + more
 
@@ -92,11 +98,18 @@ def scan(manifest: Manifest, keep: Sequence[str] = ()) -> Scan:
 
     Of rows with the same id the first is kept; the others become rejects.
     """
+    versions = file_versions(manifest.urls) if manifest.kind.inline else {}
     for attempt in range(8):
         found = _scan(manifest, keep, f"clipray-{attempt:08d}")
         if found is not None:
-            return found
+            return replace(found, versions=_versions(manifest, versions, found.refused))
     raise ManifestError("ids collide under every hash key tried; are they adversarial?")  # practically impossible
+
+
+def _versions(manifest: Manifest, versions: dict[str, str], refused: dict[int, np.ndarray]) -> dict[str, str]:
+    """Of each file its version and which of its rows are no work: of rows of one id another counts when files come and go."""
+    marks = {n: f" {hashlib.sha256(rows.tobytes()).hexdigest()[:16]}" for n, rows in refused.items()}
+    return {url: versions[url] + marks.get(n, "") for n, url in enumerate(manifest.urls if versions else ())}
 
 
 def _scan(manifest: Manifest, keep: Sequence[str], salt: str) -> Scan | None:
@@ -104,7 +117,7 @@ def _scan(manifest: Manifest, keep: Sequence[str], salt: str) -> Scan | None:
     columns = [c for c in manifest.columns(keep) if c != kind.inline]
     columns_of: list[list[np.ndarray]] = []
     for piece in manifest.pieces:
-        for _, table in _read_safely(piece, columns, kind):
+        for _, table in read_safely(piece, columns, kind):
             columns_of.append([*row_keys(table, salt, keep, kind), _null_ids(table[kind.key])])
     empty = np.zeros(0, np.uint64)
     keys, sources, kept, null = (
@@ -135,9 +148,10 @@ def _scan(manifest: Manifest, keep: Sequence[str], salt: str) -> Scan | None:
     )
 
 
-def _read_safely(piece: Piece, columns: list[str], kind: Kind) -> Iterator[tuple[int, pa.Table]]:
+def read_safely(piece: Piece, columns: list[str], kind: Kind, rows: int = SCAN_ROWS) -> Iterator[tuple[int, pa.Table]]:
+    """As `read_piece`. Raises ManifestError where the file cannot be read."""
     try:
-        yield from read_piece(piece, columns, SCAN_ROWS, kind)
+        yield from read_piece(piece, columns, rows, kind)
     except (pa.ArrowInvalid, OSError) as error:
         raise ManifestError(f"{piece.path}: row group {piece.row_group} cannot be read: {error}") from error
 
@@ -167,7 +181,7 @@ def _refused_rows(
         inside = np.arange(start, start + piece.rows)
         here = set(positions[(positions >= start) & (positions < start + piece.rows)].tolist())
         if here or (suspects and np.isin(keys[inside], list(suspects)).any()):
-            for row_in_file, table in _read_safely(piece, columns, manifest.kind):
+            for row_in_file, table in read_safely(piece, columns, manifest.kind):
                 offset = start + row_in_file - piece.first_row
                 names = [name for name in manifest.kind.named if name in table.column_names]
                 for n, row in enumerate(table.select(names).to_pylist()):
@@ -219,7 +233,12 @@ def pieces_with(manifest: Manifest, scan: Scan, keys: np.ndarray) -> list[Piece]
 
 def contains(sorted_keys: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """(n,) bool: which of `keys` are in `sorted_keys`."""
+    return places(sorted_keys, keys)[1]
+
+
+def places(sorted_keys: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) int64 where each of `keys` is in `sorted_keys`, and (n,) bool whether it is there; anywhere if not."""
     if not len(sorted_keys):
-        return np.zeros(len(keys), bool)
+        return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
     at = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
-    return sorted_keys[at] == keys
+    return at, sorted_keys[at] == keys

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,8 @@ from clipray.uris import is_chain, is_local, parse
 
 TEMPORARY = ".tmp-"
 LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure")  # whose errors are those of storage
+CHANGES = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "Last-Modified", "updated")
+"""What filesystems call a mark of a file's content, or the time of its last change; the surest first."""
 ATTEMPTS = 8  # at a request that S3 throttles or fails; waits grow to 20 s
 
 
@@ -61,6 +63,22 @@ def signs(urls: Sequence[str]) -> list[tuple[str, int | None, str]]:
         changed = (str(info[key]) for key in ("ETag", "mtime", "LastModified", "updated") if info.get(key))
         found.append((url, info.get("size"), next(changed, "")))
     return found
+
+
+def file_versions(urls: Sequence[str]) -> dict[str, str]:
+    """URL -> what changes when the file does, as text: see `file_version`."""
+    versions = {}
+    for url in urls:
+        fs, path = filesystem(url)
+        with explained(url):
+            versions[url] = file_version(fs.info(path))
+    return versions
+
+
+def file_version(info: Mapping[str, Any]) -> str:
+    """Size and ETag or time of change of a file, from what its filesystem tells of it."""
+    changed = next((str(info[key]) for key in CHANGES if info.get(key)), "")
+    return f"{info.get('size')} {changed}"
 
 
 def storage_options(url: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from clipray.contents import CONTENT_HASH, hash_contents
 from clipray.engine.progress import Reporter
 from clipray.kinds import PICTURES, Kind
 from clipray.lookup import Gatherer, Lookup
@@ -32,6 +33,7 @@ class Pass:
         wanted: (n,) uint64 sorted keys of the rows to encode, under `salt`.
         refused: file number -> row numbers that are no work (repeated ids among them, whose key is wanted once).
         rows_per_block: rows that are lost together when a worker dies.
+        hashed: rows get the hash of their inline content, as a column `CONTENT_HASH`.
         careful: one block at a time in each encoder, tried twice: whoever is lost now is itself the cause.
         lookup, by: rows get the vector of the id in their column `by`, as a column `GATHERED`; null where there is none.
     """
@@ -43,6 +45,7 @@ class Pass:
     refused: dict[int, np.ndarray]
     rows_per_block: int
     careful: bool = False
+    hashed: bool = False
     kind: Kind = PICTURES
     lookup: Lookup | None = None
     by: str = ""
@@ -55,6 +58,7 @@ class Reader:
         self, this: Pass, wanted: list[Any], refused: list[Any], lookup: list[Any], rows: int, report: Reporter
     ) -> None:
         self.columns, self.salt, self.kind, self.by = tuple(this.columns), this.salt, this.kind, this.by
+        self.hashed = this.hashed
         # The references travel inside lists: bare ones would be replaced by copies of the arrays.
         self.wanted, self.refused, self.lookup, self.rows, self.report = wanted, refused, lookup, rows, report
 
@@ -72,6 +76,8 @@ class Reader:
             keep = contains(wanted, hash_strings(table[self.kind.key], self.salt))
             keep &= ~np.isin(np.arange(first, first + len(table)), refused.get(piece.file, ()))
             kept = table if keep.all() else table.filter(pa.array(keep))
+            if self.hashed:
+                kept = kept.append_column(CONTENT_HASH, hash_contents(kept[str(self.kind.inline)]))
             if len(kept):
                 self.report({"stage": "read", "rows": len(kept), "seconds": time.perf_counter() - began})
                 yield kept

@@ -15,7 +15,7 @@ import ray
 from clipray.encoders.regions import unfolded
 from clipray.kinds import PICTURES, Kind
 from clipray.storage import Folder
-from clipray.tables import write_shard
+from clipray.tables import rejects_schema, write_shard
 
 WRITES_AHEAD = 2
 WRITERS = 16  # nodes that write at once
@@ -141,14 +141,15 @@ def _write(target: Target, provenance: dict[str, Any], name: str, blocks: list[p
         write_shard(target.rejects, name, "rejects", bad, provenance)
     if good.num_rows:
         if target.regions is not None:
-            _write_regions(target.regions, data.filter(pc.invert(refused)), provenance, name, target.rejects_schema)
+            refused_schema = rejects_schema(*target.kind.named)
+            _write_regions(target.regions, data.filter(pc.invert(refused)), provenance, name, refused_schema)
         good = pa.table(good.columns, schema=target.schema)
         write_shard(target.table, name, target.kind.table, good, provenance)
     return good.num_rows, {v["values"]: v["counts"] for v in bad["reason"].value_counts().to_pylist()}
 
 
 def _write_regions(
-    target: Regions, pictures: pa.Table, provenance: dict[str, Any], name: str, rejects_schema: pa.Schema
+    target: Regions, pictures: pa.Table, provenance: dict[str, Any], name: str, refused_schema: pa.Schema
 ) -> None:
     """The regions of a shard's pictures, in a shard of the same name, written first: a picture on disk is complete."""
     rows = unfolded(pictures, "regions").select(target.schema.names)
@@ -160,7 +161,7 @@ def _write_regions(
     if boxes.num_rows:
         boxes = boxes.append_column("stage", pa.array(["pool"] * len(boxes), pa.string()))
         write_shard(
-            target.rejects, name, "rejects", boxes.select(rejects_schema.names).cast(rejects_schema), provenance
+            target.rejects, name, "rejects", boxes.select(refused_schema.names).cast(refused_schema), provenance
         )
     else:
         target.rejects.remove(name)

@@ -57,7 +57,7 @@ class AttackStep(EncodeStep[Attack]):
     @property
     def schema(self) -> pa.Schema:
         kept = [self.manifest.schema.field(name).with_nullable(True) for name in self.settings.keep]
-        return tables.arrow_schema("attacks", extra=kept)
+        return tables.arrow_schema("attacks", extra=[*self.hash_fields, *kept])
 
     @property
     def made(self) -> dict[str, Any]:

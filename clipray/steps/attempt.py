@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import tables
+from clipray.contents import CONTENT_HASH, hash_contents, rows_at_once
 from clipray.engine.plan import Plan
 from clipray.engine.progress import Progress
 from clipray.engine.reader import Pass
@@ -22,7 +23,7 @@ from clipray.events import Events
 from clipray.ledger import REFUSED, Stock, take_stock
 from clipray.manifest import read_piece
 from clipray.notes import STARTED, read_started
-from clipray.scan import contains, hash_strings, pieces_with
+from clipray.scan import Scan, contains, hash_strings, pieces_with
 from clipray.steps.commit import commit_step
 from clipray.steps.encode_step import EncodeStep
 from clipray.steps.step import Snapshot, refuse_stale
@@ -53,7 +54,8 @@ class Attempt:
         """
         step = self.step
         attempt, precision = self._start()
-        stock = self._stock()
+        stock = self._stock(step.compared)
+        self._note_versions()
         self._check_rejects(stock, at_start=True)
         for number, (rows_per_block, careful) in enumerate(self._passes()):
             todo = step.scan.keys[~stock.taken]
@@ -89,6 +91,8 @@ class Attempt:
         }
         if step.rests_on:
             facts["rests_on"] = step.rests_on
+        if step.hashed:
+            facts |= {"content_hash": True, "manifest_versions": step.versions_before}
         step.table.remove(tables.RECORD)  # from here on the table is not finished
         if before.get("rests_on", "") != step.rests_on:
             for folder in (step.table, step.rejects):
@@ -99,17 +103,27 @@ class Attempt:
         step.table.write_json(STARTED, facts)
         self._facts, self._lookup = facts, step.lookup()
         if step.scan.rejects.num_rows:
-            tables.write_shard(step.rejects, REFUSED, "rejects", step.scan.rejects, self._provenance())
+            refused = pa.Table.from_pylist(step.scan.rejects.to_pylist(), schema=step.rejects_schema)
+            tables.write_shard(step.rejects, REFUSED, "rejects", refused, self._provenance())
         else:
             step.rejects.remove(REFUSED)
         return attempt, before.get("precision") or step.precision
 
-    def _stock(self) -> Stock:
+    def _stock(self, compared: Scan | None = None) -> Stock:
+        """`compared`: the scan with contents, for rows of earlier runs; those of this one may be newer than it."""
         step = self.step
-        stock = take_stock(step.table, step.rejects, step.scan, step.keep, step.fingerprint, regions=step.regions)
+        scan = compared or step.scan
+        stock = take_stock(step.table, step.rejects, scan, step.keep, step.fingerprint, regions=step.regions)
         if stock.repaired:
             self.events.write("repaired", step=step.settings.name, **stock.repaired)
         return stock
+
+    def _note_versions(self) -> None:
+        """All rows on disk have been compared with the manifest as it is now: the next attempt need not read it again."""
+        versions = self.step.scan.versions
+        if self._facts.get("manifest_versions", versions) != versions:
+            self._facts["manifest_versions"] = versions
+            self.step.table.write_json(STARTED, self._facts)
 
     def _provenance(self) -> dict[str, Any]:
         return self.step.provenance(self._facts.get("precision") or self.step.precision)
@@ -155,6 +169,7 @@ class Attempt:
             step.scan.refused,
             rows_per_block,
             careful,
+            step.hashed and step.has_inline,
             step.manifest.kind,
             *(self._lookup or ()),
         )
@@ -280,15 +295,18 @@ class Attempt:
 
 def step_rows(step: EncodeStep[Any], keys: np.ndarray) -> pa.Table:
     """Identity and sources of the manifest rows with these keys ((n,) uint64, sorted)."""
-    kind = step.manifest.kind
-    columns = [c for c in step.manifest.columns() if c in kind.named]
-    found = [pa.table({c: pa.array([], pa.string()) for c in kind.named})]
+    kind, hashed = step.manifest.kind, step.hashed and step.has_inline
+    names = [*kind.named, *(field.name for field in step.hash_fields)]
+    columns = [c for c in step.manifest.columns() if c in kind.named or (hashed and c == kind.inline)]
+    found = [pa.table({c: pa.array([], pa.string()) for c in names})]
     for piece in pieces_with(step.manifest, step.scan, keys):
-        for first, table in read_piece(piece, columns, 65_536, kind):
+        for first, table in read_piece(piece, columns, rows_at_once(piece), kind):
             here = contains(keys, hash_strings(table[kind.key], step.scan.salt))
             here &= ~np.isin(np.arange(first, first + len(table)), step.scan.refused.get(piece.file, ()))
             rows = table.filter(pa.array(here))
-            for name in set(kind.named) - set(columns):
+            if hashed:
+                rows = rows.append_column(CONTENT_HASH, hash_contents(rows[str(kind.inline)]))
+            for name in set(names) - set(rows.column_names):
                 rows = rows.append_column(name, pa.nulls(len(rows), pa.string()))
-            found.append(rows.select(kind.named))
+            found.append(rows.select(names))
     return pa.concat_tables(found)

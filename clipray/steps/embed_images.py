@@ -52,7 +52,9 @@ class EmbedStep(EncodeStep[EmbedImages]):
     def schema(self) -> pa.Schema:
         counted = [pa.field("region_count", pa.int32(), nullable=False)] if self.regions else []
         extra = [self.manifest.schema.field(name).with_nullable(True) for name in self.keep]
-        return tables.arrow_schema("images", self.widths, element=self.settings.vector_type, extra=[*counted, *extra])
+        return tables.arrow_schema(
+            "images", self.widths, element=self.settings.vector_type, extra=[*counted, *self.hash_fields, *extra]
+        )
 
     @property
     def made(self) -> dict[str, Any]:

@@ -50,9 +50,8 @@ class EmbedRegionsStep(EncodeStep[EmbedRegions]):
 
     @property
     def schema(self) -> pa.Schema:
-        return tables.arrow_schema(
-            "region_pictures", extra=[self.manifest.schema.field(name).with_nullable(True) for name in self.keep]
-        )
+        kept = [self.manifest.schema.field(name).with_nullable(True) for name in self.keep]
+        return tables.arrow_schema("region_pictures", extra=[*self.hash_fields, *kept])
 
     @property
     def region_schema(self) -> pa.Schema:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -9,12 +10,14 @@ from typing import Any, Generic, TypeVar
 import pyarrow as pa
 
 from clipray import tables
+from clipray.contents import CONTENT_HASH, with_contents
 from clipray.encoders.encode_settings import EncodeSettings, TextSettings
 from clipray.encoders.resolve import ResolvedModel, provenance
 from clipray.job import fingerprint, step_kind
 from clipray.ledger import RegionFolders, Stock, take_stock
 from clipray.lookup import Lookup
 from clipray.manifest import Manifest
+from clipray.notes import read_started
 from clipray.scan import Scan
 from clipray.settings import Encoding
 from clipray.steps.step import Run, State, standing
@@ -94,7 +97,55 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
 
     @property
     def rejects_schema(self) -> pa.Schema:
-        return tables.rejects_schema(*self.manifest.kind.named)
+        return tables.rejects_schema(*self.manifest.kind.named, *(field.name for field in self.hash_fields))
+
+    @property
+    def hash_fields(self) -> list[pa.Field]:
+        """The column of contents' hashes, where the table has it."""
+        return [pa.field(CONTENT_HASH, pa.string())] if self.hashed else []
+
+    @functools.cached_property
+    def _before(self) -> dict[str, Any] | None:
+        """What the table that is there is: finished, or begun."""
+        record = tables.read_record(self.table)
+        if record:
+            return {"content_hash": CONTENT_HASH in record.columns, **record.inputs}
+        return read_started(self.table)
+
+    @functools.cached_property
+    def hashed(self) -> bool:
+        """Whether the table holds a hash of each row's content: what is there decides, so that all its shards are alike."""
+        named = {*self.keep, *getattr(self.settings, "features", ())}
+        if self.manifest.kind.inline is None or CONTENT_HASH in named:
+            return False
+        if self._before is not None:
+            return bool(self._before.get("content_hash"))
+        return self.has_inline
+
+    @property
+    def has_inline(self) -> bool:
+        """Whether the manifest has a column with the contents themselves."""
+        return self.manifest.kind.inline in self.manifest.schema.names
+
+    @functools.cached_property
+    def versions_before(self) -> dict[str, str]:
+        """The versions of the manifest's files that all rows on disk were compared with, by URL."""
+        if self._before is None:  # no row is on disk
+            return self.scan.versions
+        return self._before.get("manifest_versions") or {}
+
+    @functools.cached_property
+    def changed_files(self) -> frozenset[int]:
+        """Numbers of the manifest's files that may hold other contents than those that the table was made from."""
+        if not self.hashed:
+            return frozenset()
+        now, before = self.scan.versions, self.versions_before
+        return frozenset(n for n, url in enumerate(self.manifest.urls) if now[url] != before.get(url))
+
+    @functools.cached_property
+    def compared(self) -> Scan:
+        """The scan to compare a table with that earlier runs made: with the contents of all files that have changed."""
+        return with_contents(self.manifest, self.scan, self.changed_files) if self.changed_files else self.scan
 
     @property
     def regions(self) -> RegionFolders | None:
@@ -138,12 +189,13 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
         if state.kind != "partial" or not count:
             return state
         stock = take_stock(
-            self.table, self.rejects, self.scan, self.keep, self.fingerprint, regions=self.regions, mend=False
+            self.table, self.rejects, self.compared, self.keep, self.fingerprint, regions=self.regions, mend=False
         )
         return State("partial", stock)
 
     def _standing(self) -> State:
-        return standing(self.table, self.identity, self.digest)
+        state = standing(self.table, self.identity, self.digest)
+        return State("partial") if state.kind == "finished" and self.changed_files else state
 
     def describe(self, cluster: Any) -> list[str]:
         from clipray.engine.plan import make_plan

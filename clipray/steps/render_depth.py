@@ -37,7 +37,7 @@ class RenderDepthStep(EncodeStep[RenderDepth]):
     def schema(self) -> pa.Schema:
         kept = [self.manifest.schema.field(name).with_nullable(True) for name in self.keep]
         width = {VECTOR: self.model.embed_dim}
-        return tables.arrow_schema("clouds", width, element=self.settings.vector_type, extra=kept)
+        return tables.arrow_schema("clouds", width, element=self.settings.vector_type, extra=[*self.hash_fields, *kept])
 
     @property
     def made(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ FLOORS = [
     {"tables", "analysis", "class_lists", "plots", "contact_sheet", "plain_pickle"},
     {"job", "manifest", "events"},
     {"scan", "vectors", "classes"},
+    {"contents"},
     {"ledger", "lookup", "run_status", "labelled", "vector_search"},
     {"relevance", "ground_truth"},
     {"encoders"},

@@ -1,0 +1,201 @@
+"""Content that is exchanged under the same ids: which rows on disk are no longer the manifest's, and what is read to know it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clipray import tables
+from clipray.contents import CONTENT_HASH, hash_contents, with_contents
+from clipray.kinds import REGION_PICTURES
+from clipray.ledger import RegionFolders, Stock, take_stock
+from clipray.manifest import open_manifest
+from clipray.scan import Scan, hash_strings, scan
+from clipray.storage import Folder
+
+STAMP = {"fingerprint": "0123456789abcdef"}
+Row = tuple[str, str | None, bytes | None]  # id, uri, bytes
+
+
+def oracle(data: bytes | None) -> str | None:
+    return None if data is None else hashlib.sha256(data).digest()[:16].hex()
+
+
+def write_manifest(path: Path, rows: Sequence[Row]) -> None:
+    schema = pa.schema({"image_id": pa.string(), "uri": pa.string(), "bytes": pa.binary()})
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    pq.write_table(pa.table(columns, schema=schema), path, row_group_size=3)
+
+
+class Table:
+    """A table of rows with their contents' hashes, its rejects, and a manifest in several files."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.table, self.rejects = Folder(f"{home}/images"), Folder(f"{home}/rejects/images")
+        (home / "m").mkdir()
+
+    def manifest(self, file: str, rows: Sequence[Row]) -> None:
+        write_manifest(self.home / "m" / file, rows)
+
+    def write(self, name: str, rows: Sequence[Row]) -> None:
+        schema = tables.arrow_schema("images", extra=[pa.field(CONTENT_HASH, pa.string())])
+        values = [{"image_id": i, "uri": u, "height": 1, "width": 1, CONTENT_HASH: oracle(data)} for i, u, data in rows]
+        tables.write_shard(self.table, name, "images", pa.Table.from_pylist(values, schema), STAMP)
+
+    def reject(self, name: str, rows: Sequence[Row]) -> None:
+        schema = tables.rejects_schema("image_id", "uri", CONTENT_HASH)
+        why = {"stage": "decode", "reason": "truncated", "message": "m"}
+        values = [{"image_id": i, "uri": u, CONTENT_HASH: oracle(data), **why} for i, u, data in rows]
+        tables.write_shard(self.rejects, name, "rejects", pa.Table.from_pylist(values, schema), STAMP)
+
+    def scan(self, changed: Sequence[str]) -> Scan:
+        """The scan with the contents of the files named `changed`."""
+        manifest = open_manifest(str(self.home / "m"))
+        numbers = {n for n, url in enumerate(manifest.urls) if os.path.basename(url) in changed}
+        return with_contents(manifest, scan(manifest), numbers)
+
+    def stock(self, changed: Sequence[str]) -> tuple[Stock, set[str]]:
+        """Take stock; the ids of rows that are left to do."""
+        counted = self.scan(changed)
+        stock = take_stock(self.table, self.rejects, counted, (), STAMP["fingerprint"])
+        left = set(counted.keys[~stock.taken].tolist())
+        ids = pa.concat_tables(pq.read_table(path, columns=["image_id"]) for path in (self.home / "m").iterdir())
+        keys = hash_strings(ids["image_id"], counted.salt).tolist()
+        return stock, {i for i, key in zip(ids["image_id"].to_pylist(), keys, strict=True) if key in left}
+
+    def ids(self) -> set[str]:
+        shards = [tables.read_shard(self.table, name) for name in tables.shard_names(self.table)]
+        return {i for shard in shards for i in shard["image_id"].to_pylist()}
+
+
+ROWS: list[Row] = [(i, None, i.encode() * 9) for i in "abcdefgh"]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    """Two manifest files and two shards of rows, across each other; one row is rejected."""
+    table = Table(tmp_path)
+    table.manifest("0.parquet", ROWS[:4])
+    table.manifest("1.parquet", ROWS[4:])
+    table.write("x.parquet", [ROWS[0], ROWS[4], ROWS[2]])
+    table.write("y.parquet", [ROWS[1], ROWS[5], ROWS[6], ROWS[7]])
+    table.reject("x.parquet", [ROWS[3]])
+    return table
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+def test_hashes_are_of_the_bytes(kind: pa.DataType) -> None:
+    values = [b"", b"a", None, os.urandom(100_000), b"a"]
+    column = pa.chunked_array([values[:2], values[2:]], kind)
+    assert hash_contents(column.slice(1)).to_pylist() == [oracle(data) for data in values[1:]]
+
+
+def test_nothing_has_changed(table: Table) -> None:
+    stock, left = table.stock(["0.parquet", "1.parquet"])
+    assert (stock.rows, stock.rejected, stock.repaired, left) == (7, 1, {}, set())
+
+
+def test_exchanged_rows_are_to_be_made_again(table: Table) -> None:
+    table.manifest("0.parquet", [ROWS[0], ("b", None, b"other"), *ROWS[2:4]])
+    table.manifest("1.parquet", [*ROWS[4:6], ("g", None, ROWS[7][2]), ("h", None, ROWS[6][2])])
+    stock, left = table.stock(["0.parquet", "1.parquet"])
+    assert left == {"b", "g", "h"}
+    assert (stock.repaired, stock.rows, stock.rejects) == ({"rows_changed": 3}, 4, {"truncated": 1})
+    assert table.ids() == set("acef")
+    assert table.stock(["0.parquet", "1.parquet"])[0].repaired == {}
+
+
+def test_only_the_files_that_changed_are_compared(table: Table) -> None:
+    table.manifest("0.parquet", [("a", None, b"other"), *ROWS[1:4]])
+    table.manifest("1.parquet", [("e", None, b"other"), *ROWS[5:]])
+    assert table.stock(["1.parquet"])[1] == {"e"}
+    assert table.stock([])[1] == {"e"}
+    assert table.stock(["0.parquet"])[1] == {"a", "e"}
+
+
+def test_a_rejected_row_whose_content_was_mended_is_tried_again(table: Table) -> None:
+    table.manifest("0.parquet", [*ROWS[:3], ("d", None, b"whole now")])
+    stock, left = table.stock(["0.parquet"])
+    assert (left, stock.rejects, stock.repaired) == ({"d"}, {}, {"rows_changed": 1})
+
+
+def test_bytes_that_come_or_go_beside_a_uri_are_a_change(tmp_path: Path) -> None:
+    table = Table(tmp_path)
+    rows: list[Row] = [("a", "/p/a", None), ("b", "/p/b", b"b"), ("c", "/p/c", None), ("d", "/p/d", b"d")]
+    table.write("x.parquet", rows)
+    table.manifest("0.parquet", rows)
+    assert table.stock(["0.parquet"])[1] == set()
+    table.manifest("0.parquet", [("a", "/p/a", b"a"), ("b", "/p/b", None), *rows[2:]])
+    assert table.stock(["0.parquet"])[1] == {"a", "b"}
+
+
+def test_a_manifest_that_has_no_bytes_any_more(tmp_path: Path) -> None:
+    table = Table(tmp_path)
+    table.write("x.parquet", [("a", "/p/a", b"a"), ("b", "/p/b", None)])
+    pq.write_table(pa.table({"image_id": ["a", "b"], "uri": ["/p/a", "/p/b"]}), tmp_path / "m" / "0.parquet")
+    assert table.stock(["0.parquet"])[1] == {"a"}
+
+
+def test_of_rows_of_one_id_the_one_that_counts_is_compared(table: Table) -> None:
+    table.manifest("1.parquet", [("a", None, b"a later row of this id"), *ROWS[4:], ("e", None, b"likewise")])
+    assert table.stock(["0.parquet", "1.parquet"])[1] == set()
+
+
+def test_versions_of_files_tell_when_they_must_be_read_again(table: Table) -> None:
+    def versions() -> dict[str, str]:
+        found = scan(open_manifest(str(table.home / "m"))).versions
+        return {os.path.basename(url): version for url, version in found.items()}
+
+    before = versions()
+    assert before.keys() == {"0.parquet", "1.parquet"}
+    assert versions() == before
+    table.manifest("1.parquet", [("h", None, b"h" * 9), *ROWS[4:7]])
+    after = versions()
+    assert (after["0.parquet"], after["1.parquet"] != before["1.parquet"]) == (before["0.parquet"], True)
+
+
+def test_a_file_counts_as_changed_when_others_of_its_rows_count(table: Table) -> None:
+    """`a` is in both files; when the first is gone, that of the second counts, though it has not been touched."""
+    table.manifest("1.parquet", [("a", None, b"a later row of this id"), *ROWS[4:]])
+    second = str(table.home / "m" / "1.parquet")
+    both = scan(open_manifest(str(table.home / "m"))).versions
+    alone = scan(open_manifest(second)).versions
+    assert both[second] != alone[second]
+    assert alone[second].split() == both[second].split()[:2]
+
+
+def test_regions_follow_their_pictures(tmp_path: Path) -> None:
+    home, kind = Table(tmp_path), REGION_PICTURES
+    folders = RegionFolders(Folder(f"{tmp_path}/regions"), Folder(f"{tmp_path}/rejects/regions"))
+    fields = [pa.field(CONTENT_HASH, pa.string())]
+    pictures = [
+        {"image_id": i, "uri": None, "height": 1, "width": 1, "region_count": 1, CONTENT_HASH: oracle(data)}
+        for i, _, data in ROWS[:3]
+    ]
+    data = pa.Table.from_pylist(pictures, tables.arrow_schema(kind.table, extra=fields))
+    tables.write_shard(home.table, "x.parquet", kind.table, data, STAMP)
+    regions = [
+        {"image_id": i, "region_id": f"{i}#b0", "box_xyxy": [0, 0, 1, 1], "clipped": False} for i, *_ in ROWS[:3]
+    ]
+    data = pa.Table.from_pylist(regions, tables.arrow_schema("regions"))
+    tables.write_shard(folders.table, "x.parquet", "regions", data, STAMP)
+    home.manifest("0.parquet", [ROWS[0], ("b", None, b"other"), ROWS[2]])
+    manifest = open_manifest(f"{tmp_path}/m", kind=kind)
+    stock = take_stock(home.table, home.rejects, with_contents(manifest, scan(manifest), {0}), (), STAMP["fingerprint"], regions=folders)  # fmt: skip
+    assert stock.taken.sum() == 2
+    assert tables.read_shard(folders.table, "x.parquet")["image_id"].to_pylist() == ["a", "c"]
+
+
+def test_contents_cost_nothing_a_row_beside_the_hashes(table: Table) -> None:
+    plain = scan(open_manifest(str(table.home / "m")))
+    counted = table.scan(["0.parquet"])
+    assert (counted.digest, counted.sources.nbytes, counted.sources.dtype) == (plain.digest, plain.sources.nbytes, np.uint64)  # fmt: skip
+    assert (counted.sources != plain.sources).sum() == 4
