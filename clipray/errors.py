@@ -25,6 +25,10 @@ class SchemaError(ClipRayError):
     """A table does not hold what its schema says, or two tables of different spaces would be mixed."""
 
 
+class DamagedError(SchemaError):
+    """A file of a table has changed since it was written."""
+
+
 class StaleTableError(ClipRayError):
     """A table exists that was made with other settings than the job's."""
 

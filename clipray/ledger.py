@@ -23,7 +23,7 @@ from clipray.contents import CONTENT_HASH, same_content
 from clipray.errors import SchemaError, StaleTableError
 from clipray.scan import Scan, places, row_keys
 from clipray.storage import Folder
-from clipray.tables import Shard, read_shard, shard_names, shard_stamp, write_shard
+from clipray.tables import Shard, provenance_of, read_shard, shard_names, shard_stamp, write_shard
 
 REFUSED = "refused.parquet"  # the manifest's own rejects, written before work starts
 
@@ -217,8 +217,7 @@ def _rewrite(folder: Folder, name: str, good: np.ndarray, stamp: dict[str, Any])
         folder.remove(name)
         return None
     data = read_shard(folder, name).filter(pa.array(good))
-    provenance = {key: value for key, value in stamp.items() if key not in ("table", "schema_version")}
-    return write_shard(folder, name, stamp["table"], data, provenance)
+    return write_shard(folder, name, stamp["table"], data, provenance_of(stamp))
 
 
 def _note(stock: Stock, what: str, count: int) -> None:

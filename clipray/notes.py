@@ -6,6 +6,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from clipray.seals import open_json, sealed_json
 from clipray.storage import Folder
 
 STARTED = "_started.json"
@@ -25,6 +26,15 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def read_started(folder: Folder) -> dict[str, Any] | None:
-    """The note of a table that was begun; None where there is none, or none of ours."""
-    note = folder.read_json(STARTED)
+    """The note of a table that was begun; None where there is none, or none of ours; or it has changed since."""
+    data = folder.read(STARTED)
+    try:
+        note = open_json(data)[0] if data else None
+    except ValueError:
+        return None
     return note if note and not wrong_fields(note, STARTED_FIELDS) else None
+
+
+def write_started(folder: Folder, facts: Mapping[str, Any]) -> None:
+    """Note that a table is begun, and with what."""
+    folder.write(STARTED, sealed_json(facts))

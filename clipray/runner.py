@@ -89,7 +89,7 @@ def _run_steps(
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as aside:
         connect = functools.cache(lambda: stack.enter_context(_connected(address or job.address)))
         model = aside.submit(_resolve, job)
-        unfinished = [s for s in settings if tables.read_record(output.sub(s.books)) is None]
+        unfinished = [s for s in settings if tables.record_to_go_on(output.sub(s.books)) is None]
         if any(s.looks_inside for s in unfinished):
             aside.submit(importlib.import_module, "clipray.encoders.layers")  # and torch: seconds, in which Ray starts
         if any(s.needs_cluster for s in unfinished):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -195,18 +194,6 @@ class Folder:
         """Remove a file; one that is already gone is fine."""
         with contextlib.suppress(FileNotFoundError), explained(self.url):
             self.fs.rm_file(self.path(name))
-
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """The file as a JSON object; None when it is missing, torn, or anything else."""
-        data = self.read(name)
-        try:
-            value = json.loads(data) if data else None
-        except (ValueError, RecursionError):
-            return None
-        return value if isinstance(value, dict) else None
-
-    def write_json(self, name: str, value: dict[str, Any]) -> None:
-        self.write(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
     def leftovers(self) -> Iterator[str]:
         """Names of files that a killed writer left aside."""

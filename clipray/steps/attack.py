@@ -88,7 +88,7 @@ class AttackStep(EncodeStep[Attack]):
 
     def _standing(self) -> State:
         state = super()._standing()
-        record = tables.read_record(self.classes)
+        record = tables.record_to_go_on(self.classes)
         if state.kind == "finished" and (record is None or not tables.intact(self.classes, record)):
             return State("partial")
         return state

@@ -22,10 +22,10 @@ from clipray.errors import RejectRateError
 from clipray.events import Events
 from clipray.ledger import REFUSED, Stock, take_stock
 from clipray.manifest import read_piece
-from clipray.notes import STARTED, read_started
+from clipray.notes import read_started, write_started
 from clipray.scan import Scan, contains, hash_strings, pieces_with
 from clipray.steps.commit import commit_step
-from clipray.steps.encode_step import EncodeStep
+from clipray.steps.encode_step import EncodeStep, told_by_shards
 from clipray.steps.step import Snapshot, refuse_stale
 
 STOP_EARLY_REJECTS = 1_000
@@ -80,7 +80,7 @@ class Attempt:
         """Open the table for writing. Returns the number of this attempt and the precision of the earlier ones."""
         step = self.step
         refuse_stale(step.table, step.inspect(count=False))
-        before = read_started(step.table) or {}
+        before = read_started(step.table) or told_by_shards(step.table)
         attempt = int(before.get("attempt", 0)) + 1
         facts = {
             "settings": step.identity,
@@ -100,7 +100,7 @@ class Attempt:
                     folder.remove(name)
         if step.regions:
             step.regions.table.remove(tables.RECORD)
-        step.table.write_json(STARTED, facts)
+        write_started(step.table, facts)
         self._facts, self._lookup = facts, step.lookup()
         if step.scan.rejects.num_rows:
             refused = pa.Table.from_pylist(step.scan.rejects.to_pylist(), schema=step.rejects_schema)
@@ -123,7 +123,7 @@ class Attempt:
         versions = self.step.scan.versions
         if self._facts.get("manifest_versions", versions) != versions:
             self._facts["manifest_versions"] = versions
-            self.step.table.write_json(STARTED, self._facts)
+            write_started(self.step.table, self._facts)
 
     def _provenance(self) -> dict[str, Any]:
         return self.step.provenance(self._facts.get("precision") or self.step.precision)
@@ -141,7 +141,7 @@ class Attempt:
         """Keep what `precision: auto` became, so that the next attempt goes on with the same, on whatever machine."""
         if board["workers"] and not self._facts.get("precision"):
             self._facts["precision"] = next(iter(board["workers"].values()))["precision"]
-            self.step.table.write_json(STARTED, self._facts)
+            write_started(self.step.table, self._facts)
 
     def _pass(
         self, todo: np.ndarray, rows_per_block: int, careful: bool, prefix: str, precision: str, stock: Stock

@@ -164,5 +164,5 @@ def layers_of(settings: EmbedImages, model: ResolvedModel) -> Layers:
 def _regions_intact(step: EmbedStep) -> bool:
     if step.regions is None:
         return True
-    record = tables.read_record(step.regions.table)
+    record = tables.record_to_go_on(step.regions.table)
     return record is not None and record.fingerprint == step.fingerprint and tables.intact(step.regions.table, record)

@@ -96,7 +96,7 @@ class EmbedRegionsStep(EncodeStep[EmbedRegions]):
         return state
 
     def _regions_intact(self) -> bool:
-        record = tables.read_record(self.regions.table)
+        record = tables.record_to_go_on(self.regions.table)
         return (
             record is not None and record.fingerprint == self.fingerprint and tables.intact(self.regions.table, record)
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -13,6 +15,7 @@ from clipray import tables
 from clipray.contents import CONTENT_HASH, with_contents
 from clipray.encoders.encode_settings import EncodeSettings, TextSettings
 from clipray.encoders.resolve import ResolvedModel, provenance
+from clipray.errors import SchemaError
 from clipray.job import fingerprint, step_kind
 from clipray.ledger import RegionFolders, Stock, take_stock
 from clipray.lookup import Lookup
@@ -107,10 +110,10 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
     @functools.cached_property
     def _before(self) -> dict[str, Any] | None:
         """What the table that is there is: finished, or begun."""
-        record = tables.read_record(self.table)
+        record = tables.record_to_go_on(self.table)
         if record:
             return {"content_hash": CONTENT_HASH in record.columns, **record.inputs}
-        return read_started(self.table)
+        return read_started(self.table) or told_by_shards(self.table) or None
 
     @functools.cached_property
     def hashed(self) -> bool:
@@ -226,3 +229,16 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
             "step_started", step=self.name, rows=self.total, plan=plan.sentence(), fingerprint=self.fingerprint
         )
         return Attempt(self, plan, Progress(), run.events, run.watch).run()
+
+
+def told_by_shards(table: Folder) -> dict[str, Any]:
+    """What the note of a table that was begun should say, where it is missing or damaged; empty where there are no shards."""
+    facts: dict[str, Any] = {}
+    for name in tables.shard_names(table):
+        number = re.match(r"part-(\d+)-", name)
+        facts["attempt"] = max(facts.get("attempt", 0), int(number[1]) if number else 0)
+        with contextlib.suppress(SchemaError, FileNotFoundError):  # torn
+            _, schema, stamp = tables.shard_stamp(table, name)
+            facts.setdefault("precision", stamp.get("model", {}).get("precision"))
+            facts.setdefault("content_hash", CONTENT_HASH in schema.names)
+    return facts

@@ -16,7 +16,7 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis.vector_index import choose_type, empty_index, mergeable, training_rows
 from clipray.errors import ClipRayError
-from clipray.notes import STARTED, read_started
+from clipray.notes import STARTED, read_started, write_started
 from clipray.settings import Index
 from clipray.steps.step import Given, Run, State, Ticker
 from clipray.steps.table_step import VectorStep
@@ -43,7 +43,7 @@ class IndexStep(VectorStep[Index]):
 
     def inspect(self, *, count: bool = True) -> State:
         state = super().inspect(count=count)
-        record = tables.read_record(self.table)
+        record = tables.record_to_go_on(self.table)
         if state.kind == "finished" and record is not None and not has_index(self.table, record):
             return State("partial")
         return state
@@ -87,7 +87,7 @@ class IndexStep(VectorStep[Index]):
     def _write_started(self) -> None:
         started = read_started(self.table) or {}
         facts = {"settings": self.identity, "fingerprint": self.fingerprint, "digest": self.digest}
-        self.table.write_json(STARTED, {**facts, "started_at": started.get("started_at", tables.now())})
+        write_started(self.table, {**facts, "started_at": started.get("started_at", tables.now())})
 
     def _type(self, memory_bytes: float) -> tuple[str, bool]:
         """The factory string, and whether the lists must lie on disk."""
@@ -101,7 +101,7 @@ class IndexStep(VectorStep[Index]):
 
     def _extendable(self) -> tables.Record | None:
         """The record of an index of these very files and fewer, if it can be extended."""
-        record = tables.read_record(self.table)
+        record = tables.record_to_go_on(self.table)
         if record is None or not has_index(self.table, record) or record.provenance["lists_file"]:
             return None
         before = record.provenance["indexed"]

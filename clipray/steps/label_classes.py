@@ -69,7 +69,7 @@ def write_classes(said: Said, folder: Folder, cpus: float, tick: Callable[[int],
     from clipray.engine.workers import encode_classes
 
     mark = fingerprint(said.identity)
-    record = tables.read_record(folder)
+    record = tables.record_to_go_on(folder)
     if record is not None and record.fingerprint == mark and tables.intact(folder, record):
         return record
     tables.clear(folder)

@@ -73,7 +73,7 @@ class ProbeStep(VectorStep[Probe]):
 
     def _trained(self, run: Run) -> dict[str, Any]:
         """Have the coefficients in their table; the figures of training."""
-        record = tables.read_record(self.beside)
+        record = tables.record_to_go_on(self.beside)
         if (
             record is not None
             and tables.intact(self.beside, record)

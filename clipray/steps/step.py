@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from clipray import tables
-from clipray.errors import StaleTableError
+from clipray.errors import SchemaError, StaleTableError
 from clipray.events import Events
 from clipray.job import changes, fingerprint
 from clipray.ledger import Stock
@@ -119,17 +120,25 @@ class Step(Protocol):
 
 def standing(table: Folder, identity: Mapping[str, Any], digest: str) -> State:
     """Compare a table on disk with what would make it now. `digest`: of the rows that come in."""
-    record = tables.read_record(table)
-    started = read_started(table)
-    before = record.settings if record else (started or {}).get("settings")
-    if before is None and not tables.shard_names(table):
-        return State("absent")
-    if before is None or fingerprint(before) != fingerprint(identity):
-        changed = tuple(changes(before or {}, identity)) or ("it was written by something else",)
-        return State("stale", changed=changed)
+    record = tables.record_to_go_on(table)
+    before = record.settings if record else (read_started(table) or {}).get("settings")
+    if before is None:
+        return _standing_by_shards(table, fingerprint(identity))
+    if fingerprint(before) != fingerprint(identity):
+        return State("stale", changed=tuple(changes(before, identity)) or ("it was written by something else",))
     if record and record.inputs.get("digest") == digest and tables.intact(table, record):
         return State("finished")
     return State("partial")
+
+
+def _standing_by_shards(table: Folder, mark: str) -> State:
+    """Where a table stands whose record and note are missing or damaged. mark: the fingerprint of what would make it now."""
+    names = tables.shard_names(table)
+    for name in names:
+        with contextlib.suppress(SchemaError, FileNotFoundError):  # torn
+            if tables.shard_stamp(table, name)[2].get("fingerprint") != mark:
+                return State("stale", changed=("it was written by something else",))
+    return State("partial" if names else "absent")
 
 
 def refuse_stale(table: Folder, state: State) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from clipray import __version__, tables
 from clipray.errors import SchemaError
 from clipray.job import changes, fingerprint, step_kind
-from clipray.notes import STARTED, read_started
+from clipray.notes import read_started, write_started
 from clipray.settings import StepSettings
 from clipray.steps.metrics import Metric, write_metrics
 from clipray.steps.step import Run, State, refuse_stale, standing
@@ -108,7 +108,7 @@ class TableStep(ABC, Generic[AnySettings]):
         state = standing(self.table, self.identity, self.digest)
         for name in self.settings.tables[1:] if state.kind == "finished" else ():
             folder = self.output.sub(name)
-            record = tables.read_record(folder)
+            record = tables.record_to_go_on(folder)
             if record is None or not tables.intact(folder, record):
                 return State("partial")
         return state
@@ -133,7 +133,7 @@ class TableStep(ABC, Generic[AnySettings]):
         else:
             tables.clear(self.table)
         mine = {"settings": self.identity, "fingerprint": self.fingerprint, "digest": self.digest}
-        self.table.write_json(STARTED, {**mine, "started_at": before.get("started_at", tables.now())})
+        write_started(self.table, {**mine, "started_at": before.get("started_at", tables.now())})
 
     def commit(
         self, shards: Sequence[tables.Shard], began: float, *, figures: Mapping[str, Any] | None = None,

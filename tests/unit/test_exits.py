@@ -25,6 +25,7 @@ from clipray.events import Events, read_events
 from clipray.notes import read_started
 from clipray.printing import PlainConsole, PlainTable, harden_streams, shown
 from clipray.run_status import status
+from clipray.seals import open_json, sealed_json
 from clipray.storage import Folder, explained
 
 
@@ -252,9 +253,8 @@ def test_a_record_of_wrong_types_is_one_line(change: dict[str, Any], tmp_path: P
     schema = tables.arrow_schema("rejects")
     tables.finish(folder, "rejects", schema, [], fingerprint="f", inputs={}, settings={}, provenance={}, seconds=1)
     assert tables.read_record(folder) is not None
-    record = folder.read_json(tables.RECORD)
-    assert record is not None
-    folder.write_json(tables.RECORD, {**record, **change})
+    record, _ = open_json(folder.read(tables.RECORD) or b"")
+    folder.write(tables.RECORD, sealed_json({**record, **change}))
     with pytest.raises(SchemaError, match=f"not as clipray writes it: {next(iter(change))}"):
         tables.read_record(folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 from support import ROOT
 
 from clipray import tables
-from clipray.errors import ClipRayError, SchemaError
+from clipray.errors import ClipRayError, DamagedError, SchemaError
+from clipray.seals import sealed_json
 from clipray.storage import Folder
 
 WIDTH = 8
@@ -129,7 +131,8 @@ def test_the_arrow_schema_is_the_schema_file() -> None:
 def test_a_shard_comes_back_as_it_was(tmp_path: Path, element: str) -> None:
     folder, data = Folder(str(tmp_path)), images(50, element=element, keep=True)
     shard = tables.write_shard(folder, "a.parquet", "images", data, PROVENANCE)
-    assert shard == tables.Shard("a.parquet", 50, (tmp_path / "a.parquet").stat().st_size)
+    payload = (tmp_path / "a.parquet").read_bytes()
+    assert shard == tables.Shard("a.parquet", 50, len(payload), hashlib.sha256(payload).hexdigest())
     found = tables.read_shard(folder, "a.parquet")
     assert found.equals(data)
     assert found.schema.equals(data.schema)
@@ -162,7 +165,8 @@ def test_a_shard_says_what_made_it(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     tables.write_shard(folder, "a.parquet", "images", images(5), PROVENANCE)
     stamp = json.loads(pq.read_schema(tmp_path / "a.parquet").metadata[b"clipray"])
-    assert stamp == {"table": "images", "schema_version": 1, **PROVENANCE}
+    assert stamp == {"table": "images", "schema_version": 1, "sealed": "sha256", **PROVENANCE}
+    assert tables.provenance_of(stamp) == PROVENANCE
     rows, schema, found = tables.shard_stamp(folder, "a.parquet")
     assert (rows, schema.names, found) == (5, images(1).schema.names, stamp)
 
@@ -279,14 +283,20 @@ def test_a_record_comes_back(tmp_path: Path) -> None:
     )
     tables.commit(folder, written)
     assert tables.read_record(folder) == written
-    values = json.loads((tmp_path / "_table.json").read_text())
-    (tmp_path / "_table.json").write_text(json.dumps({**values, "of_a_later_version": 1}))
+    (tmp_path / "_table.json").write_bytes(sealed_json({**asdict(written), "of_a_later_version": 1}))
     assert tables.read_record(folder) == written
-    (tmp_path / "_table.json").write_text('{"table": "images", "rows"')
-    assert tables.read_record(folder) is None  # torn: not finished
-    (tmp_path / "_table.json").write_text('{"table": "images"}')
-    with pytest.raises(SchemaError, match="written by another version"):
-        tables.read_record(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"table": "images", "rows"', '{"table": "images"}', '{"of": "others"}', "[]", "null", "\0"]
+)
+def test_a_torn_record_is_told(finished: Folder, text: str) -> None:
+    finished.write(tables.RECORD, text.encode())
+    for read in (tables.read_record, lambda folder: tables.read_table(folder.url)):
+        with pytest.raises(DamagedError, match=r"images/_table\.json is damaged, or of another version") as caught:
+            read(finished)
+        assert "\n" not in str(caught.value)
+    assert tables.record_to_go_on(finished) is None
 
 
 def test_intact_means_the_very_files(finished: Folder) -> None:

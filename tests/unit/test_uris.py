@@ -99,7 +99,7 @@ def test_a_local_folder_with_colons_is_that_folder(tmp_path: Path, monkeypatch: 
     for url in ("a::b", f"{tmp_path}/a::b", f"file://{tmp_path}/a::b", f"file:{tmp_path}/a%3A%3Ab"):
         folder = Folder(absolute(url))
         assert folder.local
-        folder.write_json("x.json", {"url": url})
+        folder.write("x.json", json.dumps({"url": url}).encode())
         assert json.loads((tmp_path / "a::b" / "x.json").read_text()) == {"url": url}
         assert list(folder.sizes()) == ["x.json"]
     assert [path.name for path in tmp_path.iterdir()] == ["a::b"]
