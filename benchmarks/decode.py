@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from clipray.encoders.image_encoder import ImageEncoder
-from clipray.encoders.images import Limits, Picture, load_picture
+from clipray.encoders.images import Picture, load_picture
 from clipray.encoders.models import split_transform
+from clipray.encoders.refusals import Limits
 from clipray.encoders.resolve import resolve
 from clipray.settings import Model
 

@@ -36,8 +36,9 @@ def write_manifest(path: Path, photos: Path, rows: int) -> None:
 
 def decode_core_s(manifest: Path, photos: int = 500) -> float:
     """Core-seconds to fetch, decode and preprocess one photo, on one thread."""
-    from clipray.encoders.images import Limits, load_picture
+    from clipray.encoders.images import load_picture
     from clipray.encoders.models import split_transform
+    from clipray.encoders.refusals import Limits
     from clipray.encoders.resolve import resolve
     from clipray.settings import Model
 
@@ -57,8 +58,8 @@ def encode_core_s(seconds: float = 10) -> tuple[float, dict]:
 
     from clipray.encoders.encode_settings import EncodeSettings
     from clipray.encoders.image_encoder import ImageEncoder, sample_picture
-    from clipray.encoders.images import Limits
     from clipray.encoders.precision import start_encoder
+    from clipray.encoders.refusals import Limits
     from clipray.encoders.resolve import resolve
     from clipray.settings import Model
 

@@ -80,8 +80,9 @@ def _label(paths: Sequence[str], style: PromptStyle, model: Model, top: int) -> 
     from clipray.analysis.zero_shot import ZeroShot
     from clipray.encoders.class_texts import class_vectors_of
     from clipray.encoders.image_encoder import ImageEncoder
-    from clipray.encoders.images import Limits, Picture, load_picture, prepare_pillow
+    from clipray.encoders.images import Picture, load_picture, prepare_pillow
     from clipray.encoders.models import split_transform
+    from clipray.encoders.refusals import Limits
     from clipray.encoders.resolve import resolve
     from clipray.encoders.text_encoder import TextEncoder
 

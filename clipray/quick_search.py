@@ -123,8 +123,9 @@ def _encoded(opened: OpenIndex, text: str | None, image: str | None, model: Mode
 
 def _encoded_picture(found: Any, image: str) -> np.ndarray:
     from clipray.encoders.image_encoder import ImageEncoder
-    from clipray.encoders.images import Limits, Picture, load_picture, prepare_pillow
+    from clipray.encoders.images import Picture, load_picture, prepare_pillow
     from clipray.encoders.models import split_transform
+    from clipray.encoders.refusals import Limits
 
     prepare_pillow()
     limits = Limits(schemes=SCHEMES)

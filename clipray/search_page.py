@@ -6,7 +6,9 @@ import base64
 import io
 from typing import Any
 
-from clipray.encoders.images import Limits, Refused, decode, fetch
+from clipray.encoders.image_fetch import fetch
+from clipray.encoders.images import decode
+from clipray.encoders.refusals import Limits, Refused
 from clipray.quick_search import Answer, Hit
 from clipray.settings import SCHEMES
 

@@ -20,7 +20,8 @@ TEMPORARY = ".tmp-"
 LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure")  # whose errors are those of storage
 CHANGES = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "Last-Modified", "updated")
 """What filesystems call a mark of a file's content, or the time of its last change; the surest first."""
-ATTEMPTS = 8  # at a request that S3 throttles or fails; waits grow to 20 s
+ATTEMPTS = 8  # at a request that S3 throttles or fails; waits double
+CONNECTIONS = 32  # to S3 at once, as many as threads may read
 
 
 def absolute(url: str) -> str:
@@ -34,9 +35,9 @@ def absolute(url: str) -> str:
     return url if is_chain(url) else f"{scheme}://{path}"
 
 
-def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def filesystem(url: str, attempts: int = ATTEMPTS) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem of `url` and the path in it; an unknown or uninstalled scheme is a JobError, and so are credentials
-    in the URL, since URLs are logged."""
+    in the URL, since URLs are logged. attempts: at each request, where its library leaves that to us."""
     if is_local(url):
         return fsspec.filesystem("file"), absolute(url)  # never read as a chain: `::` may be part of a name
     host = url.partition("://")[2].partition("/")[0]
@@ -47,7 +48,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         if is_chain(url):
             return fsspec.core.url_to_fs(url)
         outer, colons, rest = absolute(url).partition("::")
-        fs, path = fsspec.core.url_to_fs(outer, **storage_options(url))
+        fs, path = fsspec.core.url_to_fs(outer, **storage_options(url, attempts))
         return fs, path + colons + rest
     except (ImportError, ValueError) as error:
         raise JobError(f"{url}: this storage cannot be opened: {error}") from error
@@ -80,11 +81,18 @@ def file_version(info: Mapping[str, Any]) -> str:
     return f"{info.get('size')} {changed}"
 
 
-def storage_options(url: str) -> dict[str, Any]:
-    """How patiently requests are repeated. Google's and Azure's filesystems repeat them by themselves."""
-    if parse(url)[0] not in ("s3", "s3a") or {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
+def storage_options(url: str, attempts: int = ATTEMPTS) -> dict[str, Any]:
+    """How patiently requests are repeated. Google's and Azure's filesystems repeat them by themselves.
+
+    Botocore's mode `standard` has all threads of a process share 500 tokens, a bad minute's worth; `legacy` has no such
+    quota, and repeats the same failures.
+    """
+    if parse(url)[0] not in ("s3", "s3a"):
         return {}
-    return {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": ATTEMPTS}}}
+    settings: dict[str, Any] = {"max_pool_connections": CONNECTIONS}
+    if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
+        settings["retries"] = {"mode": "legacy", "total_max_attempts": attempts}
+    return {"config_kwargs": settings}
 
 
 @contextlib.contextmanager

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import io
 import itertools
 import re
 import shlex
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,90 @@ def write_job(
     }
     path.write_text(yaml.safe_dump(job))
     return str(path)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a `Website` sends.
+
+    Attributes:
+        cut: end the connection before the last byte. drip_s: seconds between the bytes, or before any where there are none.
+    """
+
+    body: bytes = b""
+    status: int = 200
+    headers: tuple[tuple[str, str], ...] = ()
+    cut: bool = False
+    drip_s: float = 0.0
+    length: bool = True
+
+
+class Website:
+    """An HTTP server on loopback.
+
+    Attributes:
+        answers: by path, what comes first, second, … and from then on. requests: what was asked for, in order.
+        bad: what a request gets instead, by its number, counted from 1.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[Answer]] = {}
+        self.requests: list[str] = []
+        self.bad: Callable[[int], dict[str, Any]] = lambda _: {}
+        self.ended = threading.Event()
+        self._lock = threading.Lock()
+        site = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self.close_connection |= site.send(self.path, self)
+
+            def do_HEAD(self) -> None:
+                raise AssertionError("nobody needs a HEAD before a GET")
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 128
+
+            def handle_error(self, request: object, client_address: object) -> None:
+                pass  # a reader that stops at its limit closes the connection
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def send(self, path: str, to: http.server.BaseHTTPRequestHandler) -> bool:
+        """Answer a request; returns whether the connection is to be closed."""
+        with self._lock:
+            self.requests.append(path)
+            number, planned = len(self.requests), self.answers.get(path, [Answer(b"no such page", 404)])
+            answer = planned.pop(0) if len(planned) > 1 else planned[0]
+        answer = replace(answer, **self.bad(number))
+        if answer.drip_s and not answer.body and self.ended.wait(answer.drip_s):
+            return True
+        to.send_response(answer.status)
+        for name, value in answer.headers:
+            to.send_header(name, value)
+        if answer.length:
+            to.send_header("Content-Length", str(len(answer.body)))
+        to.end_headers()
+        body = answer.body[:-1] if answer.cut else answer.body
+        for start in range(0, max(1, len(body)), 1 if answer.drip_s else max(1, len(body))):
+            if answer.drip_s and self.ended.wait(answer.drip_s):
+                return True
+            to.wfile.write(body[start:] if not answer.drip_s else body[start : start + 1])
+            to.wfile.flush()
+        return answer.cut or not answer.length
+
+    def stop(self) -> None:
+        self.ended.set()
+        self._server.shutdown()
+        self._server.server_close()
 
 
 class ObjectStore:

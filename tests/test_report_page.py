@@ -60,7 +60,7 @@ def test_queries_have_the_average_precision_and_the_answers_of_the_tables(follow
 def test_rejects_and_figures_are_those_of_the_tables(followed: tuple[Path, str]) -> None:
     home = followed[0]
     rejects = pl.read_parquet(home / "runs/report/rejects/images/*.parquet")
-    assert sorted(rejects["reason"]) == ["empty", "not_an_image", "unreachable"]
+    assert sorted(rejects["reason"]) == ["empty", "not_an_image", "not_found"]
     text = plain(section(home, "rejects"))
     for row in rejects.iter_rows(named=True):
         assert row["image_id"] in text

@@ -73,7 +73,9 @@ def schema(
         "column", "type", "null", "unit", "what it is", title=f"{table}: {spec['doc']}", title_justify="left"
     )
     for column in spec["columns"]:
-        values = f" One of: {', '.join(column['values'])}." if "values" in column else ""
+        values = (
+            f" One of: {', '.join([*column['values'], *column.get('patterns', ())])}." if "values" in column else ""
+        )
         listing.add_row(
             column["name"],
             column["type"],

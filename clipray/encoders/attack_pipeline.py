@@ -17,8 +17,9 @@ from clipray.analysis.zero_shot import ZeroShot
 from clipray.encoders.decoding import PictureLoader, refusal_columns
 from clipray.encoders.encode_settings import AttackSettings
 from clipray.encoders.image_encoder import ImageEncoder
-from clipray.encoders.images import Picture, Refused
+from clipray.encoders.images import Picture
 from clipray.encoders.precision import start_encoder
+from clipray.encoders.refusals import Refused
 from clipray.encoders.typography import place_of, write_word, wrong_label
 from clipray.reports import Report, fatal, worker_facts
 

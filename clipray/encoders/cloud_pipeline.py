@@ -21,9 +21,10 @@ from clipray.encoders.decoding import refusal_columns
 from clipray.encoders.encode_settings import CloudSettings
 from clipray.encoders.foveal_encoder import FovealEncoder
 from clipray.encoders.image_encoder import ImageEncoder
-from clipray.encoders.images import Refused, checked_bytes, fetch
+from clipray.encoders.image_fetch import Fetcher, checked_bytes
 from clipray.encoders.point_clouds import read_cloud
 from clipray.encoders.precision import start_encoder
+from clipray.encoders.refusals import Refused
 from clipray.reports import Report, fatal, worker_facts
 from clipray.settings import VECTOR
 from clipray.tables import vector_array
@@ -55,6 +56,7 @@ class CloudBlocks:
             self._networks, self._encoder = start_encoder(make, settings)
             colours = (self.how.near, self.how.far, self.how.ground)
             self._colours = [np.array(ImageColor.getrgb(colour)[:3]) for colour in colours]
+            self._fetcher = Fetcher(settings.limits)
             self._readers = ThreadPoolExecutor(settings.threads, "render")
             report(worker_facts(self._encoder.facts, settings.threads))
 
@@ -83,7 +85,7 @@ class CloudBlocks:
         try:
             if data is None and not uri:
                 raise Refused("manifest", "no_source", "neither `uri` nor `bytes`")
-            raw = checked_bytes(data, limits) if data is not None else fetch(str(uri), limits)
+            raw = checked_bytes(data, limits) if data is not None else self._fetcher.fetch(str(uri))
             points = read_cloud(raw, self.how.sampled)
             maps = depth_maps(points, self.settings.model.image_size[0], self.how.size, self.how.radius)
             boxes = boxes_of_masks(torch.from_numpy(maps != EMPTY)).numpy()

@@ -17,8 +17,9 @@ import pyarrow as pa
 from PIL import Image
 
 from clipray.encoders.encode_settings import EncodeSettings
-from clipray.encoders.images import Picture, Refused, load_picture, prepare_pillow
+from clipray.encoders.images import Picture, load_picture, prepare_pillow
 from clipray.encoders.models import keeping_aspect, split_transform
+from clipray.encoders.refusals import Refused
 from clipray.reports import Report, fatal
 from clipray.uris import is_local
 

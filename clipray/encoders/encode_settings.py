@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 
 from clipray.analysis.prompts import PromptStyle
-from clipray.encoders.images import Limits
+from clipray.encoders.refusals import Limits
 from clipray.encoders.resolve import ResolvedModel
 from clipray.settings import EmbedRegions, Feature, Lettering, RenderDepth
 

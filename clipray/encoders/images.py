@@ -7,26 +7,14 @@ from __future__ import annotations
 
 import functools
 import io
-import os
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-import fsspec
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from clipray.storage import filesystem
-from clipray.uris import LOCAL, is_chain, parse
-
-Reason = Literal[
-    "null_id", "duplicate_id", "no_source", "scheme_not_allowed", "unreachable", "timed_out", "too_many_bytes", "empty",
-    "not_an_image", "truncated", "undecodable", "too_many_pixels", "encode_failed", "worker_died", "empty_box", "outside_crop",
-    "no_such_image", "no_label", "no_boxes", "too_many_boxes", "unequal_lists",
-    "not_a_point_cloud", "not_finite", "too_few_points",
-]  # fmt: skip
-Stage = Literal["manifest", "fetch", "decode", "encode", "pool"]
+from clipray.encoders.image_fetch import checked_bytes, fetch
+from clipray.encoders.refusals import Limits, Refused
 
 # First bytes of the formats that people keep pictures in: such a file that does not open is a broken picture.
 SIGNATURES = (
@@ -45,106 +33,9 @@ NOT_PICTURES = ("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF")
 WHITE = (255, 255, 255, 255)
 
 
-class Refused(Exception):
-    """This picture cannot become a row."""
-
-    def __init__(self, stage: Stage, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.stage, self.reason, self.message = stage, reason, message[:500]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one picture may cost."""
-
-    max_bytes: int = 64 * 2**20
-    max_pixels: int = 100_000_000
-    fetch_timeout_s: float = 30.0
-    schemes: tuple[str, ...] = ("file",)
-
-
 def prepare_pillow() -> None:
     """Let `Limits.max_pixels` be the only bound: Pillow's own is process-wide and lower than what a job may allow."""
     Image.MAX_IMAGE_PIXELS = None
-
-
-def fetch(uri: str, limits: Limits) -> bytes:
-    """The file's bytes, at most `limits.max_bytes` of them read.
-
-    Raises:
-        Refused: scheme_not_allowed, unreachable, timed_out, too_many_bytes or empty.
-    """
-    scheme, _ = parse(uri)
-    if scheme not in limits.schemes or is_chain(uri):
-        raise Refused(
-            "fetch", "scheme_not_allowed", f"{uri}: scheme {scheme!r} is not among {', '.join(limits.schemes)}"
-        )
-    try:
-        data = _read(uri, limits)
-    except Refused:
-        raise
-    except Exception as error:  # every filesystem has its own errors
-        if _timed_out(error):
-            raise Refused("fetch", "timed_out", f"{uri}: no answer within {limits.fetch_timeout_s:g} s") from error
-        raise Refused("fetch", "unreachable", f"{uri}: {type(error).__name__}: {error}") from error
-    return checked_bytes(data, limits)
-
-
-def _timed_out(error: BaseException) -> bool:
-    """Also where a filesystem turned it into another error: fsspec's HTTP says that the file is not there."""
-    causes = [error, error.__cause__, getattr(error.__cause__, "__cause__", None)]
-    return any(isinstance(cause, TimeoutError) for cause in causes)
-
-
-def checked_bytes(data: bytes, limits: Limits) -> bytes:
-    """`data` itself. Raises Refused when it is empty or too large."""
-    if len(data) > limits.max_bytes:
-        raise Refused("fetch", "too_many_bytes", f"more than max_bytes={limits.max_bytes}")
-    if not data:
-        raise Refused("fetch", "empty", "the file has 0 bytes")
-    return data
-
-
-def _read(uri: str, limits: Limits) -> bytes:
-    scheme, path = parse(uri)
-    if scheme == LOCAL:
-        return _read_local(path, limits)
-    if scheme in ("http", "https"):
-        fs = fsspec.filesystem(scheme, client_kwargs={"timeout": _http_timeout(limits)})
-        path = f"{scheme}://{path}"
-        return _read_stream(fs, path, limits)
-    fs, path = filesystem(uri)
-    size = fs.info(path, timeout=limits.fetch_timeout_s)["size"] if hasattr(fs, "loop") else fs.info(path)["size"]
-    if size and size > limits.max_bytes:
-        raise Refused("fetch", "too_many_bytes", f"{uri}: {size} bytes, more than max_bytes={limits.max_bytes}")
-    return fs.cat_file(path, timeout=limits.fetch_timeout_s) if hasattr(fs, "loop") else fs.cat_file(path)
-
-
-def _read_local(path: str, limits: Limits) -> bytes:
-    mode = os.stat(path)
-    if not stat.S_ISREG(mode.st_mode):  # opening a pipe or a device would wait for ever
-        raise OSError("not a regular file")
-    if mode.st_size > limits.max_bytes:
-        raise Refused(
-            "fetch", "too_many_bytes", f"{path}: {mode.st_size} bytes, more than max_bytes={limits.max_bytes}"
-        )
-    with open(path, "rb") as file:
-        return file.read(limits.max_bytes + 1)
-
-
-def _read_stream(fs: fsspec.AbstractFileSystem, path: str, limits: Limits) -> bytes:
-    """HTTP, where a server may not know the size or ignore a range: stop reading at the limit."""
-    data = bytearray()
-    with fs.open(path, "rb", block_size=0) as file:
-        while len(data) <= limits.max_bytes and (chunk := file.read(2**20)):
-            data += chunk
-    return bytes(data)
-
-
-def _http_timeout(limits: Limits) -> object:
-    import aiohttp  # comes with fsspec's HTTP support; only needed for http(s) URIs
-
-    return aiohttp.ClientTimeout(total=limits.fetch_timeout_s)
 
 
 def decode(data: bytes, limits: Limits, *, draft_px: int | None = None) -> Image.Image:

@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms import Normalize, ToTensor
 
 from clipray.encoders.geometry import keep_aspect_size, scaled_size, scaling_pixels
-from clipray.encoders.images import Limits, Refused
+from clipray.encoders.refusals import Limits, Refused
 from clipray.encoders.resolve import ResolvedModel, folder_sha256, pair, quiet, sha256
 from clipray.errors import ModelError
 

@@ -19,8 +19,9 @@ from clipray.encoders.decoding import PictureLoader, refusal_columns
 from clipray.encoders.encode_settings import EncodeSettings
 from clipray.encoders.geometry import Geometry, geometry, keep_aspect_geometry, keep_aspect_size
 from clipray.encoders.image_encoder import ImageEncoder
-from clipray.encoders.images import Picture, Refused
+from clipray.encoders.images import Picture
 from clipray.encoders.precision import start_encoder
+from clipray.encoders.refusals import Refused
 from clipray.encoders.regions import PictureRegions, picture_regions, region_columns, sort_boxes
 from clipray.reports import Report, fatal, worker_facts
 

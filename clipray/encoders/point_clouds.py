@@ -10,7 +10,7 @@ from itertools import islice, pairwise
 
 import numpy as np
 
-from clipray.encoders.images import Refused
+from clipray.encoders.refusals import Refused
 
 LEAST_POINTS = 8
 PLY_TYPES = {

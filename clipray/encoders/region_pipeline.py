@@ -19,10 +19,11 @@ from clipray.encoders.encode_settings import RegionSettings
 from clipray.encoders.foveal_encoder import FovealEncoder
 from clipray.encoders.geometry import Geometry, geometry, scaled_size
 from clipray.encoders.image_encoder import ImageEncoder
-from clipray.encoders.images import Picture, Refused
+from clipray.encoders.images import Picture
 from clipray.encoders.models import split_transform, too_large_scaled
 from clipray.encoders.pipeline import Row, result_table
 from clipray.encoders.precision import start_encoder
+from clipray.encoders.refusals import Refused
 from clipray.encoders.region_prompts import views, whole_px
 from clipray.encoders.regions import Boxes, PictureRegions, refuse_boxes, sort_boxes
 from clipray.reports import Report, fatal, worker_facts

@@ -14,8 +14,8 @@ import torch
 
 from clipray.encoders.decoding import refusal_columns
 from clipray.encoders.encode_settings import TextSettings
-from clipray.encoders.images import Refused
 from clipray.encoders.precision import start_encoder
+from clipray.encoders.refusals import Refused
 from clipray.encoders.text_encoder import TextEncoder
 from clipray.reports import Report, fatal, worker_facts
 from clipray.tables import vector_array

@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw
 
-from clipray.encoders.images import Limits, Refused, decode, fetch
+from clipray.encoders.image_fetch import fetch
+from clipray.encoders.images import decode
+from clipray.encoders.refusals import Limits, Refused
 from clipray.parquet import open_parquet
 from clipray.settings import SCHEMES
 from clipray.uris import is_local, parse

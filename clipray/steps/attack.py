@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from clipray import tables
 from clipray.classes import prompt_styles
 from clipray.encoders.encode_settings import AttackSettings
-from clipray.encoders.images import Limits
+from clipray.encoders.refusals import Limits
 from clipray.errors import JobError, ManifestError
 from clipray.job import fingerprint
 from clipray.kinds import ATTACKS

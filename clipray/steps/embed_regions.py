@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.encoders.encode_settings import RegionSettings
-from clipray.encoders.images import Limits
 from clipray.encoders.imports import import_open_clip
+from clipray.encoders.refusals import Limits
 from clipray.encoders.resolve import ResolvedModel
 from clipray.errors import ManifestError
 from clipray.kinds import REGION_PICTURES

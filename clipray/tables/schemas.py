@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,8 @@ def check(table: str, data: pa.Table, schema: pa.Schema) -> None:
             )
     for spec in table_schema(table)["columns"]:
         if "values" in spec and data.num_rows:
+            patterns = spec.get("patterns", ())
             found = set(pc.unique(data[spec["name"]]).to_pylist()) - set(spec["values"])
+            found = {value for value in found if not any(re.fullmatch(p, value) for p in patterns)}
             if found:
                 raise SchemaError(f"{table}.{spec['name']}: {sorted(found)} not in {spec['values']}")

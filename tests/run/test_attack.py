@@ -117,7 +117,7 @@ def test_own_words_new_rows_and_rows_without_a_label(world: DemoWorld, tmp_path:
     refused = tables.read_table(f"{tmp_path}/out/rejects/attacks").to_pylist()
     assert {row["image_id"]: row["reason"] for row in refused} == {
         rows[3]["image_id"]: "no_label",
-        rows[4]["image_id"]: "unreachable",
+        rows[4]["image_id"]: "not_found",
     }
     write_manifest(manifest, rows)
     (report, _) = runner.run(path)

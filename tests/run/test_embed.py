@@ -103,7 +103,7 @@ def test_same_vectors_however_it_is_laid_out(
 
 def test_decoding_tasks_are_not_fused_into_the_encoder(tiny_model: str, finished: Path, tmp_path: Path) -> None:
     from clipray.encoders.encode_settings import EncodeSettings
-    from clipray.encoders.images import Limits
+    from clipray.encoders.refusals import Limits
     from clipray.encoders.resolve import resolve
     from clipray.engine.nodes import Cluster, Node
     from clipray.engine.plan import make_plan
@@ -194,7 +194,7 @@ def test_bad_rows_become_rejects_and_are_tried_again_on_request(tiny_model: str,
     assert (report.rows, report.rejected, report.total) == (18, 5, 23)
     found = reasons(tmp_path / "out" / "rejects" / "images")
     assert found == {
-        "class0/00000.jpg": "empty", "class1/00001.jpg": "not_an_image", "gone": "unreachable", None: "null_id", "class2/00002.jpg": "duplicate_id",
+        "class0/00000.jpg": "empty", "class1/00001.jpg": "not_an_image", "gone": "not_found", None: "null_id", "class2/00002.jpg": "duplicate_id",
     }  # fmt: skip
     assert (tmp_path / "out" / "rejects" / "images" / REFUSED).is_file()
     draw_pictures(folder, 2)

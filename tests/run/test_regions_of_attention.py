@@ -127,7 +127,7 @@ def test_bad_boxes_and_bad_rows_are_rejects(finished: Path) -> None:
         "many": "too_many_boxes",
         "captions": "no_boxes",
         "uneven": "unequal_lists",
-        "gone": "unreachable",
+        "gone": "not_found",
     }
     assert pictures["many"]["message"] == "6 boxes, more than max_regions=5"
     assert pictures["uneven"]["message"] == "`box_captions` has 1 entries for 2 boxes; expected one each"

@@ -77,7 +77,7 @@ def test_bad_clouds_are_rejects(finished: Path) -> None:
         "nan": ("decode", "not_finite"),
         "few": ("decode", "too_few_points"),
         "flat": ("decode", "not_a_point_cloud"),
-        "gone": ("fetch", "unreachable"),
+        "gone": ("fetch", "not_found"),
     }
 
 

@@ -55,7 +55,7 @@ def test_everything_on_s3(failing: ObjectStore, s3: str, tiny_model: str, tmp_pa
     failing.throttled = failing.cut = 0
     rejects = read_table(f"{home}/run/rejects/images")
     assert dict(zip(rejects["image_id"].to_pylist(), rejects["reason"].to_pylist(), strict=True)) == {
-        "class0/00000.jpg": "unreachable",
+        "class0/00000.jpg": "not_found",
         "class1/00001.jpg": "empty",
     }
     _same_as_on_a_disk(f"{home}/run/images", tmp_path, tiny_model, settings)

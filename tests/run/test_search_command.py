@@ -145,7 +145,7 @@ def test_the_command_and_its_page(run: str, tmp_path: Path) -> None:
         ({"text": "x"}, "there are several: deep, index; choose one with --index"),
         ({"text": "x", "index": "images"}, "holds no finished index"),
         ({"like": "nobody", "index": "index"}, "--like nobody: index index has no such row; it has '"),
-        ({"image": "/nowhere.jpg", "index": "index"}, "--image /nowhere.jpg: unreachable"),
+        ({"image": "/nowhere.jpg", "index": "index"}, "--image /nowhere.jpg: not_found"),
         ({"text": "x", "index": "index", "model": Model(name="demo-rn")}, "made with other weights of demo"),
     ],
 )

@@ -7,30 +7,23 @@ import io
 import json
 import os
 import struct
-import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image, features
 
-from clipray.encoders.images import (
-    Limits,
-    Picture,
-    Reason,
-    Refused,
-    Stage,
-    decode,
-    load_picture,
-    prepare_pillow,
-)
-from clipray.tables import table_schema
+from clipray.encoders.images import Picture, decode, load_picture, prepare_pillow
+from clipray.encoders.refusals import Limits, Refused
+from clipray.errors import SchemaError
+from clipray.reasons import Reason, Stage, http_reason
+from clipray.tables import check, rejects_schema, table_schema
 
 LIMITS = Limits(schemes=("file", "http", "https", "s3", "memory"))
 HEIGHT, WIDTH = 40, 60
@@ -216,23 +209,22 @@ def _unreadable(folder: Path) -> str:
 
 
 PLACES: list[tuple[Callable[[Path], str], str]] = [
-    (_missing, "unreachable"),
-    (_directory, "unreachable"),
-    (_fifo, "unreachable"),
-    (_dangling, "unreachable"),
-    (_symlink_loop, "unreachable"),
-    (_unreadable, "unreachable"),
-    (lambda folder: f"file://{_missing(folder)}", "unreachable"),
-    (lambda folder: "/dev/zero", "unreachable"),
-    (lambda folder: f"{folder}/nul\0.jpg", "unreachable"),
-    (lambda folder: f"{folder}/{'a' * 300}.jpg", "unreachable"),
-    (lambda folder: "data:image/png;base64,iVBORw0KGgo=", "unreachable"),
-    (lambda folder: "python:print", "unreachable"),
-    (lambda folder: "memory://nowhere/a.jpg", "unreachable"),
-    (lambda folder: "http://127.0.0.1:9/a.jpg", "unreachable"),
-    (lambda folder: "http://", "unreachable"),
+    (_missing, "not_found"),
+    (_directory, "not_a_file"),
+    (_fifo, "not_a_file"),
+    (_dangling, "not_found"),
+    (_symlink_loop, "not_found"),
+    (_unreadable, "forbidden"),
+    (lambda folder: f"file://{_missing(folder)}", "not_found"),
+    (lambda folder: "/dev/zero", "not_a_file"),
+    (lambda folder: f"{folder}/nul\0.jpg", "invalid_uri"),
+    (lambda folder: f"{folder}/{'a' * 300}.jpg", "not_found"),
+    (lambda folder: "data:image/png;base64,iVBORw0KGgo=", "not_found"),
+    (lambda folder: "python:print", "not_found"),
+    (lambda folder: "memory://nowhere/a.jpg", "not_found"),
+    (lambda folder: "http://", "invalid_uri"),
     (lambda folder: "ftp://example.invalid/a.jpg", "scheme_not_allowed"),
-    (lambda folder: "FILE:///a.jpg", "unreachable"),
+    (lambda folder: "FILE:///nowhere.jpg", "not_found"),
     (lambda folder: "python://os", "scheme_not_allowed"),
     (lambda folder: "://a.jpg", "scheme_not_allowed"),
     (lambda folder: f"zip://a.jpg::file://{folder}/a.zip", "scheme_not_allowed"),
@@ -284,92 +276,15 @@ def test_the_schema_and_the_code_know_the_same_reasons() -> None:
     assert values["stage"] == list(get_args(Stage))
 
 
-# --- over HTTP
+def test_reasons_that_carry_a_status_are_of_the_closed_set() -> None:
+    def rows(*reasons: str) -> pa.Table:
+        stage, message = (["fetch"] * len(reasons), ["said"] * len(reasons))
+        return pa.table({"stage": stage, "reason": list(reasons), "message": message}, schema=rejects_schema())
 
-
-class Server(BaseHTTPRequestHandler):
-    released = threading.Event()
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, body: bool) -> None:
-        name = self.path.strip("/")
-        if name == "slow.png":
-            self.released.wait(20)
-        if name == "stalls.png":
-            self._start(200, len(PNG))
-            if body:
-                self.wfile.write(PNG[:100])
-                self.wfile.flush()
-                self.released.wait(20)
-            return
-        if name == "endless.png":
-            self._start(200, None)
-            while body:
-                self.wfile.write(bytes(65_536))
-            return
-        content = {"good.png": PNG, "large.bin": bytes(50_000), "empty.png": b"", "page.png": b"<html>no</html>"}.get(
-            name
-        )
-        code = 200 if content is not None else {"broken.png": 500, "forbidden.png": 403}.get(name, 404)
-        content = content if content is not None else b"error"
-        self._start(code, len(content) + (1_000 if name == "short.png" else 0))
-        if body:
-            self.wfile.write(content)
-
-    def _start(self, code: int, length: int | None) -> None:
-        self.send_response(code)
-        if length is not None:
-            self.send_header("Content-Length", str(length))
-        self.end_headers()
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def http() -> Iterator[str]:
-    class Quiet(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, request: object, client_address: object) -> None:
-            pass  # a reader that stops at its limit closes the connection
-
-    server = Quiet(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    Server.released.set()
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.mark.parametrize(
-    ("name", "stage", "reason"),
-    [
-        ("nothing.png", "fetch", "unreachable"),
-        ("forbidden.png", "fetch", "unreachable"),
-        ("broken.png", "fetch", "unreachable"),
-        ("slow.png", "fetch", "timed_out"),
-        ("stalls.png", "fetch", "timed_out"),
-        ("endless.png", "fetch", "too_many_bytes"),
-        ("large.bin", "fetch", "too_many_bytes"),
-        ("empty.png", "fetch", "empty"),
-        ("page.png", "decode", "not_an_image"),
-    ],
-)
-def test_over_http_each_failure_has_its_reason(http: str, name: str, stage: str, reason: str) -> None:
-    found = load(f"{http}/{name}", None, replace(LIMITS, fetch_timeout_s=1.0, max_bytes=40_000))
-    assert isinstance(found, Refused)
-    assert (found.stage, found.reason) == (stage, reason), found.message
-
-
-def test_over_http_a_picture_arrives(http: str) -> None:
-    assert np.array_equal(load(f"{http}/good.png").pixels, PIXELS)
+    check("rejects", rows("empty", http_reason(404), http_reason(503)), rejects_schema())
+    for reason in ("http_600", "http_4041", "http_", "xhttp_404", "gone"):
+        with pytest.raises(SchemaError, match=reason):
+            check("rejects", rows("empty", reason), rejects_schema())
 
 
 # --- as people see it

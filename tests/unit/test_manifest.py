@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from clipray import tables
-from clipray.encoders.images import Limits, Picture, load_picture
+from clipray.encoders.images import Picture, load_picture
+from clipray.encoders.refusals import Limits
 from clipray.errors import JobError, ManifestError
 from clipray.manifest import Manifest, make_manifest, open_manifest, read_piece, resolve
 from clipray.scan import Scan, contains, hash_strings, pieces_with, row_keys, scan
@@ -159,7 +160,7 @@ def test_on_s3(photos: Path, s3: str) -> None:
     assert [row["uri"] for row in rows] == [f"s3://bucket/shelf/photos/{name}" for name in sorted(NAMES)]
     limits = Limits(schemes=("s3",))
     assert all(isinstance(load_picture(row["uri"], None, limits, np.asarray), Picture) for row in rows)
-    assert load_picture(f"{s3}/no.jpg", None, limits, np.asarray).reason == "unreachable"
+    assert load_picture(f"{s3}/no.jpg", None, limits, np.asarray).reason == "not_found"
     small = Limits(schemes=("s3",), max_bytes=10)
     assert load_picture(rows[0]["uri"], None, small, np.asarray).reason == "too_many_bytes"
     assert [len(open_manifest(f"{s3}/shelf/{what}").urls) for what in ("*.parquet", "", "glob")] == [1, 2, 1]

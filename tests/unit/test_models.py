@@ -24,8 +24,9 @@ from torchvision.transforms import ToTensor
 
 from clipray.encoders import precision as precisions
 from clipray.encoders.image_encoder import ImageEncoder, sample_picture
-from clipray.encoders.images import Limits, Refused, decode
+from clipray.encoders.images import decode
 from clipray.encoders.models import keeping_aspect, load, split_transform
+from clipray.encoders.refusals import Limits, Refused
 from clipray.encoders.resolve import PREPROCESS, ResolvedModel, _builtin_config, resolve
 from clipray.errors import ModelError
 from clipray.settings import Model

@@ -11,8 +11,8 @@ import pytest
 from clipray.analysis.depth_maps import EMPTY, VIEWS, depth_maps, painted, view_weights
 from clipray.demo.prompts import SHAPES
 from clipray.demo.solids import off, ply, solid_file
-from clipray.encoders.images import Refused
 from clipray.encoders.point_clouds import read_cloud, sample_surface
+from clipray.encoders.refusals import Refused
 
 POINTS = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
 

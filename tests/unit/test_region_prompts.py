@@ -19,7 +19,7 @@ from clipray.analysis.referring import others, refer
 from clipray.demo.scenes import draw, sample_scene
 from clipray.encoders.encode_settings import RegionSettings
 from clipray.encoders.foveal import FovealTower
-from clipray.encoders.images import Limits
+from clipray.encoders.refusals import Limits
 from clipray.encoders.region_pipeline import RegionBlocks
 from clipray.encoders.resolve import resolve
 from clipray.settings import Column, EmbedRegions, Model

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clipray.encoders.images import Limits, Picture, Refused, load_picture
+from clipray.encoders.images import Picture, load_picture
+from clipray.encoders.refusals import Limits, Refused
 from clipray.manifest import expand_parquet, make_manifest, open_manifest, read_piece, resolve
 from clipray.run_page.thumbnails import Source, Thumbnails
 from clipray.storage import Folder, absolute, filesystem
