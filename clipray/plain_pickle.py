@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from clipray.errors import ClipRayError
+from clipray.errors import ManifestError
 
 LITERALS = {
     "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES",
@@ -146,7 +146,7 @@ def read_plain_pickle(data: bytes, where: str) -> Any:
     """The value of a pickle of plain values and NumPy arrays of numbers; `where` names it in errors.
 
     Raises:
-        ClipRayError: it is no pickle, is torn, or holds anything else, with what.
+        ManifestError: it is no pickle, is torn, or holds anything else, with what.
     """
     machine = _Machine()
     try:
@@ -155,11 +155,11 @@ def read_plain_pickle(data: bytes, where: str) -> Any:
         (value,) = machine.stack
         return _final(value, {})
     except _Refused as error:
-        raise ClipRayError(
+        raise ManifestError(
             f"{where}: refused, since it holds {_one_line(error)}; only plain values and arrays of numbers are read from a pickle"
         ) from error
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ClipRayError(f"{where}: not a whole pickle: {_one_line(error)}") from error
+        raise ManifestError(f"{where}: not a whole pickle: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +14,11 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from clipray.errors import ClipRayError, JobError, StorageError
+from clipray.errors import ClipRayError, JobError, RunError, StorageError
 from clipray.uris import is_chain, is_local, parse
 
 TEMPORARY = ".tmp-"
+FAILING = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # a write that may succeed later; others are of the wrong place
 LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure")  # whose errors are those of storage
 CHANGES = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "Last-Modified", "updated")
 """What filesystems call a mark of a file's content, or the time of its last change; the surest first."""
@@ -27,8 +29,10 @@ CONNECTIONS = 32  # to S3 at once, as many as threads may read
 def absolute(url: str) -> str:
     """`url` with a local path made absolute (relative to the working directory), `~` expanded, a scheme in small letters.
 
-    A file URI becomes its path.
+    A file URI becomes its path. Raises JobError: nothing is named, as where a variable of the shell is not set.
     """
+    if not url.strip():
+        raise JobError(f"expected a path or a URL, found {url!r}; is a variable not set?")
     scheme, path = parse(url)
     if is_local(url):
         return os.path.abspath(os.path.expanduser(path))
@@ -196,7 +200,8 @@ class Folder:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.remove(aside)  # a full disk wants its room back
-            raise ClipRayError(f"{self.path(name)} could not be written: {error.strerror or error}") from error
+            kind = RunError if error.errno in FAILING else StorageError
+            raise kind(f"{self.path(name)} could not be written: {error.strerror or error}") from error
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is already gone is fine."""

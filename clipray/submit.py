@@ -95,8 +95,9 @@ def state(output: str, address: str) -> Attempt | None:
 
 def stop(output: str, address: str) -> Attempt:
     """Stop a run, which writes what is finished; returns how it stands then. Raises ClusterError."""
+    run = mark(output)
     server = JobServer(address)
-    last = next(reversed(server.attempts(mark(output))), None)
+    last = next(reversed(server.attempts(run)), None)
     if last is None:
         raise ClusterError(f"{server.address}: no run with the output {output} was submitted there")
     if last.over:

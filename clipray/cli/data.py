@@ -65,6 +65,8 @@ def schema(
             listing.add_row(name, table_schema(name)["doc"])
         out.print(listing)
         return
+    if table not in table_names():
+        raise JobError(f"no table {table!r}; there are: {', '.join(table_names())}")
     spec = table_schema(table)
     if as_json:
         print(json.dumps(spec, indent=2, ensure_ascii=False))

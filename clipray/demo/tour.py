@@ -10,9 +10,11 @@ import numpy as np
 import yaml
 
 from clipray.demo.world import write_world
+from clipray.errors import JobError
 from clipray.job import dump_job
 from clipray.storage import Folder, absolute
 from clipray.tables import read_table
+from clipray.uris import is_local
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,12 @@ def write_demo(out: str) -> str:
 
     Returns:
         The path of the job file. The same seed every time, so a demo that was killed goes on.
+
+    Raises:
+        JobError: `out` is no folder of this machine.
     """
+    if not is_local(out):
+        raise JobError(f"{out}: expected a folder on this machine for the pictures of the demo")
     home = absolute(out)
     world = write_world(Path(home) / "world")
     job = yaml.safe_load((_jobs_folder() / "demo.yaml").read_text(encoding="utf-8"))
