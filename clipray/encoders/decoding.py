@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from clipray.encoders.budget import Budget
 from clipray.encoders.encode_settings import EncodeSettings
+from clipray.encoders.image_fetch import Fetcher, NoRoom
 from clipray.encoders.images import Picture, load_picture, prepare_pillow
 from clipray.encoders.models import keeping_aspect, split_transform
 from clipray.encoders.refusals import Refused
@@ -25,6 +27,10 @@ from clipray.uris import is_local
 
 DECODE_NICENESS = 19
 REMOTE_THREADS = 32  # waiting for a network, not computing
+REMOTE_BYTES = 64 * 2**20  # of files from servers that are not decoded yet
+ROOM_BYTES = REMOTE_BYTES // REMOTE_THREADS  # for a file of which nothing is known
+
+Loaded = Picture | Refused
 
 
 class PictureLoader:
@@ -42,6 +48,8 @@ class PictureLoader:
         self._draft_px = 2 * wanted if settings.fast_decode else None
         self._decoders = ThreadPoolExecutor(settings.threads, "decode", initializer=_yield_to_the_network)
         self._fetchers = ThreadPoolExecutor(REMOTE_THREADS, "fetch")
+        self._fetcher, self._fetched = Fetcher(settings.limits), Budget(REMOTE_BYTES)
+        self._room = ROOM_BYTES
 
     def load(
         self, block: pa.Table, ahead: int, ways: Iterable[Callable[[Image.Image], np.ndarray]] | None = None
@@ -50,14 +58,14 @@ class PictureLoader:
 
         `ways`: how each row's picture is preprocessed, where it is not as usual.
         """
-        waiting: deque[Future[Picture | Refused]] = deque()
+        waiting: deque[Callable[[], Loaded]] = deque()
         sources = zip(_column(block, "uri"), _column(block, "bytes"), strict=True)
         for (uri, data), way in zip(sources, ways or itertools.repeat(self._preprocess)):
             waiting.append(self._submit(uri, data, way))
             if len(waiting) > ahead:
-                yield waiting.popleft().result()
+                yield waiting.popleft()()
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft()()
 
     def both(self, change: Callable[[Image.Image], Image.Image]) -> Callable[[Image.Image], np.ndarray]:
         """A way to preprocess: (2, H, W, 3), the picture as it was, and as it became."""
@@ -65,11 +73,47 @@ class PictureLoader:
 
     def _submit(
         self, uri: str | None, data: pa.Scalar | None, preprocess: Callable[..., np.ndarray]
-    ) -> Future[Picture | Refused]:
+    ) -> Callable[[], Loaded]:
+        """Start a row on its way; the result waits for it. A file from a server is fetched in one thread and decoded in another."""
         raw = data.as_py() if data is not None else None
-        remote = raw is None and uri is not None and not is_local(uri)
-        pool = self._fetchers if remote else self._decoders
-        return pool.submit(load_picture, uri, raw, self._limits, preprocess, self._draft_px, by_size=self._by_size)
+        if raw is None and uri is not None and not is_local(uri):
+            fetched = self._fetchers.submit(self._fetch_then_decode, uri, preprocess)
+            return lambda: fetched.result().result()
+        return self._decoders.submit(self._decode, uri, raw, preprocess).result
+
+    def _decode(self, uri: str | None, raw: bytes | None, preprocess: Callable[..., np.ndarray]) -> Loaded:
+        return load_picture(uri, raw, self._limits, preprocess, self._draft_px, by_size=self._by_size)
+
+    def _fetch_then_decode(self, uri: str, preprocess: Callable[..., np.ndarray]) -> Future[Loaded]:
+        try:
+            raw = self._fetch(uri)
+        except Refused as refused:
+            done: Future[Loaded] = Future()
+            done.set_result(refused)
+            return done
+        return self._decoders.submit(self._decode_fetched, raw, preprocess)
+
+    def _decode_fetched(self, raw: bytes, preprocess: Callable[..., np.ndarray]) -> Loaded:
+        try:
+            return self._decode(None, raw, preprocess)
+        finally:
+            self._fetched.give(len(raw))
+
+    def _fetch(self, uri: str) -> bytes:
+        """A file's bytes, whose number is taken from the budget. A thread that waits for more of it holds none."""
+        room = self._room
+        while True:
+            self._fetched.take(room)
+            held = 0
+            try:
+                raw = self._fetcher.fetch(uri, room)
+                self._room, held = max(ROOM_BYTES, len(raw)), len(raw)  # the next file is likely as large
+                return raw
+            except NoRoom as larger:
+                needed = larger.size
+            finally:
+                self._fetched.give(room - held)
+            room = needed
 
 
 def _yield_to_the_network() -> None:

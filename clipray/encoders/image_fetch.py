@@ -42,6 +42,18 @@ class StatusError(Exception):
         self.status, self.headers = status, headers
 
 
+class NoRoom(Exception):
+    """The file is larger than the room that its reader has for it.
+
+    Attributes:
+        size: in bytes, at most `max_bytes`; that where it is not known.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
 class Fetcher:
     """Fetches files. Safe to use in several threads.
 
@@ -51,10 +63,11 @@ class Fetcher:
     def __init__(self, limits: Limits, retries: Retries | None = None) -> None:
         self._limits, self._retries = limits, retries or Retries()
 
-    def fetch(self, uri: str) -> bytes:
-        """The file's bytes, at most `max_bytes` of them read.
+    def fetch(self, uri: str, room: int | None = None) -> bytes:
+        """The file's bytes, at most `max_bytes` of them read, and of a file on a server no more than `room`.
 
         Raises:
+            NoRoom: it has more than `room` bytes.
             Refused: stage `fetch`, with a status (`http_404`) where a server answered with one.
         """
         limits = self._limits
@@ -67,35 +80,38 @@ class Fetcher:
             return checked_bytes(_read_local(path, limits), limits)
         server = f"{scheme}://{path.split('/', 1)[0].rpartition('@')[2]}"
         data = self._retries.run(
-            lambda seconds: self._request(uri, server, seconds), server, uri, limits.fetch_timeout_s, limits.patience
-        )
+            lambda seconds: self._request(uri, server, seconds, min(room or limits.max_bytes, limits.max_bytes)),
+            server, uri, limits.fetch_timeout_s, limits.patience,
+        )  # fmt: skip
         return checked_bytes(data, limits)
 
-    def _request(self, uri: str, server: str, seconds: float) -> bytes:
+    def _request(self, uri: str, server: str, seconds: float, room: int) -> bytes:
         try:
             scheme, path = parse(uri)
             if scheme in HTTP:
-                return self._get(f"{scheme}://{path}", server, seconds)
-            return _read_object(uri, self._limits, seconds)
+                return self._get(f"{scheme}://{path}", server, seconds, room)
+            return _read_object(uri, self._limits, seconds, room)
+        except NoRoom:
+            raise
         except Refused as refused:
             raise Failure(refused, answered=True) from refused
         except Exception as error:  # every filesystem has its own errors
             raise _failure(uri, error, self._limits) from error
 
-    def _get(self, url: str, server: str, seconds: float) -> bytes:
+    def _get(self, url: str, server: str, seconds: float, room: int) -> bytes:
         fs = fsspec.filesystem("http", client_kwargs={"trust_env": True})  # proxies from the environment, as usual
 
         async def get() -> bytes:
-            return await self._follow(await fs.set_session(), url, server)
+            return await self._follow(await fs.set_session(), url, server, room)
 
         return sync(fs.loop, asyncio.wait_for, get(), seconds)
 
-    async def _follow(self, session: aiohttp.ClientSession, url: str, server: str) -> bytes:
+    async def _follow(self, session: aiohttp.ClientSession, url: str, server: str, room: int) -> bytes:
         for _ in range(REDIRECTS + 1):
             async with session.get(url, allow_redirects=False, timeout=aiohttp.ClientTimeout()) as response:
                 self._retries.servers.answered(server)
                 if response.status < HTTPStatus.MULTIPLE_CHOICES:
-                    return await _bounded(response, url, self._limits.max_bytes)
+                    return await _bounded(response, url, self._limits.max_bytes, room)
                 url = self._redirected(url, response)
         raise StatusError(response.status, f"more than {REDIRECTS} redirects", {})
 
@@ -141,23 +157,29 @@ def _read_local(path: str, limits: Limits) -> bytes:
         raise Refused("fetch", "invalid_uri", f"{path!r}: {error}") from error
 
 
-def _read_object(uri: str, limits: Limits, seconds: float) -> bytes:
+def _read_object(uri: str, limits: Limits, seconds: float, room: int) -> bytes:
     """A file of object storage: one request, for no more than may be read."""
     fs, path = filesystem(uri, attempts=1)
-    if getattr(fs, "async_impl", False):
-        return fs.cat_file(path, start=0, end=limits.max_bytes + 1, timeout=seconds)
-    return fs.cat_file(path, start=0, end=limits.max_bytes + 1)
+    within = {"timeout": seconds} if getattr(fs, "async_impl", False) else {}
+    data = fs.cat_file(path, start=0, end=room + 1, **within)
+    if len(data) > room and room < limits.max_bytes:
+        raise NoRoom(min(fs.info(path, **within)["size"], limits.max_bytes))
+    return data
 
 
-async def _bounded(response: aiohttp.ClientResponse, url: str, max_bytes: int) -> bytes:
+async def _bounded(response: aiohttp.ClientResponse, url: str, max_bytes: int, room: int) -> bytes:
     if (response.content_length or 0) > max_bytes:
         said = f"{url}: {response.content_length} bytes, more than max_bytes={max_bytes}"
         raise Refused("fetch", "too_many_bytes", said)
+    if (response.content_length or 0) > room:
+        raise NoRoom(response.content_length or 0)
     data = bytearray()
     async for chunk in response.content.iter_any():
         data += chunk
         if len(data) > max_bytes:
             raise Refused("fetch", "too_many_bytes", f"{url}: more than max_bytes={max_bytes}")
+        if len(data) > room:
+            raise NoRoom(max_bytes)
     return bytes(data)
 
 
