@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import yaml
 from pydantic import ValidationError
 
 from clipray.analysis.prompts import PHOTO_TEMPLATES, PromptStyle
@@ -14,12 +13,14 @@ from clipray.class_lists import cifar100, imagenet, openai_templates
 from clipray.errors import JobError, ManifestError
 from clipray.manifest import expand_parquet
 from clipray.parquet import open_parquet
+from clipray.plain_yaml import load_yaml, read_text
 from clipray.settings import CLASS_SETS, Classes, Style, distinct
-from clipray.storage import absolute, filesystem
+from clipray.storage import absolute
 
 TEMPLATE = "a photo of a {}"
 KNOWN_SUFFIXES = (".yaml", ".yml", ".json", ".parquet", ".pq", ".txt")
 """Of class files."""
+LARGEST_BYTES = 16 * 2**20  # of a class file of text: ten descriptions for each of 20,000 classes take a quarter
 KINDS = ("template", "description", "name_is_description")
 Said = str | list[str]
 
@@ -112,9 +113,8 @@ def _validated(path: str, values: Mapping[str, Any]) -> Classes:
 
 
 def _read(path: str) -> str:
-    fs, inner = filesystem(absolute(path))
     try:
-        return str(fs.cat_file(inner).decode("utf-8"))
+        return read_text(absolute(path), LARGEST_BYTES)
     except FileNotFoundError as error:
         raise ManifestError(f"{path}: no such class file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -122,11 +122,7 @@ def _read(path: str) -> str:
 
 
 def _read_yaml(path: str) -> Any:
-    text = _read(path)
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise JobError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    return load_yaml(_read(path), path)[0]
 
 
 def _descriptions(path: str) -> dict[str, Said]:

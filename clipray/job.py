@@ -14,10 +14,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from clipray.errors import JobError
+from clipray.plain_yaml import load_yaml, read_text
 from clipray.settings import STEPS, EmbedImages, Job, StepSettings
-from clipray.storage import absolute, filesystem
+from clipray.storage import absolute
 
 Place = tuple[str | int, ...]
+LONGEST_MISTAKE = 600  # characters
 TYPES = {
     "model_type": "expected a mapping", "dict_type": "expected a mapping", "list_type": "expected a list",
     "tuple_type": "expected a list", "string_type": "expected a string", "int_parsing": "expected an integer",
@@ -35,8 +37,7 @@ def load_job(path: str | os.PathLike[str]) -> Job:
     """
     path = os.fspath(path)
     try:
-        fs, inner = filesystem(path)
-        text = fs.cat_file(inner).decode("utf-8")
+        text = read_text(path)
     except FileNotFoundError as error:
         raise JobError(f"{path}: no such job file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -46,19 +47,8 @@ def load_job(path: str | os.PathLike[str]) -> Job:
 
 def parse_job(text: str, where: str = "job") -> Job:
     """Validate the text of a job file; `where` names it in errors. See `load_job`."""
-    try:
-        values = yaml.safe_load(text)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines = dict(_places(root, ())) if root else {}
-    except RecursionError as error:
-        raise JobError(f"{where}: not valid YAML: an alias that holds itself, or too deeply nested") from error
-    except ValueError as error:  # such as a date that does not exist
-        raise JobError(f"{where}: not valid YAML: {error}") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise JobError(f"{where}:{line}: not valid YAML: {error.problem or error}") from error
-    except yaml.YAMLError as error:
-        raise JobError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+    values, root = load_yaml(text, where)
+    lines = dict(_places(root, ())) if root else {}
     if not isinstance(values, dict):
         raise JobError(f"{where}: expected a mapping with `output`, `model` and `steps`, found {type(values).__name__}")
     mistakes = [
@@ -78,8 +68,13 @@ def parse_job(text: str, where: str = "job") -> Job:
     if job is not None and job.model is None and needy:
         mistakes.append(f"{where}: model: is missing: {needy[0]} needs one")
     if mistakes or job is None:
-        raise JobError("\n".join(mistakes))
+        raise JobError("\n".join(_short(mistake) for mistake in mistakes))
     return job.model_copy(update={"output": absolute(job.output)})
+
+
+def _short(mistake: str) -> str:
+    """A mistake may quote a value, which may be long."""
+    return mistake if len(mistake) <= LONGEST_MISTAKE else f"{mistake[:LONGEST_MISTAKE]}…"
 
 
 def _table_setting(steps: Sequence[StepSettings], table: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clipray.encoders.image_fetch import checked_bytes, fetch
+from clipray.encoders.png_metadata import without_large_metadata
 from clipray.encoders.refusals import Limits, Refused
 
 # First bytes of the formats that people keep pictures in: such a file that does not open is a broken picture.
@@ -53,7 +54,7 @@ def decode(data: bytes, limits: Limits, *, draft_px: int | None = None) -> Image
         Refused: not_an_image, truncated, undecodable or too_many_pixels.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=_formats())
+        image = Image.open(io.BytesIO(without_large_metadata(data)), formats=_formats())
         height, width = image.height, image.width
         if height * width > limits.max_pixels:
             raise Refused(
@@ -166,7 +167,7 @@ def load_picture(
 
 def _original_size(data: bytes, image: Image.Image) -> tuple[int, int]:
     """Height and width before any reduced-scale decoding, turned as the upright `image` is."""
-    with Image.open(io.BytesIO(data), formats=_formats()) as original:
+    with Image.open(io.BytesIO(without_large_metadata(data)), formats=_formats()) as original:
         if original.format != "JPEG":  # always decoded whole
             return image.height, image.width
         return (original.width, original.height) if _turned(original) else (original.height, original.width)

@@ -20,7 +20,7 @@ FLOORS = [
     {"errors", "reports", "kinds", "printing", "reasons", "seals", "uris"},
     {"storage", "settings"},
     {"environment", "notes"},
-    {"parquet"},
+    {"parquet", "plain_yaml"},
     {"tables", "analysis", "class_lists", "plots", "contact_sheet", "plain_pickle"},
     {"job", "manifest", "events"},
     {"scan", "vectors", "classes"},

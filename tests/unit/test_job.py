@@ -168,7 +168,7 @@ def test_a_long_value_is_cut() -> None:
     [
         ("", "j.yaml: expected a mapping with `output`, `model` and `steps`, found NoneType"),
         ("- a\n", "j.yaml: expected a mapping with `output`, `model` and `steps`, found list"),
-        ("a: b: c\n", "j.yaml:1: not valid YAML: mapping values are not allowed here"),
+        ("a: b: c\n", "j.yaml:1: not valid YAML: mapping values are not allowed in this context"),
         ("a: 1\nb: [1,\n", "j.yaml:3: not valid YAML: "),
         ("a: 1\n\tb: 2\n", "j.yaml:2: not valid YAML: "),
         ("a: &a [*a]\n", "j.yaml: not valid YAML: an alias that holds itself"),
