@@ -13,17 +13,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipray.contents import CONTENT_HASH, same_content
-from clipray.errors import SchemaError, StaleTableError
+from clipray.errors import DamagedError, SchemaError, StaleTableError
 from clipray.scan import Scan, places, row_keys
 from clipray.storage import Folder
-from clipray.tables import Shard, provenance_of, read_shard, shard_names, shard_stamp, write_shard
+from clipray.tables import Shard, provenance_of, read_shard, shard_names, shard_stamp, verify_shards, write_shard
 
 REFUSED = "refused.parquet"  # the manifest's own rejects, written before work starts
 
@@ -45,7 +44,8 @@ class Stock:
         files, reject_files: the shards, all whole.
         region_files, refused_box_files: likewise. Empty where the step writes no regions.
         rejects: count by reason, the manifest's own included.
-        repaired: what taking stock had to mend: torn files, rows doubled, gone, changed.
+        repaired: what taking stock had to mend: files torn or damaged, rows doubled, gone, changed.
+        verified: shards by path, every byte of which was verified or written in this run.
     """
 
     taken: np.ndarray
@@ -55,6 +55,7 @@ class Stock:
     refused_box_files: list[Shard] = field(default_factory=list)
     rejects: dict[str, int] = field(default_factory=dict)
     repaired: dict[str, int] = field(default_factory=dict)
+    verified: dict[str, Shard] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -85,13 +86,19 @@ def take_stock(
     *,
     regions: RegionFolders | None = None,
     mend: bool = True,
+    verified: dict[str, Shard] | None = None,
 ) -> Stock:
-    """Count what is written and rejected; with `mend`, remove and rewrite what does not belong.
+    """Count what is written and rejected; with `mend`, verify the shards, remove and rewrite what does not belong.
+
+    Args:
+        verified: shards by path that need not be verified again; those that are verified here are added.
 
     Raises:
         StaleTableError: the folder holds Parquet that was made with other settings, or by somebody else.
     """
-    stock = Stock(np.zeros(len(scan.keys), bool))
+    stock = Stock(np.zeros(len(scan.keys), bool), verified={} if verified is None else verified)
+    if mend:
+        _drop_broken(table, rejects, regions, stock)
     for folder, is_table in ((table, True), (rejects, False)):
         for name in sorted(folder.leftovers()) if mend else ():
             folder.remove(name)
@@ -105,6 +112,25 @@ def take_stock(
     if regions is not None and mend:
         _match_regions(table, regions, stock)
     return stock
+
+
+def _drop_broken(table: Folder, rejects: Folder, regions: RegionFolders | None, stock: Stock) -> None:
+    """Remove shards that are not what was written. Pictures whose refused boxes are lost are made again with them."""
+    beside = (regions.table, regions.rejects) if regions else ()
+    for folder in (table, rejects, *beside):
+        sizes, known = folder.sizes(), stock.verified
+        names = [name for name in shard_names(folder) if _bytes_of(known.get(folder.path(name))) != sizes[name]]
+        whole, broken = verify_shards(folder, names)
+        known.update({folder.path(name): shard for name, shard in whole.items()})
+        for name, error in broken.items():
+            _note(stock, "damaged_files" if isinstance(error, DamagedError) else "torn_files", 1)
+            folder.remove(name)
+            if regions is not None and folder == regions.rejects:
+                table.remove(name)
+
+
+def _bytes_of(shard: Shard | None) -> int | None:
+    return None if shard is None else shard.bytes
 
 
 def _count_shard(
@@ -139,11 +165,9 @@ def _count_shard(
     if reasons is not None:
         for item in pc.value_counts(reasons.filter(pa.array(good))).to_pylist():
             stock.rejects[item["values"]] = stock.rejects.get(item["values"], 0) + item["counts"]
-    if good.all():
-        return Shard(name, rows, size)
     if not mend:
         return Shard(name, int(good.sum()), size)
-    return _rewrite(folder, name, good, stamp)
+    return _kept(folder, name, good, stock)
 
 
 def _with_regions(ids: pa.Table, regions: Folder, name: str, stock: Stock) -> np.ndarray:
@@ -166,9 +190,8 @@ def _match_regions(table: Folder, regions: RegionFolders, stock: Stock) -> None:
     for folder, files in ((regions.table, stock.region_files), (regions.rejects, stock.refused_box_files)):
         for name in folder.leftovers():
             folder.remove(name)
-        sizes = folder.sizes()
         for name in shard_names(folder):
-            shard = _match_shard(table, folder, name, sizes[name]) if name in pictures else None
+            shard = _match_shard(table, folder, name, stock) if name in pictures else None
             if shard is None:
                 _note(stock, "region_files_removed", 1)
                 folder.remove(name)
@@ -176,15 +199,10 @@ def _match_regions(table: Folder, regions: RegionFolders, stock: Stock) -> None:
                 files.append(shard)
 
 
-def _match_shard(table: Folder, folder: Folder, name: str, size: int) -> Shard | None:
-    try:
-        ids = read_shard(folder, name, ["image_id"])["image_id"]
-    except SchemaError:
-        return None
+def _match_shard(table: Folder, folder: Folder, name: str, stock: Stock) -> Shard | None:
+    ids = read_shard(folder, name, ["image_id"])["image_id"]
     good = pc.is_in(ids, value_set=read_shard(table, name, ["image_id"])["image_id"].combine_chunks()).to_numpy()
-    if good.all():
-        return Shard(name, len(good), size)
-    return _rewrite(folder, name, good, shard_stamp(folder, name)[2])
+    return _kept(folder, name, good, stock)
 
 
 def _belongs(
@@ -212,12 +230,18 @@ def _belongs(
     return good
 
 
-def _rewrite(folder: Folder, name: str, good: np.ndarray, stamp: dict[str, Any]) -> Shard | None:
+def _kept(folder: Folder, name: str, good: np.ndarray, stock: Stock) -> Shard | None:
+    """The shard with its good rows alone; None where it has none. good: (rows,) bool."""
+    if good.all():
+        return stock.verified[folder.path(name)]
     if not good.any():
         folder.remove(name)
         return None
+    stamp = shard_stamp(folder, name)[2]
     data = read_shard(folder, name).filter(pa.array(good))
-    return write_shard(folder, name, stamp["table"], data, provenance_of(stamp))
+    shard = write_shard(folder, name, stamp["table"], data, provenance_of(stamp))
+    stock.verified[folder.path(name)] = shard
+    return shard
 
 
 def _note(stock: Stock, what: str, count: int) -> None:

@@ -22,6 +22,7 @@ from clipray.notes import STARTED
 from clipray.run_page.run_tables import finished_tables
 from clipray.run_status import StepReport, status
 from clipray.settings import Job
+from clipray.steps.metrics import mend_metrics
 from clipray.steps.prepare import check, prepare
 from clipray.steps.step import Given, Run, State, Step
 from clipray.storage import Folder, absolute
@@ -86,6 +87,7 @@ def _run_steps(
     if retry_rejects:
         for step in settings:
             _forget_rejects(output, step.books)
+    mend_metrics(output)
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as aside:
         connect = functools.cache(lambda: stack.enter_context(_connected(address or job.address)))
         model = aside.submit(_resolve, job)
@@ -199,7 +201,10 @@ def _known_tables(names: Sequence[str], known: list[str]) -> None:
 def _delete_table(output: Folder, name: str) -> None:
     """Remove a table that clipray wrote; the record first, so that a kill in between leaves it unfinished."""
     for folder in (output.sub(name), output.sub(f"rejects/{name}")):
-        for file in [tables.RECORD, *tables.shard_names(folder), STARTED]:
+        names = tables.shard_names(folder)
+        folder.remove(tables.RECORD)
+        tables.remove_own(folder, names)
+        for file in (STARTED, tables.DAMAGED):
             folder.remove(file)
 
 
@@ -208,8 +213,7 @@ def _forget_rejects(output: Folder, name: str) -> None:
     if tables.shard_names(rejects):
         table.remove(tables.RECORD)
         rejects.remove(tables.RECORD)
-        for shard in tables.shard_names(rejects):
-            rejects.remove(shard)
+        tables.remove_own(rejects, tables.shard_names(rejects), "rejects")
 
 
 @contextlib.contextmanager

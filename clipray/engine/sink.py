@@ -15,7 +15,7 @@ import ray
 from clipray.encoders.regions import unfolded
 from clipray.kinds import PICTURES, Kind
 from clipray.storage import Folder
-from clipray.tables import rejects_schema, write_shard
+from clipray.tables import Shard, rejects_schema, write_shard
 
 WRITES_AHEAD = 2
 WRITERS = 16  # nodes that write at once
@@ -48,11 +48,22 @@ class Target:
 
 @dataclass
 class Written:
-    """What a pass has written so far."""
+    """What a pass has written so far. shards: by path, of all tables."""
 
     rows: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
     files: int = 0
+    shards: dict[str, Shard] = field(default_factory=dict)
+
+    def add(self, other: Written) -> None:
+        self.rows += other.rows
+        self.files += other.files
+        self.shards.update(other.shards)
+        for reason, count in other.rejects.items():
+            self.rejects[reason] = self.rejects.get(reason, 0) + count
+
+    def write(self, folder: Folder, name: str, table: str, data: pa.Table, provenance: dict[str, Any]) -> None:
+        self.shards[folder.path(name)] = write_shard(folder, name, table, data, provenance)
 
 
 class Sink:
@@ -73,7 +84,7 @@ class Sink:
         self._blocks: list[Any] = []
         self._rows = self._bytes = self._count = 0
         self._last = 0.0
-        self._pending: list[Future[tuple[int, dict[str, int]]]] = []
+        self._pending: list[Future[Written]] = []
 
     def add(self, ref: Any, rows: int, size_bytes: int) -> None:
         """Take a finished block; may start a write, and waits when too many are under way."""
@@ -110,58 +121,52 @@ class Sink:
             self._pending = [future for future in self._pending if future not in done]
             for future in done:
                 try:
-                    rows, rejects = future.result()
+                    self._written.add(future.result())
                 except ray.exceptions.ObjectLostError:  # with its node; the rows come again in the next pass
                     continue
-                self._written.rows += rows
-                self._written.files += 1 if rows else 0
-                for reason, count in rejects.items():
-                    self._written.rejects[reason] = self._written.rejects.get(reason, 0) + count
 
 
-def _write_given(
-    target: Target, provenance: dict[str, Any], name: str, *blocks: pa.Table
-) -> tuple[int, dict[str, int]]:
+def _write_given(target: Target, provenance: dict[str, Any], name: str, *blocks: pa.Table) -> Written:
     return _write(target, provenance, name, list(blocks))
 
 
-def _fetch_and_write(
-    target: Target, provenance: dict[str, Any], name: str, refs: list[Any]
-) -> tuple[int, dict[str, int]]:
+def _fetch_and_write(target: Target, provenance: dict[str, Any], name: str, refs: list[Any]) -> Written:
     return _write(target, provenance, name, ray.get(refs))
 
 
-def _write(target: Target, provenance: dict[str, Any], name: str, blocks: list[pa.Table]) -> tuple[int, dict[str, int]]:
-    """Split finished blocks into rows and rejects and write a shard of each. Returns (rows, rejects by reason)."""
-    data = pa.concat_tables(blocks)
+def _write(target: Target, provenance: dict[str, Any], name: str, blocks: list[pa.Table]) -> Written:
+    """Split finished blocks into rows and rejects and write a shard of each."""
+    written, data = Written(), pa.concat_tables(blocks)
     refused = data["reason"].is_valid()
     bad = data.filter(refused).select(target.rejects_schema.names).cast(target.rejects_schema)
     good = data.filter(pc.invert(refused)).select(target.schema.names)
     if bad.num_rows:
-        write_shard(target.rejects, name, "rejects", bad, provenance)
+        written.write(target.rejects, name, "rejects", bad, provenance)
     if good.num_rows:
         if target.regions is not None:
             refused_schema = rejects_schema(*target.kind.named)
-            _write_regions(target.regions, data.filter(pc.invert(refused)), provenance, name, refused_schema)
+            _write_regions(target.regions, data.filter(pc.invert(refused)), provenance, name, refused_schema, written)
         good = pa.table(good.columns, schema=target.schema)
-        write_shard(target.table, name, target.kind.table, good, provenance)
-    return good.num_rows, {v["values"]: v["counts"] for v in bad["reason"].value_counts().to_pylist()}
+        written.write(target.table, name, target.kind.table, good, provenance)
+    written.rows, written.files = good.num_rows, 1 if good.num_rows else 0
+    written.rejects = {v["values"]: v["counts"] for v in bad["reason"].value_counts().to_pylist()}
+    return written
 
 
 def _write_regions(
-    target: Regions, pictures: pa.Table, provenance: dict[str, Any], name: str, refused_schema: pa.Schema
-) -> None:
+    target: Regions, pictures: pa.Table, provenance: dict[str, Any], name: str, refused_schema: pa.Schema,
+    written: Written,
+) -> None:  # fmt: skip
     """The regions of a shard's pictures, in a shard of the same name, written first: a picture on disk is complete."""
     rows = unfolded(pictures, "regions").select(target.schema.names)
     if rows.num_rows:
-        write_shard(target.table, name, "regions", pa.table(rows.columns, schema=target.schema), provenance)
+        written.write(target.table, name, "regions", pa.table(rows.columns, schema=target.schema), provenance)
     else:
         target.table.remove(name)
     boxes = unfolded(pictures, "refused_boxes")
     if boxes.num_rows:
         boxes = boxes.append_column("stage", pa.array(["pool"] * len(boxes), pa.string()))
-        write_shard(
-            target.rejects, name, "rejects", boxes.select(refused_schema.names).cast(refused_schema), provenance
-        )
+        refused = boxes.select(refused_schema.names).cast(refused_schema)
+        written.write(target.rejects, name, "rejects", refused, provenance)
     else:
         target.rejects.remove(name)

@@ -45,6 +45,7 @@ class Attempt:
         self._before: dict[str, int] = {}  # rows by stage when the pass began
         self._streaming_s = 0.0
         self._phase = "starting"
+        self._verified: dict[str, tables.Shard] = {}  # by path: what this run has verified or written
 
     def run(self) -> tables.Record:
         """Encode what is missing, reconcile, commit.
@@ -93,13 +94,10 @@ class Attempt:
             facts["rests_on"] = step.rests_on
         if step.hashed:
             facts |= {"content_hash": True, "manifest_versions": step.versions_before}
-        step.table.remove(tables.RECORD)  # from here on the table is not finished
+        self._reopen()  # from here on the table is not finished
         if before.get("rests_on", "") != step.rests_on:
             for folder in (step.table, step.rejects):
-                for name in tables.shard_names(folder):
-                    folder.remove(name)
-        if step.regions:
-            step.regions.table.remove(tables.RECORD)
+                tables.remove_own(folder, tables.shard_names(folder))
         write_started(step.table, facts)
         self._facts, self._lookup = facts, step.lookup()
         if step.scan.rejects.num_rows:
@@ -109,11 +107,23 @@ class Attempt:
             step.rejects.remove(REFUSED)
         return attempt, before.get("precision") or step.precision
 
+    def _reopen(self) -> None:
+        """Make the step's tables unfinished. Pictures whose refused boxes are damaged are made again with them."""
+        step, folders = self.step, [self.step.table, self.step.rejects]
+        if step.regions:
+            folders += [step.regions.table, step.regions.rejects]
+            damaged = set(tables.noted_as_damaged(step.regions.rejects) or ())
+            tables.remove_own(step.table, damaged & set(tables.shard_names(step.table)))
+        for folder in folders:
+            tables.reopen(folder)
+
     def _stock(self, compared: Scan | None = None) -> Stock:
         """`compared`: the scan with contents, for rows of earlier runs; those of this one may be newer than it."""
         step = self.step
         scan = compared or step.scan
-        stock = take_stock(step.table, step.rejects, scan, step.keep, step.fingerprint, regions=step.regions)
+        stock = take_stock(
+            step.table, step.rejects, scan, step.keep, step.fingerprint, regions=step.regions, verified=self._verified
+        )
         if stock.repaired:
             self.events.write("repaired", step=step.settings.name, **stock.repaired)
         return stock
@@ -192,6 +202,7 @@ class Attempt:
         """Once a second: keep the workers' precision for the next attempt, show, log, stop when too much is rejected."""
         name, now = self.step.settings.name, time.monotonic()
         self._learn_precision(board)
+        self._verified.update(written.shards)
         self._encoded = board["rows"].get("encode", 0)
         self._phase = "encoding" if self._encoded and self._phase == "starting" else self._phase
         self._history = [*self._history, (now, self._encoded)]

@@ -10,6 +10,8 @@ import functools
 import io
 import json
 import time
+import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -58,7 +60,7 @@ class ClusterStep(VectorStep[Cluster]):
 
         cluster, settings = run.cluster(), self.settings
         self._forget_another_input()
-        tables.clear(self.beside)
+        tables.clear(self.beside, "centroids")
         self.begin(keep=False)
         normalize = settings.spherical or settings.normalize == "l2"
         hold = "none" if settings.mini_batch else settings.hold
@@ -189,10 +191,13 @@ def _load(folder: Folder) -> KMeans | None:
     data = folder.read(CHECKPOINT)
     if data is None:
         return None
-    with np.load(io.BytesIO(data)) as kept:
-        converged = json.loads(kept["facts"].tobytes())["converged"]
-        counts = kept.get("counts")
-        return KMeans(kept["centroids"], tuple(kept["inertia"].tolist()), converged, counts)
+    try:
+        with np.load(io.BytesIO(data)) as kept:
+            converged = json.loads(kept["facts"].tobytes())["converged"]
+            counts = kept.get("counts")
+            return KMeans(kept["centroids"], tuple(kept["inertia"].tolist()), converged, counts)
+    except (ValueError, KeyError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        return None  # damaged, as the checksums of its members say: the iterations begin anew
 
 
 def prepare(settings: Cluster, given: Given) -> ClusterStep:

@@ -7,6 +7,7 @@ aside; tasks compare blocks; the driver holds what is linked, and 16 bytes of ea
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -112,8 +113,11 @@ class DeduplicateStep(VectorStep[Deduplicate]):
             )
             yield buckets_of(names, done, clusters)
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                self.aside.fs.rm(self.aside.path(""), recursive=True)
+            for name in filter(tables.named_as_ours, self.aside.sizes()):
+                self.aside.remove(name)
+            if self.aside.local:
+                with contextlib.suppress(OSError):  # of somebody else's files in it
+                    os.rmdir(self.aside.path(""))
 
     def _linked(self, run: Run, buckets: list[Bucket]) -> list[dd.Links]:
         """Of each bucket what is linked."""

@@ -23,6 +23,7 @@ from clipray.manifest import Manifest
 from clipray.notes import read_started
 from clipray.scan import Scan
 from clipray.settings import Encoding
+from clipray.steps.metrics import are_damaged
 from clipray.steps.step import Run, State, standing
 from clipray.storage import Folder
 
@@ -198,7 +199,12 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
 
     def _standing(self) -> State:
         state = standing(self.table, self.identity, self.digest)
-        return State("partial") if state.kind == "finished" and self.changed_files else state
+        return State("partial") if state.kind == "finished" and (self.changed_files or self._broken_beside()) else state
+
+    def _broken_beside(self) -> bool:
+        """Whether what the step wrote beside its table is damaged."""
+        beside = (self.rejects, self.regions.rejects) if self.regions else (self.rejects,)
+        return any(map(tables.is_broken, beside)) or are_damaged(self.output, self.name)
 
     def describe(self, cluster: Any) -> list[str]:
         from clipray.engine.plan import make_plan

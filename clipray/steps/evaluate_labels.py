@@ -82,7 +82,7 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
         rows = [
             row for entry in entries for row in self._rows(entry, _baseline(self.settings, entry, entries, baselines))
         ]
-        tables.clear(self.beside)
+        tables.clear(self.beside, "confusion")
         self.begin(keep=False)
         return self._commit(entries, rows, began)
 

@@ -72,7 +72,7 @@ def write_classes(said: Said, folder: Folder, cpus: float, tick: Callable[[int],
     record = tables.record_to_go_on(folder)
     if record is not None and record.fingerprint == mark and tables.intact(folder, record):
         return record
-    tables.clear(folder)
+    tables.clear(folder, "label_classes")
     styles = [*said.styles, *said.negatives()]
     encoded = list(map_tasks(encode_classes, _items(said, styles, cpus), cpus, tick))
     facts = encoded[0].facts

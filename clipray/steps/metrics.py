@@ -35,11 +35,30 @@ def write_metrics(output: Folder, step: str, found: Iterable[Metric], provenance
     folder.remove(tables.RECORD)
     made = {**provenance, "fingerprint": TABLE, "step_fingerprint": provenance["fingerprint"]}
     tables.write_shard(folder, f"{step}.parquet", "metrics", pa.Table.from_pylist(rows, schema=schema), made)
-    sizes = folder.sizes()
-    files = [
-        tables.Shard(name, tables.shard_stamp(folder, name)[0], sizes[name]) for name in tables.shard_names(folder)
-    ]
+    _commit(folder, {name for name in tables.noted_as_damaged(folder) or () if name != f"{step}.parquet"})
+
+
+def mend_metrics(output: Folder) -> None:
+    """Write the record of the table anew where it is missing or damaged."""
+    folder = output.sub(TABLE)
+    if tables.shard_names(folder) and tables.record_to_go_on(folder) is None:
+        _commit(folder, set(tables.noted_as_damaged(folder) or ()))
+
+
+def are_damaged(output: Folder, step: str) -> bool:
+    """Whether the figures of a step are noted as damaged, so that it must measure again."""
+    return f"{step}.parquet" in (tables.noted_as_damaged(output.sub(TABLE)) or ())
+
+
+def _commit(folder: Folder, damaged: set[str]) -> None:
+    """Write the table's record. damaged: files that are left out, and noted, with those that turn out to be."""
+    whole, broken = tables.verify_shards(folder, [name for name in tables.shard_names(folder) if name not in damaged])
+    own = [name for name in whole if tables.shard_stamp(folder, name)[2].get("table") == "metrics"]
     tables.finish(
-        folder, "metrics", schema, files,
+        folder, "metrics", tables.arrow_schema("metrics"), [whole[name] for name in own],
         fingerprint=TABLE, inputs={}, settings={}, provenance={}, finished_at=tables.now(),
     )  # fmt: skip
+    if damaged | broken.keys():
+        tables.note_damaged(folder, damaged | broken.keys())
+    else:
+        folder.remove(tables.DAMAGED)

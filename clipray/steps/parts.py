@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clipray import tables
-from clipray.steps.step import Run, Step, Ticker
+from clipray.steps.step import Run, Ticker
+from clipray.steps.table_step import TableStep
 from clipray.vectors import Piece, groups
 
 Part = tuple[list[Piece], list[str]]
@@ -19,28 +20,33 @@ def numbered(pieces: Sequence[Piece], rows: int) -> list[Part]:
 
 
 def make_parts(
-    step: Step, parts: Sequence[Part], stamp: Mapping[str, Any], make: Callable[[Any], list[tables.Shard]], run: Run,
+    step: TableStep[Any], parts: Sequence[Part], stamp: Mapping[str, Any], make: Callable[[Any], list[tables.Shard]], run: Run,
     phase: str, *, row_for_row: bool = True, given: Any = None,
 ) -> list[tables.Shard]:  # fmt: skip
-    """The shards of a step's table, in the order of `parts`; files that belong to none are removed.
+    """The shards of a step's table, in the order of `parts`; shards that belong to none, or are damaged, are removed.
 
     Args:
         stamp: provenance by which a shard is known as right.
         make: runs in a worker on (`given` or the step, pieces, names of the files to write).
         row_for_row: a file has a row for each row of its pieces.
         given: what a task gets in place of the step, where that is less.
+
+    Raises:
+        StaleTableError: Parquet of somebody else lies in the table's folder.
     """
     from clipray.engine.tasks import map_tasks
 
     rows = {name: count_rows(pieces) for pieces, names in parts for name in names}
-    for name in set(tables.shard_names(step.table)) - set(rows):
-        step.table.remove(name)
-    sizes = step.table.sizes()
+    names = tables.shard_names(step.table)
+    whole, broken = tables.verify_shards(step.table, [name for name in names if name in rows])
     shards = {
-        name: tables.Shard(name, tables.shard_stamp(step.table, name)[0], sizes[name])
+        name: whole[name]
         for name, count in rows.items()
-        if name in sizes and tables.shard_is(step.table, name, stamp, count if row_for_row else None)
+        if name in whole and tables.shard_is(step.table, name, stamp, count if row_for_row else None)
     }
+    if broken:
+        run.events.write("repaired", step=step.name, damaged_files=len(broken))
+    tables.remove_own(step.table, set(names) - shards.keys(), step.kind)
     missing = [(pieces, [name for name in names if name not in shards]) for pieces, names in parts]
     todo = [(pieces, names) for pieces, names in missing if names]
     before, ticker = sum(shard.rows for shard in shards.values()), Ticker(run, step.name, step.total, phase)

@@ -84,7 +84,7 @@ class ProbeStep(VectorStep[Probe]):
             labels, found, figures = *read_probe(self.fitted[0]), {"fit": self.settings.fit}
         else:
             labels, found, figures = self._fit(run)
-        tables.clear(self.beside)
+        tables.clear(self.beside, "probe_classes")
         schema = tables.arrow_schema("probe_classes", {"vector": self.source.n_features}, element="float64")
         vectors = tables.vector_array(found.vectors, schema.field("vector").type)
         data = pa.table([pa.array(labels), pa.array(found.intercepts), vectors], schema=schema)

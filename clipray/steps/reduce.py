@@ -69,9 +69,11 @@ class ReduceStep(VectorStep[Reduce]):
 
     def _projection(self, run: Run) -> pca.Projection:
         """Have the components in their table, and as it holds them."""
-        if not tables.shard_names(self.beside) or not tables.shard_is(self.beside, COMPONENTS, self.stamp):
+        tables.drop_damaged(self.beside)
+        whole, _ = tables.verify_shards(self.beside, tables.shard_names(self.beside))
+        if COMPONENTS not in whole or not tables.shard_is(self.beside, COMPONENTS, self.stamp):
             fitted = read_projection(self.fitted[0]) if self.fitted else self._fit(run)
-            tables.clear(self.beside)
+            tables.clear(self.beside, "components")
             data = components_table(fitted, self.source.n_features)
             tables.write_shard(self.beside, COMPONENTS, "components", data, self.stamp)
         return read_projection(self.beside)
@@ -109,7 +111,7 @@ class ReduceStep(VectorStep[Reduce]):
             "explained_variance_ratio": share,
             "first_variance_ratios": [round(float(ratio), 6) for ratio in found[:10]],
         }
-        file = tables.Shard(COMPONENTS, len(found) + 1, self.beside.sizes()[COMPONENTS])
+        file = tables.verified(self.beside, COMPONENTS)
         self.finish(self.beside, "components", components_schema(self.source.n_features), [file])
         metrics = [Metric("explained_variance_ratio", share, n=self.total)]
         return self.commit(shards, began, figures=figures, metrics=metrics)

@@ -20,7 +20,7 @@ from clipray.errors import SchemaError
 from clipray.job import changes, fingerprint, step_kind
 from clipray.notes import read_started, write_started
 from clipray.settings import StepSettings
-from clipray.steps.metrics import Metric, write_metrics
+from clipray.steps.metrics import Metric, are_damaged, write_metrics
 from clipray.steps.step import Run, State, refuse_stale, standing
 from clipray.storage import Folder, absolute
 from clipray.vectors import Vectors
@@ -106,6 +106,8 @@ class TableStep(ABC, Generic[AnySettings]):
 
     def inspect(self, *, count: bool = True) -> State:  # noqa: ARG002 - whole files are made, none is counted
         state = standing(self.table, self.identity, self.digest)
+        if state.kind == "finished" and are_damaged(self.output, self.name):
+            return State("partial")
         for name in self.settings.tables[1:] if state.kind == "finished" else ():
             folder = self.output.sub(name)
             record = tables.record_to_go_on(folder)
@@ -131,7 +133,7 @@ class TableStep(ABC, Generic[AnySettings]):
         if keep:
             tables.reopen(self.table)
         else:
-            tables.clear(self.table)
+            tables.clear(self.table, self.kind)
         mine = {"settings": self.identity, "fingerprint": self.fingerprint, "digest": self.digest}
         write_started(self.table, {**mine, "started_at": before.get("started_at", tables.now())})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -16,9 +16,10 @@ from clipray.notes import wrong_fields
 from clipray.seals import open_json, sealed_json
 from clipray.storage import Folder
 from clipray.tables.schemas import table_schema
-from clipray.tables.shards import Shard, read_shard, shard_names, shard_stamp
+from clipray.tables.shards import Shard, read_shard, remove_own, shard_names, shard_stamp
 
 RECORD = "_table.json"
+DAMAGED = "_damaged.json"  # written by `clipray verify`
 FILE = {"name": str, "rows": int, "bytes": int}  # of `files`
 
 
@@ -114,21 +115,61 @@ def finished(folder: Folder, what: str) -> Record:
 
 
 def reopen(folder: Folder) -> None:
-    """Make a table unfinished, to write more of its shards."""
+    """Make a table unfinished, to write more of its shards; those that are noted as damaged are removed."""
     for name in (RECORD, *folder.leftovers()):
         folder.remove(name)
+    drop_damaged(folder)
 
 
-def clear(folder: Folder) -> None:
-    """Make a table unfinished and empty."""
+def clear(folder: Folder, table: str) -> None:
+    """Make a table of type `table` unfinished and empty.
+
+    Raises:
+        StaleTableError: Parquet of somebody else lies there; then nothing is removed.
+    """
+    remove_own(folder, shard_names(folder), table)
     reopen(folder)
-    for name in shard_names(folder):
-        folder.remove(name)
+
+
+def note_damaged(folder: Folder, names: Iterable[str]) -> None:
+    """Note which files of a table are damaged, so that the next run makes their rows again."""
+    folder.write(DAMAGED, sealed_json({"files": sorted(names)}))
+
+
+def noted_as_damaged(folder: Folder) -> list[str] | None:
+    """Files of a table that `note_damaged` named; None where there is no note, empty where it is damaged itself."""
+    data = folder.read(DAMAGED)
+    if data is None:
+        return None
+    try:
+        names = open_json(data)[0].get("files", [])
+    except ValueError:
+        return []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def is_broken(folder: Folder) -> bool:
+    """Whether a table is noted as damaged, or finished but not as its record says."""
+    try:
+        record = read_record(folder)
+    except DamagedError:
+        return True
+    return noted_as_damaged(folder) is not None if record is None else not intact(folder, record)
+
+
+def drop_damaged(folder: Folder) -> None:
+    """Remove the shards that are noted as damaged, and the note. Raises StaleTableError: one is somebody else's."""
+    names = noted_as_damaged(folder)
+    if names is not None:
+        remove_own(folder, set(names) & set(shard_names(folder)))
+        folder.remove(DAMAGED)
 
 
 def intact(folder: Folder, record: Record) -> bool:
-    """Whether the folder holds the very files of its record: names and sizes."""
+    """Whether the folder holds the very files of its record, by names and sizes, and none is noted as damaged."""
     sizes = folder.sizes()
+    if DAMAGED in sizes:
+        return False
     found = {
         name: size for name, size in sizes.items() if name.endswith(".parquet") and not name.startswith((".", "_"))
     }

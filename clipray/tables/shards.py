@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipray import seals
-from clipray.errors import ClipRayError, DamagedError, SchemaError
+from clipray.errors import ClipRayError, DamagedError, SchemaError, StaleTableError
 from clipray.parquet import open_parquet_on
 from clipray.storage import Folder, explained
-from clipray.tables.schemas import check, table_schema
+from clipray.tables.schemas import check, table_names, table_schema
 
 ROW_GROUP_ROWS = 16_384
 READERS = 8  # files that are verified at once: so many requests does an object store answer together
@@ -151,18 +151,54 @@ def verified(folder: Folder, name: str) -> Shard:
     raise DamagedError(f"{folder.path(name)} has changed since it was written; `clipray run` makes its rows again")
 
 
-def whole_shards(folder: Folder, names: Sequence[str]) -> dict[str, Shard]:
-    """Of these shards those that are there and whole, by name; several are read at once. See `verified`."""
+def verify_shards(folder: Folder, names: Sequence[str]) -> tuple[dict[str, Shard], dict[str, SchemaError]]:
+    """Of these shards those that are whole, and why the others are not; several are read at once. See `verified`."""
 
-    def whole(name: str) -> Shard | None:
+    def verdict(name: str) -> Shard | SchemaError | None:
         try:
             return verified(folder, name)
-        except (SchemaError, FileNotFoundError):
+        except FileNotFoundError:
             return None
+        except SchemaError as error:
+            return error
 
     with ThreadPoolExecutor(READERS, "clipray-verify") as threads:
-        shards = threads.map(whole, names)
-        return {shard.name: shard for shard in shards if shard is not None}
+        verdicts = dict(zip(names, threads.map(verdict, names), strict=True))
+    whole = {name: shard for name, shard in verdicts.items() if isinstance(shard, Shard)}
+    return whole, {name: error for name, error in verdicts.items() if isinstance(error, SchemaError)}
+
+
+def remove_own(folder: Folder, names: Iterable[str], table: str | None = None) -> None:
+    """Remove shards of a table type (None: of any). Of torn files only the name says whose they are.
+
+    Raises:
+        StaleTableError: one of them is Parquet of somebody else; then none is removed.
+    """
+    names = list(names)
+    with ThreadPoolExecutor(READERS, "clipray-verify") as threads:
+        own = list(threads.map(lambda name: _is_own(folder, name, table), names))
+    for name, ours in zip(names, own, strict=True):
+        if not ours:
+            raise StaleTableError(
+                f"{folder.path(name)} is no file of this table that clipray wrote; move it away, or give the table another `name`"
+            )
+    for name in names:
+        folder.remove(name)
+
+
+def _is_own(folder: Folder, name: str, table: str | None) -> bool:
+    try:
+        stamp = shard_stamp(folder, name)[2]
+    except FileNotFoundError:
+        return True
+    except SchemaError:
+        return named_as_ours(name)
+    return "fingerprint" in stamp and stamp.get("table") in ({table} if table else table_names())
+
+
+def named_as_ours(name: str) -> bool:
+    """Whether a shard is named as all are but those of `metrics`."""
+    return name.startswith(("part-", "refused."))
 
 
 def shard_names(folder: Folder) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipray import tables
+from clipray import ledger, tables
 from clipray.errors import StaleTableError
 from clipray.events import Events, read_events
 from clipray.ledger import REFUSED, RegionFolders, Stock, regions_of_another, take_stock
@@ -479,7 +480,7 @@ def test_pictures_whose_regions_are_lost_are_made_again(regional: Regional, how:
     stock = regional.stock()
     assert regional.on_disk() == {"a.parquet": [0, 3], "b.parquet": [4, 5]}  # those without regions lack none
     assert regional.taken(stock) == [0, 3, 4, 5]
-    assert stock.repaired == {"rows_without_their_regions": 2, **({} if how == "gone" else {"region_files_removed": 1})}
+    assert stock.repaired == {"rows_without_their_regions": 2, **({} if how == "gone" else {"torn_files": 1})}
     assert regional.on_disk(regional.folders.rejects) == {"a.parquet": [0], "b.parquet": [5]}
     regional.assert_complete()
     assert regional.stock().repaired == {}
@@ -603,3 +604,63 @@ def test_after_any_mess_every_picture_has_its_regions(tmp_path: Path, seed: int)
     assert {s.name: s.bytes for s in stock.refused_box_files} == run.folders.rejects.sizes()
     after = run.bytes_of()
     assert (run.stock().repaired, run.bytes_of()) == ({}, after)
+
+
+# --- files that have changed by themselves
+
+
+def flip(folder: Folder, name: str, byte: int = 600) -> None:
+    data = bytearray(folder.read(name) or b"")
+    data[byte] ^= 4
+    folder.write(name, bytes(data))
+
+
+def test_a_damaged_shard_is_removed_though_its_ids_are_whole(run: Run) -> None:
+    run.shard("a.parquet", [0, 1])
+    run.shard("b.parquet", [2, 3])
+    run.reject("r.parquet", [(4, "empty")])
+    size = run.table.sizes()["b.parquet"]
+    flip(run.table, "b.parquet", size - 300)  # in the footer, where no page's checksum sees it
+    flip(run.rejects, "r.parquet", 9)
+    stock = run.stock()
+    assert stock.repaired == {"damaged_files": 2}
+    assert (run.on_disk(), run.on_disk(run.rejects)) == ({"a.parquet": [0, 1]}, {})
+    assert run.taken(stock) == [0, 1]
+
+
+def test_stock_knows_the_hash_of_each_shard(run: Run) -> None:
+    run.shard("a.parquet", [0, 1])
+    run.shard("b.parquet", [1, 2])
+    run.reject("r.parquet", [(4, "empty")])
+    stock = run.stock()  # b is written again, without its first row
+    for folder, shards in ((run.table, stock.files), (run.rejects, stock.reject_files)):
+        for shard in shards:
+            assert shard == tables.verified(folder, shard.name)
+            assert shard.sha256 == hashlib.sha256(folder.read(shard.name) or b"").hexdigest()
+
+
+def test_what_is_verified_is_not_read_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.shard("a.parquet", [0, 1])
+    verified: dict[str, tables.Shard] = {}
+    before = take_stock(run.table, run.rejects, run.scan, (), PRINT, verified=verified)
+    assert verified.keys() == {run.table.path("a.parquet")}
+    run.shard("b.parquet", [2])
+    seen = []
+    verify = ledger.verify_shards
+    monkeypatch.setattr(
+        ledger, "verify_shards", lambda folder, names: seen.extend(names) or verify(folder, names)
+    )  # fmt: skip
+    after = take_stock(run.table, run.rejects, run.scan, (), PRINT, verified=verified)
+    assert seen == ["b.parquet"]
+    assert after.files[0] == before.files[0]
+
+
+@pytest.mark.parametrize("where", ["table", "rejects"])
+def test_pictures_are_made_again_with_their_damaged_regions(regional: Regional, where: str) -> None:
+    regional.whole("a.parquet", [0, 1, 2, 5])
+    regional.whole("b.parquet", [10, 11])
+    flip(getattr(regional.folders, where), "a.parquet")
+    stock = regional.stock()
+    assert stock.repaired["damaged_files"] == 1
+    assert regional.taken(stock) == {"table": [0, 10, 11], "rejects": [10, 11]}[where]
+    regional.assert_complete()

@@ -358,15 +358,17 @@ def sink_target(home: Path, schema: pa.Schema) -> sink.Target:
 def test_pictures_are_written_after_their_regions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a kill in between leaves regions without pictures, never a picture without its regions."""
     data, schema = finished_block(ROWS)
-    target, written = sink_target(tmp_path, schema), []
+    target, order = sink_target(tmp_path, schema), []
 
     def write_shard(folder: Folder, name: str, *rest: Any) -> Any:
-        written.append(folder.url.removeprefix(f"{tmp_path}/"))
+        order.append(folder.url.removeprefix(f"{tmp_path}/"))
         return tables.write_shard(folder, name, *rest)
 
     monkeypatch.setattr(sink, "write_shard", write_shard)
-    assert sink._write(target, {"fingerprint": "f"}, "a.parquet", [data, data.slice(1, 1)]) == (4, {"truncated": 2})
-    assert written == ["rejects/images", "regions", "rejects/regions", "images"]
+    written = sink._write(target, {"fingerprint": "f"}, "a.parquet", [data, data.slice(1, 1)])
+    assert (written.rows, written.rejects, written.files) == (4, {"truncated": 2}, 1)
+    assert all(Path(path).stat().st_size == shard.bytes for path, shard in written.shards.items())
+    assert order == ["rejects/images", "regions", "rejects/regions", "images"]
     images = tables.read_shard(target.table, "a.parquet")
     assert images["region_count"].to_pylist() == [3, 0, 1, 0]
     assert images.schema.names == schema.names

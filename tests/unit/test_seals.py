@@ -126,7 +126,8 @@ def test_whole_shards_leave_out_what_is_damaged_or_gone(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     names = [write(folder, name=f"part-{n}.parquet").name for n in range(3)]
     (tmp_path / names[1]).write_bytes(flipped((tmp_path / names[1]).read_bytes(), 999))
-    assert list(tables.whole_shards(folder, [*names, "part-9.parquet"])) == [names[0], names[2]]
+    whole, broken = tables.verify_shards(folder, [*names, "part-9.parquet"])
+    assert (list(whole), list(broken)) == ([names[0], names[2]], [names[1]])
 
 
 def test_shards_on_s3(s3: str) -> None:
@@ -134,7 +135,7 @@ def test_shards_on_s3(s3: str) -> None:
     shard = write(folder)
     assert tables.verified(folder, shard.name) == shard
     folder.write(shard.name, flipped(folder.read(shard.name) or b"", 8 * 300))
-    assert tables.whole_shards(folder, [shard.name]) == {}
+    assert tables.verify_shards(folder, [shard.name])[0] == {}
 
 
 VALUES: dict[str, Any] = {"files": [{"name": "a.parquet", "sha256": "00ff" * 16}], "note": "ü", "empty": {}}
