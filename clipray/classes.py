@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from clipray.analysis.prompts import PHOTO_TEMPLATES, PromptStyle
 from clipray.class_lists import cifar100, imagenet, openai_templates
 from clipray.errors import JobError, ManifestError
-from clipray.manifest import expand_parquet
 from clipray.parquet import open_parquet
+from clipray.parquet_files import as_utf8, expand_parquet, is_text, read_footer, with_rows
 from clipray.plain_yaml import load_yaml, read_text
 from clipray.settings import CLASS_SETS, Classes, Style, distinct
 from clipray.storage import absolute
@@ -21,6 +21,7 @@ TEMPLATE = "a photo of a {}"
 KNOWN_SUFFIXES = (".yaml", ".yml", ".json", ".parquet", ".pq", ".txt")
 """Of class files."""
 LARGEST_BYTES = 16 * 2**20  # of a class file of text: ten descriptions for each of 20,000 classes take a quarter
+CLASS_COLUMNS = ("label", "style", "prompt", "description")
 KINDS = ("template", "description", "name_is_description")
 Said = str | list[str]
 
@@ -135,26 +136,30 @@ def _descriptions(path: str) -> dict[str, Said]:
 def _read_parquet(path: str) -> pa.Table:
     """The text columns of a Parquet file, glob or folder of classes."""
     parts = []
-    for url in expand_parquet(absolute(path)):
+    for file in with_rows([read_footer(url) for url in expand_parquet(absolute(path))]):
+        if reason := file.without("label"):
+            raise JobError(f"{file.url}: {reason}")
+        named = [name for name in CLASS_COLUMNS if name in file.schema.names]
+        if reason := next(filter(None, map(file.without, named)), ""):
+            raise JobError(f"{file.url}: {reason}")
         try:
-            with open_parquet(url) as parquet:
-                data = parquet.read()
+            with open_parquet(file.url) as parquet:
+                data = parquet.read(named)
         except (pa.ArrowInvalid, OSError) as error:
-            raise ManifestError(f"{url}: not a whole Parquet file: {error}") from error
-        if "label" not in data.column_names:
-            raise JobError(f"{url}: no column 'label'; found: {', '.join(data.column_names)}")
-        named = [name for name in ("label", "style", "prompt", "description") if name in data.column_names]
-        parts.append(pa.table({name: _strings(url, name, data[name]) for name in named}))
+            raise ManifestError(f"{file.url}: not a whole Parquet file: {error}") from error
+        parts.append(pa.table({name: _strings(file.url, name, data[name]) for name in named}))
     return pa.concat_tables(parts)
 
 
 def _strings(url: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if not is_text(column.type):
         raise JobError(f"{url}: column {name!r}: expected strings, found {column.type}")
     if column.null_count:
         raise JobError(f"{url}: column {name!r} has {column.null_count} nulls")
-    return column.cast(pa.string())
+    texts, broken = as_utf8(column)
+    if broken.any():
+        raise JobError(f"{url}: column {name!r} has {broken.sum()} strings that are not UTF-8")
+    return texts
 
 
 def _classes_of(path: str, data: pa.Table) -> Classes:

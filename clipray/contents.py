@@ -13,7 +13,7 @@ from collections.abc import Collection
 import numpy as np
 import pyarrow as pa
 
-from clipray.manifest import Manifest, Piece
+from clipray.manifest import Manifest, Piece, joined
 from clipray.scan import SCAN_ROWS, Scan, hash_strings, mixed, places, read_safely
 
 CONTENT_HASH = "content_hash"
@@ -31,10 +31,11 @@ def with_contents(manifest: Manifest, scan: Scan, files: Collection[int]) -> Sca
     """The scan, with the contents of the rows of these files (by their numbers) in its `sources`."""
     inline, sources = str(manifest.kind.inline), scan.sources.copy()
     columns = [manifest.kind.key, *(name for name in (inline,) if name in manifest.schema.names)]
-    for piece in (piece for piece in manifest.pieces if piece.file in files):
+    for piece in joined((piece for piece in manifest.pieces if piece.file in files), SCAN_ROWS, READ_BYTES):
         refused = scan.refused.get(piece.file, ())
-        for first, table in read_safely(piece, columns, manifest.kind, rows_at_once(piece)):
-            rows = table.filter(pa.array(~np.isin(np.arange(first, first + len(table)), refused)))
+        for read in read_safely(manifest, piece, columns, rows_at_once(piece)):
+            numbers = np.arange(read.first, read.first + len(read.table))
+            rows = read.table.filter(pa.array(~np.isin(numbers, refused)))
             hashes = hash_contents(rows[inline]) if inline in columns else pa.nulls(len(rows), pa.string())
             at, known = places(scan.keys, hash_strings(rows[manifest.kind.key], scan.salt))
             sources[at[known]] = mixed(scan.sources[at], hash_strings(hashes, scan.salt))[known]

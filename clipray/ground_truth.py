@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from clipray.analysis.retrieval import RELATIONS
 from clipray.errors import ManifestError
 from clipray.plain_pickle import read_plain_pickle
-from clipray.storage import Folder, absolute, filesystem
+from clipray.storage import Folder, absolute, filesystem, read_file, split
 
 SCHEMA = pa.schema(
     [
@@ -58,7 +58,7 @@ def convert_ground_truth(source: str, out: str, *, prefix: str = "", suffix: str
     fs, path = filesystem(source)
     if not fs.exists(path):
         raise ManifestError(f"{source}: nothing there: expected gnd_*.pkl, or a folder with *_query.txt and *_good.txt")
-    found = list(_from_folder(source)) if fs.isdir(path) else _from_pickle(source, fs.cat_file(path))
+    found = list(_from_folder(source)) if fs.isdir(path) else _from_pickle(source, _bytes(source))
     rows = list(dict.fromkeys(row for row in found if row.query_id != row.image_id))
     relations = {(row.query_id, row.image_id): row.relation for row in rows}
     torn = next((row for row in rows if relations[row.query_id, row.image_id] != row.relation), None)
@@ -74,9 +74,16 @@ def convert_ground_truth(source: str, out: str, *, prefix: str = "", suffix: str
     table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    folder, name = absolute(out).rsplit("/", 1)
+    folder, name = split(absolute(out))
     Folder(folder).write(name, sink.getvalue().to_pybytes())
     return len({row.query_id for row in rows}), len(rows)
+
+
+def _bytes(source: str) -> bytes:
+    try:
+        return read_file(source)
+    except OSError as error:
+        raise ManifestError(f"{source}: cannot be read: {error}") from error
 
 
 def _from_pickle(source: str, data: bytes) -> list[_Row]:
@@ -127,7 +134,7 @@ def _lines(folder: Folder, name: str, *, empty: bool = False) -> list[str]:
     data = folder.read(name)
     if data is None:
         raise ManifestError(f"{folder.path(name)}: is missing; each *_query.txt needs its _good, _ok and _junk")
-    lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in data.decode("utf-8-sig", "replace").splitlines() if line.strip()]
     if not lines and not empty:
         raise ManifestError(f"{folder.path(name)}: is empty; expected a picture and x1 y1 x2 y2")
     return lines

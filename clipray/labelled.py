@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from clipray import tables
 from clipray.errors import JobError, ManifestError, SchemaError
-from clipray.manifest import expand_parquet
 from clipray.parquet import open_parquet
+from clipray.parquet_files import as_utf8, expand_parquet, is_text, read_footer, with_rows
 from clipray.scan import hash_strings
 from clipray.settings import Column
 from clipray.storage import Folder, absolute, signs
@@ -70,11 +69,12 @@ def read_labelled(source: str | Column, output: Folder, group: str | None = None
     codes: dict[str, list[np.ndarray]] = {wanted: [] for wanted in coders}
     for part in parts:
         labels = _as_strings(name, column, part[column])
-        rows = part.filter(labels.is_valid())
-        keys.append(hash_strings(_as_strings(name, ids[0], rows[ids[0]]), SALT))
+        labelled = labels.is_valid()
+        keys.append(hash_strings(_as_strings(name, ids[0], part[ids[0]]).filter(labelled), SALT))
         codes[column].append(coders[column].codes(labels.drop_null()))
         if group:
-            codes[group].append(coders[group].codes(_as_strings(name, group, rows[group]).fill_null("")))
+            groups_of = _as_strings(name, group, part[group]).filter(labelled)
+            codes[group].append(coders[group].codes(groups_of.fill_null("")))
     found = np.concatenate([np.zeros(0, np.uint64), *keys])
     if not len(found):
         raise SchemaError(f"{name}: no row has a label")
@@ -141,22 +141,23 @@ def _opened(
 
 
 def _any(path: str, columns: list[str]) -> Iterator[pa.Table]:
-    for url in expand_parquet(absolute(path)):
+    for file in with_rows([read_footer(url) for url in expand_parquet(absolute(path))]):
+        if reason := next(filter(None, map(file.without, columns)), ""):
+            raise SchemaError(f"{file.url}: {reason}")
         try:
-            with open_parquet(url) as parquet:
-                missing = [name for name in columns if name not in parquet.schema.names]
-                if missing:
-                    known = ", ".join(parquet.schema.names)
-                    raise SchemaError(f"{url}: no column {missing[0]!r}; there are: {known}")
+            with open_parquet(file.url) as parquet:
                 for batch in parquet.iter_batches(131_072, columns=list(dict.fromkeys(columns))):
                     yield pa.Table.from_batches([batch])
         except (pa.ArrowInvalid, OSError) as error:
-            raise ManifestError(f"{url}: not a whole Parquet file: {error}") from error
+            raise ManifestError(f"{file.url}: not a whole Parquet file: {error}") from error
 
 
 def _as_strings(source: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     kind: Any = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    fine = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
-    if not fine and not pa.types.is_null(kind):
+    if not (is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise SchemaError(f"{source}: column {name!r}: expected strings or whole numbers, found {column.type}")
-    return pc.cast(column, pa.string())
+    texts, broken = as_utf8(column)
+    if broken.any():
+        first = texts[int(np.flatnonzero(broken)[0])].as_py()
+        raise SchemaError(f"{source}: column {name!r} has {broken.sum()} strings that are not UTF-8, such as {first}")
+    return texts

@@ -6,41 +6,40 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+from urllib.parse import quote
 
-import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipray.environment import environment_errors
 from clipray.errors import JobError, ManifestError
+from clipray.image_listing import list_images, utf8_name
 from clipray.kinds import PICTURES, Kind
 from clipray.parquet import open_parquet
-from clipray.storage import Folder, absolute, explained, filesystem
-from clipray.uris import is_local, is_relative
-
-PICTURE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".png",
-    ".webp",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".jp2",
-    ".avif",
-    ".ppm",
-    ".pgm",
+from clipray.parquet_files import (
+    File,
+    as_utf8,
+    common_type,
+    expand_parquet,
+    int96_as_before,
+    is_binary,
+    is_text,
+    read_footer,
+    rows_not_utf8,
+    with_rows,
 )
+from clipray.storage import Folder, absolute, as_url, split
+from clipray.tables import unwritable
+from clipray.uris import is_local, is_relative
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A row group of a manifest file: the unit in which a manifest is read."""
+    """A row group of a manifest file, or several neighbouring ones: the unit in which a manifest is read."""
 
     file: int
     path: str
@@ -48,6 +47,7 @@ class Piece:
     first_row: int
     rows: int
     bytes: int
+    row_groups: int = 1  # neighbouring ones, from `row_group` on
 
 
 @dataclass(frozen=True)
@@ -82,97 +82,72 @@ def open_manifest(
     `keep`: columns that must be there. `also`: columns that are in all files or in none. `kind`: what its rows are.
 
     Raises:
-        ManifestError: nothing there, not Parquet, a column missing or of another type, files that differ.
+        ManifestError: nothing there, not Parquet, a column missing, there twice or of another type, files that differ.
     """
     urls = [url for one in ([source] if isinstance(source, str) else source) for url in expand_parquet(absolute(one))]
-    pieces: list[Piece] = []
-    first: pa.Schema | None = None
-    for number, url in enumerate(urls):
-        schema, metadata = read_footer(url)
-        _check_columns(url, schema, keep, kind)
-        first = first or schema
-        for name in (*kind.content, *keep, *also):
-            types = _type_of(schema, name), _type_of(first, name)
-            if types[0] != types[1] and not (name in kind.sources and None not in types):  # any kind of string will do
-                raise ManifestError(
-                    f"{url}: column {name!r} is {types[0] or 'missing'}, but {types[1] or 'missing'} in {urls[0]}"
-                )
-        start = 0
-        for group in range(metadata.num_row_groups):
-            part = metadata.row_group(group)
-            pieces.append(Piece(number, url, group, start, part.num_rows, part.total_byte_size))
-            start += part.num_rows
-    if first is None:
+    if not urls:
         raise ManifestError(
             "no manifest named: expected a Parquet file, a glob or a folder of Parquet, or a list of those"
         )
-    return Manifest(tuple(urls), tuple(pieces), first, kind)
+    files = [read_footer(url) for url in urls]
+    for file in with_rows(files):
+        _check_columns(file, keep, also, kind)
+    schema = _common_schema(with_rows(files), dict.fromkeys((*kind.content, *keep, *also)))
+    for name in keep:
+        if reason := unwritable(schema.field(name)):
+            raise ManifestError(f"{urls[0]}: `keep` names {name!r}, {schema.field(name).type}: {reason}")
+    pieces = [piece for number, file in enumerate(files) for piece in _pieces(number, file)]
+    return Manifest(tuple(urls), tuple(pieces), schema, kind)
 
 
-def expand_parquet(url: str) -> list[str]:
-    """The Parquet files at a file's, glob's or folder's URL. Raises ManifestError where there are none."""
-    with explained(url):
-        return _expand_parquet(url)
+def _pieces(number: int, file: File) -> Iterator[Piece]:
+    start = 0
+    for group in range(file.metadata.num_row_groups):
+        part = file.metadata.row_group(group)
+        if part.num_rows:
+            yield Piece(number, file.url, group, start, part.num_rows, part.total_byte_size)
+        start += part.num_rows
 
 
-def _expand_parquet(url: str) -> list[str]:
-    fs, path = filesystem(url)
-    if is_glob(fs, path):
-        found = sorted(fs.glob(path))
-    elif fs.isdir(path):
-        found = sorted(
-            p
-            for p in fs.find(path)
-            if p.endswith((".parquet", ".pq")) and not os.path.basename(p).startswith((".", "_"))
-        )
-    else:
-        found = [path] if fs.exists(path) else []
-    if not found:
-        raise ManifestError(
-            f"{url}: no manifest there: expected a Parquet file, a glob or a folder of Parquet; `clipray manifest DIR OUT.parquet` makes one"
-        )
-    return [_as_url(p, url) for p in found]
+def _common_schema(files: Sequence[File], names: Iterable[str]) -> pa.Schema:
+    """That of the first file, with the types that hold what all files have in these columns."""
+    schema = files[0].schema
+    for name in names:
+        types = [file.type_of(name) for file in files]
+        there = [one for one in types if one is not None]
+        common = common_type(there) if there else None
+        odd = next((n for n, one in enumerate(types) if one != types[0]), 0)
+        if there and (common is None or len(there) < len(types)):
+            raise ManifestError(
+                f"{files[odd].url}: column {name!r} is {types[odd] or 'missing'}, but {types[0] or 'missing'} in {files[0].url}"
+            )
+        if common is not None:
+            at = schema.get_field_index(name)
+            schema = schema.set(at, schema.field(at).with_type(int96_as_before(files, name, common)))
+    return schema
 
 
-def _as_url(path: str, source: str) -> str:
-    """A path of the filesystem of `source` as a path or URL by itself."""
-    return path if is_local(source) or "://" in path else f"{absolute(source).partition('://')[0]}://{path}"
-
-
-def is_glob(fs: fsspec.AbstractFileSystem, path: str) -> bool:
-    """Whether `path` is a pattern; what exists under such a name is that file or folder itself."""
-    return any(c in path for c in "*?[") and not fs.exists(path)
-
-
-def read_footer(url: str) -> tuple[pa.Schema, pq.FileMetaData]:
-    """Schema and metadata of a Parquet file. Raises ManifestError where it is none."""
-    try:
-        with explained(url), open_parquet(url) as parquet:
-            return parquet.schema, parquet.metadata
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ManifestError(f"{url}: not a readable Parquet file: {error}") from error
-
-
-def _type_of(schema: pa.Schema, name: str) -> pa.DataType | None:
-    return schema.field(name).type if name in schema.names else None
-
-
-def _check_columns(url: str, schema: pa.Schema, keep: Sequence[str], kind: Kind) -> None:
-    found = ", ".join(schema.names)
-    if kind.key not in schema.names and not kind.derived:
-        raise ManifestError(f"{url}: no column `{kind.key}`; found: {found}")
-    there = [c in schema.names for c in kind.content]
-    if not (any(there) if kind.inline else all(there)):
+def _check_columns(file: File, keep: Sequence[str], also: Sequence[str], kind: Kind) -> None:
+    url, names = file.url, file.schema.names
+    twice = [name for name in (kind.key, *kind.content, *keep, *also) if names.count(name) > 1]
+    if twice:
+        raise ManifestError(f"{url}: {file.without(twice[0])}")
+    if kind.key not in names and not kind.derived:
+        raise ManifestError(f"{url}: {file.without(kind.key)}")
+    missing = [c for c in kind.content if c not in names]
+    if len(missing) == len(kind.content) or (missing and not kind.inline):
         wanted = (" or " if kind.inline else " and ").join(f"`{c}`" for c in kind.content)
-        raise ManifestError(f"{url}: expected a column {wanted}; found: {found}")
-    missing = [name for name in keep if name not in schema.names]
-    if missing:
-        raise ManifestError(f"{url}: `keep` names {missing[0]!r}, which is no column; found: {found}")
+        raise ManifestError(f"{url}: expected a column {wanted}: {file.without(missing[0])}")
+    for name in keep:
+        if reason := file.without(name):
+            raise ManifestError(f"{url}: `keep`: {reason}")
     if kind.inline in keep:
         raise ManifestError(f"{url}: `keep` names {kind.inline!r}, the pictures themselves, which no table holds")
     for name in (kind.key, *kind.content):
-        here = _type_of(schema, name)
-        if here is not None and not (_is_binary if name == kind.inline else is_text)(here):
+        here = file.type_of(name)
+        if here is None or pa.types.is_null(here):
+            continue
+        if not (is_binary if name == kind.inline else is_text)(here):
             wanted = "binary" if name == kind.inline else "string"
             raise ManifestError(
                 f"{url}: column `{name}` is {here}; expected {wanted}: cast it when you write the manifest"
@@ -199,39 +174,98 @@ def is_texts(kind: pa.DataType) -> bool:
     return _is_list(kind) and is_text(kind.value_type)
 
 
-def is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+@dataclass(frozen=True)
+class Rows:
+    """Neighbouring rows of a manifest file.
+
+    Attributes:
+        first: number of the first row in its file.
+        table: the columns that were asked for. Identities and sources are plain strings, URIs of pictures resolved.
+        not_utf8: column -> (n,) bool, the rows whose string there is not UTF-8. Columns without such rows are left out.
+    """
+
+    first: int
+    table: pa.Table
+    not_utf8: Mapping[str, np.ndarray]
 
 
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+def joined(pieces: Iterable[Piece], rows: int, size_bytes: int) -> list[Piece]:
+    """Neighbouring row groups as one piece, up to `rows` rows and `size_bytes`: what is read, or sent, in one go."""
+    result: list[Piece] = []
+    for piece in pieces:
+        last = result[-1] if result else None
+        if (
+            last is not None
+            and (last.file, last.row_group + last.row_groups) == (piece.file, piece.row_group)
+            and last.rows + piece.rows <= rows
+            and last.bytes + piece.bytes <= size_bytes
+        ):
+            result[-1] = replace(
+                last,
+                row_groups=last.row_groups + piece.row_groups,
+                rows=last.rows + piece.rows,
+                bytes=last.bytes + piece.bytes,
+            )
+        else:
+            result.append(piece)
+    return result
 
 
 def read_piece(
-    piece: Piece, columns: Sequence[str], rows: int, kind: Kind = PICTURES
+    piece: Piece, columns: Sequence[str], rows: int, kind: Kind = PICTURES, schema: pa.Schema | None = None
 ) -> Iterator[tuple[int, pa.Table]]:
-    """Stream a row group as (number of the first row in its file, table of at most `rows` rows).
+    """As `read_rows`: (number of the first row in its file, table of at most `rows` rows)."""
+    for read in read_rows(piece, columns, rows, kind, schema):
+        yield read.first, read.table
 
-    Identities and sources come as plain strings, the URIs of pictures resolved.
+
+def read_rows(
+    piece: Piece, columns: Sequence[str], rows: int, kind: Kind = PICTURES, schema: pa.Schema | None = None
+) -> Iterator[Rows]:
+    """Stream a piece, at most `rows` rows at once.
+
+    Args:
+        schema: the manifest's, whose types the columns get; None leaves them as the file has them.
+
+    Raises:
+        OSError, pyarrow.ArrowInvalid: the file is not whole, or a value does not fit its column's type.
     """
     start = piece.first_row
     with open_parquet(piece.path) as parquet:
-        made = kind.derived and kind.key in columns and kind.key not in parquet.schema.names
-        read = [name for name in columns if name != kind.key] if made else list(columns)
-        for batch in parquet.iter_batches(rows, [piece.row_group], read):
-            table = pa.Table.from_batches([batch]).select(read)
-            if made:
-                table = table.append_column(kind.key, _derived_ids(table, kind)).select(list(columns))
-            for name in kind.named:
-                if name in table.schema.names and table.schema.field(name).type != pa.string():
-                    table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(pa.string()))
-            if "uri" in kind.sources and "uri" in table.schema.names:
+        derived = kind.derived and kind.key in columns and kind.key not in parquet.schema.names
+        read = [name for name in columns if not (derived and name == kind.key)]
+        groups = range(piece.row_group, piece.row_group + piece.row_groups)
+        for batch in parquet.iter_batches(rows, groups, read):
+            table, not_utf8 = _readable(pa.Table.from_batches([batch]).select(read), kind, schema)
+            if derived:
+                table = table.append_column(kind.key, _derived_ids(table, kind))
+            if "uri" in kind.sources and "uri" in read:
                 uris = pa.array([resolve(uri, piece.path) for uri in table["uri"].to_pylist()], pa.string())
                 table = table.set_column(table.schema.get_field_index("uri"), "uri", uris)
-            yield start, table
+            yield Rows(start, table.select(list(columns)), not_utf8)
             start += batch.num_rows
+
+
+def _readable(table: pa.Table, kind: Kind, schema: pa.Schema | None) -> tuple[pa.Table, dict[str, np.ndarray]]:
+    """The table with its columns' proper types and in UTF-8; and which rows were not."""
+    not_utf8 = {}
+    for at, name in enumerate(table.schema.names):
+        column = table[name]
+        wanted = pa.string() if name in kind.named else _type_of(schema, name) or column.type
+        if is_text(column.type):
+            texts, broken = as_utf8(column)
+            column = texts if broken.any() or wanted == pa.string() else column
+        else:
+            broken = rows_not_utf8(column)
+        if broken.any():
+            not_utf8[name] = broken
+        if table[name].type != wanted or column is not table[name]:
+            table = table.set_column(at, name, column.cast(wanted))
+    return table, not_utf8
+
+
+def _type_of(schema: pa.Schema | None, name: str) -> pa.DataType | None:
+    return schema.field(name).type if schema is not None and name in schema.names else None
 
 
 def _derived_ids(table: pa.Table, kind: Kind) -> pa.Array:
@@ -248,7 +282,11 @@ def resolve(uri: str | None, manifest: str) -> str | None:
 
 @environment_errors()
 def make_manifest(
-    source: str | os.PathLike[str], out: str | os.PathLike[str], *, label: Literal["folder"] | str | None = None
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    label: Literal["folder"] | str | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> int:
     """Write a manifest of the pictures under a folder or glob (local or any fsspec URL), sorted by path.
 
@@ -258,6 +296,9 @@ def make_manifest(
             part), `uri`, and `label` when asked for.
         label: `folder` takes the name of the picture's folder; anything else is a regular expression searched in
             `image_id`: its first group (or whole match) is the label; no match is null.
+        say: is told how many files are left out, and of which suffixes.
+
+    A file name that is not UTF-8 is shown with escapes such as `\\xe9` in `image_id`, and is whole in `uri`.
 
     Returns:
         The number of pictures.
@@ -268,47 +309,35 @@ def make_manifest(
     """
     source, out = os.fspath(source), os.fspath(out)
     pattern = _label_pattern(label)
-    root, paths = find_pictures(source)
-    ids = [os.path.relpath(path, root) for path in paths]
+    listing = list_images(source)
+    ids = [utf8_name(os.path.relpath(path, listing.root)) for path in listing.paths]
     out = absolute(out)
     columns: dict[str, Any] = {
         "image_id": pa.array(ids, pa.string()),
-        "uri": pa.array([_uri(source, path, out) for path in paths], pa.string()),
+        "uri": pa.array([_uri(source, path, out) for path in listing.paths], pa.string()),
     }
     if label == "folder":
-        columns["label"] = pa.array([os.path.basename(os.path.dirname(path)) for path in paths], pa.string())
+        folders = [utf8_name(os.path.basename(os.path.dirname(path))) for path in listing.paths]
+        columns["label"] = pa.array(folders, pa.string())
     elif pattern:
-        found = [pattern.search(image_id) for image_id in ids]
-        columns["label"] = pa.array([m and (m.group(1) if m.re.groups else m.group(0)) for m in found], pa.string())
+        matches = [pattern.search(image_id) for image_id in ids]
+        columns["label"] = pa.array([m and (m.group(1) if m.re.groups else m.group(0)) for m in matches], pa.string())
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink, compression="zstd", row_group_size=65_536)
-    folder, name = out.rsplit("/", 1)
+    folder, name = split(out)
     Folder(folder).write(name, sink.getvalue().to_pybytes())
+    if say and (sentence := listing.left_out_sentence()):
+        say(sentence)
     return len(ids)
-
-
-def find_pictures(source: str) -> tuple[str, list[str]]:
-    """(root, sorted paths) of the pictures under a folder or glob, as paths of its filesystem."""
-    fs, path = filesystem(source)
-    if is_glob(fs, path):
-        fixed = re.split(r"[*?\[]", path)[0]
-        root = fixed.rsplit("/", 1)[0] or "/"
-        found = [p for p in fs.glob(path) if p.lower().endswith(PICTURE_SUFFIXES)]
-    else:
-        root = path.rstrip("/")
-        found = [p for p in fs.find(path) if p.lower().endswith(PICTURE_SUFFIXES)] if fs.isdir(path) else []
-    if not found:
-        raise ManifestError(
-            f"{source}: no pictures there: expected a folder or glob of files named {', '.join(PICTURE_SUFFIXES[:6])} …"
-        )
-    return root, sorted(found)
 
 
 def _uri(source: str, path: str, out: str) -> str:
     """Relative to the manifest when the picture lies under its folder, so that both can move together; else absolute."""
-    beside = path.removeprefix(out.rsplit("/", 1)[0] + "/")
+    if utf8_name(path) != path:
+        return f"file://{quote(os.fsencode(path))}"
+    beside = path.removeprefix(split(out)[0].rstrip("/") + "/")
     if not is_local(source) or not is_local(out) or resolve(beside, out) != path:
-        return _as_url(path, source)
+        return as_url(path, source)
     return beside
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from clipray.environment import environment_errors
 from clipray.errors import StaleTableError
+from clipray.image_listing import find_pictures
 from clipray.job import dump_job, load_job, steps_of
-from clipray.manifest import find_pictures, make_manifest
+from clipray.manifest import make_manifest
 from clipray.notes import STARTED
 from clipray.run_status import StepReport
 from clipray.runner import run

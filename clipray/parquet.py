@@ -1,10 +1,15 @@
-"""Opening Parquet: page checksums are verified, and the threads of Arrow never hold a Python object."""
+"""Opening Parquet: page checksums are verified, and the threads of Arrow never hold a Python object.
+
+A file is often read row group by row group. Its footer grows with their number, so the last footers are held.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import stat
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,13 +20,24 @@ from fsspec.implementations.local import LocalFileSystem
 
 from clipray.storage import explained, filesystem
 
+FOOTERS, FOOTER_BYTES = 8, 32 * 2**20  # that are held; the last one whatever its size
+SETTLED_S = 2.0  # a file that was changed since may change again without another time
+
 
 class ParquetReader:
-    """An open Parquet file. Reads raise OSError or `pyarrow.ArrowInvalid` where the file is not whole."""
+    """An open Parquet file. Reads raise OSError or `pyarrow.ArrowInvalid` where the file is not whole.
 
-    def __init__(self, source: Any, *, threads: bool) -> None:
-        self._file = pq.ParquetFile(source, page_checksum_verification=True)
+    Timestamps in the old INT96 are read in microseconds: nanoseconds would wrap round after the year 2262.
+    """
+
+    def __init__(self, source: Any, *, threads: bool, version: _Version | None = None) -> None:
+        held = _FOOTERS.get(version)
+        self._file = pq.ParquetFile(
+            source, metadata=held, page_checksum_verification=True, coerce_int96_timestamp_unit="us"
+        )
         self._threads = threads
+        if held is None:
+            _FOOTERS.hold(version, self._file.metadata)
 
     @property
     def schema(self) -> pa.Schema:
@@ -44,6 +60,36 @@ class ParquetReader:
         """Batches of at most `rows` rows. row_groups: None for all."""
         groups = None if row_groups is None else list(row_groups)
         return self._file.iter_batches(rows, groups, _listed(columns), use_threads=self._threads)
+
+
+_Version = tuple[Any, ...]
+"""Of a file: its path, and what changes when it does."""
+
+
+class _Footers:
+    """The footers that were read last. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._held: dict[_Version, pq.FileMetaData] = {}
+        self._lock = threading.Lock()
+
+    def get(self, version: _Version | None) -> pq.FileMetaData | None:
+        with self._lock:
+            return self._held.get(version) if version else None
+
+    def hold(self, version: _Version | None, footer: pq.FileMetaData) -> None:
+        if version is None:
+            return
+        with self._lock:
+            self._held[version] = footer
+            while len(self._held) > FOOTERS or (len(self._held) > 1 and self._bytes() > FOOTER_BYTES):
+                del self._held[next(iter(self._held))]
+
+    def _bytes(self) -> int:
+        return sum(footer.serialized_size for footer in self._held.values())
+
+
+_FOOTERS = _Footers()
 
 
 def _listed(columns: Sequence[str] | None) -> list[str] | None:
@@ -71,10 +117,24 @@ def open_parquet_on(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Parque
         StorageError: remote storage denies it, breaks off, or does not answer.
     """
     if isinstance(fs, LocalFileSystem):
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             raise OSError(f"{path}: not a regular file")
         with pa.OSFile(path) as file:
-            yield ParquetReader(file, threads=True)
+            yield ParquetReader(file, threads=True, version=_local_version(path, status))
     else:
         with explained(fs.unstrip_protocol(path)), fs.open(path, "rb") as file:
-            yield ParquetReader(file, threads=False)
+            yield ParquetReader(file, threads=False, version=_remote_version(path, file))
+
+
+def _local_version(path: str, status: os.stat_result) -> _Version | None:
+    changed_s = max(status.st_mtime, status.st_ctime)
+    if time.time() - changed_s < SETTLED_S:
+        return None
+    return path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _remote_version(path: str, file: Any) -> _Version | None:
+    details = getattr(file, "details", None) or {}
+    tag = details.get("ETag") or details.get("etag")
+    return (path, tag) if tag else None

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from clipray.errors import JobError
-from clipray.storage import filesystem
+from clipray.storage import filesystem, refuse_irregular
 
 LOADER = getattr(
     yaml, "CSafeLoader", yaml.SafeLoader
@@ -24,11 +24,12 @@ def read_text(path: str, max_bytes: int = 2**20) -> str:
         JobError: more than `max_bytes`, or no storage of that name. FileNotFoundError, OSError, UnicodeDecodeError.
     """
     fs, inner = filesystem(path)
+    refuse_irregular(fs, inner)
     with fs.open(inner, "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise JobError(f"{path}: expected a text of at most {max_bytes} bytes")
-    return str(data.decode("utf-8"))
+    return str(data.decode("utf-8-sig"))  # Windows puts a mark before it
 
 
 def load_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:

@@ -14,7 +14,8 @@ from clipray.classes import KNOWN_SUFFIXES, prompt_styles
 from clipray.encoders.imports import import_open_clip
 from clipray.environment import environment_errors
 from clipray.errors import JobError, ManifestError
-from clipray.manifest import find_pictures, is_glob
+from clipray.folder_listing import is_glob
+from clipray.image_listing import find_pictures
 from clipray.settings import CLASS_SETS, SCHEMES, Classes, Model, Style, distinct, with_place
 from clipray.storage import absolute, filesystem
 from clipray.uris import is_local

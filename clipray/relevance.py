@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from clipray.analysis.retrieval import EASY, JUNK, PROTOCOLS, RELATIONS
 from clipray.errors import ManifestError, SchemaError
-from clipray.manifest import expand_parquet, is_text, read_footer
 from clipray.parquet import open_parquet
+from clipray.parquet_files import as_utf8, expand_parquet, is_text, read_footer, with_rows
 from clipray.storage import absolute, signs
 from clipray.vectors import digest_of
 
@@ -100,16 +100,17 @@ def open_relevance(path: str, query_id: str | None, answer_id: str) -> Source:
             f"{path}: no ground truth there: expected Parquet with query_id, image_id and perhaps relation; "
             "`clipray ground-truth` makes it of published files"
         ) from error
-    schema = read_footer(urls[0])[0]
-    query_id = query_id or next((name for name in ("query_id", "text_id") if name in schema.names), "query_id")
-    graded = "relation" in schema.names
-    for url in urls:
-        here = read_footer(url)[0]
+    files = with_rows([read_footer(url) for url in urls])
+    names = files[0].schema.names
+    query_id = query_id or next((name for name in ("query_id", "text_id") if name in names), "query_id")
+    graded = "relation" in names
+    for file in files:
         for name in (query_id, answer_id, *(["relation"] if graded else [])):
-            if name not in here.names:
-                raise ManifestError(f"{url}: no column {name!r} for the ground truth; found: {', '.join(here.names)}")
-            if not is_text(here.field(name).type):
-                raise ManifestError(f"{url}: column {name!r} is {here.field(name).type}; expected string")
+            if reason := file.without(name):
+                raise ManifestError(f"{file.url}: for the ground truth: {reason}")
+            here = file.schema.field(name).type
+            if not is_text(here):
+                raise ManifestError(f"{file.url}: column {name!r} is {here}; expected string")
     return Source(path, tuple(urls), query_id, answer_id, graded)
 
 
@@ -121,10 +122,11 @@ def read_relevance(source: Source) -> GroundTruth:
     """
     names = [source.query_id, source.answer_id, *(["relation"] if source.graded else [])]
     parts = []
-    for url in source.urls:
-        with open_parquet(url) as parquet:
-            parts.append(parquet.read(names).select(names))
-    columns = [pa.chunked_array([c for part in parts for c in part[name].cast(pa.string()).chunks]) for name in names]
+    for file in with_rows([read_footer(url) for url in source.urls]):
+        with open_parquet(file.url) as parquet:
+            table = parquet.read(names)
+            parts.append([_texts(file.url, name, table[name]) for name in names])
+    columns = [pa.chunked_array([c for part in parts for c in part[n].chunks]) for n in range(len(names))]
     for name, column in zip(names, columns, strict=True):
         if column.null_count:
             raise SchemaError(f"{source.path}: {column.null_count} rows without {name!r}")
@@ -143,6 +145,14 @@ def read_relevance(source: Source) -> GroundTruth:
     return GroundTruth(
         source.path, queries, answers, order[:, 0], order[:, 1], order[:, 2].astype(np.int8), source.graded
     )
+
+
+def _texts(url: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    texts, broken = as_utf8(column)
+    if broken.any():
+        row = int(np.flatnonzero(broken)[0])
+        raise SchemaError(f"{url}: row {row}: {name!r} is not UTF-8: {texts[row].as_py()}")
+    return texts
 
 
 def _relations(source: Source, column: pa.ChunkedArray) -> np.ndarray:

@@ -19,10 +19,12 @@ import pyarrow as pa
 from clipray import tables
 from clipray.errors import ManifestError
 from clipray.kinds import PICTURES, Kind
-from clipray.manifest import Manifest, Piece, is_text, read_piece
+from clipray.manifest import Manifest, Piece, Rows, joined, read_rows
+from clipray.parquet_files import is_text
 from clipray.storage import file_versions
 
-SCAN_ROWS = 131_072
+NOT_IN_PYTHON = (ArithmeticError, LookupError, ValueError)  # of a value that Arrow holds and Python cannot
+SCAN_ROWS, SCAN_BYTES = 131_072, 256 * 2**20  # that are read at once
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Scan:
             order of `keys`.
         salt: the key of the hash, chosen so that `keys` are unique.
         digest: digest of all rows, whatever their order and files.
-        refused: file number -> sorted row numbers that are no work: null ids, repeated ids.
+        refused: file number -> sorted row numbers that are no work: null ids, repeated ids, strings that are not UTF-8.
         rejects: one row per refused row, in the schema of `rejects`.
         versions: URL of each manifest file -> what changes when the file does, or when other rows of it are refused;
             from before it was read.
@@ -68,13 +70,43 @@ def row_keys(
         sources = mixed(sources, hash_strings(table[name] if there else pa.nulls(len(table), pa.string()), salt))
     kept = np.zeros(len(keys), np.uint64)
     for name in keep:
-        values = (
-            table[name]
-            if is_text(table.schema.field(name).type)
-            else pa.array([repr(v) for v in table[name].to_pylist()], pa.string())
-        )
+        column = table[name]
+        values = column if is_text(column.type) else pa.array(_shown(column), pa.string())
         kept = mixed(kept, hash_strings(values, salt))
     return keys, sources, kept
+
+
+def _shown(column: pa.ChunkedArray) -> list[str]:
+    """Each value as Python shows it; one that Python does not have, such as the year 10000, by its number or bytes."""
+    try:
+        return [repr(value) for value in column.to_pylist()]
+    except NOT_IN_PYTHON:
+        return [_shown_value(value) for value in column]
+
+
+def _shown_value(value: pa.Scalar) -> str:
+    """The same for each value, whichever others stand beside it."""
+    try:
+        return repr(value.as_py())
+    except NOT_IN_PYTHON:
+        return repr(pa.array([value], value.type).cast(_plain(value.type)).to_pylist())
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type with whole numbers in place of dates and times, and bytes in place of strings."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_plain(kind.key_type), _plain(kind.item_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain(kind.value_type), kind.list_size)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.large_list(_plain(kind.value_type))
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_temporal(kind):
+        return pa.int32() if kind.bit_width == 32 else pa.int64()
+    return pa.binary() if pa.types.is_string(kind) or pa.types.is_large_string(kind) else kind
 
 
 def mixed(before: np.ndarray, more: np.ndarray) -> np.ndarray:
@@ -94,7 +126,7 @@ def hash_strings(column: pa.ChunkedArray | pa.Array, salt: str) -> np.ndarray:
 
 
 def scan(manifest: Manifest, keep: Sequence[str] = ()) -> Scan:
-    """Read ids, sources and kept columns of the whole manifest: find null and repeated ids, hash the rest.
+    """Read ids, sources and kept columns of the whole manifest: find null and repeated ids and what is not UTF-8, hash the rest.
 
     Of rows with the same id the first is kept; the others become rejects.
     """
@@ -116,17 +148,19 @@ def _scan(manifest: Manifest, keep: Sequence[str], salt: str) -> Scan | None:
     kind = manifest.kind
     columns = [c for c in manifest.columns(keep) if c != kind.inline]
     columns_of: list[list[np.ndarray]] = []
-    for piece in manifest.pieces:
-        for _, table in read_safely(piece, columns, kind):
-            columns_of.append([*row_keys(table, salt, keep, kind), _null_ids(table[kind.key])])
+    for piece in joined(manifest.pieces, SCAN_ROWS, SCAN_BYTES):
+        for read in read_safely(manifest, piece, columns):
+            ids = read.table[kind.key]
+            columns_of.append([*row_keys(read.table, salt, keep, kind), _null_ids(ids), _not_utf8(read)])
     empty = np.zeros(0, np.uint64)
-    keys, sources, kept, null = (
-        (np.concatenate([empty, *parts]) for parts in zip(*columns_of)) if columns_of else (empty,) * 4
+    keys, sources, kept, null, not_utf8 = (
+        (np.concatenate([empty, *parts]) for parts in zip(*columns_of)) if columns_of else (empty,) * 5
     )
-    null = null.astype(bool)
-    repeated = _repeats(keys, ~null)
-    positions = np.flatnonzero(null | repeated)
-    rejects, collided = _refused_rows(manifest, positions, null, keys, columns)
+    unusable = null.astype(bool) | not_utf8.astype(bool)
+    repeated = _repeats(keys, ~unusable)
+    positions = np.flatnonzero(unusable | repeated)
+    suspects = np.unique(keys[repeated])
+    rejects, collided = _refused_rows(manifest, positions, suspects, keys, columns)
     if collided:
         return None
     accepted = np.ones(len(keys), bool)
@@ -148,12 +182,19 @@ def _scan(manifest: Manifest, keep: Sequence[str], salt: str) -> Scan | None:
     )
 
 
-def read_safely(piece: Piece, columns: list[str], kind: Kind, rows: int = SCAN_ROWS) -> Iterator[tuple[int, pa.Table]]:
-    """As `read_piece`. Raises ManifestError where the file cannot be read."""
+def read_safely(manifest: Manifest, piece: Piece, columns: Sequence[str], rows: int = SCAN_ROWS) -> Iterator[Rows]:
+    """As `read_rows`. Raises ManifestError where the file cannot be read."""
     try:
-        yield from read_piece(piece, columns, rows, kind)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ManifestError(f"{piece.path}: row group {piece.row_group} cannot be read: {error}") from error
+        yield from read_rows(piece, columns, rows, manifest.kind, manifest.schema)
+    except (pa.ArrowException, OSError) as error:
+        last = piece.row_group + piece.row_groups - 1
+        groups = f"row group {piece.row_group}" if piece.row_groups == 1 else f"row groups {piece.row_group} to {last}"
+        raise ManifestError(f"{piece.path}: {groups} cannot be read: {error}") from error
+
+
+def _not_utf8(read: Rows) -> np.ndarray:
+    """(n,) bool: rows with a string that is not UTF-8."""
+    return np.logical_or.reduce([np.zeros(len(read.table), bool), *read.not_utf8.values()])
 
 
 def _null_ids(ids: pa.ChunkedArray) -> np.ndarray:
@@ -170,38 +211,38 @@ def _repeats(keys: np.ndarray, usable: np.ndarray) -> np.ndarray:
 
 
 def _refused_rows(
-    manifest: Manifest, positions: np.ndarray, null: np.ndarray, keys: np.ndarray, columns: list[str]
+    manifest: Manifest, positions: np.ndarray, suspects: np.ndarray, keys: np.ndarray, columns: list[str]
 ) -> tuple[pa.Table, bool]:
-    """The rejects for the refused rows; and whether two different ids share a key."""
+    """The rejects for the rows at `positions`; and whether two different ids share one of the keys `suspects`."""
     rows: list[dict[str, Any]] = []
-    suspects = set(keys[positions[~null[positions]]].tolist())
     id_of: dict[int, str] = {}
-    start = 0
-    for piece in manifest.pieces:
-        inside = np.arange(start, start + piece.rows)
-        here = set(positions[(positions >= start) & (positions < start + piece.rows)].tolist())
-        if here or (suspects and np.isin(keys[inside], list(suspects)).any()):
-            for row_in_file, table in read_safely(piece, columns, manifest.kind):
-                offset = start + row_in_file - piece.first_row
-                names = [name for name in manifest.kind.named if name in table.column_names]
-                for n, row in enumerate(table.select(names).to_pylist()):
-                    position, key, row_id = offset + n, int(keys[offset + n]), row[manifest.kind.key]
-                    if key in suspects and row_id and id_of.setdefault(key, row_id) != row_id:
-                        return pa.table({}), True
-                    if position in here:
-                        rows.append(_refusal(piece, row_in_file + n, row, manifest.kind.key))
-        start += piece.rows
+    refused, suspected = np.zeros(len(keys), bool), contains(suspects, keys)
+    refused[positions] = True
+    starts = np.cumsum([0, *(piece.rows for piece in manifest.pieces)])
+    at = np.unique(np.searchsorted(starts, np.flatnonzero(refused | suspected), side="right") - 1)
+    for number in at.tolist():
+        piece = manifest.pieces[number]
+        for read in read_safely(manifest, piece, columns):
+            start = int(starts[number]) + read.first - piece.first_row
+            names = [name for name in manifest.kind.named if name in read.table.column_names]
+            for n, row in enumerate(read.table.select(names).to_pylist()):
+                position, row_id = start + n, row[manifest.kind.key]
+                if suspected[position] and row_id and id_of.setdefault(int(keys[position]), row_id) != row_id:
+                    return pa.table({}), True
+                if refused[position]:
+                    rows.append(_refusal(f"row {read.first + n} of {piece.path}", row, manifest.kind.key, read, n))
     schema = tables.rejects_schema(*manifest.kind.named)
     return pa.Table.from_pylist(rows, schema=schema), False
 
 
-def _refusal(piece: Piece, number: int, row: dict[str, Any], key: str) -> dict[str, Any]:
-    where = f"row {number} of {piece.path}"
-    reason, message = (
-        ("duplicate_id", f"{where}: {key} {row[key]!r} stands in an earlier row, which is kept")
-        if row[key]
-        else ("null_id", f"{where}: no {key}")
-    )
+def _refusal(where: str, row: dict[str, Any], key: str, read: Rows, number: int) -> dict[str, Any]:
+    broken = [name for name, rows in read.not_utf8.items() if rows[number]]
+    if broken:
+        reason, message = "not_utf8", f"{where}: column {broken[0]!r} holds a string that is not UTF-8"
+    elif row[key]:
+        reason, message = "duplicate_id", f"{where}: {key} {row[key]!r} stands in an earlier row, which is kept"
+    else:
+        reason, message = "null_id", f"{where}: no {key}"
     return {**row, key: row[key] or None, "stage": "manifest", "reason": reason, "message": message}
 
 

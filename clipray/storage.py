@@ -39,6 +39,17 @@ def absolute(url: str) -> str:
     return url if is_chain(url) else f"{scheme}://{path}"
 
 
+def as_url(path: str, source: str) -> str:
+    """A path of the filesystem of `source` as a path or URL by itself."""
+    return path if is_local(source) or "://" in path else f"{absolute(source).partition('://')[0]}://{path}"
+
+
+def split(url: str) -> tuple[str, str]:
+    """(folder, name) of a file's path or URL; `/` is the folder of a file in the root, `.` that of a bare name."""
+    folder, slash, name = url.rpartition("/")
+    return folder or slash or ".", name
+
+
 def filesystem(url: str, attempts: int = ATTEMPTS) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem of `url` and the path in it; an unknown or uninstalled scheme is a JobError, and so are credentials
     in the URL, since URLs are logged. attempts: at each request, where its library leaves that to us."""
@@ -56,6 +67,24 @@ def filesystem(url: str, attempts: int = ATTEMPTS) -> tuple[fsspec.AbstractFileS
         return fs, path + colons + rest
     except (ImportError, ValueError) as error:
         raise JobError(f"{url}: this storage cannot be opened: {error}") from error
+
+
+def read_file(url: str) -> bytes:
+    """The bytes of the file at a path or URL.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        OSError: it is no regular file, or cannot be read.
+    """
+    fs, path = filesystem(url)
+    refuse_irregular(fs, path)
+    return bytes(fs.cat_file(path))
+
+
+def refuse_irregular(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """Raises OSError where there is a pipe, a device or a folder: opening a pipe would wait for ever."""
+    if isinstance(fs, LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
+        raise OSError("not a regular file")
 
 
 def signs(urls: Sequence[str]) -> list[tuple[str, int | None, str]]:
@@ -131,7 +160,7 @@ class Folder:
     @cached_property
     def _where(self) -> tuple[fsspec.AbstractFileSystem, str]:
         fs, path = filesystem(self.url)
-        return fs, path.rstrip("/")
+        return fs, path.rstrip("/") or path[:1]
 
     def __getstate__(self) -> dict[str, str]:
         return {"url": self.url}
@@ -145,7 +174,7 @@ class Folder:
         return isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
-        return f"{self._where[1]}/{name}" if name else self._where[1]
+        return f"{self._where[1].rstrip('/')}/{name}" if name else self._where[1]
 
     def sub(self, name: str) -> Folder:
         return Folder(f"{self.url.rstrip('/')}/{name}")

@@ -49,6 +49,6 @@ def is_chain(uri: str) -> bool:
 
 
 def _decoded(path: str) -> str:
-    decoded = unquote(path)
+    decoded = unquote(path, errors="surrogateescape")  # a name that is not UTF-8 too
     as_written = decoded != path and not os.path.lexists(decoded) and os.path.lexists(path)
     return path if as_written else decoded

@@ -14,8 +14,8 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis.moments import first_bad_rows
 from clipray.errors import JobError, SchemaError
-from clipray.manifest import expand_parquet, read_footer
 from clipray.parquet import open_parquet
+from clipray.parquet_files import File, as_utf8, common_type, expand_parquet, is_text, read_footer, with_rows
 from clipray.settings import Column
 from clipray.storage import Folder, absolute, signs
 
@@ -187,27 +187,30 @@ def _opened(
     name: str, column: str, ids: tuple[str, ...], urls: Sequence[str], identity: dict[str, Any], files: Any,
     provenance: dict[str, Any],
 ) -> Vectors:  # fmt: skip
-    pieces: list[Piece] = []
-    first: pa.Schema | None = None
-    width, start = 0, 0
-    for url in urls:
-        schema, metadata = read_footer(url)
-        for wanted in (column, *ids):
-            if wanted not in schema.names:
-                raise SchemaError(f"input {name}: {url} has no column {wanted!r}; found: {', '.join(schema.names)}")
-        here = _width(name, url, schema.field(column), metadata.num_rows)
-        if first is not None and here != width:
-            raise SchemaError(f"input {name}: vectors of {here} in {url}, of {width} in {urls[0]}")
-        first, width = first or schema, here
-        for group in range(metadata.num_row_groups):
-            rows = metadata.row_group(group).num_rows
-            pieces.append(Piece(url, group, start, rows))
-            start += rows
-    if first is None or not start:
+    footers = [read_footer(url) for url in urls]
+    holding = [footer for footer in with_rows(footers) if footer.metadata.num_rows]
+    if not holding:
         raise SchemaError(f"input {name}: the table has no rows")
+    first, width = holding[0], 0
+    for footer in holding:
+        _check_columns(name, footer, column, ids)
+        here = _width(name, footer.url, footer.schema.field(column))
+        if width and here != width:
+            raise SchemaError(f"input {name}: vectors of {here} in {footer.url}, of {width} in {first.url}")
+        width = here
+    pieces: list[Piece] = []
+    start = 0
+    for footer in holding:
+        for group in range(footer.metadata.num_row_groups):
+            rows = footer.metadata.row_group(group).num_rows
+            if rows:
+                pieces.append(Piece(footer.url, group, start, rows))
+            start += rows
     digest = digest_of(files)
     signs = dict(zip(urls, map(json.dumps, files), strict=True))
-    return Vectors(name, column, ids, width, tuple(pieces), first, identity, digest, provenance, signs)
+    return Vectors(
+        name, column, ids, width, tuple(pieces), _common_schema(holding), identity, digest, provenance, signs
+    )
 
 
 def digest_of(values: Any) -> str:
@@ -215,7 +218,31 @@ def digest_of(values: Any) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
-def _width(name: str, url: str, field: pa.Field, rows: int) -> int:
+def _check_columns(name: str, file: File, column: str, ids: Sequence[str]) -> None:
+    for wanted in (column, *ids):
+        if reason := file.without(wanted):
+            raise SchemaError(f"input {name}: {file.url}: {reason}")
+    for wanted in ids:
+        kind = file.schema.field(wanted).type
+        try:
+            pa.nulls(0, kind).cast(pa.string())
+        except pa.ArrowNotImplementedError as error:
+            raise SchemaError(
+                f"input {name}: column {wanted!r} of {file.url} is {kind}; expected what names a row: strings, whole numbers or UUIDs"
+            ) from error
+
+
+def _common_schema(files: Sequence[File]) -> pa.Schema:
+    """That of the first file; a column that files have in several types gets one that holds them all, if there is one."""
+    schema = files[0].schema
+    for at, name in enumerate(schema.names):
+        types = [file.schema.field(name).type for file in files if file.schema.names.count(name) == 1]
+        common = common_type(types) if types else None
+        schema = schema.set(at, schema.field(at).with_type(common or schema.field(at).type))
+    return schema
+
+
+def _width(name: str, url: str, field: pa.Field) -> int:
     """Width of the vectors; of plain lists, that of the first row."""
     kind = field.type
     lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
@@ -225,21 +252,16 @@ def _width(name: str, url: str, field: pa.Field, rows: int) -> int:
         )
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
-    if not rows:
-        return 0
     with open_parquet(url) as parquet:
         batch = next(iter(parquet.iter_batches(1, columns=[field.name])))
     return len(batch.column(0)[0].as_py() or ())
 
 
 def read_piece(vectors: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tuple[pa.Table, np.ndarray]:
-    """Read a row group.
-
-    Returns:
-        (table of the identity columns and `extra`, (n, d) matrix of the column's own float type).
+    """(table of the identity columns and `extra`, (n, d) matrix of the column's own float type).
 
     Raises:
-        SchemaError: a null vector or id, or a vector of another width; with the row.
+        SchemaError: a null vector or id, a vector of another width, or a string that is not UTF-8; with the row.
     """
     columns = list(dict.fromkeys([*vectors.ids, *extra, vectors.column]))
     with open_parquet(piece.path) as parquet:
@@ -249,7 +271,6 @@ def read_piece(vectors: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tup
     wrong = column.is_null().to_numpy(zero_copy_only=False)
     if lengths is not None:
         wrong |= lengths != vectors.n_features
-    wrong = wrong if wrong.any() else np.zeros(len(table), bool)
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         found = "null" if lengths is None else f"{int(lengths[row])} values"
@@ -261,13 +282,31 @@ def read_piece(vectors: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tup
         raise SchemaError(
             f"{piece.path}: row group {piece.row_group} has vectors with null values in column {vectors.column!r}"
         )
-    ids = table.select([name for name in table.column_names if name != vectors.column])
-    for n, name in enumerate(ids.column_names):
-        if name in vectors.ids:
-            if ids[name].null_count:
-                raise SchemaError(f"{piece.path}: row group {piece.row_group} has rows without {name!r}")
-            ids = ids.set_column(n, pa.field(name, pa.string(), False), ids[name].cast(pa.string()))
+    beside = {name: _beside(vectors, piece, name, table[name]) for name in columns if name != vectors.column}
+    fields = [pa.field(name, part.type, name not in vectors.ids) for name, part in beside.items()]
+    ids = pa.table(list(beside.values()), schema=pa.schema(fields))
     return ids, values.to_numpy(zero_copy_only=True).reshape(-1, vectors.n_features)
+
+
+def _beside(vectors: Vectors, piece: Piece, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """An identity as strings, or another column in its type of all files."""
+    where = f"{piece.path}: row group {piece.row_group}"
+    if name in vectors.ids and column.null_count:
+        raise SchemaError(f"{where} has rows without {name!r}")
+    if name not in vectors.ids and not is_text(column.type):
+        return _cast(where, name, column, vectors.schema.field(name).type)
+    texts, broken = as_utf8(column)
+    if broken.any():
+        row = int(np.flatnonzero(broken)[0])
+        raise SchemaError(f"{where}, row {row}: {name!r} is not UTF-8: {texts[row].as_py()}")
+    return texts if name in vectors.ids else _cast(where, name, column, vectors.schema.field(name).type)
+
+
+def _cast(where: str, name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    try:
+        return column.cast(kind)
+    except pa.ArrowException as error:
+        raise SchemaError(f"{where}: column {name!r}: {error}") from error
 
 
 def read_finite(source: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tuple[pa.Table, np.ndarray]:
@@ -284,19 +323,23 @@ def read_finite(source: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tup
 
 def read_ids(vectors: Vectors, piece: Piece) -> pa.Array:
     """What names the rows of a row group, as strings; their vectors are not read."""
+    name = vectors.ids[-1]
     with open_parquet(piece.path) as parquet:
-        column = parquet.read_row_group(piece.row_group, [vectors.ids[-1]])[vectors.ids[-1]]
-    return column.cast(pa.string()).combine_chunks()
+        column = parquet.read_row_group(piece.row_group, [name])[name]
+    return _beside(vectors, piece, name, column).combine_chunks()
 
 
 def groups(pieces: Sequence[Piece], rows: int) -> list[list[Piece]]:
     """Neighbouring pieces together, up to about `rows` rows: what one task works on, or one file holds."""
     result: list[list[Piece]] = []
+    count = 0  # of rows in the last group
     for piece in pieces:
-        if result and sum(p.rows for p in result[-1]) + piece.rows <= rows:
+        if result and count + piece.rows <= rows:
             result[-1].append(piece)
+            count += piece.rows
         else:
             result.append([piece])
+            count = piece.rows
     return result
 
 

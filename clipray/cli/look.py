@@ -44,11 +44,11 @@ def search(
     answer = find(run, query, image=image, like=like, index=index, by_region=by_region, top=top, model=spec)
     if html:
         from clipray.search_page import search_page
-        from clipray.storage import Folder
+        from clipray.storage import Folder, split
 
         title = query or (f"like {like}" if like else f"like the picture {image}")
-        folder, _, name = html.rpartition("/")
-        Folder(folder or ".").write(name, search_page(answer, title).encode())
+        folder, name = split(html)
+        Folder(folder).write(name, search_page(answer, title).encode())
         err.print(f"{html}: {len(answer.hits)} answers", markup=False, soft_wrap=True)
     if as_json:
         print(json.dumps([asdict(hit) for hit in answer.hits], indent=2, ensure_ascii=False))

@@ -15,12 +15,14 @@ from clipray.contents import CONTENT_HASH, hash_contents
 from clipray.engine.progress import Reporter
 from clipray.kinds import PICTURES, Kind
 from clipray.lookup import Gatherer, Lookup
-from clipray.manifest import Piece, read_piece
+from clipray.manifest import Piece, joined, read_piece
 from clipray.reports import fatal
 from clipray.scan import contains, hash_strings
 
 GATHERED = "gathered"
-GATHER_ROWS = 16_384  # whose vectors are looked up together: pairs in any order read each row group once for so many
+READ_ROWS = GATHER_ROWS = (
+    16_384  # whose vectors are looked up together: pairs in any order read each row group once for so many
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Pass:
         rows_per_block: rows that are lost together when a worker dies.
         hashed: rows get the hash of their inline content, as a column `CONTENT_HASH`.
         careful: one block at a time in each encoder, tried twice: whoever is lost now is itself the cause.
+        schema: the manifest's, whose types the columns get.
         lookup, by: rows get the vector of the id in their column `by`, as a column `GATHERED`; null where there is none.
     """
 
@@ -47,12 +50,17 @@ class Pass:
     careful: bool = False
     hashed: bool = False
     kind: Kind = PICTURES
+    schema: pa.Schema | None = None
     lookup: Lookup | None = None
     by: str = ""
 
+    def items(self, size_bytes: int) -> list[Piece]:
+        """What a reading task gets: small row groups together, for a task costs as much as some thousands of rows."""
+        return joined(self.pieces, READ_ROWS, size_bytes)
+
 
 class Reader:
-    """A row group -> the wanted rows in it, in blocks."""
+    """A piece -> the wanted rows in it, in blocks."""
 
     def __init__(
         self, this: Pass, wanted: list[Any], refused: list[Any], lookup: list[Any], rows: int, report: Reporter
@@ -60,6 +68,7 @@ class Reader:
         self.columns, self.salt, self.kind, self.by = tuple(this.columns), this.salt, this.kind, this.by
         self.hashed = this.hashed
         # The references travel inside lists: bare ones would be replaced by copies of the arrays.
+        self.schema = this.schema
         self.wanted, self.refused, self.lookup, self.rows, self.report = wanted, refused, lookup, rows, report
 
     def __call__(self, pieces: pa.Table) -> Iterator[pa.Table]:
@@ -72,7 +81,7 @@ class Reader:
     def _read(self, piece: Piece, rows: int) -> Iterator[pa.Table]:
         wanted, refused = ray.get([self.wanted[0], self.refused[0]])
         began = time.perf_counter()
-        for first, table in read_piece(piece, self.columns, rows, self.kind):
+        for first, table in read_piece(piece, self.columns, rows, self.kind, self.schema):
             keep = contains(wanted, hash_strings(table[self.kind.key], self.salt))
             keep &= ~np.isin(np.arange(first, first + len(table)), refused.get(piece.file, ()))
             kept = table if keep.all() else table.filter(pa.array(keep))

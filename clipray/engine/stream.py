@@ -93,9 +93,8 @@ def _dataset(this: Pass, plan: Plan, settings: EncodeSettings | TextSettings, re
     # A lost block comes again in the next, finer pass; only a row that was alone gets a second try at once, since
     # its loss is final.
     retries = 1 if this.careful else 0
-    data: Any = ray.data.from_items(
-        [asdict(piece) for piece in this.pieces], override_num_blocks=min(len(this.pieces), 4096)
-    )
+    items = [asdict(piece) for piece in this.items(BLOCK_BYTES)]
+    data: Any = ray.data.from_items(items, override_num_blocks=min(len(items), 4096))
     data = data.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS)
     data = data.repartition(target_num_rows_per_block=rows)
     if plan.decode_in == "tasks" and isinstance(settings, EncodeSettings):

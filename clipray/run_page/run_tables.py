@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipray import tables
-from clipray.storage import Folder, absolute
+from clipray.storage import Folder, absolute, split
 
 STRINGS = ("string", "large_string")
 LABELS = (*STRINGS, "int8", "int16", "int32", "int64")  # types of a column of labels
@@ -130,7 +130,7 @@ def finished_tables(output: Folder) -> list[str]:
 
 def _home(table: RunTable) -> Folder:
     """The folder of the run that a table is of."""
-    return Folder(table.folder.url.rpartition("/")[0])
+    return Folder(split(table.folder.url)[0])
 
 
 def _inputs(record: tables.Record) -> Iterator[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,9 +23,9 @@ from clipray.errors import JobError, ManifestError
 from clipray.job import fingerprint
 from clipray.kinds import ATTACKS
 from clipray.ledger import Stock
-from clipray.manifest import Manifest, is_text, open_manifest
-from clipray.parquet import open_parquet
-from clipray.scan import scan
+from clipray.manifest import Manifest, joined, open_manifest, read_rows
+from clipray.parquet_files import is_text
+from clipray.scan import SCAN_BYTES, SCAN_ROWS, scan
 from clipray.settings import Attack, Feature, Style
 from clipray.steps.encode_step import EncodeStep
 from clipray.steps.label_classes import Classes, Said, read_classes, write_classes
@@ -151,10 +152,11 @@ def _check_labels(manifest: Manifest, labels: tuple[str, ...]) -> None:
             f"classes: {len(labels)} of them; expected two or more, as a wrong one is written on each picture"
         )
     found: set[str] = set()
-    for piece in manifest.pieces:
-        with open_parquet(piece.path) as parquet:
-            column = parquet.read_row_group(piece.row_group, [LABEL])[LABEL]
-        found.update(pc.unique(column.cast(pa.string())).drop_null().to_pylist())
+    for piece in joined(manifest.pieces, SCAN_ROWS, SCAN_BYTES):
+        for rows in read_rows(piece, [LABEL], SCAN_ROWS, ATTACKS, manifest.schema):
+            readable = ~rows.not_utf8.get(LABEL, np.zeros(len(rows.table), bool))
+            column = rows.table[LABEL].filter(pa.array(readable)).cast(pa.string())
+            found.update(pc.unique(column).drop_null().to_pylist())
     unknown = sorted(found - set(labels))
     if unknown:
         named = ", ".join(repr(label) for label in unknown[:NAMED])

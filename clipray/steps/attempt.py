@@ -21,9 +21,9 @@ from clipray.engine.stream import run_pass
 from clipray.errors import RejectRateError
 from clipray.events import Events
 from clipray.ledger import REFUSED, Stock, take_stock
-from clipray.manifest import read_piece
+from clipray.manifest import joined, read_piece
 from clipray.notes import read_started, write_started
-from clipray.scan import Scan, contains, hash_strings, pieces_with
+from clipray.scan import SCAN_BYTES, SCAN_ROWS, Scan, contains, hash_strings, pieces_with
 from clipray.steps.commit import commit_step
 from clipray.steps.encode_step import EncodeStep, told_by_shards
 from clipray.steps.step import Snapshot, refuse_stale
@@ -181,6 +181,7 @@ class Attempt:
             careful,
             step.hashed and step.has_inline,
             step.manifest.kind,
+            step.manifest.schema,
             *(self._lookup or ()),
         )
         began = time.monotonic()
@@ -310,8 +311,8 @@ def step_rows(step: EncodeStep[Any], keys: np.ndarray) -> pa.Table:
     names = [*kind.named, *(field.name for field in step.hash_fields)]
     columns = [c for c in step.manifest.columns() if c in kind.named or (hashed and c == kind.inline)]
     found = [pa.table({c: pa.array([], pa.string()) for c in names})]
-    for piece in pieces_with(step.manifest, step.scan, keys):
-        for first, table in read_piece(piece, columns, rows_at_once(piece), kind):
+    for piece in joined(pieces_with(step.manifest, step.scan, keys), SCAN_ROWS, SCAN_BYTES):
+        for first, table in read_piece(piece, columns, rows_at_once(piece), kind, step.manifest.schema):
             here = contains(keys, hash_strings(table[kind.key], step.scan.salt))
             here &= ~np.isin(np.arange(first, first + len(table)), step.scan.refused.get(piece.file, ()))
             rows = table.filter(pa.array(here))

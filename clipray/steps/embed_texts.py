@@ -11,7 +11,8 @@ from clipray import tables
 from clipray.encoders.encode_settings import TextSettings
 from clipray.errors import ManifestError
 from clipray.kinds import TEXTS
-from clipray.manifest import Manifest, is_text, open_manifest
+from clipray.manifest import Manifest, open_manifest
+from clipray.parquet_files import is_text
 from clipray.scan import scan
 from clipray.settings import EmbedTexts
 from clipray.steps.encode_step import EncodeStep

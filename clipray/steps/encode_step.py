@@ -226,7 +226,7 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
         refused = self.scan.rejects
         if refused.num_rows:
             run.say(
-                f"{self.name}: {refused.num_rows} of {self.total} manifest rows have no id or a repeated one and are rejected, e.g. {refused['message'][0].as_py()}"
+                f"{self.name}: {refused.num_rows} of {self.total} manifest rows have no id, a repeated one or a string that is not UTF-8 and are rejected, e.g. {refused['message'][0].as_py()}"
             )
         cluster = run.cluster()
         plan = make_plan(self.settings, cluster)

@@ -46,26 +46,45 @@ def write_shard(folder: Folder, name: str, table: str, data: pa.Table, provenanc
     defaults and is smaller. Statistics are of plain columns only, as nobody looks for the least component. `provenance` goes into the file's metadata under the key `clipray`.
     """
     check(table, data, data.schema)
-    vectors = [f.name for f in data.schema if pa.types.is_fixed_size_list(f.type)]
     stamp = {"table": table, "schema_version": table_schema(table)["version"], "sealed": "sha256", **provenance}
     data = data.replace_schema_metadata({"clipray": json.dumps(stamp, ensure_ascii=False)})
     sink = io.BytesIO()
-    with pq.ParquetWriter(
-        sink,
-        data.schema,
-        compression="zstd",
-        use_dictionary=list(_repetitive(data.schema)),
-        use_byte_stream_split=[f"{name}.list.element" for name in vectors],
-        write_page_checksum=True,
-        write_statistics=[f.name for f in data.schema if not pa.types.is_nested(f.type)],
-        store_schema=True,
-    ) as writer:
+    with _writer(sink, data.schema) as writer:
         writer.write_table(data, ROW_GROUP_ROWS)
         writer.add_key_value_metadata({seals.KEY: seals.BLANK})
     sha256 = seals.seal(sink)
     payload = sink.getvalue()
     folder.write(name, payload)
     return Shard(name, data.num_rows, len(payload), sha256)
+
+
+def _writer(sink: io.BytesIO, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(
+        sink,
+        schema,
+        compression="zstd",
+        use_dictionary=list(_repetitive(schema)),
+        use_byte_stream_split=[f"{field.name}.list.element" for field in schema if _is_vector(field.type)],
+        write_page_checksum=True,
+        write_statistics=[f.name for f in schema if not pa.types.is_nested(f.type)],
+        store_schema=True,
+    )
+
+
+def unwritable(column: pa.Field) -> str:
+    """Why a shard cannot hold a column of this type, for a message; "" where it can."""
+    sink, schema = io.BytesIO(), pa.schema([column.with_nullable(True)])
+    try:
+        with _writer(sink, schema) as writer:
+            writer.write_table(pa.table([pa.nulls(1, column.type)], schema=schema))
+        read_as = pq.read_schema(sink).field(0).type
+    except pa.ArrowException as error:
+        return f"Parquet cannot hold it: {error}"
+    return "" if read_as == column.type else f"Parquet would hold it as {read_as}"
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type))
 
 
 def _repetitive(schema: pa.Schema) -> Iterator[str]:

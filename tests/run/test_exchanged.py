@@ -99,13 +99,13 @@ def test_a_manifest_that_has_not_changed_is_not_read_for_its_bytes(
     files: list[bytes], tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    plain = clipray.scan.read_piece
+    plain = clipray.scan.read_rows
 
-    def read_piece(piece: Any, columns: Any, *rest: Any) -> Any:
+    def read_rows(piece: Any, columns: Any, *rest: Any) -> Any:
         read.extend(columns)
         return plain(piece, columns, *rest)
 
-    monkeypatch.setattr(clipray.scan, "read_piece", read_piece)
+    monkeypatch.setattr(clipray.scan, "read_rows", read_rows)
     contents = dict(zip("abcd", files, strict=False))
     write(tmp_path / "m.parquet", contents)
     run = job(tmp_path, tiny_model)

@@ -22,6 +22,8 @@ FLOORS = [
     {"environment", "notes"},
     {"parquet", "plain_yaml"},
     {"tables", "analysis", "class_lists", "plots", "contact_sheet", "plain_pickle"},
+    {"folder_listing"},
+    {"parquet_files", "image_listing"},
     {"job", "manifest", "events"},
     {"scan", "vectors", "classes"},
     {"contents"},

@@ -214,9 +214,13 @@ def test_which_columns_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "keep", "message"),
     [
-        ({"id": ["a"], "uri": ["b"]}, [], "no column `image_id`; found: id, uri"),
-        ({"image_id": ["a"], "url": ["b"]}, [], "expected a column `uri` or `bytes`; found: image_id, url"),
-        (some([1]), ["label"], "`keep` names 'label', which is no column; found: image_id, uri"),
+        ({"id": ["a"], "uri": ["b"]}, [], "no column 'image_id'; found: id, uri"),
+        (
+            {"image_id": ["a"], "url": ["b"]},
+            [],
+            "expected a column `uri` or `bytes`: no column 'uri'; found: image_id, url",
+        ),
+        (some([1]), ["label"], "`keep`: no column 'label'; found: image_id, uri"),
         ({"image_id": [1], "uri": ["b"]}, [], "column `image_id` is int64; expected string: cast it"),
         ({"image_id": ["a"], "uri": [b"b"]}, [], "column `uri` is binary; expected string"),
         ({"image_id": ["a"], "bytes": ["b"]}, [], "column `bytes` is string; expected binary"),

@@ -13,7 +13,8 @@ from PIL import Image
 
 from clipray.encoders.images import Picture, load_picture
 from clipray.encoders.refusals import Limits, Refused
-from clipray.manifest import expand_parquet, make_manifest, open_manifest, read_piece, resolve
+from clipray.manifest import make_manifest, open_manifest, read_piece, resolve
+from clipray.parquet_files import expand_parquet
 from clipray.run_page.thumbnails import Source, Thumbnails
 from clipray.storage import Folder, absolute, filesystem
 from clipray.uris import is_chain, is_local, is_relative, parse
