@@ -61,6 +61,7 @@ def expand_parquet(url: str) -> list[str]:
 
 def _expand_parquet(url: str) -> list[str]:
     fs, path = filesystem(url)
+    fs.invalidate_cache()  # listings of an earlier run in this process
     if is_glob(fs, path):
         found = list(dict.fromkeys(p for match in sorted(fs.glob(path)) for p in _matched(fs, match)))
     elif fs.isdir(path):

@@ -107,6 +107,8 @@ def _run_steps(
 def _run_step(step: Step, run: Run, names: Sequence[str]) -> Iterator[StepReport]:
     """Run the step unless it is finished; a report for each table that it writes, `names`, its own first."""
     note = ""
+    if caveat := getattr(step, "caveat", ""):
+        run.say(f"{step.name}: {caveat}")
     if step.inspect(count=False).kind == "finished":
         note = "was finished already"
     else:

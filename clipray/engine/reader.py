@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from clipray.contents import CONTENT_HASH, hash_contents
+from clipray.contents import CONTENT_HASH, Contents
 from clipray.engine.progress import Reporter
 from clipray.kinds import PICTURES, Kind
 from clipray.lookup import Gatherer, Lookup
@@ -23,6 +23,7 @@ GATHERED = "gathered"
 READ_ROWS = GATHER_ROWS = (
     16_384  # whose vectors are looked up together: pairs in any order read each row group once for so many
 )
+LISTED_ROWS = 65_536  # whose files are looked at together: a folder is listed once for so many
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Pass:
         wanted: (n,) uint64 sorted keys of the rows to encode, under `salt`.
         refused: file number -> row numbers that are no work (repeated ids among them, whose key is wanted once).
         rows_per_block: rows that are lost together when a worker dies.
-        hashed: rows get the hash of their inline content, as a column `CONTENT_HASH`.
+        contents: rows get what is known of their contents, as a column `CONTENT_HASH`; None: they do not.
         careful: one block at a time in each encoder, tried twice: whoever is lost now is itself the cause.
         schema: the manifest's, whose types the columns get.
         lookup, by: rows get the vector of the id in their column `by`, as a column `GATHERED`; null where there is none.
@@ -48,7 +49,7 @@ class Pass:
     refused: dict[int, np.ndarray]
     rows_per_block: int
     careful: bool = False
-    hashed: bool = False
+    contents: Contents | None = None
     kind: Kind = PICTURES
     schema: pa.Schema | None = None
     lookup: Lookup | None = None
@@ -66,7 +67,7 @@ class Reader:
         self, this: Pass, wanted: list[Any], refused: list[Any], lookup: list[Any], rows: int, report: Reporter
     ) -> None:
         self.columns, self.salt, self.kind, self.by = tuple(this.columns), this.salt, this.kind, this.by
-        self.hashed = this.hashed
+        self.contents = this.contents
         # The references travel inside lists: bare ones would be replaced by copies of the arrays.
         self.schema = this.schema
         self.wanted, self.refused, self.lookup, self.rows, self.report = wanted, refused, lookup, rows, report
@@ -75,8 +76,15 @@ class Reader:
         with fatal(self.report):
             gather = Gatherer(ray.get(self.lookup[0])) if self.lookup else None
             for piece in pieces.to_pylist():
-                for rows in self._read(Piece(**piece), GATHER_ROWS if gather else self.rows):
-                    yield from self._with_vectors(rows, gather) if gather else [rows]
+                for table in self._read(Piece(**piece), max(self.rows, self._together)):
+                    rows = table.append_column(GATHERED, gather(table[self.by])) if gather else table
+                    yield from (rows.slice(start, self.rows) for start in range(0, len(rows), self.rows))
+
+    @property
+    def _together(self) -> int:
+        """Rows that are read together beyond a block."""
+        listed = self.contents is not None and self.contents.schemes
+        return LISTED_ROWS if listed else GATHER_ROWS if self.lookup else 1
 
     def _read(self, piece: Piece, rows: int) -> Iterator[pa.Table]:
         wanted, refused = ray.get([self.wanted[0], self.refused[0]])
@@ -85,14 +93,9 @@ class Reader:
             keep = contains(wanted, hash_strings(table[self.kind.key], self.salt))
             keep &= ~np.isin(np.arange(first, first + len(table)), refused.get(piece.file, ()))
             kept = table if keep.all() else table.filter(pa.array(keep))
-            if self.hashed:
-                kept = kept.append_column(CONTENT_HASH, hash_contents(kept[str(self.kind.inline)]))
+            if self.contents:
+                kept = kept.append_column(CONTENT_HASH, self.contents.hashes(kept))
             if len(kept):
                 self.report({"stage": "read", "rows": len(kept), "seconds": time.perf_counter() - began})
                 yield kept
             began = time.perf_counter()
-
-    def _with_vectors(self, table: pa.Table, gather: Gatherer) -> Iterator[pa.Table]:
-        table = table.append_column(GATHERED, gather(table[self.by]))
-        for start in range(0, len(table), self.rows):
-            yield table.slice(start, self.rows)

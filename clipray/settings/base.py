@@ -119,6 +119,11 @@ class Encoding(StepSettings):
         return "none"
 
     @property
+    def checked_schemes(self) -> tuple[str, ...]:
+        """Schemes of URIs whose files are looked at, to notice those that have changed."""
+        return ()
+
+    @property
     def decoding_on(self) -> dict[str, str]:
         """Labels of the nodes on which they are, where that is in tasks."""
         return {}

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from clipray.settings.base import TABLE_NAME, Encoding, Execution, refuse_taken
-from clipray.settings.pictures import SCHEMES, colour_name
+from clipray.settings.pictures import SCHEMES, CheckSources, colour_name, listed_schemes
 from clipray.settings.regions import VECTOR, Foveal
 
 CLOUD_COLUMNS = ("cloud_id", "uri", "bytes", "points", VECTOR, "stage", "reason", "message")
@@ -38,6 +38,7 @@ class RenderDepth(Encoding):
     max_bytes: Annotated[int, Execution, Field(ge=1)] = 256 * 2**20
     fetch_timeout_s: Annotated[float, Execution, Field(gt=0)] = 30.0
     schemes: Annotated[tuple[str, ...], Execution] = SCHEMES
+    check_sources: Annotated[CheckSources, Execution] = "none"
     rows_per_block: Annotated[int, Execution, Field(ge=1)] = 32
 
     @field_validator("near", "far", "ground")
@@ -55,6 +56,10 @@ class RenderDepth(Encoding):
     @property
     def decoding(self) -> Literal["auto", "tasks", "actors", "none"]:
         return "actors"
+
+    @property
+    def checked_schemes(self) -> tuple[str, ...]:
+        return listed_schemes(self.schemes) if self.check_sources == "size_mtime" else ()
 
     @property
     def looks_inside(self) -> bool:

@@ -10,6 +10,8 @@ from clipray.settings.base import TABLE_NAME, Embedding, Encoding, Execution, La
 
 SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "http", "https")
 """URI schemes that a manifest may name unless the job says otherwise."""
+CheckSources = Literal["none", "size_mtime"]
+"""What tells that the file behind a `uri` has changed."""
 
 
 class Feature(Settings):
@@ -55,12 +57,17 @@ REGION_COLUMNS = ("region_id", "box_xyxy", "scale", "clipped")
 
 
 class Pictures(Encoding):
-    """What one picture may cost. Rows already written stay valid when it changes."""
+    """What one picture may cost, and whether one that changed behind its `uri` is noticed. Rows already written stay valid when it changes."""
 
     max_bytes: Annotated[int, Execution, Field(ge=1)] = 64 * 2**20
     max_pixels: Annotated[int, Execution, Field(ge=1)] = 100_000_000
     fetch_timeout_s: Annotated[float, Execution, Field(gt=0)] = 30.0
     schemes: Annotated[tuple[str, ...], Execution] = SCHEMES
+    check_sources: Annotated[CheckSources, Execution] = "none"
+
+    @property
+    def checked_schemes(self) -> tuple[str, ...]:
+        return listed_schemes(self.schemes) if self.check_sources == "size_mtime" else ()
 
 
 class EmbedImages(Pictures, Embedding):
@@ -130,6 +137,11 @@ class EmbedImages(Pictures, Embedding):
     @property
     def tables(self) -> tuple[str, ...]:
         return (self.name, self.regions_name) if self.region_feature else (self.name,)
+
+
+def listed_schemes(schemes: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of storages that list their files: over http each file is a request, and servers answer each in its own way."""
+    return tuple(scheme for scheme in schemes if scheme not in ("http", "https"))
 
 
 def colour_name(colour: str) -> str:

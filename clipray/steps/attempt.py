@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import tables
-from clipray.contents import CONTENT_HASH, hash_contents, rows_at_once
+from clipray.contents import CONTENT_HASH, rows_at_once
 from clipray.engine.plan import Plan
 from clipray.engine.progress import Progress
 from clipray.engine.reader import Pass
@@ -55,7 +55,7 @@ class Attempt:
         """
         step = self.step
         attempt, precision = self._start()
-        stock = self._stock(step.compared)
+        stock = self._stock(step.comparison.scan_with_contents())
         self._note_versions()
         self._check_rejects(stock, at_start=True)
         for number, (rows_per_block, careful) in enumerate(self._passes()):
@@ -92,8 +92,8 @@ class Attempt:
         }
         if step.rests_on:
             facts["rests_on"] = step.rests_on
-        if step.hashed:
-            facts |= {"content_hash": True, "manifest_versions": step.versions_before}
+        comparison = step.comparison
+        facts |= comparison.facts(comparison.versions_before)
         self._reopen()  # from here on the table is not finished
         if before.get("rests_on", "") != step.rests_on:
             for folder in (step.table, step.rejects):
@@ -179,7 +179,7 @@ class Attempt:
             step.scan.refused,
             rows_per_block,
             careful,
-            step.hashed and step.has_inline,
+            step.comparison.contents,
             step.manifest.kind,
             step.manifest.schema,
             *(self._lookup or ()),
@@ -307,17 +307,18 @@ class Attempt:
 
 def step_rows(step: EncodeStep[Any], keys: np.ndarray) -> pa.Table:
     """Identity and sources of the manifest rows with these keys ((n,) uint64, sorted)."""
-    kind, hashed = step.manifest.kind, step.hashed and step.has_inline
+    kind, contents = step.manifest.kind, step.comparison.contents
     names = [*kind.named, *(field.name for field in step.hash_fields)]
-    columns = [c for c in step.manifest.columns() if c in kind.named or (hashed and c == kind.inline)]
+    read = {*kind.named, *(contents.columns if contents else ())}
+    columns = [c for c in step.manifest.columns() if c in read]
     found = [pa.table({c: pa.array([], pa.string()) for c in names})]
     for piece in joined(pieces_with(step.manifest, step.scan, keys), SCAN_ROWS, SCAN_BYTES):
         for first, table in read_piece(piece, columns, rows_at_once(piece), kind, step.manifest.schema):
             here = contains(keys, hash_strings(table[kind.key], step.scan.salt))
             here &= ~np.isin(np.arange(first, first + len(table)), step.scan.refused.get(piece.file, ()))
             rows = table.filter(pa.array(here))
-            if hashed:
-                rows = rows.append_column(CONTENT_HASH, hash_contents(rows[str(kind.inline)]))
+            if contents:
+                rows = rows.append_column(CONTENT_HASH, contents.hashes(rows))
             for name in set(names) - set(rows.column_names):
                 rows = rows.append_column(name, pa.nulls(len(rows), pa.string()))
             found.append(rows.select(names))

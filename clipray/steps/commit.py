@@ -16,7 +16,7 @@ from clipray.steps.encode_step import EncodeStep
 
 def commit_step(step: EncodeStep[Any], stock: Stock, made: dict[str, Any], **figures: Any) -> tables.Record:
     """Write the records of all tables of the step; `figures` are those of the run: `workers`, `seconds`, `rows_per_s`."""
-    versions = {"manifest_versions": step.scan.versions} if step.hashed else {}
+    versions = step.comparison.facts(step.scan.versions)
     common: dict[str, Any] = {
         "fingerprint": step.fingerprint,
         "inputs": {"rows": step.scan.rows, "digest": step.digest, "manifest": list(step.manifest.urls), **versions},

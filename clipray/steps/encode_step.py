@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import pyarrow as pa
 
 from clipray import tables
-from clipray.contents import CONTENT_HASH, with_contents
+from clipray.contents import CONTENT_HASH
 from clipray.encoders.encode_settings import EncodeSettings, TextSettings
 from clipray.encoders.resolve import ResolvedModel, provenance
 from clipray.errors import SchemaError
@@ -23,6 +23,7 @@ from clipray.manifest import Manifest
 from clipray.notes import read_started
 from clipray.scan import Scan
 from clipray.settings import Encoding
+from clipray.steps.comparison import Comparison
 from clipray.steps.metrics import are_damaged
 from clipray.steps.step import Run, State, standing
 from clipray.storage import Folder
@@ -106,50 +107,26 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
     @property
     def hash_fields(self) -> list[pa.Field]:
         """The column of contents' hashes, where the table has it."""
-        return [pa.field(CONTENT_HASH, pa.string())] if self.hashed else []
+        return [pa.field(CONTENT_HASH, pa.string())] if self.comparison.contents else []
 
     @functools.cached_property
     def _before(self) -> dict[str, Any] | None:
-        """What the table that is there is: finished, or begun."""
+        """What the table that is there was made from: finished, or begun."""
         record = tables.record_to_go_on(self.table)
         if record:
-            return {"content_hash": CONTENT_HASH in record.columns, **record.inputs}
+            return {**record.inputs, "content_hash": CONTENT_HASH in record.columns}
         return read_started(self.table) or told_by_shards(self.table) or None
 
     @functools.cached_property
-    def hashed(self) -> bool:
-        """Whether the table holds a hash of each row's content: what is there decides, so that all its shards are alike."""
-        named = {*self.keep, *getattr(self.settings, "features", ())}
-        if self.manifest.kind.inline is None or CONTENT_HASH in named:
-            return False
-        if self._before is not None:
-            return bool(self._before.get("content_hash"))
-        return self.has_inline
+    def comparison(self) -> Comparison:
+        """Of the rows' contents with those that the table was made from."""
+        named = frozenset((*self.keep, *getattr(self.settings, "features", ())))
+        return Comparison(self.manifest, self.scan, self._before, named, self.settings.checked_schemes)
 
     @property
-    def has_inline(self) -> bool:
-        """Whether the manifest has a column with the contents themselves."""
-        return self.manifest.kind.inline in self.manifest.schema.names
-
-    @functools.cached_property
-    def versions_before(self) -> dict[str, str]:
-        """The versions of the manifest's files that all rows on disk were compared with, by URL."""
-        if self._before is None:  # no row is on disk
-            return self.scan.versions
-        return self._before.get("manifest_versions") or {}
-
-    @functools.cached_property
-    def changed_files(self) -> frozenset[int]:
-        """Numbers of the manifest's files that may hold other contents than those that the table was made from."""
-        if not self.hashed:
-            return frozenset()
-        now, before = self.scan.versions, self.versions_before
-        return frozenset(n for n, url in enumerate(self.manifest.urls) if now[url] != before.get(url))
-
-    @functools.cached_property
-    def compared(self) -> Scan:
-        """The scan to compare a table with that earlier runs made: with the contents of all files that have changed."""
-        return with_contents(self.manifest, self.scan, self.changed_files) if self.changed_files else self.scan
+    def caveat(self) -> str:
+        """What a person should know whatever the run does."""
+        return self.comparison.caveat
 
     @property
     def regions(self) -> RegionFolders | None:
@@ -192,14 +169,16 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
         state = self._standing()
         if state.kind != "partial" or not count:
             return state
+        scan = self.comparison.scan_with_contents()
         stock = take_stock(
-            self.table, self.rejects, self.compared, self.keep, self.fingerprint, regions=self.regions, mend=False
+            self.table, self.rejects, scan, self.keep, self.fingerprint, regions=self.regions, mend=False
         )
         return State("partial", stock)
 
     def _standing(self) -> State:
         state = standing(self.table, self.identity, self.digest)
-        return State("partial") if state.kind == "finished" and (self.changed_files or self._broken_beside()) else state
+        finished = state.kind == "finished"
+        return State("partial") if finished and (self.comparison.changed or self._broken_beside()) else state
 
     def _broken_beside(self) -> bool:
         """Whether what the step wrote beside its table is damaged."""
@@ -215,6 +194,7 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
             f"{self.name}: manifest of {len(manifest.urls)} file(s), {self.scan.rows} rows, {manifest.bytes / 2**20:.1f} MiB, {self.scan.rejects.num_rows} refused",
             f"{self.name}: {make_plan(self.settings, cluster).sentence()}",
             f"{self.name}: model {model.name}, weights {model.weights[:23]}{f', vectors of {vectors}' if vectors else ''}",
+            *([f"{self.name}: {self.caveat}"] if self.caveat else []),
         ]
 
     def run(self, run: Run) -> tables.Record:

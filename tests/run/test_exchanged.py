@@ -19,6 +19,7 @@ import clipray.scan
 from clipray import runner, tables
 from clipray.contents import CONTENT_HASH
 from clipray.errors import Stopped
+from clipray.manifest import make_manifest
 from clipray.steps.attempt import Attempt
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -196,3 +197,34 @@ def test_a_column_that_is_called_so_is_kept_as_any_other(files: list[bytes], tin
     runner.run(run)
     assert hashes(tmp_path / "out/images") == {"a": "mine"}
     assert runner.run(run)[0].note == "was finished already"
+
+
+def test_files_that_were_replaced_behind_their_uris(tiny_model: str, tmp_path: Path) -> None:
+    draw_pictures(tmp_path / "p", 8)
+    make_manifest(tmp_path / "p", tmp_path / "m.parquet")
+    run, images = job(tmp_path, tiny_model, check_sources="size_mtime"), tmp_path / "out" / "images"
+    runner.run(run)
+    first, before = shards(images), hashes(images)
+    info = (tmp_path / "p/class0/00000.jpg").stat()
+    assert before["class0/00000.jpg"] == f"{info.st_size} {info.st_mtime_ns}"
+    assert runner.run(run)[0].note == "was finished already"
+    (tmp_path / "p/class1/00001.jpg").write_bytes((tmp_path / "p/class2/00002.jpg").read_bytes())
+    (tmp_path / "p/class0/00003.jpg").write_bytes(b"no picture any more")
+    (tmp_path / "p/class2/00005.jpg").unlink()
+    assert runner.plan(run)[0][0].note == "2 rows to do"
+    (report,) = runner.run(run)
+    assert (report.rows, report.rejected) == (7, 1)
+    assert {i for i, shard in shards(images).items() if shard != first[i]} == {"class1/00001.jpg"}
+    assert runner.run(run)[0].note == "was finished already"
+    unchecked = job(tmp_path, tiny_model)
+    assert runner.run(unchecked)[0].note == "was finished already"
+
+
+def test_a_table_that_was_begun_without_looking_at_files_says_so(tiny_model: str, tmp_path: Path) -> None:
+    draw_pictures(tmp_path / "p", 4)
+    make_manifest(tmp_path / "p", tmp_path / "m.parquet")
+    runner.run(job(tmp_path, tiny_model))
+    told: list[str] = []
+    (report,) = runner.run(job(tmp_path, tiny_model, check_sources="size_mtime"), notice=told.append)
+    assert report.note == "was finished already"
+    assert told == ["images: `check_sources` looks at no file, as the table was begun without it; `--fresh` makes it anew"]  # fmt: skip

@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipray import tables
-from clipray.contents import CONTENT_HASH, hash_contents, with_contents
+from clipray.contents import CONTENT_HASH, Contents, hash_contents, source_versions, with_contents
 from clipray.kinds import REGION_PICTURES
 from clipray.ledger import RegionFolders, Stock, take_stock
 from clipray.manifest import open_manifest
 from clipray.scan import Scan, hash_strings, scan
 from clipray.storage import Folder
 
+INLINE = Contents("bytes")
 STAMP = {"fingerprint": "0123456789abcdef"}
 Row = tuple[str, str | None, bytes | None]  # id, uri, bytes
 
@@ -56,15 +57,15 @@ class Table:
         values = [{"image_id": i, "uri": u, CONTENT_HASH: oracle(data), **why} for i, u, data in rows]
         tables.write_shard(self.rejects, name, "rejects", pa.Table.from_pylist(values, schema), STAMP)
 
-    def scan(self, changed: Sequence[str]) -> Scan:
+    def scan(self, changed: Sequence[str], contents: Contents = INLINE) -> Scan:
         """The scan with the contents of the files named `changed`."""
         manifest = open_manifest(str(self.home / "m"))
         numbers = {n for n, url in enumerate(manifest.urls) if os.path.basename(url) in changed}
-        return with_contents(manifest, scan(manifest), numbers)
+        return with_contents(manifest, scan(manifest), contents, numbers)
 
-    def stock(self, changed: Sequence[str]) -> tuple[Stock, set[str]]:
+    def stock(self, changed: Sequence[str], contents: Contents = INLINE) -> tuple[Stock, set[str]]:
         """Take stock; the ids of rows that are left to do."""
-        counted = self.scan(changed)
+        counted = self.scan(changed, contents)
         stock = take_stock(self.table, self.rejects, counted, (), STAMP["fingerprint"])
         left = set(counted.keys[~stock.taken].tolist())
         ids = pa.concat_tables(pq.read_table(path, columns=["image_id"]) for path in (self.home / "m").iterdir())
@@ -140,8 +141,9 @@ def test_bytes_that_come_or_go_beside_a_uri_are_a_change(tmp_path: Path) -> None
 def test_a_manifest_that_has_no_bytes_any_more(tmp_path: Path) -> None:
     table = Table(tmp_path)
     table.write("x.parquet", [("a", "/p/a", b"a"), ("b", "/p/b", None)])
-    pq.write_table(pa.table({"image_id": ["a", "b"], "uri": ["/p/a", "/p/b"]}), tmp_path / "m" / "0.parquet")
-    assert table.stock(["0.parquet"])[1] == {"a"}
+    table.manifest("0.parquet", [("a", "/p/a", None), ("b", "/p/b", None)])
+    pq.write_table(pq.read_table(tmp_path / "m/0.parquet").drop_columns(["bytes"]), tmp_path / "m/0.parquet")
+    assert table.stock(["0.parquet"], Contents(None))[1] == {"a"}
 
 
 def test_of_rows_of_one_id_the_one_that_counts_is_compared(table: Table) -> None:
@@ -189,7 +191,7 @@ def test_regions_follow_their_pictures(tmp_path: Path) -> None:
     tables.write_shard(folders.table, "x.parquet", "regions", data, STAMP)
     home.manifest("0.parquet", [ROWS[0], ("b", None, b"other"), ROWS[2]])
     manifest = open_manifest(f"{tmp_path}/m", kind=kind)
-    stock = take_stock(home.table, home.rejects, with_contents(manifest, scan(manifest), {0}), (), STAMP["fingerprint"], regions=folders)  # fmt: skip
+    stock = take_stock(home.table, home.rejects, with_contents(manifest, scan(manifest), INLINE, {0}), (), STAMP["fingerprint"], regions=folders)  # fmt: skip
     assert stock.taken.sum() == 2
     assert tables.read_shard(folders.table, "x.parquet")["image_id"].to_pylist() == ["a", "c"]
 
@@ -199,3 +201,97 @@ def test_contents_cost_nothing_a_row_beside_the_hashes(table: Table) -> None:
     counted = table.scan(["0.parquet"])
     assert (counted.digest, counted.sources.nbytes, counted.sources.dtype) == (plain.digest, plain.sources.nbytes, np.uint64)  # fmt: skip
     assert (counted.sources != plain.sources).sum() == 4
+
+
+SCHEMES = ("file", "s3")
+
+
+def test_versions_of_local_files(tmp_path: Path) -> None:
+    path = tmp_path / "a b.jpg"
+    path.write_bytes(b"12345")
+    os.utime(path, ns=(1, 1_700_000_000_123_456_789))
+    uris = [str(path), f"file://{tmp_path}/a%20b.jpg", f"FILE:{path}"]
+    odd = ["/no/such/file.jpg", "", None, "http://127.0.0.1:9/a.jpg", f"zip://a::file://{path}", "a\0b", "odd://x/y"]
+    assert source_versions([*uris, *odd], SCHEMES) == dict.fromkeys(uris, "5 1700000000123456789")
+    assert source_versions(uris, ("s3",)) == {}
+
+
+def test_versions_of_objects_are_seen_by_listings(s3: str, caplog: pytest.LogCaptureFixture) -> None:
+    import s3fs
+
+    fs = s3fs.S3FileSystem()
+    for name in ("x/a.jpg", "x/b.jpg", "y/c d.jpg"):
+        fs.pipe(f"bucket/versions/{name}", name.encode())
+    caplog.clear()
+    uris = [f"{s3}/versions/{name}" for name in ("x/a.jpg", "x/b.jpg", "y/c d.jpg", "x/gone.jpg", "none/e.jpg")]
+    before = source_versions([*uris, "s3://no-such-bucket/a.jpg"], SCHEMES)
+    assert before.keys() == set(uris[:3])
+    requests = [record.getMessage() for record in caplog.records if record.name == "werkzeug"]
+    for folder in ("x", "y"):
+        assert len([line for line in requests if f"prefix=versions/{folder}/" in line]) == 1
+    assert not [line for line in requests if ".jpg" in line]
+    etag = hashlib.md5(b"x/a.jpg").hexdigest()
+    assert before[uris[0]] == f'7 "{etag}"'
+    s3fs.S3FileSystem(skip_instance_cache=True).pipe("bucket/versions/x/b.jpg", b"X/B.JPG")  # as another process would
+    after = source_versions(uris, SCHEMES)
+    assert {uri for uri in before if before[uri] != after[uri]} == {uris[1]}
+
+
+def test_versions_of_a_manifest_on_object_storage_are_those_of_now(s3: str) -> None:
+    import s3fs
+
+    def write(data: list[bytes]) -> None:
+        with s3fs.S3FileSystem(skip_instance_cache=True).open("bucket/m/0.parquet", "wb") as file:
+            pq.write_table(pa.table({"image_id": ["a", "b"], "bytes": data}), file)
+
+    def version() -> str:
+        return scan(open_manifest(f"{s3}/m")).versions[f"{s3}/m/0.parquet"]
+
+    write([b"a", b"b"])
+    before = version()
+    assert version() == before
+    write([b"b", b"a"])
+    assert version() != before
+
+
+class Sources:
+    """A table of rows whose files were looked at, and these files."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.names = list("abcd")
+        for name in self.names:
+            (home / name).write_bytes(name.encode() * 5)
+        pq.write_table(pa.table({"image_id": self.names, "uri": self.names}), home / "m.parquet")
+        self.uris = {name: f"{home}/{name}" for name in self.names}
+        versions = source_versions(self.uris.values(), SCHEMES)
+        schema = tables.arrow_schema("images", extra=[pa.field(CONTENT_HASH, pa.string())])
+        rows = [
+            {"image_id": n, "uri": uri, "height": 1, "width": 1, CONTENT_HASH: versions[uri]}
+            for n, uri in self.uris.items()
+        ]
+        tables.write_shard(Folder(f"{home}/images"), "x.parquet", "images", pa.Table.from_pylist(rows, schema), STAMP)
+
+    def kept(self, contents: Contents) -> set[str]:
+        """Ids of rows that stay after taking stock."""
+        manifest = open_manifest(str(self.home / "m.parquet"))
+        counted = with_contents(manifest, scan(manifest), contents, {0})
+        table, rejects = Folder(f"{self.home}/images"), Folder(f"{self.home}/rejects/images")
+        take_stock(table, rejects, counted, (), STAMP["fingerprint"])
+        return set(tables.read_shard(table, "x.parquet")["image_id"].to_pylist())
+
+
+def test_files_that_were_replaced_are_seen(tmp_path: Path) -> None:
+    sources, look = Sources(tmp_path), Contents(None, SCHEMES)
+    assert sources.kept(look) == set("abcd")
+    (tmp_path / "b").write_bytes(b"longer than it was")
+    info = (tmp_path / "c").stat()
+    os.utime(tmp_path / "c", ns=(info.st_atime_ns, info.st_mtime_ns + 1))
+    (tmp_path / "d").unlink()  # a row that is there is not lost with its file
+    assert sources.kept(look) == set("ad")
+
+
+def test_files_that_are_not_looked_at_any_more_leave_their_rows(tmp_path: Path) -> None:
+    sources = Sources(tmp_path)
+    (tmp_path / "b").write_bytes(b"longer than it was")
+    assert sources.kept(Contents(None)) == set("abcd")

@@ -275,7 +275,7 @@ EXECUTION = {
     "manifest": ["b.parquet"], "max_bytes": 9, "max_pixels": 9, "fetch_timeout_s": 9, "schemes": ["s3"],
     "max_reject_rate": 0.5, "actors": [1, 2], "gpus_per_actor": 0.5, "cpus_per_actor": 2, "decode_in": "tasks",
     "batch_size": 7, "rows_per_block": 7, "rows_per_file": 7, "flush_s": 7, "name": "others", "encode_on": {"tier": "gpu"},
-    "decode_on": {"tier": "cpu"}, "device": "cpu",
+    "decode_on": {"tier": "cpu"}, "device": "cpu", "check_sources": "size_mtime",
 }  # fmt: skip
 DECIDING = {
     "features": {"other": {}}, "keep": ["label"], "decode": "fast", "normalize": "none",
