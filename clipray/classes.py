@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +20,7 @@ from clipray.settings import CLASS_SETS, Classes, Style, distinct
 from clipray.storage import absolute
 
 TEMPLATE = "a photo of a {}"
-KNOWN_SUFFIXES = (".yaml", ".yml", ".json", ".parquet", ".pq", ".txt")
+KNOWN_SUFFIXES = (".yaml", ".yml", ".json", ".parquet", ".pq", ".csv", ".txt")
 """Of class files."""
 LARGEST_BYTES = 16 * 2**20  # of a class file of text: ten descriptions for each of 20,000 classes take a quarter
 CLASS_COLUMNS = ("label", "style", "prompt", "description")
@@ -32,15 +34,15 @@ def prompt_styles(
     """What is said of each class, in each style.
 
     Args:
-        classes: a YAML or Parquet file, a text file with a name a line, a built-in list, names, or `Classes`.
-        styles: by name, or names of kinds of prompts; None: `template`, or all styles that a Parquet file holds.
+        classes: a YAML, CSV or Parquet file, a text file with a name a line, a built-in list, names, or `Classes`.
+        styles: by name, or names of kinds of prompts; None: `template`, or all styles that a Parquet or CSV file holds.
 
     Raises:
         JobError: with the file, what was expected and what was found.
         ManifestError: no such file.
     """
-    if isinstance(classes, str) and classes.endswith((".parquet", ".pq")):
-        data = _read_parquet(classes)
+    if isinstance(classes, str) and classes.lower().endswith((".parquet", ".pq", ".csv")):
+        data = _read_csv(classes) if classes.lower().endswith(".csv") else _read_parquet(classes)
         if "prompt" in data.column_names:
             return _given(classes, data, styles)
         known = _classes_of(classes, data)
@@ -92,14 +94,14 @@ def _known(classes: str | list[str] | Classes) -> Classes:
         return Classes(names=classes)
     if classes in CLASS_SETS:
         return Classes(names=cifar100() if classes == "cifar100" else imagenet())
-    if classes.endswith((".yaml", ".yml", ".json")):
+    if classes.lower().endswith((".yaml", ".yml", ".json")):
         values = _read_yaml(classes)
         return _validated(classes, values if isinstance(values, dict) else {"names": values})
-    if classes.endswith(".txt"):
+    if classes.lower().endswith(".txt"):
         lines = [line.strip() for line in _read(classes).splitlines()]
         return _validated(classes, {"names": [line for line in lines if line]})
     raise JobError(
-        f"classes {classes!r}: expected a file (.yaml, .parquet or .txt), {' or '.join(CLASS_SETS)}, or a list of names"
+        f"classes {classes!r}: expected a file ({', '.join(KNOWN_SUFFIXES)}), {' or '.join(CLASS_SETS)}, or a list of names"
     )
 
 
@@ -149,6 +151,23 @@ def _read_parquet(path: str) -> pa.Table:
             raise ManifestError(f"{file.url}: not a whole Parquet file: {error}") from error
         parts.append(pa.table({name: _strings(file.url, name, data[name]) for name in named}))
     return pa.concat_tables(parts)
+
+
+def _read_csv(path: str) -> pa.Table:
+    """The text columns of a CSV file of classes, which has a header."""
+    rows = csv.DictReader(io.StringIO(_read(path), newline=""), strict=True)
+    try:
+        names, values = list(rows.fieldnames or ()), list(rows)
+    except csv.Error as error:
+        raise JobError(f"{path}: not valid CSV: {error}") from error
+    if names.count("label") != 1:
+        raise JobError(f"{path}: expected a header with one column `label`; found: {', '.join(names)}")
+    uneven = next((row for row in values if None in row or None in row.values()), None)
+    if uneven is not None:
+        raise JobError(
+            f"{path}: the row of {uneven['label']!r} has another number of values than the header, {len(names)}"
+        )
+    return pa.table({name: [row[name] for row in values] for name in CLASS_COLUMNS if name in names})
 
 
 def _strings(url: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from clipray.storage import absolute
 
 Place = tuple[str | int, ...]
 LONGEST_MISTAKE = 600  # characters
+TAKEN = ("metrics", "rejects")  # folders of every run
 TYPES = {
     "model_type": "expected a mapping", "dict_type": "expected a mapping", "list_type": "expected a list",
     "tuple_type": "expected a list", "string_type": "expected a string", "int_parsing": "expected an integer",
@@ -63,6 +65,16 @@ def parse_job(text: str, where: str = "job") -> Job:
         f"{where}: two steps write a table {name!r}: give one another `{_table_setting(steps, name)}`"
         for name in sorted(set(names))
         if names.count(name) > 1
+    ]
+    mistakes += [
+        f"{where}: a step writes a table {name!r}, whose place is taken by clipray's own: give it another `{_table_setting(steps, name)}`"
+        for name in dict.fromkeys(names)
+        if name.lower() in TAKEN
+    ]
+    mistakes += [
+        f"{where}: tables {first!r} and {second!r} are the same to file systems that ignore case: rename one"
+        for first, second in itertools.pairwise(sorted(set(names), key=lambda name: (name.lower(), name)))
+        if first.lower() == second.lower()
     ]
     needy = [step_kind(step) for step in steps if step.needs_model]
     if job is not None and job.model is None and needy:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from clipray.environment import environment_errors
-from clipray.errors import StaleTableError
-from clipray.image_listing import find_pictures
+from clipray.errors import ManifestError, StaleTableError
+from clipray.image_listing import list_images
 from clipray.job import dump_job, load_job, steps_of
 from clipray.manifest import make_manifest
 from clipray.notes import STARTED
+from clipray.parquet_files import expand_parquet
 from clipray.run_status import StepReport
 from clipray.runner import run
 from clipray.settings import EmbedImages, Model
@@ -41,7 +43,9 @@ def embed(
 
 
 @environment_errors()
-def write_embed_job(pictures: str, out: str, model: Model, label: str | None = None) -> str:
+def write_embed_job(
+    pictures: str, out: str, model: Model, label: str | None = None, *, say: Callable[[str], None] | None = None
+) -> str:
     """The job file (and, for a folder or glob of pictures, the manifest) of `embed`. Returns the job file's path."""
     home = Folder(absolute(out))
     source = absolute(pictures)
@@ -49,8 +53,7 @@ def write_embed_job(pictures: str, out: str, model: Model, label: str | None = N
         manifest, keep = source, []
     else:
         manifest, keep = f"{home.url}/manifest.parquet", ["label"] if label else []
-        find_pictures(source)  # fail before anything is written
-        make_manifest(source, manifest, label=label)
+        make_manifest(source, manifest, label=label, say=say)
     values = {
         "name": Path(home.url).name,
         "output": home.url,
@@ -73,11 +76,15 @@ def _is_manifest(source: str) -> bool:
     if source.endswith((".parquet", ".pq")):
         return True
     fs, path = filesystem(source)
-    return (
-        fs.isdir(path)
-        and not any(p.lower().endswith((".jpg", ".jpeg", ".png", ".webp")) for p in fs.find(path))
-        and any(p.endswith(".parquet") for p in fs.find(path))
-    )
+    return fs.isdir(path) and not _holds(source, list_images) and _holds(source, expand_parquet)
+
+
+def _holds(source: str, listed: Callable[[str], Any]) -> bool:
+    try:
+        listed(source)
+        return True
+    except ManifestError:
+        return False
 
 
 def _same_job(path: str, values: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,13 @@ from clipray.encoders.imports import import_open_clip
 from clipray.environment import environment_errors
 from clipray.errors import JobError, ManifestError
 from clipray.folder_listing import is_glob
-from clipray.image_listing import find_pictures
+from clipray.image_listing import find_pictures, utf8_name
 from clipray.settings import CLASS_SETS, SCHEMES, Classes, Model, Style, distinct, with_place
 from clipray.storage import absolute, filesystem
 from clipray.uris import is_local
 
 AT_ONCE = 32  # pictures
+FILE_LIKE = re.compile(r"\.[a-z][a-z0-9]{1,7}$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,12 @@ def label(
 
 
 def _classes(given: str, template: str | None) -> str | Classes:
-    if given in CLASS_SETS or given.endswith(KNOWN_SUFFIXES):
+    if given in CLASS_SETS or given.lower().endswith(KNOWN_SUFFIXES):
         return given
+    if "," not in given and (os.sep in given or FILE_LIKE.search(given)):  # a single class would be no choice
+        raise JobError(
+            f"--classes {given}: expected a class file ({', '.join(KNOWN_SUFFIXES)}), {' or '.join(CLASS_SETS)}, or names, `a dog, a cat`"
+        )
     try:
         names = distinct([name.strip() for name in given.split(",")])
     except ValueError as error:
@@ -108,6 +114,6 @@ def _label(paths: Sequence[str], style: PromptStyle, model: Model, top: int) -> 
         for path, picture in zip(paths[start : start + AT_ONCE], some, strict=True):
             if isinstance(picture, Picture):
                 classes, p = next(rows)
-                yield Look(path, tuple((style.labels[c], v) for c, v in zip(classes, p, strict=True)))
+                yield Look(utf8_name(path), tuple((style.labels[c], v) for c, v in zip(classes, p, strict=True)))
             else:
-                yield Look(path, refused=f"{picture.reason}: {picture.message}")
+                yield Look(utf8_name(path), refused=f"{picture.reason}: {picture.message}")

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import tables
+from clipray.analysis.lengths import LONGEST, first_long_rows
 from clipray.analysis.moments import first_bad_rows
 from clipray.errors import JobError, SchemaError
 from clipray.parquet import open_parquet
@@ -310,14 +311,15 @@ def _cast(where: str, name: str, column: pa.ChunkedArray, kind: pa.DataType) -> 
 
 
 def read_finite(source: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tuple[pa.Table, np.ndarray]:
-    """Identities (with `extra`) and vectors (n, d). Raises SchemaError: some are not finite; with the first rows' ids."""
+    """Identities (with `extra`) and vectors (n, d). Raises SchemaError: some are not finite, or longer than float32 can
+    square; with the first rows' ids."""
     ids, x = read_piece(source, piece, extra)
-    bad = first_bad_rows(x)
-    if len(bad):
-        named = ", ".join(map(repr, ids[source.ids[-1]].take(pa.array(bad)).to_pylist()))
-        raise SchemaError(
-            f"{source.name}: vectors that are not finite, {source.ids[-1]}: {named}; mend or drop these rows"
-        )
+    for bad, what in ((first_bad_rows(x), "are not finite"), (first_long_rows(x), f"are longer than {LONGEST:g}")):
+        if len(bad):
+            named = ", ".join(map(repr, ids[source.ids[-1]].take(pa.array(bad)).to_pylist()))
+            raise SchemaError(
+                f"{source.name}: vectors that {what}, {source.ids[-1]}: {named}; mend, scale or drop these rows"
+            )
     return ids, x
 
 
@@ -341,10 +343,3 @@ def groups(pieces: Sequence[Piece], rows: int) -> list[list[Piece]]:
             result.append([piece])
             count = piece.rows
     return result
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    """(n, d) float32 of unit length; zero vectors stay zero."""
-    x = x.astype(np.float32)
-    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    return x

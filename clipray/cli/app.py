@@ -99,6 +99,11 @@ def run_job(job: str, **options: Any) -> list[str]:
     return [report.page for report in reports if report.page]
 
 
+def say(text: str) -> None:
+    """A remark beside the answer."""
+    err.print(text, soft_wrap=True, markup=False)
+
+
 def print_pages(pages: list[str]) -> None:
     for page in pages:
         out.print(f"report: {page}", soft_wrap=True, markup=False)

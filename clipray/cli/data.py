@@ -12,6 +12,7 @@ from clipray.cli.app import (
     LabelColumn,
     app,
     out,
+    say,
 )
 from clipray.errors import JobError
 from clipray.printing import PlainTable
@@ -28,7 +29,7 @@ def manifest(
 
     if not output.endswith((".parquet", ".pq")):
         raise JobError(f"{output}: a manifest's name ends in .parquet")
-    count = make_manifest(pictures, output, label=label)
+    count = make_manifest(pictures, output, label=label, say=say)
     out.print(f"{count} pictures in {output}", soft_wrap=True)
 
 

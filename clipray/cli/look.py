@@ -66,7 +66,7 @@ def search(
 def label(
     pictures: Annotated[list[str], typer.Argument(metavar="PICTURE…", help="Pictures, folders or globs of them.")],
     classes: Annotated[
-        str, typer.Option(help="`a dog, a cat`, a class file (.yaml, .parquet, .txt), cifar100 or imagenet.")
+        str, typer.Option(help="`a dog, a cat`, a class file (.yaml, .parquet, .csv, .txt), cifar100 or imagenet.")
     ],
     top: Annotated[int, typer.Option(min=1, help="Labels to print of each picture.")] = 5,
     template: Annotated[

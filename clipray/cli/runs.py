@@ -21,6 +21,7 @@ from clipray.cli.app import (
     print_pages,
     print_reports,
     run_job,
+    say,
 )
 from clipray.printing import PlainTable
 
@@ -50,7 +51,7 @@ def embed(
     from clipray.oneline import write_embed_job
 
     spec = model_settings(model, pretrained, seed)
-    path = write_embed_job(pictures, output, spec, label)
+    path = write_embed_job(pictures, output, spec, label, say=say)
     out.print(f"job file: {path}", soft_wrap=True)
     print_pages(run_job(path, address=address))
 

@@ -16,6 +16,7 @@ import torch
 from PIL import ImageColor
 
 from clipray.analysis.depth_maps import EMPTY, depth_maps, painted, view_weights
+from clipray.analysis.lengths import unit
 from clipray.encoders.bumps import boxes_of_masks
 from clipray.encoders.decoding import refusal_columns
 from clipray.encoders.encode_settings import CloudSettings
@@ -28,7 +29,6 @@ from clipray.encoders.refusals import Refused
 from clipray.reports import Report, fatal, worker_facts
 from clipray.settings import VECTOR
 from clipray.tables import vector_array
-from clipray.vectors import unit
 
 VIEWS = 6
 

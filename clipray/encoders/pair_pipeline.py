@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 
 from clipray.analysis.caption_scores import clip_score, ref_clip_score, reference_score
+from clipray.analysis.lengths import unit
 from clipray.encoders.encode_settings import PairSettings
 from clipray.encoders.refusals import Refused
 from clipray.encoders.text_pipeline import TextWork, refusal
-from clipray.vectors import unit
 
 
 class ScorePairs(TextWork[PairSettings]):

@@ -18,11 +18,12 @@ import pyarrow as pa
 import ray
 
 from clipray.analysis import vector_index as vi
+from clipray.analysis.lengths import unit
 from clipray.engine.nodes import Cluster
 from clipray.engine.shards import SALT, answers
 from clipray.scan import hash_strings
 from clipray.storage import Folder
-from clipray.vectors import Piece, Vectors, read_finite, unit
+from clipray.vectors import Piece, Vectors, read_finite
 
 AHEAD = 2  # parts under way for each CPU
 QUERIES = 1_000  # held out to measure recall

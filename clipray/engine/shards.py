@@ -13,12 +13,13 @@ import pyarrow as pa
 import ray
 
 from clipray.analysis.kmeans import Assigned, combine
+from clipray.analysis.lengths import unit
 from clipray.analysis.sampling import Draw, choose, merged
 from clipray.engine.nodes import Cluster
 from clipray.engine.plan import CORES_PER_CPU_ACTOR
 from clipray.errors import ClipRayError, RunError, SchemaError
 from clipray.scan import hash_strings
-from clipray.vectors import Piece, Vectors, groups, read_piece, unit
+from clipray.vectors import Piece, Vectors, groups, read_piece
 
 Write = Callable[[pa.Table, np.ndarray, np.ndarray, int], Any]
 TREE_BYTES = 64 * 2**20  # states larger than this meet in pairs, on the workers
@@ -143,13 +144,14 @@ class _Holder:
         start = 0
         for piece in pieces:
             ids, values = read_piece(source, piece)
-            x[start : start + len(ids)] = unit(values) if self._holding.normalize else values
+            with np.errstate(over="ignore"):  # what becomes infinite is refused
+                x[start : start + len(ids)] = unit(values) if self._holding.normalize else values
             tables.append(ids)
             start += len(ids)
         return tables, x
 
     def _part(self, read: tuple[list[pa.Table], np.ndarray]) -> tuple[list[pa.Table], Any]:
-        from clipray.analysis.assignment import Shard
+        from clipray.analysis.assignment import LONGEST, Shard
 
         tables, x = read
         source, key = self._source, self._source.ids[-1]
@@ -158,7 +160,8 @@ class _Holder:
         try:
             shard = Shard(x, np.concatenate(keys), precision=precision, device=self._device)
         except SchemaError as error:
-            bad = np.flatnonzero(~np.isfinite(x).all(axis=1))[:5].tolist()
+            lengths = np.linalg.norm(x.astype(np.float64), axis=1)
+            bad = np.flatnonzero(~(lengths <= LONGEST))[:5].tolist()
             names = pa.concat_tables(tables)[key].take(pa.array(bad, pa.int64())).to_pylist()
             which = f", {key}: {', '.join(map(repr, names))}; mend or drop these rows" if names else ""
             raise SchemaError(f"{source.name}: {error}{which}") from error

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipray.analysis.lengths import unit
 from clipray.run_page.run_tables import RunTable
-from clipray.vectors import Vectors, read_ids, read_piece, unit
+from clipray.vectors import Vectors, read_ids, read_piece
 
 MOST_ROWS = 1_000_000  # that a page ranks
 Row = dict[str, str]

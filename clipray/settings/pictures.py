@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from clipray.settings.base import TABLE_NAME, Embedding, Encoding, Execution, LabelSelector, Settings, refuse_taken
 
@@ -100,6 +100,18 @@ class EmbedImages(Pictures, Embedding):
                 "`decode_on` names nodes for decoding tasks; with `decode_in: actors` decoding is where the encoders are"
             )
         return self
+
+    @field_validator("features")
+    @classmethod
+    def _features_are_columns(cls, features: dict[str, Feature]) -> dict[str, Feature]:
+        odd = [
+            name
+            for name in features
+            if not name.isprintable() or name.strip() in ("", ".", "..") or set(name) & set("/\\")
+        ]
+        if odd:
+            raise ValueError(f"{odd[0]!r} names no column: expected a name without slashes and control characters")
+        return features
 
     @model_validator(mode="after")
     def _column_names_are_free(self) -> EmbedImages:

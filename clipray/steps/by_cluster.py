@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipray import tables
+from clipray.analysis.lengths import unit
 from clipray.errors import SchemaError
 from clipray.parquet import open_parquet_on
 from clipray.scan import hash_strings
 from clipray.storage import Folder
-from clipray.vectors import Piece, Vectors, read_finite, unit
+from clipray.vectors import Piece, Vectors, read_finite
 
 SALT = "clipray-clusters"  # 16 bytes
 FILE_BYTES = 2**27  # of vectors, about; a task holds them a few times

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import tables
+from clipray.analysis.lengths import unit
 from clipray.classes import prompt_styles
 from clipray.job import fingerprint
 from clipray.settings import Label
@@ -22,7 +23,7 @@ from clipray.steps.parts import make_parts
 from clipray.steps.step import Given, Run, Ticker
 from clipray.steps.table_step import VectorStep
 from clipray.storage import Folder
-from clipray.vectors import Piece, Vectors, groups, open_vectors, read_finite, read_piece, refuse_another_model, unit
+from clipray.vectors import Piece, Vectors, groups, open_vectors, read_finite, read_piece, refuse_another_model
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis import moments as mm
 from clipray.analysis import pca
+from clipray.analysis.lengths import unit
 from clipray.errors import SchemaError
 from clipray.settings import Reduce
 from clipray.steps.components import COMPONENTS, components_schema, components_table, read_projection
@@ -25,7 +26,7 @@ from clipray.steps.parts import count_rows, make_parts, numbered
 from clipray.steps.step import Given, Run, Ticker
 from clipray.steps.table_step import VectorStep, open_fit, refuse_other_fit
 from clipray.storage import Folder
-from clipray.vectors import Piece, Vectors, groups, open_vectors, read_finite, unit
+from clipray.vectors import Piece, Vectors, groups, open_vectors, read_finite
 
 MOMENT_ROWS = 131_072  # that a task turns into one state
 

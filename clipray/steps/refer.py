@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import tables
+from clipray.analysis.lengths import unit
 from clipray.analysis.referring import others, refer
 from clipray.encoders.resolve import ResolvedModel
 from clipray.errors import SchemaError
@@ -24,7 +25,7 @@ from clipray.steps.metrics import Metric
 from clipray.steps.parts import make_parts
 from clipray.steps.step import Given, Run, Ticker
 from clipray.steps.table_step import VectorStep
-from clipray.vectors import Piece, open_vectors, read_finite, refuse_another_model, unit
+from clipray.vectors import Piece, open_vectors, read_finite, refuse_another_model
 
 BOX = "box_xyxy"
 IDS = ("image_id", "region_id")

@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.analysis import vector_index as vi
+from clipray.analysis.lengths import unit
 from clipray.errors import SchemaError
 from clipray.storage import Folder
-from clipray.vectors import Vectors, comparable, digest_of, unit
+from clipray.vectors import Vectors, comparable, digest_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from clipray import runner, tables
+from clipray.analysis.lengths import unit
 from clipray.errors import ClipRayError, StaleTableError
 from clipray.storage import Folder
-from clipray.vectors import unit
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 ROWS, WIDTH = 1_500, 8

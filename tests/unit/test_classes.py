@@ -37,8 +37,39 @@ def test_built_in_names_and_templates() -> None:
 def test_a_file_with_a_name_a_line_and_a_yaml_list(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("red hen\n\n cock \n")
     (tmp_path / "c.yaml").write_text("- red hen\n- cock\n")
-    for name in ("c.txt", "c.yaml"):
+    (tmp_path / "windows.TXT").write_bytes(b"\xef\xbb\xbfred hen\r\ncock\r\n")
+    (tmp_path / "windows.yaml").write_bytes(b"\xef\xbb\xbf- red hen\r\n- cock\r\n")
+    (tmp_path / "c.csv").write_bytes(b"label\r\nred hen\r\ncock\r\n")
+    (tmp_path / "windows.csv").write_bytes(b'\xef\xbb\xbfid,label\r\n1,"red hen"\r\n2,cock\r\n')
+    for name in ("c.txt", "c.yaml", "windows.TXT", "windows.yaml", "c.csv", "windows.csv"):
         assert prompt_styles(str(tmp_path / name))[0].labels == ("red hen", "cock")
+
+
+def test_a_csv_file_is_as_a_parquet_file(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text('label,style,prompt\nhen,a,"a hen, red"\nhen,a,2\ncock,a,3\n')
+    (style,) = prompt_styles(str(tmp_path / "c.csv"))
+    assert (style.labels, style.texts(0, no_tokens, 9)) == (("hen", "cock"), ["a hen, red", "2"])
+    (tmp_path / "c.csv").write_text("label,description\nhen,a bird\n")
+    (style,) = prompt_styles(str(tmp_path / "c.csv"), ["description"])
+    assert style.texts(0, no_tokens, 9) == ["a bird"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("hen\ncock\n", "expected a header with one column `label`; found: hen"),
+        ("", "expected a header with one column `label`"),
+        ("label,label\na,b\n", "expected a header with one column `label`; found: label, label"),
+        ("label,description\nhen\n", "the row of 'hen' has another number of values than the header, 2"),
+        ("label\nhen,a bird\n", "the row of 'hen' has another number of values"),
+        ('label\n"hen" x\n', "not valid CSV"),
+        ("label\n", "names: List should have at least 1 item"),
+    ],
+)
+def test_what_is_no_csv_of_classes(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "c.csv").write_text(content)
+    with pytest.raises(ClipRayError, match=message):
+        prompt_styles(str(tmp_path / "c.csv"))
 
 
 def test_each_style_may_have_descriptions_of_its_own(tmp_path: Path) -> None:

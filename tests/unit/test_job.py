@@ -228,6 +228,32 @@ def test_two_steps_may_not_write_one_table() -> None:
     assert [step.name for step in steps_of(parse_job(GOOD + second % ", name: others"))] == ["images", "others"]
 
 
+@pytest.mark.parametrize("name", ["metrics", "rejects", "Rejects"])
+def test_names_of_our_own_folders_are_taken(name: str) -> None:
+    assert mistakes(f"{GOOD}  - embed_images: {{manifest: m, name: {name}}}\n") == [
+        f"j.yaml: a step writes a table {name!r}, whose place is taken by clipray's own: give it another `name`"
+    ]
+
+
+def test_two_tables_that_differ_in_case_only() -> None:
+    assert mistakes(f"{GOOD}  - embed_images: {{manifest: m, name: Images}}\n") == [
+        "j.yaml: tables 'Images' and 'images' are the same to file systems that ignore case: rename one"
+    ]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\\\\b", "..", "", " ", "a\\nb", "a\\u001b[31m"])
+def test_a_feature_that_names_no_column(name: str) -> None:
+    (mistake,) = mistakes(f'{GOOD}  - embed_images: {{manifest: m, name: x, features: {{"{name}": {{}}}}}}\n')
+    assert "names no column: expected a name without slashes and control characters" in mistake
+    assert "\x1b" not in mistake
+
+
+@pytest.mark.parametrize("name", ["conv-1", "conv.1", "ü x", "名前"])
+def test_a_feature_may_have_any_other_name(name: str) -> None:
+    job = parse_job(f'{GOOD}  - embed_images: {{manifest: m, name: x, features: {{"{name}": {{}}}}}}\n')
+    assert list(steps_of(job)[1].features) == [name]  # type: ignore[attr-defined]
+
+
 def test_a_key_that_appears_twice() -> None:
     assert mistakes(GOOD + "output: b\n") == [f"j.yaml:{LAST + 1}: key 'output' appears twice"]
     assert mistakes(with_setting("manifest: b")) == [

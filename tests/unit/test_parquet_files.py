@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipray import parquet
+from clipray.analysis.lengths import LONGEST, first_long_rows, unit
 from clipray.classes import prompt_styles
 from clipray.errors import ClipRayError, ManifestError, SchemaError
 from clipray.ground_truth import convert_ground_truth
@@ -26,7 +27,7 @@ from clipray.relevance import open_relevance, read_relevance
 from clipray.scan import SCAN_BYTES, SCAN_ROWS, row_keys, scan
 from clipray.settings import Column
 from clipray.storage import Folder
-from clipray.vectors import Vectors, groups, open_vectors, read_ids
+from clipray.vectors import Vectors, groups, open_vectors, read_finite, read_ids
 from clipray.vectors import read_piece as read_vectors
 
 
@@ -434,6 +435,48 @@ def test_what_names_no_row(tmp_path: Path, ids: pa.Array, message: str) -> None:
     path = write(tmp_path / "v.parquet", {"id": ids, "v": [[1.0, 2.0]] * 2})
     with pytest.raises(SchemaError, match=message):
         rows_of(vectors_of(path))
+
+
+# --- vectors that float32 cannot square
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()], ids=str)
+@pytest.mark.parametrize("length", [1e30, 5e18, 3e38])
+def test_vectors_that_are_too_long_are_refused(tmp_path: Path, kind: pa.DataType, length: float) -> None:
+    v = pa.array([[1.0, 2.0], [length, -length], [0.0, 1e17]], pa.list_(kind))
+    source = vectors_of(write(tmp_path / "v.parquet", {"id": ["a", "b", "c"], "v": v}))
+    with pytest.raises(SchemaError, match=r"vectors that are longer than 4e\+18, id: 'b'; mend, scale or drop"):
+        read_finite(source, source.pieces[0])
+
+
+def test_unit_vectors_of_any_length() -> None:
+    rng = np.random.default_rng(5)
+    directions = rng.standard_normal((9, 33))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    lengths = np.array([1.0, 1e-3, 1e18, 1e30, 1e37, 1e-13, 1e-20, 1e-30, 0.0])
+    x = (directions * lengths[:, None]).astype(np.float32)
+    expected = np.where(lengths[:, None] > 0, directions, 0)
+    assert np.allclose(unit(x), expected, atol=2e-7, rtol=0)
+    assert np.allclose(
+        unit(directions * np.where(lengths == 1e30, 1e300, lengths)[:, None]), expected, atol=2e-7, rtol=0
+    )
+    plain = x[:2] / np.linalg.norm(x[:2], axis=1, keepdims=True)
+    assert np.array_equal(unit(x)[:2], plain)  # the same bits as ever
+    assert np.isnan(unit(np.array([[np.inf, 1.0], [np.nan, 1.0]]))).any(axis=1).all()
+    assert unit(np.zeros((0, 4), np.float32)).shape == (0, 4)
+
+
+def test_long_rows_are_those_that_float32_cannot_square() -> None:
+    x = np.full((4, 10_000), 3e16, np.float32)  # of length 3e18
+    assert first_long_rows(x).tolist() == []
+    x[[1, 3]] *= 2
+    assert first_long_rows(x).tolist() == [1, 3]
+    assert first_long_rows(x, 1).tolist() == [1]
+    assert first_long_rows(-x.astype(np.float64)).tolist() == [1, 3]
+    assert first_long_rows(np.full((2, 3), 6e4, np.float16)).tolist() == []
+    assert first_long_rows(np.array([[1e300, 0.0]])).tolist() == [0]
+    with np.errstate(over="raise"):
+        np.square(2 * np.float32(LONGEST))  # of two opposite ones the distance
 
 
 # --- kept columns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from typer.testing import CliRunner
 from clipray.cli import app
 from clipray.demo.world import write_world
 from clipray.errors import ClipRayError
+from clipray.quick_labels import _classes
+from clipray.settings import Classes
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,20 @@ def test_labels_with_their_probabilities(pictures: Path, tmp_path: Path) -> None
     assert sum(entry["probability"] for entry in labels) == pytest.approx(1, abs=1e-5)
     assert shown["refused"] is None
     assert str(bad["refused"]).startswith("not_an_image: ")
+
+
+def test_names_that_look_like_files() -> None:
+    for names in ("St. Bernard", "a.b, c.txt, d/e"):
+        found = _classes(names, None)
+        assert isinstance(found, Classes)
+        assert found.names == names.split(", ")
+
+
+def test_a_file_name_that_is_not_utf8(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes((pictures / "single-00000.jpg").read_bytes())
+    (row,) = told(str(tmp_path), "--classes", "a blue star, a red circle")
+    assert str(row["picture"]).endswith(r"caf\xe9.jpg")
+    assert row["refused"] is None
 
 
 def test_a_folder_by_a_class_file(pictures: Path) -> None:
@@ -68,6 +85,9 @@ def test_the_table(pictures: Path) -> None:
         (["{p}", "--classes", "a, "], "--classes: class 1 has an empty name"),
         (["{p}", "--classes", "a", "--template", "x"], "--template: the template 'x' has no"),
         (["{p}", "--classes", "none.yaml"], "none.yaml: no such class file"),
+        (["{p}", "--classes", "none.csv"], "none.csv: no such class file"),
+        (["{p}", "--classes", "classes.xlsx"], "--classes classes.xlsx: expected a class file"),
+        (["{p}", "--classes", "lists/classes"], "--classes lists/classes: expected a class file"),
         (["{p}/*.png", "--classes", "a"], "no pictures there"),
     ],
 )

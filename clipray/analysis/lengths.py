@@ -1,0 +1,32 @@
+"""Lengths of vectors that float32 cannot square: computed in float64, or told."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+LONGEST = 4e18  # of a vector: squared distances of two such ones are below the largest float32
+SHORTEST = 1e-12  # of a vector whose square has lost no digits in float32
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """(n, d) float16, float32 or float64 -> (n, d) float32 of unit length; zero vectors stay zero, infinite ones become NaN."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        y = x.astype(np.float32)
+        lengths = np.linalg.norm(y, axis=1, keepdims=True)  # (n, 1)
+        y /= np.maximum(lengths, SHORTEST)
+        odd = np.flatnonzero(~((lengths > SHORTEST) & (lengths < np.inf)))
+        if len(odd):
+            exact = x[odd].astype(np.float64)
+            exact /= np.maximum(np.abs(exact).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+            y[odd] = exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), SHORTEST)
+    return y
+
+
+def first_long_rows(x: np.ndarray, limit: int = 5) -> np.ndarray:
+    """Numbers of the first `limit` rows of finite `x` (n, d) that are longer than `LONGEST`, int64 ascending."""
+    if x.dtype == np.float16 or not x.size or max(x.max(), -x.min()) <= LONGEST / math.sqrt(x.shape[1]):
+        return np.zeros(0, np.int64)
+    with np.errstate(over="ignore"):
+        return np.flatnonzero(np.linalg.norm(x.astype(np.float64), axis=1) > LONGEST)[:limit]
