@@ -125,3 +125,24 @@ def print_reports(reports: list[Any]) -> None:
             note,
         )
     out.print(listing)
+
+
+def print_checks(checks: list[Any]) -> None:
+    """What `clipray verify` has found: a line for each table, and then for each broken file."""
+    listing = PlainTable("table", "state", "files", "rows", "without a hash")
+    for check in checks:
+        listing.add_row(check.name, check.state, str(check.files), str(check.rows), str(len(check.without_hash) or ""))
+    out.print(listing)
+    for check in checks:
+        for file in check.broken:
+            rows = "" if file.rows is None else f", {file.rows} rows"
+            out.print(f"{check.name}/{file.file}{rows}: {file.problem}; {file.repair}", soft_wrap=True, markup=False)
+        if check.note:
+            out.print(f"{check.name}: not noted for the next run: {check.note}", soft_wrap=True, markup=False)
+    before = [check.name for check in checks if check.without_hash]
+    if before:
+        out.print(
+            f"made before hashes were recorded, so only what can be read was verified: {', '.join(before)}",
+            soft_wrap=True,
+            markup=False,
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -18,6 +20,7 @@ from clipray.cli.app import (
     app,
     model_settings,
     out,
+    print_checks,
     print_pages,
     print_reports,
     run_job,
@@ -92,6 +95,23 @@ def status(
         said = f"{attempt.id}: {attempt.state.lower()}" if attempt else f"was not submitted to {address}"
         out.print(said, soft_wrap=True, markup=False)
     print_reports(look(run))
+
+
+@app.command()
+def verify(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Read every byte of a run: what is broken, and what the next run makes again. Ends with 1 where something is."""
+    from clipray.verify import verify as check
+
+    checks = check(run)
+    broken = any(table.broken for table in checks)
+    if as_json:
+        print(json.dumps({"run": run, "whole": not broken, "tables": [asdict(table) for table in checks]}, indent=2))
+    else:
+        print_checks(checks)
+    raise typer.Exit(1 if broken else 0)
 
 
 @app.command()

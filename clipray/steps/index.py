@@ -7,6 +7,7 @@ it as it was. New files of the input are added to the index that is there, as lo
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,15 +16,23 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.analysis.vector_index import choose_type, empty_index, mergeable, training_rows
-from clipray.errors import ClipRayError
-from clipray.notes import STARTED, read_started, write_started
+from clipray.errors import ClipRayError, StaleTableError
+from clipray.notes import read_started, write_started
 from clipray.settings import Index
 from clipray.steps.step import Given, Run, State, Ticker
 from clipray.steps.table_step import VectorStep
-from clipray.storage import Folder
+from clipray.storage import TEMPORARY, Folder
+from clipray.vector_search.files import broken_files, hash_of
 from clipray.vectors import Piece, groups, open_vectors
 
 OUTGROWN = 2  # times the rows that an index was built of: beyond it is built anew
+OURS = re.compile(
+    r"index-[0-9a-f]{8}\.faiss(\.lists)?|part-[0-9a-f]{8}-\d{12}\.parquet|"
+    + re.escape(TEMPORARY)
+    + ".*|"
+    + re.escape(tables.DAMAGED)
+)
+"""Names of files that earlier builds may have left."""
 SHARE = 0.5  # of the memory that Ray's workers may take
 
 
@@ -61,6 +70,7 @@ class IndexStep(VectorStep[Index]):
         """
         from clipray.engine.index_build import Order, build
 
+        self._refuse_others()
         self._write_started()
         cluster, before = run.cluster(), self._extendable()
         kind, on_disk = self._type(cluster.memory_bytes)
@@ -84,6 +94,11 @@ class IndexStep(VectorStep[Index]):
             )
         return self._commit(order.name, parts, before, shards, figures, began)
 
+    def _refuse_others(self) -> None:
+        for name in tables.shard_names(self.table):
+            if not OURS.fullmatch(name):
+                raise StaleTableError(f"{self.table.path(name)} is no file of this index; move it away")
+
     def _write_started(self) -> None:
         started = read_started(self.table) or {}
         facts = {"settings": self.identity, "fingerprint": self.fingerprint, "digest": self.digest}
@@ -102,11 +117,18 @@ class IndexStep(VectorStep[Index]):
     def _extendable(self) -> tables.Record | None:
         """The record of an index of these very files and fewer, if it can be extended."""
         record = tables.record_to_go_on(self.table)
-        if record is None or not has_index(self.table, record) or record.provenance["lists_file"]:
+        if record is None or record.provenance["lists_file"] or not self._is_whole(record):
             return None
         before = record.provenance["indexed"]
         same = all(self.source.files.get(path) == sign for path, sign in before["files"].items())
         return record if same and before["files"] and self.total <= OUTGROWN * before["built_of"] else None
+
+    def _is_whole(self, record: tables.Record) -> bool:
+        """Whether every byte of the index is as it was built."""
+        if tables.noted_as_damaged(self.table) is not None or broken_files(self.table, record):
+            return False
+        names = [file["name"] for file in record.files]
+        return len(tables.verify_shards(self.table, names)[0]) == len(names)
 
     def _parts(self, before: tables.Record | None) -> list[Any]:
         """Parts in the order of their ids: those that are in the index, then the new ones."""
@@ -129,6 +151,7 @@ class IndexStep(VectorStep[Index]):
         if rows != figures["vectors"]:
             raise AssertionError(f"{rows} ids, but {figures['vectors']} vectors")
         sizes = figures.pop("files")
+        sha256 = {file: hash_of(self.table, file) for file in sizes}
         indexed = {
             "files": self.source.files,
             "pieces": _piece_ids(parts),
@@ -138,6 +161,7 @@ class IndexStep(VectorStep[Index]):
             "index_file": name,
             "lists_file": f"{name}.lists" if f"{name}.lists" in sizes else None,
             "sizes": sizes,
+            "sha256": sha256,
         }
         made = {
             **files,
@@ -148,9 +172,10 @@ class IndexStep(VectorStep[Index]):
         trained_on = before.figures.get("trained_on", 0) if before else 0
         figures = {"trained_on": trained_on, **figures, "index_bytes": sum(sizes.values())}
         record = self.commit([*old, *shards], began, figures=figures, provenance=made)
-        keep = {tables.RECORD, STARTED, *sizes, *(file["name"] for file in record.files)}
+        keep = {*sizes, *(file["name"] for file in record.files)}
         for file in set(self.table.sizes()) - keep:
-            self.table.remove(file)
+            if OURS.fullmatch(file):
+                self.table.remove(file)
         return record
 
 

@@ -14,8 +14,9 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis import vector_index as vi
 from clipray.analysis.lengths import unit
-from clipray.errors import SchemaError
+from clipray.errors import DamagedError, SchemaError
 from clipray.storage import Folder
+from clipray.vector_search.files import hashes, is_as_built
 from clipray.vectors import Vectors, comparable, digest_of
 
 
@@ -118,7 +119,17 @@ def open_index(name: str, folder: Folder) -> OpenIndex:
     where = Path(folder.path("")) if folder.local else _fetched(folder, made["sizes"])
     mapped = faiss.IO_FLAG_MMAP if record.figures["type"].startswith("IVF") else 0
     flags = faiss.IO_FLAG_ONDISK_SAME_DIR if made["lists_file"] else mapped
-    index = faiss.read_index(str(where / made["index_file"]), flags)
+    for file, sha256 in hashes(record).items():
+        if not is_as_built(str(where / file), sha256):
+            raise DamagedError(
+                f"index {name}: {folder.path(file)} has changed since it was built; `clipray verify` notes it, "
+                "and the next `clipray run` builds it anew"
+            )
+    try:
+        index = faiss.read_index(str(where / made["index_file"]), flags)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedError(f"index {name}: {folder.path(made['index_file'])} is no FAISS index: {reason}") from error
     vi.set_effort(index, record.figures.get("parameter", ""), record.figures.get("value", 0))
     return OpenIndex(name, record, ids.drop_columns(["vector_id"]), index)
 

@@ -28,7 +28,7 @@ FLOORS = [
     {"scan", "vectors", "classes"},
     {"contents"},
     {"ledger", "lookup", "run_status", "labelled", "vector_search"},
-    {"relevance", "ground_truth"},
+    {"relevance", "ground_truth", "verify"},
     {"encoders"},
     {"engine", "run_page"},
     {"steps"},
