@@ -21,6 +21,7 @@ from clipray.contents import CONTENT_HASH
 from clipray.errors import Stopped
 from clipray.manifest import make_manifest
 from clipray.steps.attempt import Attempt
+from clipray.storage import Folder
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -45,10 +46,11 @@ def write(path: Path, contents: dict[str, bytes | None], key: str = "image_id", 
     pq.write_table(pa.table(rows), path)
 
 
-def shards(folder: Path) -> dict[str, str]:
+def shards(url: Path) -> dict[str, str]:
     """Id -> the shard that it is in."""
-    found = {name: tables.read_shard(tables.Folder(str(folder)), name) for name in tables.shard_names(tables.Folder(str(folder)))}  # fmt: skip
-    return {row: name for name, data in found.items() for row in data.column(0).to_pylist()}
+    folder = Folder(str(url))
+    ids = {name: tables.read_shard(folder, name).column(0).to_pylist() for name in tables.shard_names(folder)}
+    return {row: name for name, rows in ids.items() for row in rows}
 
 
 def hashes(folder: Path) -> dict[str, str | None]:
@@ -128,10 +130,12 @@ def test_a_manifest_that_has_not_changed_is_not_read_for_its_bytes(
 def test_a_kill_between_an_exchange_and_the_end_hides_nothing(
     files: list[bytes], tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contents = dict(zip("abcdef", files, strict=False))
+    contents = dict(zip("abcdef", files, strict=False)) | {"bad": b"no picture", "worse": files[6][:400], "none": None}
     write(tmp_path / "m.parquet", contents)
     run, images = job(tmp_path, tiny_model), tmp_path / "out" / "images"
     runner.run(run)
+    good, rejected = oracle({i: contents[i] for i in "abcdef"}), {i: contents[i] for i in ("bad", "worse", "none")}
+    assert (hashes(images), hashes(tmp_path / "out/rejects/images")) == (good, oracle(rejected))
     contents["a"] = files[10]
     write(tmp_path / "m.parquet", contents)
     with monkeypatch.context() as patch:  # killed before it took stock
@@ -146,27 +150,16 @@ def test_a_kill_between_an_exchange_and_the_end_hides_nothing(
             runner.run(run)
     assert json.loads((images / "_started.json").read_text())["content_hash"] is True
     assert set(shards(images)) == set("cdef")
-    contents["c"] = files[12]
+    contents |= {"c": files[12], "bad": files[13]}
     write(tmp_path / "m.parquet", contents)
     runner.run(run)
-    assert hashes(images) == oracle(contents)
+    assert hashes(images) == oracle({i: data for i, data in contents.items() if i not in ("worse", "none")})
+    assert hashes(tmp_path / "out/rejects/images").keys() == {"worse", "none"}
     assert runner.run(run)[0].note == "was finished already"
 
 
 def _killed(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def test_rejected_rows_are_tried_again_with_other_bytes(files: list[bytes], tiny_model: str, tmp_path: Path) -> None:
-    contents = {"good": files[0], "bad": b"no picture", "worse": files[1][:400], "none": None}
-    write(tmp_path / "m.parquet", contents)
-    run = job(tmp_path, tiny_model)
-    (report,) = runner.run(run)
-    assert (report.rows, report.rejected) == (1, 3)
-    assert hashes(tmp_path / "out/rejects/images") == {i: h for i, h in oracle(contents).items() if i != "good"}
-    write(tmp_path / "m.parquet", contents | {"bad": files[2]})
-    (report,) = runner.run(run)
-    assert (report.rows, report.rejected) == (2, 2)
 
 
 def test_a_table_that_was_begun_without_hashes_goes_on_without(
@@ -181,22 +174,16 @@ def test_a_table_that_was_begun_without_hashes_goes_on_without(
     runner.run(run)
     assert CONTENT_HASH not in tables.read_table(str(images)).column_names
     uris = [f"{tmp_path}/{n}.jpg" for n in "abcd"]
-    write(tmp_path / "m.parquet", contents, uri=uris)
-    assert runner.run(run)[0].note == "was finished already"
     write(tmp_path / "m.parquet", contents | {"e": files[4], "bad": b""}, uri=[*uris, None, None])
     (report,) = runner.run(run)
     assert (report.rows, report.rejected) == (5, 1)
     assert CONTENT_HASH not in tables.read_table(str(images)).column_names
-    runner.run(run, fresh=["images"])
-    assert hashes(images) == oracle(contents | {"e": files[4]})
-
-
-def test_a_column_that_is_called_so_is_kept_as_any_other(files: list[bytes], tiny_model: str, tmp_path: Path) -> None:
-    write(tmp_path / "m.parquet", {"a": files[0], "b": b""}, content_hash=["mine", "too"])
-    run = job(tmp_path, tiny_model, keep=["content_hash"])
-    runner.run(run)
-    assert hashes(tmp_path / "out/images") == {"a": "mine"}
-    assert runner.run(run)[0].note == "was finished already"
+    told: list[str] = []
+    (report,) = runner.run(job(tmp_path, tiny_model, check_sources="size_mtime"), notice=told.append)
+    assert report.note == "was finished already"
+    assert told == [
+        "images: `check_sources` looks at no file, as the table was begun without it; `--fresh` makes it anew"
+    ]
 
 
 def test_files_that_were_replaced_behind_their_uris(tiny_model: str, tmp_path: Path) -> None:
@@ -218,13 +205,3 @@ def test_files_that_were_replaced_behind_their_uris(tiny_model: str, tmp_path: P
     assert runner.run(run)[0].note == "was finished already"
     unchecked = job(tmp_path, tiny_model)
     assert runner.run(unchecked)[0].note == "was finished already"
-
-
-def test_a_table_that_was_begun_without_looking_at_files_says_so(tiny_model: str, tmp_path: Path) -> None:
-    draw_pictures(tmp_path / "p", 4)
-    make_manifest(tmp_path / "p", tmp_path / "m.parquet")
-    runner.run(job(tmp_path, tiny_model))
-    told: list[str] = []
-    (report,) = runner.run(job(tmp_path, tiny_model, check_sources="size_mtime"), notice=told.append)
-    assert report.note == "was finished already"
-    assert told == ["images: `check_sources` looks at no file, as the table was begun without it; `--fresh` makes it anew"]  # fmt: skip

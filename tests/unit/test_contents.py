@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from clipray.kinds import REGION_PICTURES
 from clipray.ledger import RegionFolders, Stock, take_stock
 from clipray.manifest import open_manifest
 from clipray.scan import Scan, hash_strings, scan
+from clipray.steps.comparison import Comparison
 from clipray.storage import Folder
 
 INLINE = Contents("bytes")
@@ -295,3 +297,50 @@ def test_files_that_are_not_looked_at_any_more_leave_their_rows(tmp_path: Path) 
     sources = Sources(tmp_path)
     (tmp_path / "b").write_bytes(b"longer than it was")
     assert sources.kept(Contents(None)) == set("abcd")
+
+
+def comparison(home: Path, before: dict[str, Any] | None, *, named: Sequence[str] = (), schemes: Sequence[str] = ()) -> Comparison:  # fmt: skip
+    """With the manifest of `table`."""
+    manifest = open_manifest(str(home / "m"))
+    return Comparison(manifest, scan(manifest), before, frozenset(named), tuple(schemes))
+
+
+def test_the_table_that_is_there_decides_whether_contents_are_compared(table: Table) -> None:
+    assert comparison(table.home, None).contents == INLINE
+    assert comparison(table.home, {"content_hash": True}).contents == INLINE
+    for begun in ({}, {"content_hash": False}):  # as by earlier versions
+        earlier = comparison(table.home, begun)
+        assert (earlier.contents, earlier.changed, earlier.facts(earlier.scan.versions)) == (None, False, {})
+        assert earlier.scan_with_contents() is earlier.scan
+    assert comparison(table.home, None, named=[CONTENT_HASH]).contents is None
+
+
+def test_files_are_looked_at_only_where_there_are_no_bytes(table: Table, tmp_path: Path) -> None:
+    inline = comparison(table.home, None, schemes=SCHEMES)
+    assert inline.contents == INLINE
+    assert "inline" in inline.caveat
+    (tmp_path / "uris/m").mkdir(parents=True)
+    pq.write_table(pa.table({"image_id": ["a"], "uri": ["/p/a"]}), tmp_path / "uris/m/0.parquet")
+    uris = comparison(tmp_path / "uris", None, schemes=SCHEMES)
+    assert (uris.contents, uris.caveat) == (Contents(None, SCHEMES), "")
+    assert comparison(tmp_path / "uris", None).contents is None
+    begun = comparison(tmp_path / "uris", {"content_hash": False}, schemes=SCHEMES)
+    assert (begun.contents, "--fresh" in begun.caveat) == (None, True)
+
+
+def test_what_is_kept_of_a_run_tells_the_next_one_what_to_read(table: Table) -> None:
+    first = comparison(table.home, None)
+    assert (first.changed, first.scan_with_contents() is first.scan) == (False, True)  # no row is on disk
+    before = first.facts(first.scan.versions)
+    assert not comparison(table.home, before).changed
+    (table.home / "m/0.parquet").rename(table.home / "m/7.parquet")
+    table.manifest("1.parquet", [ROWS[5], ROWS[4], *ROWS[6:]])
+    table.manifest("2.parquet", [("i", None, b"new")])
+    second = comparison(table.home, before)
+    assert [os.path.basename(second.manifest.urls[n]) for n in sorted(second.changed_files)] == ["1.parquet", "2.parquet", "7.parquet"]  # fmt: skip
+    assert (second.changed, second.scan_with_contents().contents) == (True, True)
+    (table.home / "m/2.parquet").unlink()
+    third = comparison(table.home, second.facts(second.scan.versions))
+    assert (third.changed, third.changed_files) == (False, frozenset())
+    unknown = comparison(table.home, {"content_hash": True})
+    assert len(unknown.changed_files) == 2
