@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from clipray.contents import CONTENT_HASH, same_content
 from clipray.errors import DamagedError, SchemaError, StaleTableError
+from clipray.reasons import is_passing
 from clipray.scan import Scan, places, row_keys
 from clipray.storage import Folder
 from clipray.tables import Shard, provenance_of, read_shard, shard_names, shard_stamp, verify_shards, write_shard
@@ -133,6 +134,24 @@ def _bytes_of(shard: Shard | None) -> int | None:
     return None if shard is None else shard.bytes
 
 
+def take_back(rejects: Folder, fingerprint: str, verified: dict[str, Shard]) -> int:
+    """Remove the rows whose reason may pass from a table's rejects, so that they are to be done again.
+
+    A kill in between leaves some of them rejected, the others to do, and none lost. verified: as of `take_stock`, kept
+    true. Returns how many there were.
+    """
+    count = 0
+    for name in shard_names(rejects):
+        with contextlib.suppress(SchemaError, FileNotFoundError):  # torn: taking stock removes it
+            stamp = shard_stamp(rejects, name)[2]
+            reasons = read_shard(rejects, name, ["reason"])["reason"].to_pylist()
+            lasting = np.array([not is_passing(reason) for reason in reasons], bool)
+            if stamp.get("fingerprint") == fingerprint and not lasting.all():
+                _rewrite(rejects, name, lasting, verified)
+                count += int((~lasting).sum())
+    return count
+
+
 def _count_shard(
     folder: Folder,
     name: str,
@@ -234,13 +253,18 @@ def _kept(folder: Folder, name: str, good: np.ndarray, stock: Stock) -> Shard | 
     """The shard with its good rows alone; None where it has none. good: (rows,) bool."""
     if good.all():
         return stock.verified[folder.path(name)]
+    return _rewrite(folder, name, good, stock.verified)
+
+
+def _rewrite(folder: Folder, name: str, good: np.ndarray, verified: dict[str, Shard]) -> Shard | None:
+    verified.pop(folder.path(name), None)
     if not good.any():
         folder.remove(name)
         return None
     stamp = shard_stamp(folder, name)[2]
     data = read_shard(folder, name).filter(pa.array(good))
     shard = write_shard(folder, name, stamp["table"], data, provenance_of(stamp))
-    stock.verified[folder.path(name)] = shard
+    verified[folder.path(name)] = shard
     return shard
 
 

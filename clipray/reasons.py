@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Literal, NewType
 
@@ -31,3 +32,8 @@ def is_passing(reason: str) -> bool:
     if status == reason or not status.isdigit():
         return reason in PASSING
     return int(status) in PASSING_STATUSES or int(status) >= HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def passing(counts: Mapping[str, int]) -> int:
+    """Of rejects counted by reason, how many may pass."""
+    return sum(count for reason, count in counts.items() if is_passing(reason))

@@ -19,6 +19,7 @@ from clipray.errors import JobError, RunError, SchemaError, Stopped
 from clipray.events import Events, read_events
 from clipray.job import load_job, steps_of
 from clipray.notes import STARTED
+from clipray.reasons import passing
 from clipray.run_page.run_tables import finished_tables
 from clipray.run_status import StepReport, status
 from clipray.settings import Job
@@ -36,6 +37,7 @@ def run(
     *,
     fresh: Sequence[str] = (),
     retry_rejects: bool = False,
+    retry: bool = True,
     address: str | None = None,
     watch: Callable[[Any], None] | None = None,
     notice: Callable[[str], None] | None = None,
@@ -46,6 +48,7 @@ def run(
         job: a `Job`, or the path or URL of a job file.
         fresh: names of tables to delete and make anew, with those that the same step writes beside them.
         retry_rejects: forget the rejects of an earlier run and try those rows again.
+        retry: try rows again that are rejected for a passing reason: at the end of the run, and those of earlier runs.
         address: a Ray cluster; without it, RAY_ADDRESS, the job's `address`, or Ray on this machine.
         watch: called about every second with a `Snapshot` of the step at work.
         notice: called with one line for each thing a person should know.
@@ -64,7 +67,8 @@ def run(
         events.begin("run_started", job=job.name, pid=os.getpid())
         try:
             with environment_errors():
-                reports = _run_steps(job, output, events, fresh, retry_rejects, address, watch or (lambda _: None), say)
+                _make_undone(job, output, fresh, retry_rejects)
+                reports = _run_steps(job, output, events, retry, address, watch or (lambda _: None), say)
         except KeyboardInterrupt:
             events.write("stopped")
             raise Stopped(_where_it_stands(output)) from None
@@ -76,22 +80,15 @@ def run(
 
 
 def _run_steps(
-    job: Job, output: Folder, events: Events, fresh: Sequence[str], retry_rejects: bool, address: str | None,
+    job: Job, output: Folder, events: Events, retry: bool, address: str | None,
     watch: Callable[[Any], None], say: Callable[[str], None],
 ) -> list[StepReport]:  # fmt: skip
     settings = steps_of(job)
-    _known_tables(fresh, [table for s in settings for table in s.tables])
-    for step in settings:
-        for table in step.tables if set(fresh) & set(step.tables) else ():
-            _delete_table(output, table)
-    if retry_rejects:
-        for step in settings:
-            _forget_rejects(output, step.books)
     mend_metrics(output)
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as aside:
         connect = functools.cache(lambda: stack.enter_context(_connected(address or job.address)))
         model = aside.submit(_resolve, job)
-        unfinished = [s for s in settings if tables.record_to_go_on(output.sub(s.books)) is None]
+        unfinished = [s for s in settings if _is_unfinished(output.sub(s.books), retry)]
         if any(s.looks_inside for s in unfinished):
             aside.submit(importlib.import_module, "clipray.encoders.layers")  # and torch: seconds, in which Ray starts
         if any(s.needs_cluster for s in unfinished):
@@ -100,8 +97,26 @@ def _run_steps(
             check(s, model.result)
         metered = _metered(watch, job.name, lambda: connect.cache_info().currsize > 0)
         here = Run(lambda: _as_it_is(connect()), events, metered, say)
-        given = Given(job, output, model.result)
+        given = Given(job, output, model.result, retry)
         return [report for s in settings for report in _run_step(prepare(s, given), here, s.tables)]
+
+
+def _make_undone(job: Job, output: Folder, fresh: Sequence[str], retry_rejects: bool) -> None:
+    """Delete what is to be made anew."""
+    settings = steps_of(job)
+    _known_tables(fresh, [table for s in settings for table in s.tables])
+    for step in settings:
+        for table in step.tables if set(fresh) & set(step.tables) else ():
+            _delete_table(output, table)
+    if retry_rejects:
+        for step in settings:
+            _forget_rejects(output, step.books)
+
+
+def _is_unfinished(table: Folder, retry: bool) -> bool:
+    """Whether there is work to do, as far as the table's record says."""
+    record = tables.record_to_go_on(table)
+    return record is None or (retry and passing(record.rejects_by_reason) > 0)
 
 
 def _run_step(step: Step, run: Run, names: Sequence[str]) -> Iterator[StepReport]:
@@ -305,7 +320,7 @@ def _planned(step: Step, state: State) -> StepReport:
     note = {
         "finished": "nothing to do",
         "absent": f"{step.total} rows to do",
-        "partial": f"{left} rows to do",
+        "partial": _left(left, state.again),
         "stale": f"stale: {'; '.join(state.changed)}",
     }[state.kind]
     found = record or stock
@@ -313,6 +328,11 @@ def _planned(step: Step, state: State) -> StepReport:
         (found.rows, found.rejects if isinstance(found, tables.Record) else found.rejected) if found else (0, 0)
     )
     return StepReport(step.name, state.kind, written, rejected, step.total, note=note, record=record)
+
+
+def _left(rows: int, again: int) -> str:
+    retried = f"{again} rows rejected for a passing reason are tried again"
+    return (f"{rows} rows to do; {retried}" if rows else retried) if again else f"{rows} rows to do"
 
 
 def _machine(address: str | None) -> Any:

@@ -147,7 +147,7 @@ class ObjectStore:
 
     Attributes:
         environment: by which every process finds it. SECRET: of these, what must be seen nowhere else.
-        throttled, cut: every so many requests are answered with 503, or broken off; 0: none.
+        throttled, cut, dripped: every so many requests are answered with 503, or broken off, or byte by byte; 0: none.
         denied: answer everything with 403.
     """
 
@@ -159,7 +159,8 @@ class ObjectStore:
 
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._requests = itertools.count(1)
-        self.throttled = self.cut = self.failures = 0
+        self.throttled = self.cut = self.dripped = self.failures = 0
+        self._ended = threading.Event()
         self.denied = False
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=MotoRequestHandler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -185,9 +186,20 @@ class ObjectStore:
         if self.cut and number % self.cut == 0 and environ["REQUEST_METHOD"] == "GET":
             self.failures += 1
             return [b"".join(answer)[:-1]]  # the connection ends before what was announced is there
+        if self.dripped and number % self.dripped == 0 and environ["REQUEST_METHOD"] == "GET":
+            self.failures += 1
+            return self._dripping(b"".join(answer))
         return answer
 
+    def _dripping(self, data: bytes) -> Iterable[bytes]:
+        """A byte a second."""
+        for number in range(len(data)):
+            yield data[number : number + 1]
+            if self._ended.wait(1):
+                return
+
     def stop(self) -> None:
+        self._ended.set()
         self._server.shutdown()
 
 

@@ -56,6 +56,12 @@ Pretrained = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of random weights.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column `label`: `folder`, or a regular expression on image_id.")]
+NoRetry = Annotated[
+    bool,
+    typer.Option(
+        "--no-retry", help="Leave rows rejected that failed for a passing reason (a server that is away or busy)."
+    ),
+]
 RetryRejects = Annotated[bool, typer.Option("--retry-rejects", help="Try the rejected rows of an earlier run again.")]
 
 

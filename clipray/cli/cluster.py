@@ -10,6 +10,7 @@ import typer
 from clipray.cli.app import (
     Fresh,
     JobServer,
+    NoRetry,
     RetryRejects,
     app,
     err,
@@ -31,11 +32,13 @@ def submit(
     ] = None,
     fresh: Fresh = None,  # type: ignore[assignment]
     retry_rejects: RetryRejects = False,
+    no_retry: NoRetry = False,
 ) -> None:
     """Run a job on a Ray cluster and follow it; submitted again, it goes on, or is followed where it is at work."""
     from clipray.submit import submit as send
 
-    options = [word for table in fresh or [] for word in ("--fresh", table)] + ["--retry-rejects"] * retry_rejects
+    options = [word for table in fresh or [] for word in ("--fresh", table)]
+    options += ["--retry-rejects"] * retry_rejects + ["--no-retry"] * no_retry
     code = send(
         job, address, say=say, write=write, detach=detach, requirements=requirements,
         exclude=exclude or [], options=options,

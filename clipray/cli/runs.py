@@ -14,6 +14,7 @@ from clipray.cli.app import (
     JobServerIfAny,
     LabelColumn,
     ModelName,
+    NoRetry,
     Pretrained,
     RetryRejects,
     Seed,
@@ -34,10 +35,11 @@ def run(
     job: Annotated[str, typer.Argument(help="Job file, local or any URL.")],
     fresh: Fresh = None,  # type: ignore[assignment]
     retry_rejects: RetryRejects = False,
+    no_retry: NoRetry = False,
     address: Address = None,
 ) -> None:
     """Run what is not finished of a job."""
-    print_pages(run_job(job, fresh=fresh or [], retry_rejects=retry_rejects, address=address))
+    print_pages(run_job(job, fresh=fresh or [], retry_rejects=retry_rejects, retry=not no_retry, address=address))
 
 
 @app.command()

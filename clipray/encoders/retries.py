@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from clipray.encoders.refusals import Refused
 from clipray.reasons import is_passing
 
-ATTEMPTS = 5
+ATTEMPTS = 3
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 8.0
 SILENT_S = 60.0  # for which a server that did not answer is not asked again
@@ -33,7 +33,7 @@ class Failure(Exception):
 
 @dataclass
 class Servers:
-    """When servers answered last, and which do not. Safe to use in several threads."""
+    """How servers did of late. Safe to use in several threads."""
 
     clock: Callable[[], float] = time.monotonic
     _answered: dict[str, float] = field(default_factory=dict)
@@ -45,11 +45,13 @@ class Servers:
             self._answered[server] = self.clock()
             self._silent.pop(server, None)
 
-    def did_not_answer(self, server: str, since: float) -> None:
-        """A request made at `since` failed without an answer; the server is silent unless it answered another since."""
+    def did_not_answer(self, server: str) -> None:
         with self._lock:
-            if self._answered.get(server, since) <= since:
-                self._silent[server] = self.clock()
+            self._silent[server] = self.clock()
+
+    def has_answered(self, server: str, since: float) -> bool:
+        with self._lock:
+            return self._answered.get(server, float("-inf")) >= since
 
     def is_silent(self, server: str) -> bool:
         with self._lock:
@@ -74,31 +76,35 @@ class Retries:
 
         Args:
             request: gets the seconds that it may take; raises Failure.
-            timeout_s: the longest that one request may take; patience: how often that long all may take.
+            timeout_s: the longest that one request may take; patience: how often that long all of a row may take, where
+                the server answers at all.
 
         Raises:
             Refused: why the last request failed.
         """
         began = self.clock()
-        deadline = began + patience * timeout_s
-        for attempt in range(ATTEMPTS * patience):
+        attempts = ATTEMPTS * patience
+        for attempt in range(1, attempts + 1):
             if self.servers.is_silent(server):
                 raise Refused("fetch", "unreachable", f"{uri}: {server} did not answer a moment ago")
+            asked = self.clock()
             try:
-                data = request(min(timeout_s, deadline - self.clock()))
+                data = request(min(timeout_s, began + patience * timeout_s - asked))
             except Failure as failure:
                 if failure.answered:
                     self.servers.answered(server)
+                answers = self.servers.has_answered(server, asked)
+                deadline = began + timeout_s * (patience if answers else 1)
                 wait = max(self._wait(attempt), failure.retry_after_s)
-                if failure.again and attempt + 1 < ATTEMPTS * patience and self.clock() + wait < deadline:
+                if failure.again and attempt < attempts and self.clock() + wait < deadline:
                     self.sleep(wait)
                     continue
-                if not failure.answered:
-                    self.servers.did_not_answer(server, began)
+                if not self.servers.has_answered(server, began):
+                    self.servers.did_not_answer(server)
                 raise failure.refused from failure
             self.servers.answered(server)
             return data
         raise AssertionError("the last attempt returns or raises")
 
     def _wait(self, attempt: int) -> float:
-        return min(FIRST_WAIT_S * 2.0**attempt, LONGEST_WAIT_S) * (1 + self.jitter()) / 2
+        return min(FIRST_WAIT_S * 2.0 ** (attempt - 1), LONGEST_WAIT_S) * (1 + self.jitter()) / 2

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,26 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.contents import CONTENT_HASH, rows_at_once
+from clipray.encoders.encode_settings import EncodeSettings
 from clipray.engine.plan import Plan
 from clipray.engine.progress import Progress
 from clipray.engine.reader import Pass
 from clipray.engine.sink import Regions, Target, Written
 from clipray.engine.stream import run_pass
-from clipray.errors import RejectRateError
 from clipray.events import Events
-from clipray.ledger import REFUSED, Stock, take_stock
+from clipray.ledger import REFUSED, Stock, take_back, take_stock
 from clipray.manifest import joined, read_piece
 from clipray.notes import read_started, write_started
+from clipray.reasons import passing
 from clipray.scan import SCAN_BYTES, SCAN_ROWS, Scan, contains, hash_strings, pieces_with
 from clipray.steps.commit import commit_step
 from clipray.steps.encode_step import EncodeStep, told_by_shards
+from clipray.steps.reject_rate import too_many
 from clipray.steps.step import Snapshot, refuse_stale
 
 STOP_EARLY_REJECTS = 1_000
+LAST_PATIENCE = 3  # times that a server may take for a row in the last pass,
+PATIENT_ROWS = 1_000  # unless there are more rows than these
 
 
 class Attempt:
@@ -46,6 +51,7 @@ class Attempt:
         self._streaming_s = 0.0
         self._phase = "starting"
         self._verified: dict[str, tables.Shard] = {}  # by path: what this run has verified or written
+        self._patience = 1
 
     def run(self) -> tables.Record:
         """Encode what is missing, reconcile, commit.
@@ -55,23 +61,40 @@ class Attempt:
         """
         step = self.step
         attempt, precision = self._start()
+        self._take_back()  # those of earlier runs
         stock = self._stock(step.comparison.scan_with_contents())
         self._note_versions()
         self._check_rejects(stock, at_start=True)
-        for number, (rows_per_block, careful) in enumerate(self._passes()):
-            todo = step.scan.keys[~stock.taken]
-            if not len(todo):
-                break
-            if number:
-                self.events.write("rows_lost", rows=len(todo), again_in_blocks_of=rows_per_block)
-                self._phase = f"again, {len(todo)} rows whose worker died"
-            self._pass(todo, rows_per_block, careful, f"part-{attempt:04d}-{number}", precision, stock)
-            stock = self._stock()
-        self._reject_the_dead(stock, attempt)
-        stock = self._stock()
+        stock = self._encode(stock, f"part-{attempt:04d}", precision)
+        if count := self._take_back():
+            self._phase = f"again, {count} rows rejected for a passing reason"
+            self._patience = LAST_PATIENCE if count <= PATIENT_ROWS else 1
+            stock = self._encode(self._stock(), f"part-{attempt:04d}-again", precision)
         self._reconcile(stock)
         self._check_rejects(stock)
         return self._commit(stock)
+
+    def _encode(self, stock: Stock, prefix: str, precision: str) -> Stock:
+        """Encode what is not taken yet; rows whose worker dies come again in smaller blocks, and at last are rejected."""
+        for number, (rows_per_block, careful) in enumerate(self._passes()):
+            todo = self.step.scan.keys[~stock.taken]
+            if not len(todo):
+                return stock
+            if number:
+                self.events.write("rows_lost", rows=len(todo), again_in_blocks_of=rows_per_block)
+                self._phase = f"again, {len(todo)} rows whose worker died"
+            self._pass(todo, rows_per_block, careful, f"{prefix}-{number}", precision, stock)
+            stock = self._stock()
+        self._reject_the_dead(stock, prefix)
+        return self._stock()
+
+    def _take_back(self) -> int:
+        """Make rows that were rejected for a passing reason rows to do, unless the run is not to. Returns how many."""
+        step = self.step
+        count = take_back(step.rejects, step.fingerprint, self._verified) if step.retry else 0
+        if count:
+            self.events.write("rejects_taken_back", step=step.settings.name, rows=count)
+        return count
 
     def _passes(self) -> list[tuple[int, bool]]:
         rows = self.step.settings.rows_per_block
@@ -158,6 +181,8 @@ class Attempt:
     ) -> None:
         step, settings = self.step, self.step.settings
         encode = step.encoder(precision, self.plan.device, self.plan.threads)
+        if isinstance(encode, EncodeSettings):
+            encode = replace(encode, limits=replace(encode.limits, patience=self._patience))
         self._before = dict(self.progress.known["rows"])
         target = Target(
             step.table,
@@ -235,10 +260,13 @@ class Attempt:
         if now - self._logged >= 5:
             self._logged = now
             self.events.write("progress", **asdict(shot))
-        if rejected >= STOP_EARLY_REJECTS and rejected > self.step.settings.max_reject_rate * self.step.scan.rows:
-            raise self._too_many(
-                {**stock.rejects, **{r: stock.rejects.get(r, 0) + n for r, n in written.rejects.items()}}
-            )
+        self._stop_early(Counter(stock.rejects) + Counter(written.rejects))
+
+    def _stop_early(self, reasons: Counter[str]) -> None:
+        """Raises RejectRateError where so many rows are rejected for good that the last pass cannot mend it."""
+        lasting = reasons.total() - (passing(reasons) if self.step.retry else 0)
+        if lasting >= STOP_EARLY_REJECTS and lasting > self.step.settings.max_reject_rate * self.step.scan.rows:
+            raise too_many(self.step, reasons)
 
     def _queues(self, rows: dict[str, int], written: Written) -> dict[str, int]:
         """Rows between the stages of this pass, by the stage that they wait for; a lost block waits until its end."""
@@ -247,7 +275,7 @@ class Attempt:
         stages = [stage for stage in ("read", "decode", "encode", "write") if stage in passed]
         return {after: max(0, passed[before] - passed[after]) for before, after in itertools.pairwise(stages)}
 
-    def _reject_the_dead(self, stock: Stock, attempt: int) -> None:
+    def _reject_the_dead(self, stock: Stock, prefix: str) -> None:
         """Rows that were alone when their worker died, twice, in the last pass."""
         dead = step_rows(self.step, self.step.scan.keys[~stock.taken])
         if not dead.num_rows:
@@ -262,7 +290,7 @@ class Attempt:
             for row in dead.to_pylist()
         ]
         data = pa.Table.from_pylist(rows, schema=self.step.rejects_schema)
-        tables.write_shard(self.step.rejects, f"part-{attempt:04d}-dead.parquet", "rejects", data, self._provenance())
+        tables.write_shard(self.step.rejects, f"{prefix}-dead.parquet", "rejects", data, self._provenance())
 
     def _check_rejects(self, stock: Stock, *, at_start: bool = False) -> None:
         rows, limit = self.step.scan.rows, self.step.settings.max_reject_rate
@@ -272,22 +300,7 @@ class Attempt:
             self.events.write("manifest_rejects", rows=own.num_rows, example=example["message"])
         rejected = own.num_rows if at_start else stock.rejected
         if rejected > limit * rows:
-            raise self._too_many(stock.rejects)
-
-    def _too_many(self, reasons: dict[str, int]) -> RejectRateError:
-        rejected, rows = sum(reasons.values()), self.step.scan.rows
-        listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
-        return RejectRateError(
-            f"{rejected} of {rows} rows were rejected ({rejected / max(1, rows):.1%}), more than max_reject_rate={self.step.settings.max_reject_rate:g}: "
-            f"{listed}{self._example()}. All rows written are kept. See {self.step.rejects.url}; mend the rows and run with --retry-rejects, or raise max_reject_rate"
-        )
-
-    def _example(self) -> str:
-        key = self.step.manifest.kind.key
-        for name in tables.shard_names(self.step.rejects)[:1]:
-            row = tables.read_shard(self.step.rejects, name, [key, "message"]).slice(0, 1).to_pylist()[0]
-            return f"; e.g. {row[key]!r}: {row['message']}"
-        return ""
+            raise too_many(self.step, stock.rejects)
 
     def _reconcile(self, stock: Stock) -> None:
         rows = self.step.scan.rows

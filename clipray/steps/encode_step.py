@@ -6,7 +6,7 @@ import contextlib
 import functools
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from clipray.ledger import RegionFolders, Stock, take_stock
 from clipray.lookup import Lookup
 from clipray.manifest import Manifest
 from clipray.notes import read_started
+from clipray.reasons import passing
 from clipray.scan import Scan
 from clipray.settings import Encoding
 from clipray.steps.comparison import Comparison
@@ -37,6 +38,7 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
 
     Attributes:
         keep: columns of the manifest in the table: those that the job names, and those that the step itself needs.
+        retry: rows that are rejected for a passing reason are tried again, at the end of a run and in the next one.
     """
 
     settings: AnyEncoding
@@ -46,6 +48,7 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
     model: ResolvedModel
     precision: str
     keep: tuple[str, ...]
+    retry: bool = field(default=True, kw_only=True)
 
     @property
     @abstractmethod
@@ -173,17 +176,24 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
         stock = take_stock(
             self.table, self.rejects, scan, self.keep, self.fingerprint, regions=self.regions, mend=False
         )
-        return State("partial", stock)
+        return State("partial", stock, again=passing(stock.rejects) if self.retry else 0)
 
     def _standing(self) -> State:
         state = standing(self.table, self.identity, self.digest)
         finished = state.kind == "finished"
-        return State("partial") if finished and (self.comparison.changed or self._broken_beside()) else state
+        undone = finished and (self.comparison.changed or self._broken_beside() or self.to_try_again)
+        return State("partial") if undone else state
 
     def _broken_beside(self) -> bool:
         """Whether what the step wrote beside its table is damaged."""
         beside = (self.rejects, self.regions.rejects) if self.regions else (self.rejects,)
         return any(map(tables.is_broken, beside)) or are_damaged(self.output, self.name)
+
+    @property
+    def to_try_again(self) -> bool:
+        """Whether the finished table has rejects that the next run tries again."""
+        record = tables.record_to_go_on(self.table)
+        return self.retry and record is not None and passing(record.rejects_by_reason) > 0
 
     def describe(self, cluster: Any) -> list[str]:
         from clipray.engine.plan import make_plan

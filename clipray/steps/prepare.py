@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from clipray.job import step_kind
 from clipray.settings import EmbedImages, EmbedRegions, RenderDepth, StepSettings
 from clipray.steps import embed_images, embed_regions, render_depth
+from clipray.steps.encode_step import EncodeStep
 from clipray.steps.step import Given, Step
 
 
@@ -30,4 +32,4 @@ def prepare(settings: StepSettings, given: Given) -> Step:
     """
     module = importlib.import_module(f"clipray.steps.{step_kind(settings)}")
     step: Step = module.prepare(settings, given)
-    return step
+    return replace(step, retry=given.retry) if isinstance(step, EncodeStep) else step

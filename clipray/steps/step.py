@@ -20,11 +20,16 @@ from clipray.storage import Folder
 
 @dataclass(frozen=True)
 class State:
-    """What is on disk: `finished`, `partial` (also: to be extended), `absent` or `stale`; `changed` says why stale."""
+    """What is on disk: `finished`, `partial` (also: to be extended), `absent` or `stale`; `changed` says why stale.
+
+    Attributes:
+        again: rows that were rejected for a passing reason and are tried again.
+    """
 
     kind: str
     stock: Stock | None = None
     changed: tuple[str, ...] = ()
+    again: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,17 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Given:
-    """What a step is prepared from, beside its settings; `model` gives the job's `ResolvedModel` to those that ask."""
+    """What a step is prepared from, beside its settings.
+
+    Attributes:
+        model: gives the job's `ResolvedModel` to those that ask.
+        retry: rows that were rejected for a passing reason are tried again.
+    """
 
     job: Job
     output: Folder
     model: Callable[[], Any]
+    retry: bool = True
 
 
 @dataclass(frozen=True)

@@ -139,3 +139,18 @@ def test_no_credentials(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_credentials_do_not_belong_in_a_url(tmp_path: Path) -> None:
     job = write_job(tmp_path / "job.yaml", "m.parquet", "demo", output=f"s3://key:{ObjectStore.SECRET}@bucket/run")
     assert one_line(job).startswith("s3://…@bucket/run: credentials do not belong in a URL")
+
+
+def test_no_good_row_is_lost_to_a_bad_minute(
+    object_store: ObjectStore, s3: str, tiny_model: str, tmp_path: Path
+) -> None:
+    draw_pictures(tmp_path / "p", 30)
+    fsspec.filesystem("s3").put(str(tmp_path / "p"), f"{s3}/minute/p", recursive=True)
+    make_manifest(f"{s3}/minute/p", str(tmp_path / "m.parquet"))
+    object_store.throttled, object_store.cut, object_store.dripped = 3, 10, 20
+    try:
+        clipray("run", write_job(tmp_path / "job.yaml", tmp_path / "m.parquet", tiny_model, fetch_timeout_s=3))
+    finally:
+        object_store.throttled = object_store.cut = object_store.dripped = 0
+    (report,) = status(str(tmp_path / "out"))
+    assert (report.rows, report.rejected) == (30, 0)

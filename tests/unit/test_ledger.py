@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,7 @@ import pytest
 from clipray import ledger, tables
 from clipray.errors import StaleTableError
 from clipray.events import Events, read_events
-from clipray.ledger import REFUSED, RegionFolders, Stock, regions_of_another, take_stock
+from clipray.ledger import REFUSED, RegionFolders, Stock, regions_of_another, take_back, take_stock
 from clipray.manifest import open_manifest
 from clipray.scan import Scan, hash_strings, scan
 from clipray.storage import Folder
@@ -191,6 +193,51 @@ def test_all_rows_left_the_manifest(run: Run) -> None:
     stock = run.stock()
     assert (stock.repaired, stock.rows, stock.rejected) == ({"rows_gone": 4}, 0, 0)
     assert run.on_disk() == run.on_disk(run.rejects) == {}
+
+
+def test_rejects_that_may_pass_are_taken_back_and_lasting_ones_are_not(run: Run) -> None:
+    run.shard("a.parquet", [0, 1])
+    run.reject("r.parquet", [(2, "unreachable"), (3, "http_404"), (4, "http_503"), (5, "not_found")])
+    run.reject("s.parquet", [(6, "timed_out"), (7, "http_429")])
+    run.reject("t.parquet", [(8, "empty"), (9, "http_403")])
+    run.reject(REFUSED, [(10, "duplicate_id")])
+    before = run.bytes_of()
+    assert take_back(run.rejects, "of other settings", {}) == 0
+    assert run.bytes_of() == before
+    assert take_back(run.rejects, PRINT, {}) == 4
+    assert run.on_disk(run.rejects) == {"r.parquet": [3, 5], "t.parquet": [8, 9], REFUSED: [10]}
+    after = run.bytes_of()
+    for name in ("images/a.parquet", "rejects/images/t.parquet", f"rejects/images/{REFUSED}"):
+        assert after[name] == before[name]
+    stock = run.stock()
+    assert run.taken(stock) == [0, 1, 3, 5, 8, 9]
+    assert (stock.repaired, stock.rejected) == ({}, 5)
+    assert take_back(run.rejects, PRINT, {}) == 0
+
+
+def test_a_kill_while_rejects_are_taken_back_loses_no_row(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, name in enumerate("abc"):
+        run.reject(f"{name}.parquet", [(2 * number, "unreachable"), (2 * number + 1, "empty")])
+
+    for left in (2, 1, 0):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                ledger, "write_shard", Mock(wraps=tables.write_shard, side_effect=[DEFAULT, KeyboardInterrupt])
+            )
+            with pytest.raises(KeyboardInterrupt) if left else contextlib.nullcontext():
+                take_back(run.rejects, PRINT, {})
+        stock = run.stock()
+        assert (stock.rejects, stock.repaired) == ({"empty": 3, **({"unreachable": left} if left else {})}, {})
+        assert set(run.taken(stock)) >= {1, 3, 5}
+        assert len(run.taken(stock)) == 3 + left
+
+
+def test_torn_rejects_are_left_to_taking_stock(run: Run) -> None:
+    run.reject("r.parquet", [(2, "unreachable")])
+    path = run.home / "rejects/images/r.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert take_back(run.rejects, PRINT, {}) == 0
+    assert run.stock().repaired == {"torn_files": 1}
 
 
 def test_rows_with_another_uri_are_made_again(run: Run) -> None:
