@@ -6,6 +6,7 @@ file behind its `uri`. Inline bytes are read again for it only from files of the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 
 from clipray.manifest import Manifest, Piece, joined
 from clipray.scan import SCAN_ROWS, Scan, hash_strings, mixed, places, read_safely
-from clipray.storage import file_version, filesystem
+from clipray.storage import filesystem, listed_version, local_version
 from clipray.uris import is_chain, is_local, parse
 
 CONTENT_HASH = "content_hash"
@@ -52,7 +53,7 @@ class Contents:
             return pa.nulls(len(rows), pa.string())
         uris = rows["uri"].to_pylist()
         versions = source_versions(uris, self.schemes)
-        return pa.array([versions.get(uri) for uri in uris], pa.string())
+        return pa.array([versions.get(uri) or None for uri in uris], pa.string())
 
 
 def hash_contents(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -70,24 +71,15 @@ def source_versions(uris: Iterable[str | None], schemes: Collection[str]) -> dic
     folders: dict[str, list[str]] = defaultdict(list)
     for uri in {uri for uri in uris if uri and not is_chain(uri)}:
         scheme, path = parse(uri)
-        if scheme not in schemes:
-            continue
-        if not is_local(uri):
+        if scheme in schemes and not is_local(uri):
             folders[uri.rpartition("/")[0]].append(uri)
-        elif version := _local_version(path):
-            versions[uri] = version
+        elif scheme in schemes:
+            with contextlib.suppress(OSError, ValueError):
+                versions[uri] = local_version(path)
     for folder, members in folders.items():
         listed = _listing(folder)
         versions |= {uri: listed[name] for uri in members if (name := uri.rpartition("/")[2]) in listed}
     return versions
-
-
-def _local_version(path: str) -> str | None:
-    try:
-        info = os.stat(path)
-    except (OSError, ValueError):  # no file of that name, or no name of a file
-        return None
-    return f"{info.st_size} {info.st_mtime_ns}"
 
 
 def _listing(folder: str) -> dict[str, str]:
@@ -99,7 +91,7 @@ def _listing(folder: str) -> dict[str, str]:
         fs.invalidate_cache(path)  # nothing a row stays in memory
     except Exception:  # every filesystem has its own errors; the row tells when it is fetched
         return {}
-    return {os.path.basename(entry["name"]): file_version(entry) for entry in entries if entry["type"] == "file"}
+    return {os.path.basename(entry["name"]): listed_version(entry) for entry in entries if entry["type"] == "file"}
 
 
 def with_contents(manifest: Manifest, scan: Scan, contents: Contents, files: Collection[int]) -> Scan:

@@ -141,7 +141,10 @@ def scan(manifest: Manifest, keep: Sequence[str] = ()) -> Scan:
 def _versions(manifest: Manifest, versions: dict[str, str], refused: dict[int, np.ndarray]) -> dict[str, str]:
     """Of each file its version and which of its rows are no work: of rows of one id another counts when files come and go."""
     marks = {n: f" {hashlib.sha256(rows.tobytes()).hexdigest()[:16]}" for n, rows in refused.items()}
-    return {url: versions[url] + marks.get(n, "") for n, url in enumerate(manifest.urls if versions else ())}
+    return {
+        url: versions[url] and versions[url] + marks.get(n, "")
+        for n, url in enumerate(manifest.urls if versions else ())
+    }
 
 
 def _scan(manifest: Manifest, keep: Sequence[str], salt: str) -> Scan | None:

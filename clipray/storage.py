@@ -20,7 +20,7 @@ from clipray.uris import is_chain, is_local, parse
 TEMPORARY = ".tmp-"
 FAILING = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # a write that may succeed later; others are of the wrong place
 LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure")  # whose errors are those of storage
-CHANGES = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "Last-Modified", "updated")
+MARKS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "Last-Modified", "updated")
 """What filesystems call a mark of a file's content, or the time of its last change; the surest first."""
 ATTEMPTS = 8  # at a request that S3 throttles or fails; waits double
 CONNECTIONS = 32  # to S3 at once, as many as threads may read
@@ -99,19 +99,25 @@ def signs(urls: Sequence[str]) -> list[tuple[str, int | None, str]]:
 
 
 def file_versions(urls: Sequence[str]) -> dict[str, str]:
-    """URL -> what changes when the file does, as text: see `file_version`."""
+    """URL -> what changes when the file does, as text: its size and its time of change or ETag; empty where only its size is known."""
     versions = {}
     for url in urls:
         fs, path = filesystem(url)
         with explained(url):
-            versions[url] = file_version(fs.info(path))
+            versions[url] = local_version(path) if is_local(url) else listed_version(fs.info(path))
     return versions
 
 
-def file_version(info: Mapping[str, Any]) -> str:
-    """Size and ETag or time of change of a file, from what its filesystem tells of it."""
-    changed = next((str(info[key]) for key in CHANGES if info.get(key)), "")
-    return f"{info.get('size')} {changed}"
+def local_version(path: str) -> str:
+    """Of a file on this machine, or that a link leads to. Raises OSError, and ValueError where no file can have that name."""
+    info = os.stat(path)
+    return f"{info.st_size} {info.st_mtime_ns}"
+
+
+def listed_version(info: Mapping[str, Any]) -> str:
+    """Of a file elsewhere, from what its filesystem tells of it."""
+    mark = next((info[key] for key in MARKS if info.get(key)), None)
+    return "" if mark is None else f"{info.get('size')} {mark}"
 
 
 def storage_options(url: str, attempts: int = ATTEMPTS) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Comparison:
     def changed_files(self) -> frozenset[int]:
         """Numbers of the manifest's files that are not those that all rows on disk were compared with."""
         now, before = self.scan.versions, self.versions_before
-        return frozenset(n for n, url in enumerate(self.manifest.urls) if now[url] != before.get(url))
+        return frozenset(n for n, url in enumerate(self.manifest.urls) if not now[url] or now[url] != before.get(url))
 
     @functools.cached_property
     def digest(self) -> str:

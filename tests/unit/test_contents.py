@@ -20,7 +20,7 @@ from clipray.ledger import RegionFolders, Stock, take_stock
 from clipray.manifest import open_manifest
 from clipray.scan import Scan, hash_strings, scan
 from clipray.steps.comparison import Comparison
-from clipray.storage import Folder
+from clipray.storage import Folder, file_versions, listed_version
 
 INLINE = Contents("bytes")
 STAMP = {"fingerprint": "0123456789abcdef"}
@@ -166,6 +166,23 @@ def test_versions_of_files_tell_when_they_must_be_read_again(table: Table) -> No
     assert (after["0.parquet"], after["1.parquet"] != before["1.parquet"]) == (before["0.parquet"], True)
 
 
+def test_the_version_of_a_link_is_that_of_the_file(table: Table) -> None:
+    real, link = table.home / "real.parquet", table.home / "m" / "0.parquet"
+    link.rename(real)
+    link.symlink_to(real)
+    before = file_versions([str(link)])
+    os.utime(real, (1, 1))
+    assert file_versions([str(link)]) != before
+
+
+def test_a_file_of_which_only_the_size_is_known_is_always_read(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (listed_version({"size": 5}), listed_version({"size": 5, "Last-Modified": "Sat"})) == ("", "5 Sat")
+    monkeypatch.setattr("clipray.scan.file_versions", lambda urls: dict.fromkeys(urls, ""))
+    table.manifest("1.parquet", [("a", None, b"a later row of this id"), *ROWS[4:]])
+    first = comparison(table.home, None)
+    assert comparison(table.home, first.facts(first.scan.versions)).changed_files == {0, 1}
+
+
 def test_a_file_counts_as_changed_when_others_of_its_rows_count(table: Table) -> None:
     """`a` is in both files; when the first is gone, that of the second counts, though it has not been touched."""
     table.manifest("1.parquet", [("a", None, b"a later row of this id"), *ROWS[4:]])
@@ -174,6 +191,12 @@ def test_a_file_counts_as_changed_when_others_of_its_rows_count(table: Table) ->
     alone = scan(open_manifest(second)).versions
     assert both[second] != alone[second]
     assert alone[second].split() == both[second].split()[:2]
+    first = comparison(table.home, None)
+    (table.home / "m" / "0.parquet").unlink()
+    after = comparison(table.home, first.facts(first.scan.versions))
+    stock = take_stock(table.table, table.rejects, after.scan_with_contents(), (), STAMP["fingerprint"])
+    assert stock.repaired == {"rows_gone": 3, "rows_changed": 1}
+    assert table.ids() == set("efgh")
 
 
 def test_regions_follow_their_pictures(tmp_path: Path) -> None:
