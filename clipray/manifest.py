@@ -102,11 +102,10 @@ def open_manifest(
 
 def _pieces(number: int, file: File) -> Iterator[Piece]:
     start = 0
-    for group in range(file.metadata.num_row_groups):
-        part = file.metadata.row_group(group)
-        if part.num_rows:
-            yield Piece(number, file.url, group, start, part.num_rows, part.total_byte_size)
-        start += part.num_rows
+    for group, (rows, size_bytes) in enumerate(file.row_groups):
+        if rows:
+            yield Piece(number, file.url, group, start, rows, size_bytes)
+        start += rows
 
 
 def _common_schema(files: Sequence[File], names: Iterable[str]) -> pa.Schema:

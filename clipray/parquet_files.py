@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import fsspec
@@ -24,11 +24,21 @@ RUN_FILE = "events.jsonl"  # in the output of a run
 
 @dataclass(frozen=True)
 class File:
-    """A Parquet file, as its footer describes it."""
+    """A Parquet file, as its footer describes it.
+
+    Attributes:
+        row_groups: rows and uncompressed bytes of each.
+        int96: columns with timestamps in INT96 -> the type that nanoseconds give them.
+    """
 
     url: str
     schema: pa.Schema
-    metadata: pq.FileMetaData
+    row_groups: tuple[tuple[int, int], ...]
+    int96: Mapping[str, pa.DataType]
+
+    @property
+    def rows(self) -> int:
+        return sum(rows for rows, _ in self.row_groups)
 
     def type_of(self, column: str) -> pa.DataType | None:
         return self.schema.field(column).type if column in self.schema.names else None
@@ -115,14 +125,26 @@ def read_footer(url: str) -> File:
     """Raises ManifestError where the file is no Parquet."""
     try:
         with explained(url), open_parquet(url) as parquet:
-            return File(url, parquet.schema, parquet.metadata)
+            footer = parquet.metadata
+            groups = (footer.row_group(n) for n in range(footer.num_row_groups))
+            sizes = tuple((group.num_rows, group.total_byte_size) for group in groups)
+            return File(url, parquet.schema, sizes, _int96_columns(footer.schema))
     except (pa.ArrowInvalid, OSError) as error:
         raise ManifestError(f"{url}: not a readable Parquet file: {error}") from error
 
 
+def _int96_columns(schema: pq.ParquetSchema) -> dict[str, pa.DataType]:
+    leaves = (schema.column(n) for n in range(len(schema)))
+    paths = [leaf.path for leaf in leaves if leaf.physical_type == "INT96"]
+    if not paths:
+        return {}
+    by_default = schema.to_arrow_schema()
+    return {field.name: field.type for field in by_default if any(f"{p}.".startswith(f"{field.name}.") for p in paths)}
+
+
 def with_rows(files: Sequence[File]) -> list[File]:
     """The files that have rows, or all where none has: writers give columns without a value any type."""
-    return [file for file in files if file.metadata.num_rows] or list(files)
+    return [file for file in files if file.rows] or list(files)
 
 
 def common_type(types: Sequence[pa.DataType]) -> pa.DataType | None:
@@ -224,11 +246,8 @@ def int96_as_before(files: Sequence[File], column: str, kind: pa.DataType) -> pa
     Raises:
         OSError, pyarrow.ArrowInvalid: a file is not whole.
     """
-    for file in files:
-        nanoseconds = file.metadata.schema.to_arrow_schema().field(column).type
-        if nanoseconds != file.type_of(column):
-            break
-    else:
+    nanoseconds = next((file.int96[column] for file in files if column in file.int96), None)
+    if nanoseconds is None:
         return kind
     for file in files:
         with open_parquet(file.url) as parquet:

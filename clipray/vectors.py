@@ -189,7 +189,7 @@ def _opened(
     provenance: dict[str, Any],
 ) -> Vectors:  # fmt: skip
     footers = [read_footer(url) for url in urls]
-    holding = [footer for footer in with_rows(footers) if footer.metadata.num_rows]
+    holding = [footer for footer in with_rows(footers) if footer.rows]
     if not holding:
         raise SchemaError(f"input {name}: the table has no rows")
     first, width = holding[0], 0
@@ -202,8 +202,7 @@ def _opened(
     pieces: list[Piece] = []
     start = 0
     for footer in holding:
-        for group in range(footer.metadata.num_row_groups):
-            rows = footer.metadata.row_group(group).num_rows
+        for group, (rows, _) in enumerate(footer.row_groups):
             if rows:
                 pieces.append(Piece(footer.url, group, start, rows))
             start += rows

@@ -165,6 +165,20 @@ def _project(item: tuple[tuple[ReduceStep, pca.Projection], list[Piece], list[st
         ids, x = _read(step.source, piece, normalize in ("before", "both"))
         y = projection.transform(x)
         y = unit(y) if normalize in ("after", "both") else y
+        _refuse_overflow(step, ids, y)
         vectors = tables.vector_array(y, step.schema.field(step.source.column).type)
         parts.append(pa.table([*ids.columns, vectors], schema=step.schema))
     return [tables.write_shard(step.table, name, "reduced", pa.concat_tables(parts), step.stamp)]
+
+
+def _refuse_overflow(step: ReduceStep, ids: pa.Table, y: np.ndarray) -> None:
+    """Raises SchemaError where a component is larger than the table's type holds."""
+    largest = float(np.finfo(step.settings.vector_type).max)
+    bad = np.flatnonzero(~(np.abs(y) <= largest).all(axis=1))[:5]
+    if len(bad):
+        key = step.source.ids[-1]
+        named = ", ".join(map(repr, ids[key].take(pa.array(bad)).to_pylist()))
+        raise SchemaError(
+            f"{step.name}: components beyond {largest:g}, the largest {step.settings.vector_type}, {key}: {named}; "
+            "set `vector_type: float32` or `normalize`, or scale the input"
+        )

@@ -7,14 +7,18 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache, reduce
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
 from clipray.analysis.moments import CHUNK_ROWS, Moments, combine, covariance, empty, first_bad_rows, moments
 from clipray.analysis.pca import Projection, fit
+from clipray.errors import SchemaError
+from clipray.steps.reduce import _refuse_overflow
 
 N, D = 20_000, 128
 
@@ -399,3 +403,17 @@ BAD = dict(bad_input())
 def test_bad_input_is_named(message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         BAD[message]()
+
+
+def test_components_that_the_table_cannot_hold_are_refused() -> None:
+    ids = pa.table({"image_id": ["a", "b", "c"]})
+    y = np.array([[1.0, -2.0], [3.0, -7e4], [65_504.0, 0.0]])
+    for kind, named in (("float32", None), ("float16", "'b'")):
+        step = SimpleNamespace(
+            name="reduced", settings=SimpleNamespace(vector_type=kind), source=SimpleNamespace(ids=("image_id",))
+        )
+        if named is None:
+            _refuse_overflow(step, ids, y)  # type: ignore[arg-type]
+        else:
+            with pytest.raises(SchemaError, match=f"components beyond 65504, the largest float16, image_id: {named};"):
+                _refuse_overflow(step, ids, y)  # type: ignore[arg-type]
