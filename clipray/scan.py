@@ -71,42 +71,30 @@ def row_keys(
     kept = np.zeros(len(keys), np.uint64)
     for name in keep:
         column = table[name]
-        values = column if is_text(column.type) else pa.array(_shown(column), pa.string())
+        values = column if is_text(column.type) else pa.array(_shown(name, column), pa.string())
         kept = mixed(kept, hash_strings(values, salt))
     return keys, sources, kept
 
 
-def _shown(column: pa.ChunkedArray) -> list[str]:
-    """Each value as Python shows it; one that Python does not have, such as the year 10000, by its number or bytes."""
+def _shown(name: str, column: pa.ChunkedArray) -> list[str]:
+    """Each value as Python shows it. Raises ManifestError: one that Python does not have, such as a date in the year 10000."""
     try:
         return [repr(value) for value in column.to_pylist()]
     except NOT_IN_PYTHON:
-        return [_shown_value(value) for value in column]
+        return [_shown_value(name, value) for value in column]
 
 
-def _shown_value(value: pa.Scalar) -> str:
-    """The same for each value, whichever others stand beside it."""
+def _shown_value(name: str, value: pa.Scalar) -> str:
     try:
         return repr(value.as_py())
-    except NOT_IN_PYTHON:
-        return repr(pa.array([value], value.type).cast(_plain(value.type)).to_pylist())
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type with whole numbers in place of dates and times, and bytes in place of strings."""
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
-    if pa.types.is_map(kind):
-        return pa.map_(_plain(kind.key_type), _plain(kind.item_type))
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(_plain(kind.value_type), kind.list_size)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.large_list(_plain(kind.value_type))
-    if pa.types.is_dictionary(kind):
-        return _plain(kind.value_type)
-    if pa.types.is_temporal(kind):
-        return pa.int32() if kind.bit_width == 32 else pa.int64()
-    return pa.binary() if pa.types.is_string(kind) or pa.types.is_large_string(kind) else kind
+    except UnicodeDecodeError:  # in a list; such a row is rejected
+        return ""
+    except NOT_IN_PYTHON as error:
+        shown = " ".join(str(pa.array([value], value.type)).split())
+        raise ManifestError(
+            f"`keep` names {name!r}, {value.type}, with a value that Python has not, {shown}: {error}; "
+            "leave the column out, or write it as strings or numbers"
+        ) from error
 
 
 def mixed(before: np.ndarray, more: np.ndarray) -> np.ndarray:
