@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import tables
+from clipray.digests import Digest, digest_of, files_digest, plain
 from clipray.errors import JobError, ManifestError, SchemaError
 from clipray.parquet import open_parquet
 from clipray.parquet_files import as_utf8, expand_parquet, is_text, read_footer, with_rows
 from clipray.scan import hash_strings
 from clipray.settings import Column
 from clipray.storage import Folder, absolute, signs
-from clipray.vectors import IDENTITIES, digest_of
+from clipray.vectors import IDENTITIES
 
 SALT = "clipray-labelled"
 NONE = -1  # of a row without a label
@@ -87,13 +88,13 @@ def read_labelled(source: str | Column, output: Folder, group: str | None = None
     return Labelled(name, ids, tuple(names), found[order], own, tuple(groups), by)
 
 
-def mark_of(source: str | Column, output: Folder) -> tuple[dict[str, Any], str]:
+def mark_of(source: str | Column, output: Folder) -> tuple[dict[str, Any], Digest]:
     """What decides the labels, and a digest of the very files, without reading them. Raises as `read_labelled`."""
     if isinstance(source, Column):
-        return source.identity(), digest_of(signs(expand_parquet(absolute(source.path))))
+        return source.identity(), plain(digest_of(signs(expand_parquet(absolute(source.path)))))
     folder, column = _table_of(source, output)
     record = tables.finished(folder, source)
-    return {"table": record.fingerprint, "column": column}, digest_of([list(f.values()) for f in record.files])
+    return {"table": record.fingerprint, "column": column}, files_digest(record.files)
 
 
 def _table_of(source: str, output: Folder) -> tuple[Folder, str]:

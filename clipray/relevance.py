@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipray.analysis.retrieval import EASY, JUNK, PROTOCOLS, RELATIONS
+from clipray.digests import digest_of
 from clipray.errors import ManifestError, SchemaError
 from clipray.parquet import open_parquet
 from clipray.parquet_files import as_utf8, expand_parquet, is_text, read_footer, with_rows
 from clipray.storage import absolute, signs
-from clipray.vectors import digest_of
 
 NAMED = 5  # ids that a message names
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis.lengths import LONGEST, first_long_rows
 from clipray.analysis.moments import first_bad_rows
+from clipray.digests import Digest, digest_of, file_sign, files_digest, plain
 from clipray.errors import JobError, SchemaError
 from clipray.parquet import open_parquet
 from clipray.parquet_files import File, as_utf8, common_type, expand_parquet, is_text, read_footer, with_rows
@@ -56,7 +56,7 @@ class Vectors:
     pieces: tuple[Piece, ...]
     schema: pa.Schema
     identity: dict[str, Any]
-    digest: str
+    digest: Digest
     provenance: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
@@ -173,20 +173,21 @@ def _open_table(name: str, folder: Folder, column: str) -> Vectors:
     urls = [folder.path(file["name"]) if folder.local else f"{folder.url}/{file['name']}" for file in record.files]
     ids = tuple(n for n in IDENTITIES if n in record.columns)
     ids = ("text_id",) if "text_id" in ids else ids
-    files = [(file["name"], file["rows"], file["bytes"]) for file in record.files]
+    files = [file_sign(file) for file in record.files]
     identity = {"table": record.fingerprint, "column": column}
-    return _opened(name, column, ids, urls, identity, files, record.provenance)
+    return _opened(name, column, ids, urls, identity, files, files_digest(record.files), record.provenance)
 
 
 def _open_any(source: Column) -> Vectors:
     urls = expand_parquet(absolute(source.path))
     identity = {"path": absolute(source.path), "column": source.column, "id": source.id}
-    return _opened(source.path, source.column, (source.id,), urls, identity, signs(urls), {})
+    files = signs(urls)
+    return _opened(source.path, source.column, (source.id,), urls, identity, files, plain(digest_of(files)), {})
 
 
 def _opened(
     name: str, column: str, ids: tuple[str, ...], urls: Sequence[str], identity: dict[str, Any], files: Any,
-    provenance: dict[str, Any],
+    digest: Digest, provenance: dict[str, Any],
 ) -> Vectors:  # fmt: skip
     footers = [read_footer(url) for url in urls]
     holding = [footer for footer in with_rows(footers) if footer.rows]
@@ -206,16 +207,10 @@ def _opened(
             if rows:
                 pieces.append(Piece(footer.url, group, start, rows))
             start += rows
-    digest = digest_of(files)
     signs = dict(zip(urls, map(json.dumps, files), strict=True))
     return Vectors(
         name, column, ids, width, tuple(pieces), _common_schema(holding), identity, digest, provenance, signs
     )
-
-
-def digest_of(values: Any) -> str:
-    """First 16 hex digits of the SHA-256 of plain values, such as names, rows and bytes of files."""
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def _check_columns(name: str, file: File, column: str, ids: Sequence[str]) -> None:

@@ -10,12 +10,13 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.analysis.vector_index import averaged
+from clipray.digests import Digest, combined
 from clipray.settings import Augment
 from clipray.steps.parts import make_parts, numbered
 from clipray.steps.step import Given, Run
 from clipray.steps.table_step import VectorStep
 from clipray.vector_search.reader import OpenIndex, opened_once, ready_index
-from clipray.vectors import Piece, digest_of, open_vectors, read_finite
+from clipray.vectors import Piece, open_vectors, read_finite
 
 AT_ONCE = 1_024  # rows, each with the vectors of its neighbours
 
@@ -29,8 +30,8 @@ class AugmentStep(VectorStep[Augment]):
     index: tables.Record
 
     @property
-    def digest(self) -> str:
-        return digest_of([self.source.digest, self.index.inputs["digest"]])
+    def inputs_digest(self) -> Digest:
+        return combined([self.source.digest, self.index.inputs["digest"]])
 
     @property
     def rests_on(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.analysis import duplicates as dd
+from clipray.digests import Digest, combined, files_digest, without_hashes
 from clipray.errors import SchemaError
 from clipray.settings import Deduplicate
 from clipray.steps.by_cluster import (
@@ -37,7 +38,7 @@ from clipray.steps.parts import count_rows
 from clipray.steps.step import Given, Run, Ticker
 from clipray.steps.table_step import VectorStep
 from clipray.storage import Folder
-from clipray.vectors import digest_of, groups, open_vectors
+from clipray.vectors import groups, open_vectors
 
 ASIDE = "_by_cluster"
 FILE = "part-{:06d}.parquet"
@@ -57,8 +58,9 @@ class DeduplicateStep(VectorStep[Deduplicate]):
         return self.table.sub(ASIDE)
 
     @property
-    def digest(self) -> str:
-        return digest_of([self.source.digest, self.record.files])
+    def inputs_digest(self) -> Digest:
+        before = [self.source.digest.before, without_hashes(self.record.files)]
+        return combined([self.source.digest, files_digest(self.record.files)], before)
 
     @property
     def rests_on(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from clipray import plots, tables
 from clipray.analysis import label_figures as lf
+from clipray.digests import Digest, combined, files_digest, without_hashes
 from clipray.errors import JobError
 from clipray.labelled import Labelled, mark_of, read_labelled
 from clipray.settings import EvaluateLabels
@@ -23,7 +24,6 @@ from clipray.steps.label_tally import UNLABELLED, Entry, LabelTable, open_labels
 from clipray.steps.metrics import Metric
 from clipray.steps.step import Given, Run, Ticker
 from clipray.steps.table_step import TableStep
-from clipray.vectors import digest_of
 
 FILE = "part-000000.parquet"
 DRAWN_CLASSES = 1_000  # of a confusion matrix, at most
@@ -42,7 +42,7 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
 
     opened: dict[str, LabelTable]
     compared: dict[str, Any]
-    files: str
+    files: Digest
 
     @property
     def total(self) -> int:
@@ -50,7 +50,7 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
         return sum(table.record.rows for table in self.opened.values())
 
     @property
-    def digest(self) -> str:
+    def inputs_digest(self) -> Digest:
         return self.files
 
     @property
@@ -211,14 +211,17 @@ def prepare(settings: EvaluateLabels, given: Given) -> EvaluateLabelsStep:
     """
     opened: dict[str, LabelTable] = {}
     inputs: dict[str, Any] = {}
-    digests: list[Any] = []
+    digests: list[Digest] = []
+    before: list[Any] = []
     for name, data in settings.data_sets.items():
         truth, digest = mark_of(data.truth, given.output)
         inputs[name] = {"truth": truth}
         digests.append(digest)
+        before.append(digest.before)
         for role, table in {"labels": data.labels, "baseline": data.baseline}.items():
             if table is not None:
                 opened.setdefault(table, open_labels(table, given.output))
                 inputs[name][role] = opened[table].record.fingerprint
-                digests.append(opened[table].record.files)
-    return EvaluateLabelsStep(settings, given.output, opened, inputs, digest_of(digests))
+                digests.append(files_digest(opened[table].record.files))
+                before.append(without_hashes(opened[table].record.files))
+    return EvaluateLabelsStep(settings, given.output, opened, inputs, combined(digests, before))

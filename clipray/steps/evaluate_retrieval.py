@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.analysis import retrieval as rt
+from clipray.digests import Digest, combined, files_digest, without_hashes
 from clipray.errors import SchemaError
 from clipray.relevance import GroundTruth, Source, open_relevance, read_relevance
 from clipray.settings import EvaluateRetrieval
@@ -23,7 +24,7 @@ from clipray.steps.retrieval_lists import NOT_FOUND, Lists, negatives_listed, op
 from clipray.steps.retrieval_ranks import negatives_before
 from clipray.steps.step import Given, Run
 from clipray.steps.table_step import TableStep
-from clipray.vectors import Vectors, comparable, digest_of, open_vectors
+from clipray.vectors import Vectors, comparable, open_vectors
 
 FILE = "part-000000.parquet"
 GIVEN = "given"  # the distance of a list that the job gives
@@ -67,10 +68,13 @@ class EvaluateRetrievalStep(TableStep[EvaluateRetrieval]):
         return tables.arrow_schema(self.kind)
 
     @property
-    def digest(self) -> str:
-        ranked = self.ranked
-        made = ranked.record.files if isinstance(ranked, Lists) else ranked.digest
-        return digest_of([made, self.queries.digest if self.queries else None, self.relevance.digest])
+    def inputs_digest(self) -> Digest:
+        ranked, queries = self.ranked, self.queries.digest if self.queries else None
+        if not isinstance(ranked, Lists):
+            return combined([ranked.digest, queries, self.relevance.digest])
+        files = ranked.record.files
+        before = [without_hashes(files), queries and queries.before, self.relevance.digest]
+        return combined([files_digest(files), queries, self.relevance.digest], before)
 
     def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
         what = "entries of" if isinstance(self.ranked, Lists) else "rows ranked of"

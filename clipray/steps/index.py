@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.analysis.vector_index import choose_type, empty_index, mergeable, training_rows
+from clipray.digests import is_same_file
 from clipray.errors import ClipRayError, StaleTableError
 from clipray.notes import read_started, write_started
 from clipray.settings import Index
@@ -120,7 +121,7 @@ class IndexStep(VectorStep[Index]):
         if record is None or record.provenance["lists_file"] or not self._is_whole(record):
             return None
         before = record.provenance["indexed"]
-        same = all(self.source.files.get(path) == sign for path, sign in before["files"].items())
+        same = all(is_same_file(sign, self.source.files.get(path)) for path, sign in before["files"].items())
         return record if same and before["files"] and self.total <= OUTGROWN * before["built_of"] else None
 
     def _is_whole(self, record: tables.Record) -> bool:

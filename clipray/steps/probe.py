@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.analysis import probe as pb
+from clipray.digests import Digest, combined
 from clipray.errors import SchemaError
 from clipray.labelled import mark_of
 from clipray.settings import Probe
@@ -25,7 +26,7 @@ from clipray.steps.probe_rows import labelled_rows
 from clipray.steps.step import Given, Run, Ticker
 from clipray.steps.table_step import VectorStep, open_fit, refuse_other_fit
 from clipray.storage import Folder
-from clipray.vectors import Piece, digest_of, open_vectors, read_finite
+from clipray.vectors import Piece, open_vectors, read_finite
 
 CLASSES = "part-000000.parquet"
 STYLE = "probe"
@@ -42,13 +43,13 @@ class ProbeStep(VectorStep[Probe]):
 
     kind: ClassVar[str] = "labels"
 
-    truth: tuple[dict[str, Any], str] | None
+    truth: tuple[dict[str, Any], Digest] | None
     fitted: tuple[Folder, tables.Record] | None
 
     @property
-    def digest(self) -> str:
+    def inputs_digest(self) -> Digest:
         """Of the vectors' files, and of those of the known labels."""
-        return digest_of([self.source.digest, self.truth[1]]) if self.truth else self.source.digest
+        return combined([self.source.digest, self.truth[1]]) if self.truth else self.source.digest
 
     @property
     def rests_on(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from clipray import __version__, tables
+from clipray.digests import Digest, digest_of, plain
 from clipray.errors import SchemaError
 from clipray.job import steps_of
 from clipray.run_page.page import make_page
@@ -20,7 +21,6 @@ from clipray.run_page.run_tables import RunTables, open_run
 from clipray.settings import Report
 from clipray.steps.step import Given, Run, State
 from clipray.steps.table_step import TableStep
-from clipray.vectors import digest_of
 
 FILE = "part-000000.parquet"
 PAGE = "report.html"
@@ -51,9 +51,9 @@ class ReportStep(TableStep[Report]):
         return {"clipray": __version__, "titled": self.title, "tables": made_of, "absent": list(self.shown.absent)}
 
     @property
-    def digest(self) -> str:
+    def inputs_digest(self) -> Digest:
         """Of all that the tables' records say: files, figures, when they were finished."""
-        return digest_of([asdict(table.record) for table in self.shown.tables])
+        return plain(digest_of([asdict(table.record) for table in self.shown.tables]))
 
     @property
     def made(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from clipray.kinds import PAIRS
 from clipray.ledger import Stock
 from clipray.lookup import Lookup, open_lookup
 from clipray.manifest import Manifest, is_texts, open_manifest
+from clipray.notes import read_started
 from clipray.scan import scan
 from clipray.settings import ScoreCaptions
 from clipray.steps.encode_step import EncodeStep
@@ -39,9 +41,9 @@ class ScoreStep(EncodeStep[ScoreCaptions]):
     def identity(self) -> dict[str, Any]:
         return {**super().identity, "input": self.source.identity}
 
-    @property
+    @functools.cached_property
     def rests_on(self) -> str:
-        return self.source.digest
+        return self.source.digest.like((read_started(self.table) or {}).get("rests_on"))
 
     def lookup(self) -> tuple[Lookup, str]:
         return open_lookup(self.source), "image_id"
@@ -55,7 +57,7 @@ class ScoreStep(EncodeStep[ScoreCaptions]):
     def made(self) -> dict[str, Any]:
         source = self.source
         return {
-            "input": {"name": source.name, "digest": source.digest, **source.identity},
+            "input": {"name": source.name, "digest": self.rests_on, **source.identity},
             "prefix": self.settings.prefix,
         }
 

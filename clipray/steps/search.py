@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.analysis.vector_index import expanded
+from clipray.digests import Digest
 from clipray.errors import SchemaError
 from clipray.settings import Search
 from clipray.steps.parts import make_parts, numbered
@@ -39,15 +40,17 @@ class SearchStep(VectorStep[Search]):
     @property
     def made(self) -> dict[str, Any]:
         return {
-            "queries": {"name": self.source.name, "digest": self.source.digest},
+            "queries": {"name": self.source.name, "digest": self.digest.split("-")[0]},
             "index": {"name": self.settings.index, "files": self.index.provenance["sizes"]},
             "metric": self.index.provenance["metric"],
         }
 
     @property
-    def digest(self) -> str:
+    def inputs_digest(self) -> Digest:
         """Of the queries' files and of those that the indexes were made of."""
-        return "-".join([self.source.digest, *(r.inputs["digest"] for r in (self.index, self.regions) if r)])
+        digest, indexes = self.source.digest, [r.inputs["digest"] for r in (self.index, self.regions) if r]
+        before, content = ("-".join([form, *indexes]) if form else "" for form in (digest.before, digest.content))
+        return Digest(before, content)
 
     @property
     def answers(self) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import __version__, tables
+from clipray.digests import Digest
 from clipray.errors import SchemaError
 from clipray.job import changes, fingerprint, step_kind
 from clipray.notes import read_started, write_started
@@ -48,8 +49,15 @@ class TableStep(ABC, Generic[AnySettings]):
 
     @property
     @abstractmethod
+    def inputs_digest(self) -> Digest:
+        """Of the files that come in."""
+
+    @functools.cached_property
     def digest(self) -> str:
-        """Of the files that come in; when it changes, the table is to be made again, or extended."""
+        """Of the files that come in, as the table has it; when it changes, the table is to be made again, or extended."""
+        record = tables.record_to_go_on(self.table)
+        stored = record.inputs if record else read_started(self.table) or {}
+        return self.inputs_digest.like(stored.get("digest"))
 
     @property
     @abstractmethod
@@ -180,7 +188,7 @@ class VectorStep(TableStep[AnySettings]):
         return self.source.n_samples
 
     @property
-    def digest(self) -> str:
+    def inputs_digest(self) -> Digest:
         return self.source.digest
 
     @property

@@ -14,10 +14,11 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis import vector_index as vi
 from clipray.analysis.lengths import unit
+from clipray.digests import files_digest
 from clipray.errors import DamagedError, SchemaError
 from clipray.storage import Folder
 from clipray.vector_search.files import hashes, is_as_built
-from clipray.vectors import Vectors, comparable, digest_of
+from clipray.vectors import Vectors, comparable
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +149,7 @@ def refuse_stale_index(name: str, record: tables.Record, output: Folder) -> None
     if "table" not in record.provenance["input"]:
         return  # of somebody else's Parquet, which has no record to look at
     now = tables.read_record(output.named(table))
-    files = [] if now is None else [(file["name"], file["rows"], file["bytes"]) for file in now.files]
-    if now is None or digest_of(files) != record.inputs["digest"]:
+    if now is None or not files_digest(now.files).is_that(record.inputs["digest"]):
         raise SchemaError(f"index {name}: {source} has changed since it was built; `clipray run` brings it up to date")
 
 

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "clipray"
 
 # From the ground up. A module imports only from floors below its own; a package (encoders, engine, steps) also itself.
 FLOORS = [
-    {"errors", "reports", "kinds", "printing", "reasons", "seals", "uris"},
+    {"digests", "errors", "reports", "kinds", "printing", "reasons", "seals", "uris"},
     {"storage", "settings"},
     {"environment", "notes"},
     {"parquet", "plain_yaml"},
