@@ -23,7 +23,16 @@ from clipray.errors import DamagedError, SchemaError, StaleTableError
 from clipray.reasons import is_passing
 from clipray.scan import Scan, places, row_keys
 from clipray.storage import Folder
-from clipray.tables import Shard, provenance_of, read_shard, shard_names, shard_stamp, verify_shards, write_shard
+from clipray.tables import (
+    Shard,
+    noted_as_damaged,
+    provenance_of,
+    read_shard,
+    shard_names,
+    shard_stamp,
+    verify_shards,
+    write_shard,
+)
 
 REFUSED = "refused.parquet"  # the manifest's own rejects, written before work starts
 
@@ -103,8 +112,10 @@ def take_stock(
     for folder, is_table in ((table, True), (rejects, False)):
         for name in sorted(folder.leftovers()) if mend else ():
             folder.remove(name)
-        sizes = folder.sizes()
+        sizes, damaged = folder.sizes(), noted_as_damaged(folder) or ()
         for name in shard_names(folder):
+            if name in damaged:  # a run removes it first
+                continue
             shard = _count_shard(
                 folder, name, sizes[name], is_table, scan, keep, fingerprint, stock, regions if is_table else None, mend
             )

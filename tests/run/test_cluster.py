@@ -207,7 +207,7 @@ def test_labels_say_how_pure_the_clusters_are(tmp_path: Path) -> None:
     data = pa.table(
         [[f"v{row:06d}" for row in range(ROWS)], [f"class {n}" if n else None for n in labels]], schema=schema
     )
-    folder = tables.Folder(str(tmp_path / "a/out/known"))
+    folder = Folder(str(tmp_path / "a/out/known"))
     folder.write("part-0.parquet", b"")
     (tmp_path / "a/out/known/part-0.parquet").unlink()
     pq.write_table(

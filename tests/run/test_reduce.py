@@ -17,7 +17,7 @@ from support import draw_pictures, write_job
 from clipray import runner, tables
 from clipray.errors import ClipRayError, SchemaError, StaleTableError
 from clipray.manifest import make_manifest
-from clipray.storage import TEMPORARY
+from clipray.storage import TEMPORARY, Folder
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 ROWS, WIDTH = 5_000, 24
@@ -64,7 +64,7 @@ def test_components_and_rows_are_scikit_learns(tmp_path: Path) -> None:
     assert components["component"].to_pylist() == [-1, *range(7)]
     assert np.allclose(components["variance"].to_numpy()[1:], oracle.explained_variance_, rtol=1e-4)
     assert np.allclose(components["variance_ratio"].to_numpy()[1:], oracle.explained_variance_ratio_, rtol=1e-4)
-    record = tables.read_record(tables.Folder(str(tmp_path / "out/reduced")))
+    record = tables.read_record(Folder(str(tmp_path / "out/reduced")))
     assert record is not None
     assert record.figures["explained_variance_ratio"] == pytest.approx(oracle.explained_variance_ratio_.sum(), rel=1e-4)
     assert len(record.files) == 5
@@ -192,13 +192,13 @@ def test_it_follows_the_pictures(tmp_path: Path, tiny_model: str) -> None:
     assert matrix(tmp_path / "out/reduced", "clip", "image_id")[1].shape == (35, 3)
     # Another model's vectors are of another space, though as wide.
     other = {"reduce": {"name": "odd", "input": "images.clip", "fit": "reduced"}}
-    made = tables.read_record(tables.Folder(str(tmp_path / "out/reduced_components")))
+    made = tables.read_record(Folder(str(tmp_path / "out/reduced_components")))
     assert made is not None
     text["steps"] = [*text["steps"], other]
     Path(job).write_text(yaml.safe_dump(text))
     runner.run(job)
     made.provenance["space"]["of"]["model"]["weights"] = "sha256:0"
-    tables.commit(tables.Folder(str(tmp_path / "out/reduced_components")), made)
+    tables.commit(Folder(str(tmp_path / "out/reduced_components")), made)
     with pytest.raises(SchemaError, match=r"another space than images\.clip: model\.weights was 'sha256:0'"):
         runner.run(job)
 

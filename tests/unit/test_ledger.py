@@ -711,3 +711,13 @@ def test_pictures_are_made_again_with_their_damaged_regions(regional: Regional, 
     assert stock.repaired["damaged_files"] == 1
     assert regional.taken(stock) == {"table": [0, 10, 11], "rejects": [10, 11]}[where]
     regional.assert_complete()
+
+
+def test_looking_counts_no_shard_that_is_noted_as_damaged(run: Run) -> None:
+    run.shard("a.parquet", [0, 1])
+    run.shard("b.parquet", [2, 3])
+    tables.note_damaged(run.table, ["b.parquet"])
+    before = run.bytes_of()
+    stock = run.stock(mend=False)
+    assert (run.taken(stock), [shard.name for shard in stock.files]) == ([0, 1], ["a.parquet"])
+    assert run.bytes_of() == before
