@@ -54,12 +54,18 @@ class Comparison:
         now, before = self.scan.versions, self.versions_before
         return frozenset(n for n, url in enumerate(self.manifest.urls) if not now[url] or now[url] != before.get(url))
 
-    @functools.cached_property
+    @property
     def digest(self) -> str:
         """Of the files behind the URIs, as they were when this was first asked; empty where they are not looked at."""
+        return self._looked[0]
+
+    @functools.cached_property
+    def _looked(self) -> tuple[str, int]:
+        """`digest`, and the number of rows whose files could not be seen."""
         if self.contents is None or not self.contents.schemes:
-            return ""
-        return sources_digest(with_contents(self.manifest, self.scan, self.contents, range(len(self.manifest.urls))))
+            return "", 0
+        found = with_contents(self.manifest, self.scan, self.contents, range(len(self.manifest.urls)))
+        return sources_digest(found), int((found.sources == self.scan.sources).sum())
 
     @property
     def changed(self) -> bool:
@@ -88,8 +94,12 @@ class Comparison:
     @property
     def caveat(self) -> str:
         """Why files are not looked at though the job asks for that; empty where they are."""
-        if not self.schemes or (self.contents and self.contents.schemes):
+        if not self.schemes:
             return ""
+        if self.contents and self.contents.schemes:
+            unseen, rows = self._looked[1], len(self.scan.keys)
+            note = f"`check_sources`: {unseen} of {rows} files cannot be seen: gone, not listed, or over http"
+            return note if unseen else ""
         if self.contents:
             return "`check_sources` looks at no file, as the manifest has a column of inline content, which is compared"
         return "`check_sources` looks at no file, as the table was begun without it; `--fresh` makes it anew"

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from clipray.kinds import REGION_PICTURES
 from clipray.ledger import RegionFolders, Stock, take_stock
 from clipray.manifest import open_manifest
 from clipray.scan import Scan, hash_strings, scan
+from clipray.steps.attempt import step_rows
 from clipray.steps.comparison import Comparison
 from clipray.storage import Folder, file_versions, listed_version
 
@@ -316,6 +318,35 @@ def test_files_that_were_replaced_are_seen(tmp_path: Path) -> None:
     assert sources.kept(look) == set("ad")
 
 
+def test_files_are_compared_with_what_they_were_when_the_run_began(tmp_path: Path) -> None:
+    Sources(tmp_path)
+    manifest = open_manifest(str(tmp_path / "m.parquet"))
+
+    def look(before: dict[str, Any] | None) -> Comparison:
+        return Comparison(manifest, scan(manifest), before, frozenset(), SCHEMES)
+
+    first = look(None)
+    facts = first.facts(first.scan.versions)
+    (tmp_path / "b").write_bytes(b"while the run goes on")
+    assert first.facts(first.scan.versions) == facts  # what is kept does not know of it, so that the next run compares
+    assert (look(facts).changed, first.caveat) == (True, "")
+    second = look(facts)
+    assert not look(second.facts(second.scan.versions)).changed
+
+
+def test_rows_that_kill_their_worker_are_rejected_with_their_content(table: Table) -> None:
+    counted = comparison(table.home, None)
+    step: Any = SimpleNamespace(
+        manifest=counted.manifest,
+        scan=counted.scan,
+        comparison=counted,
+        hash_fields=[pa.field(CONTENT_HASH, pa.string())],
+    )
+    keys = np.sort(hash_strings(pa.array(["b", "g"]), counted.scan.salt))
+    rows = step_rows(step, keys).to_pylist()
+    assert rows == [{"image_id": i, "uri": None, CONTENT_HASH: oracle(i.encode() * 9)} for i in "bg"]
+
+
 def test_files_that_are_not_looked_at_any_more_leave_their_rows(tmp_path: Path) -> None:
     sources = Sources(tmp_path)
     (tmp_path / "b").write_bytes(b"longer than it was")
@@ -345,7 +376,8 @@ def test_files_are_looked_at_only_where_there_are_no_bytes(table: Table, tmp_pat
     (tmp_path / "uris/m").mkdir(parents=True)
     pq.write_table(pa.table({"image_id": ["a"], "uri": ["/p/a"]}), tmp_path / "uris/m/0.parquet")
     uris = comparison(tmp_path / "uris", None, schemes=SCHEMES)
-    assert (uris.contents, uris.caveat) == (Contents(None, SCHEMES), "")
+    assert uris.contents == Contents(None, SCHEMES)
+    assert uris.caveat == "`check_sources`: 1 of 1 files cannot be seen: gone, not listed, or over http"
     assert comparison(tmp_path / "uris", None).contents is None
     begun = comparison(tmp_path / "uris", {"content_hash": False}, schemes=SCHEMES)
     assert (begun.contents, "--fresh" in begun.caveat) == (None, True)
