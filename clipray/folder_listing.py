@@ -12,12 +12,22 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
-from clipray.errors import StorageError
+from clipray.errors import JobError, StorageError
 
 
 def is_glob(fs: fsspec.AbstractFileSystem, path: str) -> bool:
-    """Whether `path` is a pattern; what exists under such a name is that file or folder itself."""
-    return any(c in path for c in "*?[") and not fs.exists(path)
+    """Whether `path` is a pattern; what exists under such a name is that file or folder itself.
+
+    Raises:
+        JobError: `**` is only a part of a name in it, which means nothing.
+    """
+    if not any(c in path for c in "*?[") or fs.exists(path):
+        return False
+    if any("**" in part and part != "**" for part in path.split("/")):
+        raise JobError(
+            f"{path}: `**` stands for any folders, and so for a whole name: expected `**/*.jpg` rather than `**.jpg`"
+        )
+    return True
 
 
 def files_under(fs: fsspec.AbstractFileSystem, root: str, left_out: Callable[[str], bool]) -> list[str]:

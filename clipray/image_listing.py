@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import fsspec
-from fsspec.implementations.local import LocalFileSystem
 
 from clipray.errors import ManifestError
 from clipray.folder_listing import files_matching, files_under, fixed_part, is_glob
@@ -57,7 +56,7 @@ def list_images(source: str) -> ImageListing:
     fs, path = filesystem(source)
     with explained(source):
         root, files = _files_of(fs, path)
-    images = [p for p in files if p.lower().endswith(IMAGE_SUFFIXES) and _is_regular(fs, p)]
+    images = [p for p in files if p.lower().endswith(IMAGE_SUFFIXES)]
     if not images:
         raise ManifestError(
             f"{source}: no pictures there: expected a folder or glob of files named {', '.join(IMAGE_SUFFIXES[:6])} …"
@@ -90,10 +89,6 @@ def _shown(paths: Iterable[str], root: str) -> list[str]:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_FOLDERS
-
-
-def _is_regular(fs: fsspec.AbstractFileSystem, path: str) -> bool:
-    return not isinstance(fs, LocalFileSystem) or os.path.isfile(path)
 
 
 def utf8_name(name: str) -> str:

@@ -19,7 +19,7 @@ from clipray.storage import as_url, explained, filesystem
 
 SUFFIXES = (".parquet", ".pq")
 TABLE_FILES = ("_table.json", "_started.json")  # in the folder of a table of ours
-RUN_FILE = "events.jsonl"  # in the output of a run
+RUN_FILE, RUN_FOLDERS = "events.jsonl", ("metrics", "rejects")  # in the output of a run
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def expand_parquet(url: str) -> list[str]:
     their tables, unless the folder is such a table itself.
 
     Raises:
-        ManifestError: there are none, or the folder is the output of a run.
+        ManifestError: there are none.
     """
     with explained(url):
         return _expand_parquet(url)
@@ -98,9 +98,9 @@ def _in_folder(fs: fsspec.AbstractFileSystem, root: str) -> list[str]:
     tables = {os.path.dirname(path) for path in paths if os.path.basename(path) in TABLE_FILES}
     runs = {os.path.dirname(path) for path in paths if os.path.basename(path) == RUN_FILE}
     runs &= {os.path.dirname(table) for table in tables}
-    if root in runs:
-        raise ManifestError(f"{root}: this is the output of a run; name one of its tables, or a file")
     ours = (tables | runs) - {root}
+    if root in runs:  # which may be where the manifest lies, too
+        ours |= {f"{root}/{name}" for name in RUN_FOLDERS}
     return [
         path
         for path in paths

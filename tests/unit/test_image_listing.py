@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import pytest
 from PIL import Image
 
 from clipray.encoders.images import Picture, load_picture
-from clipray.encoders.refusals import Limits
-from clipray.errors import StorageError
+from clipray.encoders.refusals import Limits, Refused
+from clipray.errors import JobError, StorageError
 from clipray.image_listing import list_images
 from clipray.manifest import make_manifest, open_manifest, read_piece
+from clipray.parquet_files import expand_parquet
 
 
 @pytest.fixture
@@ -56,6 +58,12 @@ def test_companions_and_thumbnails_are_no_images(folder: Path) -> None:
     assert names(f"{folder}/.*.jpg") == ["._a.jpg", ".hidden.jpg"]
 
 
+@pytest.mark.parametrize("read", [list_images, expand_parquet])
+def test_two_stars_within_a_name(folder: Path, read: Callable[[str], Any]) -> None:
+    with pytest.raises(JobError, match=r"expected `\*\*/\*\.jpg` rather than"):
+        read(f"{folder}/**.jpg")
+
+
 def test_the_same_elsewhere(folder: Path) -> None:
     fs = fsspec.filesystem("memory")
     try:
@@ -80,11 +88,14 @@ def test_what_is_left_out_is_counted(folder: Path) -> None:
     assert list_images(f"{folder}/*.jpg").left_out_sentence() == ""
 
 
-def test_a_pipe_is_no_image(folder: Path) -> None:
+def test_a_pipe_and_a_broken_link_are_rejected_rows(folder: Path) -> None:
     os.mkfifo(folder / "pipe.jpg")
     (folder / "gone.jpg").symlink_to(folder / "nothing")
-    assert names(folder) == ["a.jpg", "deep/b.jfif"]
-    assert list_images(str(folder)).left_out_sentence() == "2 files left out: 2 .jpg"
+    assert names(folder) == ["a.jpg", "deep/b.jfif", "gone.jpg", "pipe.jpg"]
+    for name, reason in (("pipe.jpg", "not_a_file"), ("gone.jpg", "not_found")):
+        row = load_picture(str(folder / name), None, Limits(), np.asarray)
+        assert isinstance(row, Refused)
+        assert row.reason == reason
 
 
 def test_links_to_folders_are_followed_once(folder: Path) -> None:

@@ -77,7 +77,9 @@ def test_hidden_folders_and_tables_of_runs_are_not_read(tmp_path: Path) -> None:
     assert expand_parquet(f"{tmp_path}/out/images/") == [f"{tmp_path}/out/images/part.parquet"]
     assert expand_parquet(f"{tmp_path}/_temporary") == [f"{tmp_path}/_temporary/0/part.parquet"]
     assert expand_parquet(f"{tmp_path}/out/*.parquet") == [f"{tmp_path}/out/manifest.parquet"]
-    with pytest.raises(ManifestError, match="out: this is the output of a run; name one of its tables"):
+    assert expand_parquet(f"{tmp_path}/out") == [f"{tmp_path}/out/manifest.parquet"]  # beside the run's own
+    (tmp_path / "out/manifest.parquet").unlink()
+    with pytest.raises(ManifestError, match="out: no manifest there"):
         expand_parquet(f"{tmp_path}/out")
 
 
