@@ -1,4 +1,4 @@
-"""FAISS indexes: which type, training, filling in parts, merging, and what they really find.
+"""FAISS indexes: which type, training, filling in parts, merging, query expansion. What they really find: `recall`.
 
 An index is passed on as bytes (uint8), so that it can travel; a part that is filled apart has its rows' numbers as ids.
 """
@@ -6,9 +6,6 @@ An index is passed on as bytes (uint8), so that it can travel; a part that is fi
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import faiss
@@ -19,8 +16,6 @@ from clipray.errors import JobError
 METRICS = {"cosine": faiss.METRIC_INNER_PRODUCT, "dot": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
 FLAT_ROWS, GRAPH_ROWS = 10_000, 100_000  # up to which `auto` compares with every row, and takes a graph
 TRAINING_ROWS = 64  # of a list: faiss asks for 39 and uses 256 at most
-TOPS = (1, 10, 100)  # of the recall that is measured
-MOST_EF = 4_096
 
 
 def choose_type(rows: int, width: int, memory_bytes: float) -> str:
@@ -56,14 +51,19 @@ def training_rows(index: faiss.Index, rows: int) -> int:
     """How many rows of a table of `rows` to train on; 0 where nothing is trained. Raises JobError: too few rows."""
     if index.is_trained:
         return 0
-    ivf = faiss.try_extract_index_ivf(index)
-    least = max(ivf.nlist if ivf is not None else 1, 256)  # a product quantiser has 256 centroids
+    ivf, least = faiss.try_extract_index_ivf(index), least_rows(index)
     if rows < least:
         what = f" of {ivf.nlist} lists" if ivf is not None else ""
         raise JobError(
             f"n_samples={rows} should be >= {least} to train an index{what}; take `type: auto` or fewer lists"
         )
     return min(rows, TRAINING_ROWS * max(least, 1024))
+
+
+def least_rows(index: faiss.Index) -> int:
+    """How many rows training takes at least."""
+    ivf = faiss.try_extract_index_ivf(index)
+    return max(ivf.nlist if ivf is not None else 1, 256)  # a product quantiser has 256 centroids
 
 
 def train(index: faiss.Index, x: np.ndarray, random_state: int) -> None:
@@ -95,6 +95,11 @@ def mergeable(index: faiss.Index) -> bool:
     return faiss.try_extract_index_ivf(index) is not None or isinstance(
         faiss.downcast_index(index), faiss.IndexFlatCodes
     )
+
+
+def extendable(index: faiss.Index) -> bool:
+    """Whether rows can be added to an index that holds some already: an NSG is built once."""
+    return not isinstance(faiss.downcast_index(index), faiss.IndexNSG)
 
 
 def list_sizes(index: faiss.Index) -> np.ndarray | None:
@@ -137,66 +142,6 @@ def _by_distance(centroids: faiss.Index) -> bool:
     return bool(np.ptp(lengths) < 1e-3 * lengths.mean())
 
 
-def nearest_exactly(
-    queries: np.ndarray, x: np.ndarray, metric: str, first_row: int, top: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Brute force: scores (q, t) float32 and row numbers (q, t) int64 of the `top` best rows of `x`, t <= top."""
-    scores, rows = faiss.knn(queries, x, min(top, len(x)), metric=METRICS[metric])
-    return scores, rows + first_row
-
-
-def best_of(parts: Sequence[tuple[np.ndarray, np.ndarray]], metric: str, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `top` best of all parts; of equal ones the lower row first."""
-    scores, rows = (np.concatenate(column, axis=1) for column in zip(*parts, strict=True))
-    keys = scores if metric == "l2" else -scores
-    order = np.lexsort((rows, keys), axis=1)[:, :top]
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What an index finds, and at what effort.
-
-    Attributes:
-        parameter, value: `nprobe` or `efSearch`, "" and 0 where there is none.
-        recall: mean share of the true k nearest that are among the k found, by k.
-        query_ms: for one query, of a batch on all threads.
-    """
-
-    parameter: str
-    value: int
-    recall: dict[int, float]
-    query_ms: float
-
-
-def tune(index: faiss.Index, queries: np.ndarray, own: np.ndarray, truth: np.ndarray, target: float) -> Tuned:
-    """The least effort at which recall@10 reaches `target`, or the greatest where none does; set on the index.
-
-    Args:
-        queries: (q, d) float32, rows of the index that count as held out: their own rows `own` (q,) int64 are ignored.
-        truth: (q, t) int64, the rows that are really nearest, without `own`.
-    """
-    parameter = effort_of(index)
-    if not parameter:
-        return _measured(index, "", 0, queries, own, truth)
-    most = faiss.extract_index_ivf(index).nlist if parameter == "nprobe" else MOST_EF
-    low, value = 0, 1 if parameter == "nprobe" else 16
-    found = _measured(index, parameter, value, queries, own, truth)
-    while _at_ten(found) < target and value < most:
-        low, value = value, min(2 * value, most)
-        found = _measured(index, parameter, value, queries, own, truth)
-    high = value
-    while high - low > max(1, high // 16) and _at_ten(found) >= target and low:
-        middle = (low + high) // 2
-        tried = _measured(index, parameter, middle, queries, own, truth)
-        if _at_ten(tried) >= target:
-            high, found = middle, tried
-        else:
-            low = middle
-    set_effort(index, parameter, found.value)
-    return found
-
-
 def effort_of(index: faiss.Index) -> str:
     """The name of the parameter that trades time for recall; "" for an index without one."""
     if faiss.try_extract_index_ivf(index) is not None:
@@ -207,36 +152,6 @@ def effort_of(index: faiss.Index) -> str:
 def set_effort(index: faiss.Index, parameter: str, value: int) -> None:
     if parameter:
         faiss.ParameterSpace().set_index_parameter(index, parameter, value)
-
-
-def _at_ten(tuned: Tuned) -> float:
-    return tuned.recall.get(10) or min(tuned.recall.values())
-
-
-def _measured(
-    index: faiss.Index, parameter: str, value: int, queries: np.ndarray, own: np.ndarray, truth: np.ndarray
-) -> Tuned:
-    set_effort(index, parameter, value)
-    top = truth.shape[1]
-    began = time.perf_counter()
-    found = index.search(queries, top + 1)[1]
-    query_ms = (time.perf_counter() - began) * 1e3 / len(queries)
-    found = without(found, own, top)
-    recall = {k: overlap(found[:, :k], truth[:, :k]) for k in TOPS if k <= top}
-    return Tuned(parameter, value, recall or {top: overlap(found, truth)}, query_ms)
-
-
-def without(found: np.ndarray, own: np.ndarray, top: int) -> np.ndarray:
-    """Rows (q, t + 1) with each query's own row taken out, or else the last: (q, top)."""
-    kept = found != own[:, None]
-    order = np.argsort(~kept, axis=1, kind="stable")
-    return np.take_along_axis(found, order, 1)[:, :top]
-
-
-def overlap(found: np.ndarray, truth: np.ndarray) -> float:
-    """Mean share of the rows of `truth` (q, k) that are in `found` (q, k)."""
-    hits = sum(len(np.intersect1d(f, t)) for f, t in zip(found, truth, strict=True))
-    return hits / max(1, truth.size)
 
 
 def expanded(index: faiss.Index, queries: np.ndarray, count: int, alpha: float, metric: str) -> np.ndarray:

@@ -1,64 +1,37 @@
-"""Building a FAISS index on a cluster: a sample trains it, tasks fill parts of it, one actor puts them together."""
+"""Building a FAISS index on a cluster: a sample trains it, tasks fill parts of it, one actor puts them together.
+
+Some rows are held out: of them the index is not trained, and they are added to it last, when its recall has been measured
+with them. So what is measured is what new rows of the table will find.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
-import shutil
-import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 
+from clipray import tables
 from clipray.analysis import vector_index as vi
 from clipray.analysis.lengths import unit
+from clipray.analysis.recall import TOPS, Nearest, nearest_exactly
+from clipray.engine.index_builder import Builder
+from clipray.engine.index_order import QUERIES, Order, Part, Probes
 from clipray.engine.nodes import Cluster
 from clipray.engine.shards import SALT, answers
 from clipray.scan import hash_strings
-from clipray.storage import Folder
-from clipray.vectors import Piece, Vectors, read_finite
+from clipray.vectors import Piece, Vectors, groups, read_finite
 
 AHEAD = 2  # parts under way for each CPU
-QUERIES = 1_000  # held out to measure recall
-Write = Callable[[pa.Table, int], Any]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Neighbouring row groups; their vectors have the ids `first_id`, `first_id` + 1, … `new`: not in the index yet."""
-
-    pieces: list[Piece]
-    first_id: int
-    new: bool = True
-
-
-@dataclass(frozen=True)
-class Order:
-    """What to build.
-
-    Attributes:
-        kind: factory string. parts: of all rows; tasks fill those that are new.
-        grown_from: file of an index in the folder, to which the new parts are added.
-        on_disk: lists are merged on disk, beside the index.
-    """
-
-    source: Vectors
-    kind: str
-    metric: str
-    recall: float
-    random_state: int
-    parts: list[Part]
-    folder: Folder
-    name: str
-    grown_from: str | None = None
-    on_disk: bool = False
+PART_ROWS = 65_536  # of the queries that a task reads
+Write = Callable[[pa.Table, np.ndarray, int], Any]
+Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Keys (m,) uint64, row numbers (m,) int64 and vectors (m, d) float32."""
 
 
 def build(
@@ -67,69 +40,77 @@ def build(
     """Build `order.name` in `order.folder`.
 
     Returns:
-        Figures of the index, and what `write(ids, first id)` made of each new part's identities, in their order.
+        Figures of the index, and what `write(ids, numbers, first row)` made of each new part's identities, in their order.
 
     Raises:
         SchemaError: vectors that are not finite. JobError: too few rows for the type. RunError: workers died.
     """
-    rows, width = order.source.n_samples, order.source.n_features
+    width, new = order.source.n_features, [part for part in order.parts if part.new]
+    rows = sum(part.rows for part in new)
     wanted = 0 if order.grown_from else vi.training_rows(vi.empty_index(order.kind, width, order.metric), rows)
-    share = min(1.0, 1.2 * max(wanted, 2 * QUERIES) / rows)
     threads = max(1, int(cluster.cpus / cluster.nodes))
-    draw: Any = ray.remote(num_cpus=1, max_retries=3)(_drawn)
     # In a process of its own, which ends with it: what training needs is not there when the lists are merged.
     train: Any = ray.remote(num_cpus=0, max_retries=3, max_calls=1, num_returns=3)(_trained)
-    holder: Any = ray.remote(num_cpus=0)(_Builder)
+    holder: Any = ray.remote(num_cpus=0)(Builder)
     sent = ray.put(order)  # once: it names every part
     builder = holder.remote(sent, threads)
     try:
-        samples = [draw.remote(sent, part, share) for part in order.parts]
-        index, trained_on, queries = train.remote(sent, wanted, threads, *samples)
-        del samples
-        trained = builder.begin.remote(index, trained_on, queries)
+        samples = _samples(sent, new, wanted + 2 * QUERIES)
+        others = _samples(sent, query_parts(order.queries), 2 * QUERIES, of_queries=True) if order.queries else []
+        index, trained_on, probes = train.remote(sent, wanted, threads, len(samples), *samples, *others)
+        del samples, others
+        trained = builder.begin.remote(index, trained_on, probes)
         answers([trained])
-        made = _fill(order.parts, builder, (sent, trained, queries), write, cluster, tick)
-        (figures,) = answers([builder.finish.remote([truth for _, truth in made])])
-        return figures, [written for written, _ in made if written is not None]
+        written = _fill(order.parts, builder, (sent, trained, probes), write, cluster, tick)
+        (figures,) = answers([builder.finish.remote()])
+        return figures, [shard for shard in written if shard is not None]
     finally:
         ray.kill(builder)
+
+
+def query_parts(queries: Vectors) -> list[Part]:
+    return [Part(pieces, pieces[0].first_row) for pieces in groups(queries.pieces, PART_ROWS)]
+
+
+def _samples(order: Any, parts: Sequence[Part], wanted: int, *, of_queries: bool = False) -> list[Any]:
+    """References to the `Sample` of each part: together about a fifth more than the `wanted` rows."""
+    draw: Any = ray.remote(num_cpus=1, max_retries=3)(_drawn)
+    share = min(1.0, 1.2 * wanted / max(1, sum(part.rows for part in parts)))
+    return [draw.remote(order, part, share, of_queries) for part in parts]
 
 
 def _fill(
     parts: Sequence[Part], builder: Any, given: tuple[Any, Any, Any], write: Write, cluster: Cluster,
     tick: Callable[[int], None],
 ) -> list[Any]:  # fmt: skip
-    """What `_filled` made of each part beside the index, whose parts the builder merges in order; a bounded number under way."""
-    task: Any = ray.remote(num_cpus=1, max_retries=3, num_returns=2)(_filled)
+    """What `write` made of each part, which the builder merges in order; a bounded number under way."""
+    task: Any = ray.remote(num_cpus=1, max_retries=3, num_returns=3)(_filled)
     merging: deque[Any] = deque()
-    results = []
+    written = []
     for n, part in enumerate(parts):
-        filled, rest = task.remote(part, *given, write)
-        results.append(rest)
-        merging.append(builder.merge.remote(filled, n))
-        del filled
+        filled, nearest, shard = task.remote(part, *given, write)
+        written.append(shard)
+        merging.append(builder.merge.remote(filled, nearest, n))
+        del filled, nearest
         if len(merging) >= max(2, AHEAD * cluster.cpus):
             answers([merging.popleft()])
-            tick(sum(map(_rows, parts[: n + 1 - len(merging)])))
+            tick(sum(part.rows for part in parts[: n + 1 - len(merging)]))
     answers(list(merging))
-    return answers(results)
+    return answers(written)
 
 
-def _rows(part: Part) -> int:
-    return sum(piece.rows for piece in part.pieces)
-
-
-def _vectors(order: Order, piece: Piece) -> tuple[pa.Table, np.ndarray]:
-    ids, x = read_finite(order.source, piece)
+def _vectors(order: Order, source: Vectors, piece: Piece) -> tuple[pa.Table, np.ndarray]:
+    ids, x = read_finite(source, piece)
     return ids, unit(x) if order.metric == "cosine" else np.ascontiguousarray(x, np.float32)
 
 
-def _drawn(order: Order, part: Part, share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keys (m,) uint64, ids (m,) and vectors (m, d) of about `share` of the rows, chosen by the hash of their identities."""
-    keys, rows, vectors, start = [], [], [], part.first_id
+def _drawn(order: Order, part: Part, share: float, of_queries: bool) -> Sample:
+    """About `share` of the rows, chosen by the hash of their identities."""
+    source = order.queries if of_queries and order.queries else order.source
+    keys, rows, vectors, start = [], [], [], part.first_row
     for piece in part.pieces:
-        ids, x = _vectors(order, piece)
-        key = hash_strings(ids[order.source.ids[-1]], SALT)
+        ids, x = _vectors(order, source, piece)
+        key = hash_strings(ids[source.ids[-1]], SALT)
         key ^= np.uint64(order.random_state * 0x9E3779B97F4A7C15 % 2**64)
         chosen = np.flatnonzero(key <= np.uint64(min(share, 1 - 2**-53) * 2**64))
         keys.append(key[chosen])
@@ -140,44 +121,64 @@ def _drawn(order: Order, part: Part, share: float) -> tuple[np.ndarray, np.ndarr
 
 
 def _trained(
-    order: Order, wanted: int, threads: int, *samples: tuple[np.ndarray, np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, int, tuple[np.ndarray, np.ndarray]]:
-    """The empty index as bytes, how many rows it was trained on, and vectors and numbers of rows that count as held out."""
+    order: Order, wanted: int, threads: int, n_samples: int, *samples: Sample
+) -> tuple[np.ndarray, int, Probes]:
+    """The empty index as bytes, how many rows it was trained on, and what recall is measured with.
+
+    Args:
+        samples: the first `n_samples` of the source, the others of `order.queries`.
+    """
     import faiss
     import torch
 
     faiss.omp_set_num_threads(threads)
     torch.set_num_threads(threads)
-    rows, x = _lowest(samples, max(wanted, QUERIES))
-    index, sample = vi.empty_index(order.kind, order.source.n_features, order.metric), x[:wanted]
+    count = order.n_held_out
+    rows, x = _lowest(samples[:n_samples], wanted + count)
+    index, sample = vi.empty_index(order.kind, order.source.n_features, order.metric), x[count:]
     if wanted:
+        sample = sample if len(sample) >= vi.least_rows(index) else x[:wanted]
         vi.train(index, sample, order.random_state)
-    return faiss.serialize_index(index), len(sample), (x[:QUERIES], rows[:QUERIES])
+    ascending = np.argsort(rows[:count])
+    others = _lowest(samples[n_samples:], QUERIES)[1] if samples[n_samples:] else x[:0]
+    probes = Probes(rows[ascending], x[ascending], others, order.source.n_samples)
+    return faiss.serialize_index(index), len(sample) if wanted else 0, probes
 
 
 def _filled(
-    part: Part, order: Order, trained: np.ndarray, queries: tuple[np.ndarray, np.ndarray], write: Write
-) -> tuple[np.ndarray | None, tuple[Any, tuple[np.ndarray, np.ndarray]]]:
-    """The part of the index as bytes, or its vectors where parts cannot be merged; and what else is made of the rows."""
+    part: Part, order: Order, trained: np.ndarray, probes: Probes, write: Write
+) -> tuple[np.ndarray | None, Nearest, Any]:
+    """The part of the index as bytes, or its vectors where parts cannot be merged; the rows nearest to the probes; and
+    what `write` made of the identities. Rows that are held out are only written."""
     import faiss
     import torch
 
     faiss.omp_set_num_threads(1)
     torch.set_num_threads(1)
-    read = [_vectors(order, piece) for piece in part.pieces]
-    x = np.concatenate([vectors for _, vectors in read])
-    truth = vi.nearest_exactly(queries[0], x, order.metric, part.first_id, max(vi.TOPS) + 1)
-    if not part.new:
-        return None, (None, truth)
-    written = write(pa.concat_tables([ids for ids, _ in read]), part.first_id)
+    read = [_vectors(order, order.source, piece) for piece in part.pieces]
+    x, rows = np.concatenate([vectors for _, vectors in read]), np.arange(part.first_row, part.first_row + part.rows)
+    numbers, held_out = (_numbers(order, part), np.zeros(len(x), bool)) if part.numbers else probes.numbers(rows)
+    shard = write(pa.concat_tables([ids for ids, _ in read]), numbers, part.first_row) if part.new else None
+    if held_out.any():
+        x, numbers = x[~held_out], numbers[~held_out]
+    nearest = nearest_exactly(np.concatenate([probes.x, probes.others]), x, order.metric, numbers, max(TOPS))
     index = faiss.deserialize_index(trained)
+    if not part.new or not len(x):
+        return None, nearest, shard
     if not vi.mergeable(index):
-        return x, (written, truth)
-    vi.fill(index, x, part.first_id)
+        return x, nearest, shard
+    vi.fill(index, x, int(numbers[0]))
     filled = faiss.serialize_index(index)
     del index, x, read
     _give_back()
-    return filled, (written, truth)
+    return filled, nearest, shard
+
+
+def _numbers(order: Order, part: Part) -> np.ndarray:
+    """Numbers (n,) int64 in the index of the rows of a part that is in it."""
+    assert part.numbers is not None
+    name, start = part.numbers
+    return tables.read_shard(order.folder, name)["vector_id"].to_numpy()[start : start + part.rows]
 
 
 def _give_back() -> None:
@@ -187,111 +188,8 @@ def _give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-class _Builder:
-    """An actor that holds the index."""
-
-    def __init__(self, order: Order, threads: int) -> None:
-        import faiss
-
-        faiss.omp_set_num_threads(threads)
-        self._order, self._faiss = order, faiss
-        self._aside = _aside(order.folder)
-        self._parts: list[Path] = []
-        self._sizes: Any = None
-        self._index: Any = None
-        self._trained_on = 0
-
-    def begin(self, trained: np.ndarray, trained_on: int, queries: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """The empty index that parts are filled in, as bytes: `trained`, or of the kind that is extended."""
-        self._trained_on, self._queries = trained_on, queries
-        if self._order.grown_from is None:
-            self._index = self._faiss.deserialize_index(trained)
-            return trained
-        self._index = self._faiss.read_index(_local(self._order.folder, self._order.grown_from, self._aside))
-        empty = self._faiss.clone_index(self._index)
-        empty.reset()
-        return self._faiss.serialize_index(empty)
-
-    def merge(self, part: np.ndarray | None, number: int) -> None:
-        """Parts come in the order of their rows."""
-        if part is None:
-            return
-        if not vi.mergeable(self._index):
-            vi.fill(self._index, part, self._index.ntotal)
-        elif (sizes := vi.list_sizes(self._index)) is None:
-            self._index.merge_from(self._faiss.deserialize_index(part), 0)
-        else:
-            self._sizes = (sizes if self._sizes is None else self._sizes) + vi.list_sizes(
-                self._faiss.deserialize_index(part)
-            )
-            self._parts.append(self._aside / f"{number:06d}.faiss")
-            self._parts[-1].write_bytes(part.data)
-
-    def _merge_lists(self) -> None:
-        """Of the parts, which wait on disk until it is known how long each list becomes: lists that grow take twice the room."""
-        if self._order.on_disk:
-            from faiss.contrib.ondisk import merge_ondisk
-
-            merge_ondisk(self._index, list(map(str, self._parts)), str(self._aside / f"{self._order.name}.lists"))
-            return
-        vi.reserve(self._index, self._sizes)
-        for part in self._parts:
-            self._index.merge_from(self._faiss.read_index(str(part)), 0)
-            part.unlink()
-
-    def finish(self, truths: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-        """Tune, write the file, and say what is in it."""
-        order, queries = self._order, self._queries
-        name = order.name
-        if self._parts:
-            self._merge_lists()
-        figures: dict[str, Any] = {"type": order.kind, "vectors": int(self._index.ntotal)}
-        best = vi.best_of(truths, order.metric, max(vi.TOPS) + 1)[1]
-        if best.shape[1] > 1:
-            truth = vi.without(best, queries[1], best.shape[1] - 1)
-            tuned = vi.tune(self._index, queries[0], queries[1], truth, order.recall)
-            figures |= {f"recall@{k}": round(share, 4) for k, share in tuned.recall.items()}
-            figures |= {"parameter": tuned.parameter, "value": tuned.value, "query_ms": round(tuned.query_ms, 3)}
-            figures["held_out"] = len(truth)
-        if order.grown_from is None:
-            figures["trained_on"] = self._trained_on
-        path = self._aside / name
-        self._faiss.write_index(self._index, str(path))
-        files = [path, *self._aside.glob(f"{name}.lists")]
-        figures["files"] = {file.name: file.stat().st_size for file in files}
-        for file in files:
-            _publish(file, order.folder)
-        shutil.rmtree(self._aside)
-        return figures
-
-
-def _lowest(samples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
+def _lowest(samples: Sequence[Sample], count: int) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers and vectors of the `count` rows with the lowest keys."""
     keys, rows, vectors = (np.concatenate(column) for column in zip(*samples, strict=True))
     best = np.lexsort((rows, keys))[:count]
     return rows[best], vectors[best]
-
-
-def _local(folder: Folder, name: str, aside: Path) -> str:
-    if folder.local:
-        return folder.path(name)
-    folder.fs.get_file(folder.path(name), str(aside / name))
-    return str(aside / name)
-
-
-def _aside(folder: Folder) -> Path:
-    """An empty folder for files that are not finished: on a local disk within `folder`, where a killed build's is found again."""
-    if not folder.local:
-        return Path(tempfile.mkdtemp(prefix="clipray-index-"))
-    aside = Path(folder.path("_building"))
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    return aside
-
-
-def _publish(file: Path, folder: Folder) -> None:
-    """Move a finished file into the folder, where it is seen whole or not at all."""
-    if folder.local:
-        os.replace(file, folder.path(file.name))
-    else:
-        folder.fs.put_file(str(file), folder.path(file.name))

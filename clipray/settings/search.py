@@ -17,6 +17,7 @@ class Index(StepSettings):
         type: a factory string of faiss (`HNSW32`, `IVF4096,Flat`, `OPQ32,IVF4096,PQ32`, …), or `auto`: by rows and memory.
         metric: `cosine` (vectors are L2-normalised), `dot`, or `l2`.
         recall: share of the true ten nearest that the index should find; `nprobe` or `efSearch` is tuned to it.
+        queries: vector column of those that will be searched for, as in `search`; by default new rows of the input.
         memory_gib: what the index may take in memory; a larger one keeps its lists on disk. None: half of what Ray has.
     """
 
@@ -25,13 +26,14 @@ class Index(StepSettings):
     type: str = "auto"
     metric: Literal["cosine", "l2", "dot"] = "cosine"
     recall: Annotated[float, Field(gt=0, le=1)] = 0.95
+    queries: Annotated[str | Column | None, Reference] = None
     random_state: Annotated[int, Field(ge=0)] = 0
     memory_gib: Annotated[float | None, Execution, Field(gt=0)] = None
     rows_per_task: Annotated[int, Execution, Field(ge=1)] = 65_536
 
     @property
     def sources(self) -> tuple[str, ...]:
-        return table_of(self.input)
+        return (*table_of(self.input), *(table_of(self.queries) if self.queries else ()))
 
 
 class Augment(StepSettings):

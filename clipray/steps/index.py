@@ -17,14 +17,14 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis.vector_index import choose_type, empty_index, mergeable, training_rows
 from clipray.digests import is_same_file
-from clipray.errors import ClipRayError, StaleTableError
+from clipray.errors import ClipRayError, SchemaError, StaleTableError
 from clipray.notes import read_started, write_started
 from clipray.settings import Index
 from clipray.steps.step import Given, Run, State, Ticker
 from clipray.steps.table_step import VectorStep
 from clipray.storage import TEMPORARY, Folder
 from clipray.vector_search.files import broken_files, hash_of
-from clipray.vectors import Piece, groups, open_vectors
+from clipray.vectors import Piece, Vectors, comparable, groups, open_vectors
 
 OUTGROWN = 2  # times the rows that an index was built of: beyond it is built anew
 OURS = re.compile(
@@ -42,6 +42,12 @@ class IndexStep(VectorStep[Index]):
     """A `Step`; see `VectorStep`."""
 
     kind: ClassVar[str] = "index"
+
+    queries: Vectors | None = None  # `settings.queries`, opened
+
+    @property
+    def rests_on(self) -> dict[str, Any]:
+        return {**super().rests_on, **({"queries": self.queries.identity} if self.queries else {})}
 
     @property
     def made(self) -> dict[str, Any]:
@@ -69,7 +75,8 @@ class IndexStep(VectorStep[Index]):
         Raises:
             SchemaError, JobError: vectors that are not finite; too few for the type.
         """
-        from clipray.engine.index_build import Order, build
+        from clipray.engine.index_build import build
+        from clipray.engine.index_order import Order
 
         self._refuse_others()
         self._write_started()
@@ -81,24 +88,31 @@ class IndexStep(VectorStep[Index]):
         parts, build_id = self._parts(before), os.urandom(4).hex()
         order = Order(
             self.source, kind, self.settings.metric, self.settings.recall, self.settings.random_state, parts,
-            self.table, f"index-{build_id}.faiss", before.provenance["index_file"] if before else None, on_disk,
+            self.table, f"index-{build_id}.faiss", self.queries, before.provenance["index_file"] if before else None,
+            on_disk,
         )  # fmt: skip
         ticker = Ticker(run, self.name, self.total, f"building {kind}")
         try:
             figures, shards = build(order, _WriteIds(self, build_id), cluster, lambda n: ticker.at(n, 0))
         except ClipRayError as error:
             raise type(error)(f"{self.name}: {error}") from error
-        if figures.get("recall@10", 1.0) < self.settings.recall:
-            run.say(
-                f"{self.name}: recall@10 is {figures['recall@10']:.3f}, below the wanted {self.settings.recall}, with the "
-                f"greatest effort that {kind} has; another `type` finds more"
-            )
+        self._say_what_is_missed(run, kind, {**before.figures, **figures} if before else figures)
         return self._commit(order.name, parts, before, shards, figures, began)
 
     def _refuse_others(self) -> None:
         for name in tables.shard_names(self.table):
             if not OURS.fullmatch(name):
                 raise StaleTableError(f"{self.table.path(name)} is no file of this index; move it away")
+
+    def _say_what_is_missed(self, run: Run, kind: str, figures: dict[str, Any]) -> None:
+        reached = figures.get("queries", figures).get("recall@10", 1.0)
+        if reached < self.settings.recall:
+            run.say(
+                f"{self.name}: recall@10 is {reached:.3f}, below the wanted {self.settings.recall}, with the greatest "
+                f"effort that {kind} has; another `type` finds more"
+            )
+        if "parameter" not in figures:
+            run.say(f"{self.name}: recall is not measured: {kind} has no rows, or takes none, that could be held out")
 
     def _write_started(self) -> None:
         started = read_started(self.table) or {}
@@ -132,12 +146,13 @@ class IndexStep(VectorStep[Index]):
         return len(tables.verify_shards(self.table, names)[0]) == len(names)
 
     def _parts(self, before: tables.Record | None) -> list[Any]:
-        """Parts in the order of their ids: those that are in the index, then the new ones."""
-        from clipray.engine.index_build import Part
+        """Parts in the order of their rows: those that are in the index, then the new ones."""
+        from clipray.engine.index_order import Part
 
         known = before.provenance["indexed"]["pieces"] if before else {}
         old = sorted(((known[_key(p)], p) for p in self.source.pieces if _key(p) in known), key=lambda pair: pair[0])
-        parts, start = [Part([piece], first, new=False) for first, piece in old], before.rows if before else 0
+        parts = [Part([piece], first, _place(before, first)) for first, piece in old] if before else []
+        start = before.rows if before else 0
         for group in groups([p for p in self.source.pieces if _key(p) not in known], self.settings.rows_per_task):
             parts.append(Part(group, start))
             start += sum(piece.rows for piece in group)
@@ -170,8 +185,9 @@ class IndexStep(VectorStep[Index]):
             "model": self.source.provenance.get("model"),
             "indexed": indexed,
         }
-        trained_on = before.figures.get("trained_on", 0) if before else 0
-        figures = {"trained_on": trained_on, **figures, "index_bytes": sum(sizes.values())}
+        # Where too few rows are new to measure anything, the effort and the recall of before stay.
+        measured = before.figures if before else {}
+        figures = {"trained_on": 0, **measured, **figures, "index_bytes": sum(sizes.values())}
         record = self.commit([*old, *shards], began, figures=figures, provenance=made)
         keep = {*sizes, *(file["name"] for file in record.files)}
         for file in set(self.table.sizes()) - keep:
@@ -187,10 +203,9 @@ class _WriteIds:
     step: IndexStep
     build_id: str
 
-    def __call__(self, ids: pa.Table, first_id: int) -> tables.Shard:
-        numbers = pa.array(np.arange(first_id, first_id + len(ids)))
-        rows = pa.table([numbers, *ids.columns], schema=self.step.schema)
-        name = f"part-{self.build_id}-{first_id:012d}.parquet"
+    def __call__(self, ids: pa.Table, numbers: np.ndarray, first_row: int) -> tables.Shard:
+        rows = pa.table([pa.array(numbers), *ids.columns], schema=self.step.schema)
+        name = f"part-{self.build_id}-{first_row:012d}.parquet"
         return tables.write_shard(self.step.table, name, "index", rows, self.step.stamp)
 
 
@@ -201,15 +216,25 @@ def has_index(folder: Folder, record: tables.Record) -> bool:
     return all(sizes.get(name) == size for name, size in wanted.items())
 
 
+def _place(record: tables.Record, row: int) -> tuple[str, int]:
+    """The shard that holds a row of the table of ids, and where in it."""
+    start = 0
+    for file in record.files:
+        if row < start + file["rows"]:
+            return file["name"], row - start
+        start += file["rows"]
+    raise AssertionError(f"row {row} is in no shard of {record.rows} rows: this is a defect in clipray")
+
+
 def _key(piece: Piece) -> str:
     return f"{piece.path}#{piece.row_group}"
 
 
 def _piece_ids(parts: list[Any]) -> dict[str, int]:
-    """The first id of each row group."""
+    """The first row of each row group, of all rows in the order in which they came."""
     found = {}
     for part in parts:
-        start = part.first_id
+        start = part.first_row
         for piece in part.pieces:
             found[_key(piece)] = start
             start += piece.rows
@@ -220,12 +245,26 @@ def prepare(settings: Index, given: Given) -> IndexStep:
     """Open the input.
 
     Raises:
-        JobError, SchemaError, ManifestError: it is not there; faiss knows no such type; there are too few rows for it.
+        JobError, SchemaError, ManifestError: it is not there; faiss knows no such type; there are too few rows for it;
+            queries of another width or space.
     """
     source = open_vectors(settings.input, given.output)
+    queries = open_vectors(settings.queries, given.output) if settings.queries else None
+    if queries is not None:
+        _refuse_other_queries(settings.name, queries, source)
     if settings.type != "auto":
         try:
             training_rows(empty_index(settings.type, source.n_features, settings.metric), source.n_samples)
         except ClipRayError as error:
             raise type(error)(f"{settings.name}: {source.name}: {error}") from error
-    return IndexStep(settings, given.output, source)
+    return IndexStep(settings, given.output, source, queries)
+
+
+def _refuse_other_queries(name: str, queries: Vectors, source: Vectors) -> None:
+    if queries.n_features != source.n_features:
+        raise SchemaError(
+            f"{name}: queries {queries.name} are vectors of {queries.n_features}, {source.name} has {source.n_features}"
+        )
+    why = comparable(source.space, queries.space)
+    if why:
+        raise SchemaError(f"{name}: queries {queries.name} cannot be searched for in {source.name}: {why}")

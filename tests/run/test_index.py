@@ -51,6 +51,16 @@ def record(home: Path, name: str = "index") -> dict[str, Any]:
     return json.loads((home / "out" / name / "_table.json").read_text())
 
 
+def first_answers(home: Path, x: np.ndarray, name: str = "index", **effort: int) -> np.ndarray:
+    """Of each vector the row that the index says is nearest, by the row's identity, `v000012` for 12."""
+    opened = open_index(name, Folder(str(home / "out" / name)))
+    for parameter, value in effort.items():
+        setattr(opened.index, parameter, value)
+    names = opened.ids["image_id"].to_numpy()
+    assert len(set(names)) == len(names) == opened.index.ntotal
+    return np.array([int(name[1:]) for name in names[opened.search(x, 1)[1][:, 0]]])
+
+
 def scored(x: np.ndarray, metric: str) -> np.ndarray:
     """(n, n) float64, the smaller the nearer."""
     x = x.astype(np.float64)
@@ -86,12 +96,14 @@ def test_flat_answers_are_those_of_brute_force(tmp_path: Path, metric: str) -> N
 
 def test_an_index_reaches_its_recall_and_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_vectors(tmp_path / "v" / "a.parquet", X[:2_500])
-    index = {"index": {"input": column(tmp_path), "type": "IVF40,Flat", "recall": 0.9, "rows_per_task": 600}}
+    index = {"index": {"input": column(tmp_path), "type": "IVF40,SQ8", "recall": 0.9, "rows_per_task": 600}}
     job = write_job(tmp_path, index)
     runner.run(job)
     first = record(tmp_path)
     assert first["rows"] == first["figures"]["vectors"] == 2_500
     assert first["figures"]["recall@10"] >= 0.9
+    assert first["figures"]["held_out"] == 250
+    assert first["figures"]["trained_on"] == 2_250
     assert first["figures"]["parameter"] == "nprobe"
     assert 1 <= first["figures"]["value"] < 40
     assert runner.run(job)[0].note == "was finished already"
@@ -102,18 +114,23 @@ def test_an_index_reaches_its_recall_and_grows(tmp_path: Path, monkeypatch: pyte
     assert "index: 1500 new vectors are added to the 2500 of the index" in said
     second = record(tmp_path)
     assert second["rows"] == 4_000
+    assert second["figures"]["held_out"] == 400
+    assert second["figures"]["recall@10"] >= 0.9
     assert {f["name"] for f in first["files"]} < {f["name"] for f in second["files"]}
     files = {path.name for path in (tmp_path / "out/index").iterdir()}
     assert sum(name.endswith(".faiss") for name in files) == 1  # the old one went
-    opened = open_index("index", Folder(str(tmp_path / "out/index")))
-    assert opened.ids["image_id"].to_pylist() == [f"v{n:06d}" for n in range(4_000)]
-    opened.index.nprobe = 40
-    assert (opened.search(X, 1)[1][:, 0] == np.arange(4_000)).mean() > 0.999
+    assert (first_answers(tmp_path, X, nprobe=40) == np.arange(4_000)).mean() > 0.99
+    write_vectors(tmp_path / "v" / "few.parquet", clustered(20, seed=2), first=900_000)
+    runner.run(job)
+    assert {**second["figures"], "vectors": 4_020, "index_bytes": 0} == {
+        **record(tmp_path)["figures"],
+        "index_bytes": 0,
+    }
     write_vectors(tmp_path / "v" / "c.parquet", clustered(4_500, seed=1), first=4_000)  # more than twice as many
     said.clear()
     runner.run(job, notice=said.append)
     assert not any("are added" in line for line in said)
-    assert record(tmp_path)["rows"] == 8_500
+    assert record(tmp_path)["rows"] == 8_520
 
 
 def test_lists_may_lie_on_disk_and_graphs_are_built_too(tmp_path: Path) -> None:
@@ -131,8 +148,25 @@ def test_lists_may_lie_on_disk_and_graphs_are_built_too(tmp_path: Path) -> None:
     assert any(name.endswith(".lists") for name in names)
     for name in ("disk", "graph"):
         assert record(tmp_path, name)["figures"]["recall@10"] >= 0.95
-        opened = open_index(name, Folder(str(tmp_path / "out" / name)))
-        assert (opened.search(X[::40], 1)[1][:, 0] == np.arange(0, 4_000, 40)).mean() > 0.98
+        assert record(tmp_path, name)["figures"]["held_out"] == 400
+        assert (first_answers(tmp_path, X, name) == np.arange(4_000)).mean() > 0.98
+
+
+def test_recall_is_of_new_rows_and_of_the_queries_that_are_named(tmp_path: Path) -> None:
+    """Queries that lie between the rows need more effort; both figures are in the record."""
+    write_vectors(tmp_path / "v" / "a.parquet", X)
+    write_vectors(tmp_path / "q" / "a.parquet", clustered(1_500, groups=1, seed=5))
+    plain = {"input": column(tmp_path), "type": "IVF40,Flat"}
+    named = {**plain, "name": "named", "queries": column(tmp_path, "q")}
+    runner.run(write_job(tmp_path, {"index": plain}, {"index": named}))
+    new_rows, both = record(tmp_path)["figures"], record(tmp_path, "named")["figures"]
+    assert "queries" not in new_rows
+    assert set(both["queries"]) == {"input", "n", "recall@1", "recall@10", "recall@100"}
+    assert (both["queries"]["n"], both["queries"]["input"]) == (1_000, str(tmp_path / "q"))
+    assert both["value"] > new_rows["value"]
+    assert both["recall@10"] > new_rows["recall@10"] >= 0.95
+    assert both["queries"]["recall@10"] >= 0.95
+    assert record(tmp_path, "named")["fingerprint"] != record(tmp_path)["fingerprint"]
 
 
 def test_a_build_that_dies_leaves_the_index_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,14 +185,11 @@ def test_a_build_that_dies_leaves_the_index_before_it(tmp_path: Path, monkeypatc
         runner.run(job)
     monkeypatch.undo()
     assert len(list((tmp_path / "out/index").glob("*.faiss"))) == 2
-    opened = open_index("index", Folder(str(tmp_path / "out/index")))
-    assert opened.search(X[:900], 1)[1][:, 0].tolist() == list(range(900))
+    assert first_answers(tmp_path, X[:900]).tolist() == list(range(900))
     runner.run(job)
     assert record(tmp_path)["rows"] == 1_500
     assert len(list((tmp_path / "out/index").glob("*.faiss"))) == 1
-    assert open_index("index", Folder(str(tmp_path / "out/index"))).search(X[:1_500], 1)[1][:, 0].tolist() == list(
-        range(1_500)
-    )
+    assert first_answers(tmp_path, X[:1_500]).tolist() == list(range(1_500))
 
 
 def test_expansion_and_self(tmp_path: Path) -> None:
@@ -210,6 +241,7 @@ def test_augmented_vectors_are_averages_with_the_nearest_others(tmp_path: Path, 
         ([{"search": {"index": "nowhere"}}], "index nowhere: .* holds no finished index"),
         ([{"index": {}}, {"search": {"index": "index", "queries": "narrow"}}], "vectors of 5, index index of 16"),
         ([{"index": {"input": "bad"}}], "index: .*not finite, image_id: 'v000003'"),
+        ([{"index": {"queries": "narrow"}}], "index: queries .*narrow are vectors of 5, .* has 16"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, steps: list[dict[str, Any]], message: str) -> None:
@@ -220,8 +252,10 @@ def test_bad_input_is_one_line(tmp_path: Path, steps: list[dict[str, Any]], mess
     write_vectors(tmp_path / "bad" / "a.parquet", x)
     for step in steps:
         (settings,) = step.values()
-        key = "queries" if "search" in step else "input"
-        settings[key] = column(tmp_path, settings.get(key, "v"))
+        if "queries" in settings or "search" in step:
+            settings["queries"] = column(tmp_path, settings.get("queries", "v"))
+        if "search" not in step:
+            settings["input"] = column(tmp_path, settings.get("input", "v"))
     with pytest.raises(ClipRayError, match=message) as caught:
         runner.run(write_job(tmp_path, *steps))
     assert "\n" not in str(caught.value)

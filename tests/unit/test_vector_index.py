@@ -1,4 +1,4 @@
-"""faiss indexes: the type that fits, parts that are filled apart, tuning to a recall, query expansion."""
+"""faiss indexes: the type that fits, parts that are filled apart, query expansion."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from clipray.analysis import vector_index as vi
+from clipray.analysis.recall import Queries, nearest_exactly, recall_at
 from clipray.errors import JobError
 
 
@@ -72,53 +73,16 @@ def test_parts_that_are_merged_find_what_a_whole_does(kind: str, metric: str) ->
     for index in (whole, parts):
         assert index.ntotal == len(X)
         vi.set_effort(index, vi.effort_of(index), 32)
-    scores, rows = whole.search(X[:200], 10)
+    scores, _ = whole.search(X[:200], 10)
     np.testing.assert_allclose(parts.search(X[:200], 10)[0], scores, atol=1e-5)
     if kind in ("Flat", "IVF32,Flat"):
-        exact = vi.nearest_exactly(X[:200], X, metric, 0, 10)
-        np.testing.assert_allclose(scores, exact[0], atol=1e-5)
-        assert vi.overlap(rows, exact[1]) > 0.999
+        nearest = nearest_exactly(X[:200], X, metric, np.arange(len(X)), 10)
+        np.testing.assert_allclose(scores, nearest.distances * (1 if metric == "l2" else -1), atol=1e-5)
+        assert recall_at(whole, Queries(X[:200], nearest), metric, 10) == 1
 
 
 def test_graphs_are_not_merged() -> None:
     assert not vi.mergeable(vi.empty_index("HNSW32", 16, "l2"))
-
-
-@pytest.mark.parametrize("metric", ["cosine", "l2"])
-def test_brute_force_in_parts_is_brute_force(metric: str) -> None:
-    parts = [
-        vi.nearest_exactly(X[:50], X[rows], metric, int(rows[0]), 20) for rows in np.array_split(np.arange(6_000), 9)
-    ]
-    scores, rows = vi.best_of(parts, metric, 20)
-    products = X[:50] @ X.T
-    key = -products if metric == "cosine" else 2 - 2 * products
-    order = np.argsort(key, axis=1)[:, :20]
-    np.testing.assert_allclose(scores, np.take_along_axis(products if metric == "cosine" else key, order, 1), atol=1e-5)
-    assert vi.overlap(rows, order) > 0.999
-
-
-@pytest.mark.parametrize(("kind", "parameter"), [("IVF64,Flat", "nprobe"), ("HNSW16", "efSearch")])
-def test_the_effort_is_the_least_that_reaches_the_recall(kind: str, parameter: str) -> None:
-    x = clustered(6_000, groups=1)  # no clusters: neighbours lie in many lists
-    index = built(kind, "cosine", 1, x) if kind.startswith("IVF") else vi.empty_index(kind, 16, "cosine")
-    if index.ntotal == 0:
-        vi.fill(index, x, 0)
-    own = np.arange(300)
-    truth = vi.without(vi.nearest_exactly(x[:300], x, "cosine", 0, 101)[1], own, 100)
-    found = [vi.tune(index, x[:300], own, truth, target) for target in (0.5, 0.9, 0.97)]
-    assert {tuned.parameter for tuned in found} == {parameter}
-    assert [tuned.recall[10] >= target for tuned, target in zip(found, (0.5, 0.9, 0.97), strict=True)] == [True] * 3
-    assert found[0].value <= found[1].value <= found[2].value
-    assert found[0].value < found[2].value
-    vi.set_effort(index, parameter, found[2].value)
-    again = vi.overlap(vi.without(index.search(x[:300], 11)[1], own, 10), truth[:, :10])
-    assert again == pytest.approx(found[2].recall[10])
-
-
-def test_own_rows_are_left_out_of_answers() -> None:
-    found = np.array([[5, 1, 2], [3, 4, 9], [7, 8, 2]])
-    assert vi.without(found, np.array([5, 9, 0]), 2).tolist() == [[1, 2], [3, 4], [7, 8]]
-    assert vi.overlap(np.array([[1, 2], [3, 4]]), np.array([[2, 1], [4, 5]])) == 0.75
 
 
 def test_expansion_by_hand() -> None:
