@@ -239,8 +239,8 @@ def test_what_cannot_be_reduced(tmp_path: Path, settings: dict[str, Any], change
         ("images", "expected `table.column`"),
         ("images.clip", "is no finished table; finish it with `clipray run`"),
         ({"path": "nowhere/*.parquet", "column": "v"}, "no manifest there"),
-        ({"path": "v", "column": "vectors", "id": "key"}, "has no column 'vectors'; found: key, vector"),
-        ({"path": "v", "column": "vector"}, "has no column 'image_id'; found: key, vector"),
+        ({"path": "v", "column": "vectors", "id": "key"}, "no column 'vectors'; found: key, vector"),
+        ({"path": "v", "column": "vector"}, "no column 'image_id'; found: key, vector"),
         ({"path": "v", "column": "key", "id": "key"}, "is string; expected lists of float16, float32 or float64"),
     ],
 )
