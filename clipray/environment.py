@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import shutil
 from collections.abc import Iterator
 
 from clipray.errors import ClipRayError, RunError, StorageError
@@ -72,3 +74,15 @@ def environment_errors() -> Iterator[None]:
         if known is None:
             raise
         raise known from error
+
+
+def need_room(folder: str, what: str, room_bytes: int) -> None:
+    """Raises RunError where a disk has less free room than that. folder: on it, may be yet to be made."""
+    folder = os.path.abspath(folder)
+    while not os.path.exists(folder) and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    free = shutil.disk_usage(folder).free
+    if free < room_bytes:
+        raise RunError(
+            f"{what} {folder}: {free // 2**20} MiB free, expected at least {room_bytes // 2**20}; free some space"
+        )

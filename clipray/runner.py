@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clipray import tables
-from clipray.environment import environment_errors
+from clipray.environment import environment_errors, need_room
 from clipray.errors import JobError, RunError, SchemaError, Stopped
 from clipray.events import Events, read_events
 from clipray.job import load_job, steps_of
@@ -29,6 +29,7 @@ from clipray.steps.step import Given, Run, State, Step
 from clipray.storage import Folder, absolute
 
 LOCK = ".lock"
+ROOM_BYTES = 16 * 2**20  # of the output's disk, below which no run starts
 
 
 @environment_errors()
@@ -64,6 +65,8 @@ def run(
     say = notice or (lambda _: None)
     events = Events(output, say)
     with _only_run(output, say), _signals():
+        if output.local:
+            need_room(output.path(""), "the output", ROOM_BYTES)
         events.begin("run_started", job=job.name, pid=os.getpid())
         try:
             with environment_errors():
@@ -86,7 +89,7 @@ def _run_steps(
     settings = steps_of(job)
     mend_metrics(output)
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as aside:
-        connect = functools.cache(lambda: stack.enter_context(_connected(address or job.address)))
+        connect = functools.cache(lambda: stack.enter_context(_connected(address or job.address, say)))
         model = aside.submit(_resolve, job)
         unfinished = [s for s in settings if _is_unfinished(output.sub(s.books), retry)]
         if any(s.looks_inside for s in unfinished):
@@ -170,10 +173,10 @@ def report(url: str | os.PathLike[str], *, title: str | None = None, **options: 
     return run(job, **options)[0].page
 
 
-def _connected(address: str | None) -> Any:
+def _connected(address: str | None, say: Callable[[str], None]) -> Any:
     from clipray.engine.connect import connected
 
-    return connected(address)
+    return connected(address, say)
 
 
 def _as_it_is(cluster: Any) -> Any:

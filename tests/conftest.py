@@ -97,10 +97,10 @@ def ray_here() -> object:
     import logging
 
     from clipray.engine.connect import WORKER_ENV, _quiet_ray, _silent_stderr, ray
-    from clipray.engine.ray_patches import without_helpers
+    from clipray.engine.ray_patches import quiet_raylet, without_helpers, without_our_path
 
     _quiet_ray()
-    with _silent_stderr(), without_helpers():
+    with _silent_stderr(), without_helpers(), without_our_path():
         ray.init(
             "local",
             num_cpus=4,
@@ -109,5 +109,6 @@ def ray_here() -> object:
             logging_level=logging.ERROR,
             runtime_env={"env_vars": {**WORKER_ENV, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}},
         )
-    yield ray
+    with quiet_raylet():
+        yield ray
     ray.shutdown()

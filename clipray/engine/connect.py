@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 # Ray reads these when it is imported; without the first, every worker that was asked for no GPU prints a warning.
@@ -23,8 +23,9 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core writes t
 
 import ray
 
+from clipray.engine.machine import ready_for_ray
 from clipray.engine.nodes import Cluster, Node
-from clipray.engine.ray_patches import without_helpers
+from clipray.engine.ray_patches import quiet_raylet, without_helpers, without_our_path
 from clipray.errors import PlanError
 
 # Threads that wait for work sleep instead of spinning: decoding needs the cores that the network leaves idle.
@@ -46,12 +47,15 @@ def local_cpus() -> int:
 
 
 @contextlib.contextmanager
-def connected(address: str | None = None) -> Iterator[Cluster]:
+def connected(address: str | None = None, say: Callable[[str], None] = lambda _: None) -> Iterator[Cluster]:
     """Ray for the time of the block: the running instance of this process, the cluster at `address` (or in
     RAY_ADDRESS), else a new one on this machine, which ends with the block.
 
+    Args:
+        say: takes one line for each thing a person should know.
+
     Raises:
-        PlanError: no cluster answers at the address.
+        PlanError: no cluster answers at the address. RunError: this machine has no room for one.
     """
     _quiet_ray()
     if ray.is_initialized():
@@ -75,8 +79,7 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
     if address not in ("local", "auto"):
         _knock(address)
     try:
-        here = without_helpers() if address == "local" else contextlib.nullcontext()
-        with _silent_stderr(), _own_sigterm(), _in_time(address), here:
+        with _silent_stderr(), _own_sigterm(), _in_time(address), without_our_path(), _starting(address, say):
             ray.init(address, **options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if "AuthenticationError" in str(error.__cause__):  # as text: Ray words what its client raised
@@ -93,10 +96,21 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
             "Ray did not start within its 30 s: this machine is too busy; run again when it is less so"
         ) from error
     try:
-        yield _cluster(local=address == "local")
+        with quiet_raylet():
+            yield _cluster(local=address == "local")
     finally:
         if not abandoned():
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _starting(address: str, say: Callable[[str], None]) -> Iterator[None]:
+    """What a Ray of our own needs, and what it does without."""
+    if address != "local":
+        yield
+        return
+    with ready_for_ray(say), without_helpers():
+        yield
 
 
 def answers() -> bool:

@@ -20,10 +20,11 @@ from clipray import tables
 from clipray.analysis import vector_index as vi
 from clipray.analysis.lengths import unit
 from clipray.analysis.recall import TOPS, Nearest, nearest_exactly
+from clipray.engine.health import answers_of
 from clipray.engine.index_builder import Builder
 from clipray.engine.index_order import QUERIES, Order, Part, Probes
 from clipray.engine.nodes import Cluster
-from clipray.engine.shards import SALT, answers
+from clipray.engine.shards import SALT
 from clipray.scan import hash_strings
 from clipray.vectors import Piece, Vectors, groups, read_finite
 
@@ -60,9 +61,9 @@ def build(
         index, trained_on, probes = train.remote(sent, wanted, threads, len(samples), *samples, *others)
         del samples, others
         trained = builder.begin.remote(index, trained_on, probes)
-        answers([trained])
+        answers_of([trained])
         written = _fill(order.parts, builder, (sent, trained, probes), write, cluster, tick)
-        (figures,) = answers([builder.finish.remote()])
+        (figures,) = answers_of([builder.finish.remote()])
         return figures, [shard for shard in written if shard is not None]
     finally:
         ray.kill(builder)
@@ -93,10 +94,10 @@ def _fill(
         merging.append(builder.merge.remote(filled, nearest, n))
         del filled, nearest
         if len(merging) >= max(2, AHEAD * cluster.cpus):
-            answers([merging.popleft()])
+            answers_of([merging.popleft()])
             tick(sum(part.rows for part in parts[: n + 1 - len(merging)]))
-    answers(list(merging))
-    return answers(written)
+    answers_of(list(merging))
+    return answers_of(written)
 
 
 def _vectors(order: Order, source: Vectors, piece: Piece) -> tuple[pa.Table, np.ndarray]:

@@ -14,29 +14,33 @@ from clipray.analysis import vector_index as vi
 from clipray.analysis.recall import TOPS, Nearest, Queries, best_of, query_ms, recalls, tune
 from clipray.engine.index_order import Order, Probes
 from clipray.storage import Folder
+from clipray.vector_search.reader import read_faiss
 
 
 class Builder:
     """An actor that holds the index."""
 
     def __init__(self, order: Order, threads: int) -> None:
-        import faiss
-
-        faiss.omp_set_num_threads(threads)
-        self._order, self._faiss = order, faiss
-        self._aside = _aside(order.folder)
+        self._order, self._threads = order, threads
         self._parts: list[Path] = []
         self._nearest: list[Nearest] = []
         self._index: Any = None
         self._trained_on = 0
 
     def begin(self, trained: np.ndarray, trained_on: int, probes: Probes) -> np.ndarray:
-        """The empty index that parts are filled in, as bytes: `trained`, or of the kind that is extended."""
+        """The empty index that parts are filled in, as bytes: `trained`, or of the kind that is extended.
+
+        Comes first, in place of a constructor that fails: of an error there Ray hands on the text alone.
+        """
+        import faiss
+
+        faiss.omp_set_num_threads(self._threads)
+        self._faiss, self._aside = faiss, _aside(self._order.folder)
         self._trained_on, self._probes = trained_on, probes
         if self._order.grown_from is None:
             self._index = self._faiss.deserialize_index(trained)
         else:
-            self._index = self._faiss.read_index(_local(self._order.folder, self._order.grown_from, self._aside))
+            self._index = read_faiss(_local(self._order.folder, self._order.grown_from, self._aside))
             empty = self._faiss.clone_index(self._index)
             empty.reset()
             trained = self._faiss.serialize_index(empty)

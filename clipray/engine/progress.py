@@ -10,6 +10,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from clipray.engine.connect import abandoned
+
 
 class _Sums:
     """Of what the workers of one step report."""
@@ -20,8 +22,11 @@ class _Sums:
         self.nodes: dict[str, dict[str, int]] = {}
         self.workers: dict[str, dict[str, Any]] = {}
         self.fatal: str | None = None
+        self.starts = 0  # of encoders, since one of them had its model or a row
 
     def add(self, message: dict[str, Any]) -> None:
+        if "worker" in message or message.get("stage") == "encode":
+            self.starts = 0
         if "stage" in message:
             stage = message["stage"]
             self.rows[stage] = self.rows.get(stage, 0) + message["rows"]
@@ -31,6 +36,8 @@ class _Sums:
         elif "worker" in message:
             worker = message["worker"]
             self.workers[f"{worker['host']}:{worker['pid']}"] = worker
+        elif "starting" in message:
+            self.starts += 1
         elif "fatal" in message:
             self.fatal = message["fatal"]
 
@@ -68,7 +75,9 @@ class Progress:
         self.known: dict[str, Any] = vars(_Sums())
 
     def state(self) -> dict[str, Any]:
-        """`rows` and `seconds` by stage, `nodes` (rows by stage and node), `workers`, `fatal`; the last known state when the board is away."""
+        """`rows` and `seconds` by stage, `nodes` (rows by stage and node), `workers`, `fatal`, `starts`; the last known state when the board is away."""
+        if abandoned():
+            return self.known
         with contextlib.suppress(ray.exceptions.RayError):
             self.known = ray.get(self._board.state.remote(self._step), timeout=10)
         return self.known

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
+from ray.job_config import JobConfig
 
 
 @contextlib.contextmanager
@@ -26,6 +27,26 @@ def without_helpers() -> Iterator[None]:
     names = ("start_monitor", "start_log_monitor", "start_api_server")
     missing = {"get_dashboard_dependency_error": lambda: ImportError("not wanted")}
     with _replaced(Node, dict.fromkeys(names, _nothing)), _replaced(utils, missing):
+        yield
+
+
+@contextlib.contextmanager
+def without_our_path() -> Iterator[None]:
+    """Workers of a Ray that is joined within the block do not get our working directory, nor our script's, on their
+    module path: a `random.py` beside somebody's images must not run there.
+
+    Ray leaves it out for jobs with a working directory of their own, so it is told that ours has one.
+    """
+    with _replaced(JobConfig, {"_runtime_env_has_working_dir": lambda _: True}):
+        yield
+
+
+@contextlib.contextmanager
+def quiet_raylet() -> Iterator[None]:
+    """Within the block Ray does not print what its processes complain of: their errors come as exceptions, or are looked for."""
+    from ray._private import worker
+
+    with _replaced(worker, {"print_to_stdstream": lambda *_, **__: None}):
         yield
 
 

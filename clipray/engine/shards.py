@@ -15,9 +15,10 @@ import ray
 from clipray.analysis.kmeans import Assigned, combine
 from clipray.analysis.lengths import unit
 from clipray.analysis.sampling import Draw, choose, merged
+from clipray.engine.health import answers_of
 from clipray.engine.nodes import Cluster
 from clipray.engine.plan import CORES_PER_CPU_ACTOR
-from clipray.errors import ClipRayError, RunError, SchemaError
+from clipray.errors import RunError, SchemaError
 from clipray.scan import hash_strings
 from clipray.vectors import Piece, Vectors, groups, read_piece
 
@@ -49,17 +50,25 @@ class _Holder:
     """An actor: its share of the column, in memory or read anew, part by part, for each answer."""
 
     def __init__(self, source: Vectors, pieces: Sequence[Piece], holding: Holding, device: str, threads: int) -> None:
+        self._source, self._pieces, self._holding, self._device = source, list(pieces), holding, device
+        self._threads, self._precision, self._loaded = threads, "", False
+        self._held: tuple[list[pa.Table], Any] | None = None
+
+    def _load(self) -> None:
+        """Before the first answer, not in the constructor: of an error there Ray hands on the text alone."""
+        if self._loaded:
+            return
         import torch
 
-        torch.set_num_threads(threads)
-        self._source, self._pieces, self._holding, self._device = source, list(pieces), holding, device
-        self._precision = ""
-        free = torch.cuda.mem_get_info()[0] if device == "cuda" else holding.budget_bytes
+        torch.set_num_threads(self._threads)
+        free = torch.cuda.mem_get_info()[0] if self._device == "cuda" else self._holding.budget_bytes
         self._held = self._part(self._read(self._pieces)) if self._fits(free * SHARE) else None
         if self._held is None:
             self._part(self._read(groups(self._pieces, PART_ROWS)[0]))  # the precision, and the first bad rows
+        self._loaded = True
 
     def facts(self) -> dict[str, Any]:
+        self._load()
         return {"precision": self._precision, "held": self._held is not None}
 
     def assign(self, centroids: np.ndarray) -> Assigned:
@@ -67,6 +76,7 @@ class _Holder:
 
     def assign_pieces(self, pieces: Sequence[Piece], centroids: np.ndarray) -> Assigned:
         """As `assign`, of any pieces of the column, which are read anew."""
+        self._load()
         return combine(self._part(self._read(part))[1].assign(centroids) for part in groups(pieces, PART_ROWS))
 
     def draw(self, n: int, random_state: int, centroids: np.ndarray | None) -> Draw:
@@ -125,6 +135,7 @@ class _Holder:
 
     def _parts(self) -> Iterator[tuple[list[pa.Table], Any]]:
         """Identities of each piece and the `Shard`, part by part; the next is read while one is at work."""
+        self._load()
         if self._held is not None:
             yield self._held
             return
@@ -196,46 +207,28 @@ class HeldVectors:
         while len(states) > 2 and 8 * values > TREE_BYTES:
             pairs = [states[n : n + 2] for n in range(0, len(states), 2)]
             states = [self._combine.remote(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
-        return combine(answers(states))
+        return combine(answers_of(states))
 
     def sample(self, n: int, random_state: int, centroids: np.ndarray | None = None) -> np.ndarray:
         sent = ray.put(centroids)
-        draws = answers([actor.draw.remote(n, random_state, sent) for actor in self._actors])
+        draws = answers_of([actor.draw.remote(n, random_state, sent) for actor in self._actors])
         rows, order = choose(draws, n)
-        return np.concatenate(answers([a.rows.remote(r) for a, r in zip(self._actors, rows, strict=True)]))[order]
+        return np.concatenate(answers_of([a.rows.remote(r) for a, r in zip(self._actors, rows, strict=True)]))[order]
 
     def facts(self) -> dict[str, Any]:
         """`precision` of the product where it is the coarsest; `held`: whether all vectors are in memory."""
-        facts = answers([actor.facts.remote() for actor in self._actors])
+        facts = answers_of([actor.facts.remote() for actor in self._actors])
         return {"precision": min(f["precision"] for f in facts), "held": all(f["held"] for f in facts)}
 
     def finish(self, centroids: np.ndarray, write: Write, rows_per_file: int) -> list[Any]:
         """What `write` made of the rows of each file, in their order. See `_Holder.finish`."""
         sent = ray.put(centroids)
-        parts = answers([actor.finish.remote(sent, write, rows_per_file) for actor in self._actors])
+        parts = answers_of([actor.finish.remote(sent, write, rows_per_file) for actor in self._actors])
         return [made for part in parts for made in part]
 
 
 def _combined(*states: Assigned) -> Assigned:
     return combine(states)
-
-
-def answers(refs: list[Any]) -> list[Any]:
-    """Results of actors; their own errors come as they are, those of Ray as `RunError`."""
-    try:
-        return list(ray.get(refs))
-    except ray.exceptions.RayTaskError as error:
-        cause: Any = error.cause
-        if isinstance(cause, ClipRayError):
-            raise cause from error
-        raise RunError(f"a worker failed: {' '.join(str(cause or error).split())[-600:]}") from error
-    except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        while getattr(cause, "cause", None) is not None:
-            cause = cause.cause
-        if isinstance(cause, ClipRayError):
-            raise cause from error
-        raise RunError(f"workers failed and the run could not go on: {' '.join(str(error).split())[-600:]}") from error
 
 
 @contextmanager

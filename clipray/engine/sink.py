@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 import ray
 
 from clipray.encoders.regions import unfolded
+from clipray.engine.failures import unwrapped
+from clipray.engine.health import LOOK_S, Health, waited
 from clipray.kinds import PICTURES, Kind
 from clipray.storage import Folder
 from clipray.tables import Shard, rejects_schema, write_shard
@@ -83,7 +85,7 @@ class Sink:
         self._ahead = WRITES_AHEAD * (1 if local else min(nodes, WRITERS))
         self._blocks: list[Any] = []
         self._rows = self._bytes = self._count = 0
-        self._last = 0.0
+        self._last, self._health = 0.0, Health()
         self._pending: list[Future[Written]] = []
 
     def add(self, ref: Any, rows: int, size_bytes: int) -> None:
@@ -115,15 +117,22 @@ class Sink:
     def _collect(self, leave: int, timeout_s: float | None = None) -> None:
         while self._pending:
             late = len(self._pending) > leave
-            done, _ = wait(self._pending, timeout=timeout_s if late else 0, return_when=FIRST_COMPLETED)
+            patience = LOOK_S if timeout_s is None else timeout_s
+            done, _ = wait(self._pending, timeout=patience if late else 0, return_when=FIRST_COMPLETED)
+            if not done and late and timeout_s is None:
+                self._health.look()
+                continue
             if not done:
                 return
+            self._health.progressed()
             self._pending = [future for future in self._pending if future not in done]
             for future in done:
                 try:
                     self._written.add(future.result())
                 except ray.exceptions.ObjectLostError:  # with its node; the rows come again in the next pass
                     continue
+                except ray.exceptions.RayError as error:
+                    raise unwrapped(error) from error
 
 
 def _write_given(target: Target, provenance: dict[str, Any], name: str, *blocks: pa.Table) -> Written:
@@ -131,7 +140,7 @@ def _write_given(target: Target, provenance: dict[str, Any], name: str, *blocks:
 
 
 def _fetch_and_write(target: Target, provenance: dict[str, Any], name: str, refs: list[Any]) -> Written:
-    return _write(target, provenance, name, ray.get(refs))
+    return _write(target, provenance, name, waited(refs))
 
 
 def _write(target: Target, provenance: dict[str, Any], name: str, blocks: list[pa.Table]) -> Written:

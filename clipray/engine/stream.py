@@ -17,9 +17,12 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
 
 from clipray.encoders.encode_settings import EncodeSettings, TextSettings
-from clipray.engine.connect import abandon, answers
+from clipray.engine.connect import abandon, abandoned, answers
+from clipray.engine.failures import GOES_ON, unwrapped
+from clipray.engine.health import Health, refuse_dying
 from clipray.engine.plan import DECODE_CPUS, READ_CPUS, Plan
 from clipray.engine.progress import Progress, Reporter
 from clipray.engine.ray_patches import without_data_actors
@@ -50,34 +53,36 @@ def run_pass(
         RunError: an encoder cannot start, or workers die over and over.
     """
     written = Written()
+
+    def observe() -> None:
+        state = progress.state()
+        watch(written, state)
+        if state["fatal"]:
+            raise RunError(_explain(state["fatal"]))
+        refuse_dying(state["starts"], plan.max_actors)
+
     sink = Sink(target, written, provenance, local=plan.nodes == 1, nodes=plan.nodes)
     spared = without_data_actors() if plan.local else contextlib.nullcontext()
     try:
         data = _dataset(this, plan, settings, progress.reporter)
-        with spared, contextlib.closing(_timed(data, lambda: _observe(progress, written, watch))) as bundles:
+        with spared, contextlib.closing(_timed(data, observe)) as bundles:
             for bundle in bundles:
                 if any(bundle.slices or ()):
                     raise RunError("Ray Data handed out a part of a block, which this version of clipray cannot write")
                 for entry in bundle.blocks:
                     sink.add(entry.ref, entry.metadata.num_rows or 0, entry.metadata.size_bytes or 0)
-    except ray.exceptions.RayError as error:
+    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
         with contextlib.suppress(ray.exceptions.RayError):
             sink.flush(STOP_S)
-        raise RunError(_explain(progress.state()["fatal"] or error)) from error
+        fatal = progress.state()["fatal"]
+        raise (RunError(_explain(fatal)) if fatal else unwrapped(error)) from error
     except KeyboardInterrupt:
         with contextlib.suppress(ray.exceptions.RayError):  # Ray may have been stopped with us
             sink.flush(STOP_S)
         raise
     sink.flush()
-    _observe(progress, written, watch)
+    observe()
     return written
-
-
-def _observe(progress: Progress, written: Written, watch: Callable[[Written, dict[str, Any]], None]) -> None:
-    state = progress.state()
-    watch(written, state)
-    if state["fatal"]:
-        raise RunError(_explain(state["fatal"]))
 
 
 def _dataset(this: Pass, plan: Plan, settings: EncodeSettings | TextSettings, report: Reporter) -> Any:
@@ -147,13 +152,15 @@ def _timed(data: Any, tick: Callable[[], None]) -> Generator[Any]:
 
     thread = threading.Thread(target=pull, daemon=True, name="clipray-stream")
     thread.start()
-    last = time.monotonic()
+    last, health = time.monotonic(), Health()
     try:
         while True:
             try:
                 item = results.get(timeout=0.5)
+                health.progressed()
             except queue.Empty:
                 item = ()
+                health.look()
             if time.monotonic() - last >= 1:
                 tick()
                 last = time.monotonic()
@@ -172,15 +179,12 @@ def _end(thread: threading.Thread) -> None:
     """Wait for the thread that waits for Ray, as long as Ray is there."""
     until = time.monotonic() + STOP_S
     thread.join(1)
-    while thread.is_alive() and time.monotonic() < until and answers():
+    while thread.is_alive() and time.monotonic() < until and not abandoned() and answers():
         thread.join(1)
     if thread.is_alive():
         abandon()
 
 
-def _explain(error: BaseException | str) -> str:
-    """The cause of a failed pass in one line."""
-    while getattr(error, "cause", None) is not None:
-        error = error.cause  # type: ignore[union-attr]
-    text = " ".join(str(error).split())
-    return f"workers failed and the run could not go on; everything written is kept, and `clipray run` goes on from there. Cause: {text[-600:]}"
+def _explain(fatal: str) -> str:
+    """What a worker said before it gave up, in one line."""
+    return f"workers failed and the run could not go on; {GOES_ON}. Cause: {fatal[-600:]}"

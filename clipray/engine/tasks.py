@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 
 import ray
 
-from clipray.errors import ClipRayError, RunError
+from clipray.engine.connect import abandoned
+from clipray.engine.failures import unwrapped
+from clipray.engine.health import Health
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,7 +30,7 @@ def map_tasks(
         shared: what all tasks need, sent to each machine once: then it is `work(item, shared)`.
 
     Raises:
-        ClipRayError: what a task raised. RunError: workers died over and over.
+        ClipRayError: what a task raised. RunError: workers died over and over, start no longer, or Ray died.
     """
     task: Any = ray.remote(num_cpus=TASK_CPUS, max_retries=3)(work)
     limit = max(2, int(AHEAD * cpus / TASK_CPUS))
@@ -36,7 +38,7 @@ def map_tasks(
     running: dict[Any, int] = {}
     ready: dict[int, Any] = {}
     started = given = 0
-    last = time.monotonic()
+    last, health = time.monotonic(), Health()
     try:
         while given < len(items):
             while started < len(items) and len(running) + len(ready) < limit:
@@ -45,20 +47,17 @@ def map_tasks(
             done, _ = ray.wait(list(running), num_returns=1, timeout=0.5) if running else ([], [])
             for ref in done:
                 ready[running.pop(ref)] = ray.get(ref)
+            health.progressed() if done else health.look()
             if time.monotonic() - last >= 1:
                 tick(given + len(ready))
                 last = time.monotonic()
             while given in ready:
                 yield ready.pop(given)
                 given += 1
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ClipRayError):
-            raise error.cause from error
-        raise RunError(f"a worker failed: {' '.join(str(error.cause or error).split())[-600:]}") from error
     except ray.exceptions.RayError as error:
-        raise RunError(f"workers failed and the run could not go on: {' '.join(str(error).split())[:600]}") from error
+        raise unwrapped(error) from error
     finally:
         # Not cancelled: a task that ends at that very moment makes Ray 2.60 end this process (ray-project/ray#54798).
-        if running:
+        if running and not abandoned():
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.wait(list(running), num_returns=len(running), timeout=STOP_S)

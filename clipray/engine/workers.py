@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from clipray.encoders.encode_settings import (
 )
 from clipray.encoders.imports import import_open_clip
 from clipray.engine.progress import Reporter
+from clipray.reports import fatal
 
 
 class Decode:
@@ -43,32 +45,37 @@ class Encode:
     """Blocks of manifest rows, or of pixels -> rows of the table, in an actor; see `EncodeBlocks`, `EncodeTexts` and so on."""
 
     def __init__(self, settings: EncodeSettings | TextSettings, report: Reporter) -> None:
-        import_open_clip()
+        report({"starting": os.getpid()})
         self._work: Callable[[pa.Table], pa.Table]
+        with fatal(report):
+            import_open_clip()
+            self._work = self._made(settings, report)
+
+    @staticmethod
+    def _made(settings: EncodeSettings | TextSettings, report: Reporter) -> Callable[[pa.Table], pa.Table]:
         if isinstance(settings, AttackSettings):
             from clipray.encoders.attack_pipeline import AttackBlocks
 
-            self._work = AttackBlocks(settings, report)
-        elif isinstance(settings, RegionSettings):
+            return AttackBlocks(settings, report)
+        if isinstance(settings, RegionSettings):
             from clipray.encoders.region_pipeline import RegionBlocks
 
-            self._work = RegionBlocks(settings, report)
-        elif isinstance(settings, CloudSettings):
+            return RegionBlocks(settings, report)
+        if isinstance(settings, CloudSettings):
             from clipray.encoders.cloud_pipeline import CloudBlocks
 
-            self._work = CloudBlocks(settings, report)
-        elif isinstance(settings, PairSettings):
+            return CloudBlocks(settings, report)
+        if isinstance(settings, PairSettings):
             from clipray.encoders.pair_pipeline import ScorePairs
 
-            self._work = ScorePairs(settings, report)
-        elif isinstance(settings, TextSettings):
+            return ScorePairs(settings, report)
+        if isinstance(settings, TextSettings):
             from clipray.encoders.text_pipeline import EncodeTexts
 
-            self._work = EncodeTexts(settings, report)
-        else:
-            from clipray.encoders.pipeline import EncodeBlocks
+            return EncodeTexts(settings, report)
+        from clipray.encoders.pipeline import EncodeBlocks
 
-            self._work = EncodeBlocks(settings, report)
+        return EncodeBlocks(settings, report)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return self._work(block)

@@ -126,13 +126,27 @@ def open_index(name: str, folder: Folder) -> OpenIndex:
                 f"index {name}: {folder.path(file)} has changed since it was built; `clipray verify` notes it, "
                 "and the next `clipray run` builds it anew"
             )
-    try:
-        index = faiss.read_index(str(where / made["index_file"]), flags)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DamagedError(f"index {name}: {folder.path(made['index_file'])} is no FAISS index: {reason}") from error
+    index = read_faiss(str(where / made["index_file"]), flags)
+    if (index.d, index.ntotal) != (made["width"], len(ids)):
+        raise DamagedError(
+            f"index {name}: {where / made['index_file']} holds {index.ntotal} vectors of {index.d}, "
+            f"expected {len(ids)} of {made['width']}; `clipray run --fresh {name}` builds it anew"
+        )
     vi.set_effort(index, record.figures.get("parameter", ""), record.figures.get("value", 0))
     return OpenIndex(name, record, ids.drop_columns(["vector_id"]), index)
+
+
+def read_faiss(path: str, flags: int = 0) -> Any:
+    """FAISS's own index from a local file. Raises DamagedError where it is none, or not whole."""
+    import faiss
+
+    if not Path(path).is_file():  # faiss says so in a line of its source
+        raise DamagedError(f"{path}: no such FAISS index")
+    try:
+        return faiss.read_index(path, flags)
+    except (RuntimeError, MemoryError) as error:  # a torn one may ask for any amount of memory
+        why = (str(error).split("Error: ")[-1].splitlines() or [""])[0]
+        raise DamagedError(f"{path} is no FAISS index: {why[:200]}; make it anew with --fresh") from error
 
 
 def _fetched(folder: Folder, files: dict[str, int]) -> Path:

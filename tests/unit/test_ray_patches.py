@@ -8,12 +8,13 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
-from ray._private import utils
+from ray._private import utils, worker
 from ray._private.node import Node
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import DefaultAutoscalingCoordinator
 from ray.data._internal.stats import _StatsManager
+from ray.job_config import JobConfig
 
-from clipray.engine.ray_patches import without_data_actors, without_helpers
+from clipray.engine.ray_patches import quiet_raylet, without_data_actors, without_helpers, without_our_path
 
 HELPERS: list[tuple[Any, str]] = [(Node, n) for n in ("start_monitor", "start_log_monitor", "start_api_server")]
 HELPERS += [(utils, "get_dashboard_dependency_error")]
@@ -29,7 +30,19 @@ ACTORS: list[tuple[Any, str]] = [(_StatsManager, n) for n in OF_FIGURES] + [
 ]
 
 
-@pytest.mark.parametrize(("without", "changed"), [(without_helpers, HELPERS), (without_data_actors, ACTORS)])
+PATH: list[tuple[Any, str]] = [(JobConfig, "_runtime_env_has_working_dir")]
+PRINTING: list[tuple[Any, str]] = [(worker, "print_to_stdstream")]
+
+
+@pytest.mark.parametrize(
+    ("without", "changed"),
+    [
+        (without_helpers, HELPERS),
+        (without_data_actors, ACTORS),
+        (without_our_path, PATH),
+        (quiet_raylet, PRINTING),
+    ],
+)
 def test_ray_has_its_methods_again_afterwards(
     without: Callable[[], AbstractContextManager[None]], changed: list[tuple[Any, str]]
 ) -> None:
