@@ -132,7 +132,7 @@ def test_vectors_that_do_not_fit_are_read_again_or_refused(tmp_path: Path) -> No
     small = replace(holding, hold="float16")  # 6,000 rows of 2 x 16 + 12 bytes
     assert shards._Holder(source, source.pieces, small, "cpu", 1).facts()["held"]
     with pytest.raises(ClipRayError, match=r"6000 vectors of 16 take .* GiB as float32 on cpu, where .*`hold: auto`"):
-        shards._Holder(source, source.pieces, replace(holding, hold="float32"), "cpu", 1)
+        shards._Holder(source, source.pieces, replace(holding, hold="float32"), "cpu", 1).facts()
 
 
 def test_mini_batches_come_near_and_go_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
