@@ -21,7 +21,7 @@ from support import CLIPRAY
 
 from clipray import runner, tables
 from clipray.engine import shards
-from clipray.errors import ClipRayError, StaleTableError
+from clipray.errors import ClipRayError, RunError, StaleTableError
 from clipray.settings import Column
 from clipray.storage import Folder
 from clipray.vectors import open_vectors
@@ -147,7 +147,7 @@ def test_mini_batches_come_near_and_go_on_after_a_stop(tmp_path: Path, monkeypat
     )
     kept = stop_after(4, monkeypatch)
     job = write_job(tmp_path / "stopped", actors=2, **settings)
-    with pytest.raises(ConnectionError):
+    with pytest.raises(RunError, match="the machine is gone"):
         runner.run(job)
     runner.run(job)
     assert kept == [1, 2, 3, 4, 5, 6]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from clipray import runner, tables
-from clipray.errors import ClipRayError, StaleTableError
+from clipray.errors import ClipRayError, RunError, StaleTableError
 from clipray.storage import Folder
 from clipray.vector_search.reader import open_index
 
@@ -181,7 +181,7 @@ def test_a_build_that_dies_leaves_the_index_before_it(tmp_path: Path, monkeypatc
         raise ConnectionError("the machine is gone")
 
     monkeypatch.setattr(step.tables, "finish", broken)  # all is built, nothing is committed
-    with pytest.raises(ConnectionError):
+    with pytest.raises(RunError, match="the machine is gone"):
         runner.run(job)
     monkeypatch.undo()
     assert len(list((tmp_path / "out/index").glob("*.faiss"))) == 2
