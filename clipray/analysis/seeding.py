@@ -16,7 +16,7 @@ import numpy as np
 
 from clipray.errors import JobError
 
-SAMPLE_ROWS = 8, 4096  # of a cluster, and at least
+SAMPLE_ROWS = 16, 16_384  # of a cluster, and at least: half as many and a quarter missed rare clusters
 SAMPLE_BYTES = 2**29  # at most, unless that is fewer than two vectors of a cluster
 PART = 1000  # clusters of a part of the sample
 

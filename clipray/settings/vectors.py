@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from clipray.settings.base import TABLE_NAME, Count, Execution, Reference, Settings, StepSettings
+from clipray.settings.base import TABLE_NAME, Count, Execution, Reference, Settings, StepSettings, added_later
 
 
 class Column(Settings):
@@ -65,6 +65,7 @@ class Cluster(StepSettings):
     Attributes:
         clusters: how many.
         tolerance: stop when the squared moves of all centroids add up to at most this share of a column's variance.
+        n_init: of so many starts the one with the lowest inertia after five iterations is gone on with.
         spherical: by cosine; vectors are L2-normalised, and so are centroids.
         mini_batch: move the centroids after every so many rows, for tables that are too large for many passes; an
             iteration is then a pass over the table.
@@ -84,6 +85,7 @@ class Cluster(StepSettings):
     normalize: Literal["none", "l2"] = "none"
     random_state: Annotated[int, Field(ge=0)] = 0
     mini_batch: Count | None = None
+    n_init: Count = added_later(1)
     hold: Literal["auto", "float32", "float16", "none"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     labels: Annotated[str | None, Execution] = None

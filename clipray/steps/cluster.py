@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import tables
-from clipray.analysis.kmeans import KMeans, kmeans
+from clipray.analysis.kmeans import KMeans, best_start, kmeans
 from clipray.analysis.mini_batch import mini_batch_kmeans
 from clipray.errors import ClipRayError, SchemaError
 from clipray.notes import read_started
@@ -89,8 +89,9 @@ class ClusterStep(VectorStep[Cluster]):
             self.table.remove(CHECKPOINT)
 
     def _iterate(self, run: Run, data: Any) -> KMeans:
-        settings, start = self.settings, _load(self.table)
-        if start:
+        settings = self.settings
+        start: KMeans | np.ndarray | None = _load(self.table)
+        if isinstance(start, KMeans):
             run.say(f"{self.name}: goes on after iteration {start.n_iterations}")
         ticker = Ticker(run, self.name, self.total, "iterating")
         algorithm = (
@@ -102,6 +103,8 @@ class ClusterStep(VectorStep[Cluster]):
             ticker.at(0, 0, f"iteration {state.n_iterations}, inertia {state.inertia[-1]:.6g}")
 
         try:
+            if start is None and settings.n_init > 1:
+                start = best_start(data, settings.clusters, settings.n_init, settings.random_state, settings.spherical)
             return algorithm(
                 data,
                 settings.clusters,

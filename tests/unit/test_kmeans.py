@@ -19,7 +19,7 @@ import torch
 
 from clipray.analysis import assignment, ranking, seeding
 from clipray.analysis.assignment import LocalShards, Shard
-from clipray.analysis.kmeans import Assigned, KMeans, combine, kmeans
+from clipray.analysis.kmeans import Assigned, KMeans, best_start, combine, kmeans
 from clipray.analysis.mini_batch import mini_batch, mini_batch_kmeans
 from clipray.analysis.sampling import choose
 from clipray.analysis.seeding import plus_plus, seeds
@@ -418,6 +418,20 @@ def test_seeds_are_rows_of_the_table_in_parts_or_not(monkeypatch: pytest.MonkeyP
     theirs = [local(x).nearest(sklearn.cluster.kmeans_plusplus(x, 90, random_state=s)[0])[1].sum() for s in range(5)]
     assert inertia[1000] < 1.1 * np.mean(theirs)
     assert inertia[1000] < inertia[25] < 0.8 * uniform
+
+
+def test_of_several_starts_the_best_is_gone_on_with() -> None:
+    data, k = local(X, 3), 40
+    start = best_start(data, k, 4, 7)
+    np.testing.assert_array_equal(best_start(data, k, 1, 7), seeds(data, k, 7))
+    np.testing.assert_array_equal(best_start(local(X), k, 4, 7), start)
+
+    def inertia(start: np.ndarray) -> float:
+        return kmeans(data, k, start=start, max_iterations=5, tolerance=0, random_state=7).inertia[-1]
+
+    singles = [inertia(seeds(data, k, state)) for state in range(7, 15)]
+    assert inertia(start) <= singles[0]
+    assert inertia(start) < np.mean(singles)
 
 
 @pytest.mark.parametrize("part", [1000, 4])
