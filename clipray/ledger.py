@@ -11,7 +11,7 @@ regions, and regions without their picture are removed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +25,7 @@ from clipray.scan import Scan, places, row_keys
 from clipray.storage import Folder
 from clipray.tables import (
     Shard,
+    named_as_ours,
     noted_as_damaged,
     provenance_of,
     read_shard,
@@ -133,12 +134,22 @@ def _drop_broken(table: Folder, rejects: Folder, regions: RegionFolders | None, 
         sizes, known = folder.sizes(), stock.verified
         names = [name for name in shard_names(folder) if _bytes_of(known.get(folder.path(name))) != sizes[name]]
         whole, broken = verify_shards(folder, names)
+        _refuse_foreign(folder, broken)
         known.update({folder.path(name): shard for name, shard in whole.items()})
         for name, error in broken.items():
             _note(stock, "damaged_files" if isinstance(error, DamagedError) else "torn_files", 1)
             folder.remove(name)
             if regions is not None and folder == regions.rejects:
                 table.remove(name)
+
+
+def _refuse_foreign(folder: Folder, broken: Iterable[str]) -> None:
+    """Raises StaleTableError where a broken shard is not named as ours are: it is somebody else's."""
+    for name in broken:
+        if not named_as_ours(name):
+            raise StaleTableError(
+                f"{folder.path(name)} is no file of this table that clipray wrote, nor whole Parquet; move it away"
+            )
 
 
 def _bytes_of(shard: Shard | None) -> int | None:

@@ -22,7 +22,7 @@ class StepReport:
     """What a step is or would be: for `plan`, `status` and the end of a run.
 
     Attributes:
-        state: `finished`, `partial`, `absent` or `stale`.
+        state: `finished`, `partial`, `absent`, `stale`, or `damaged`: its files are not those that were written.
         rows, rejected: on disk; total: in the manifest (None where only the run's folder was looked at).
         note: what would run, or which settings changed.
         page: path or URL of the page that the step made, if it makes one.
@@ -50,34 +50,35 @@ def status(url: str | os.PathLike[str]) -> list[StepReport]:
     reports = []
     for name in output.folders():
         folder = output.sub(name)
-        record = tables.read_record(folder)
-        started = read_started(folder)
-        if record is None and started is None:
+        record = tables.record_to_go_on(folder)
+        damaged = tables.is_broken(folder)
+        if record is None and read_started(folder) is None and not damaged:
             continue
         shards = {} if record else _shard_rows(folder)
         rows = record.rows if record else sum(shards.values())
         rejected = record.rejects if record else sum(_shard_rows(output.sub(f"rejects/{name}")).values())
-        note = (
-            _last_seen(output, name)
-            if record is None
-            else f"finished {record.finished_at}" + (f", {record.rows_per_s:g} rows/s" if record.rows_per_s else "")
-        )
         size = sum(folder.sizes().values())
         reports.append(
             StepReport(
                 name,
-                "finished" if record else "partial",
+                "damaged" if damaged else "finished" if record else "partial",
                 rows,
                 rejected,
                 record.inputs.get("rows") if record else _total(output, name),
                 size,
-                note,
+                "`clipray run` mends it" if damaged else _note(output, name, record),
                 record,
             )
         )
     if not reports:
         raise JobError(f"{url}: no run there: expected the `output` folder of a job that was started")
     return reports
+
+
+def _note(output: Folder, name: str, record: tables.Record | None) -> str:
+    if record is None:
+        return _last_seen(output, name)
+    return f"finished {record.finished_at}" + (f", {record.rows_per_s:g} rows/s" if record.rows_per_s else "")
 
 
 def _shard_rows(folder: Folder) -> dict[str, int]:

@@ -21,6 +21,9 @@ from clipray.uris import is_local, is_relative
 
 LEFT_OUT = (".git", ".venv", "venv", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", "/runs", "/data")
 """What of the working directory does not travel, as in a .gitignore; what is named there does not either."""
+MODULES = ("*.py", "*.pyc", "*.so")
+"""These do not travel either: Ray puts the working directory first on the module path of its workers, and a `random.py` beside
+somebody's images must not run there."""
 STOP_S = 30  # for a run to write what is finished; Ray's own 3 are too few
 STOPPED_CODE = 130
 
@@ -114,7 +117,7 @@ def mark(output: str) -> str:
 def runtime_env(job: Job, requirements: str | None, exclude: Sequence[str]) -> dict[str, Any]:
     """What a node needs to know: the working directory without data, packages to install, how patiently to stop."""
     here = Path.cwd()
-    excludes = [*LEFT_OUT, *exclude]
+    excludes = [*LEFT_OUT, *_modules(here), *exclude]
     if is_local(job.output) and Path(absolute(job.output)).is_relative_to(here):
         excludes.append(f"/{Path(absolute(job.output)).relative_to(here)}")
     found: dict[str, Any] = {
@@ -127,6 +130,12 @@ def runtime_env(job: Job, requirements: str | None, exclude: Sequence[str]) -> d
             raise JobError(f"--requirements {requirements}: no such file")
         found["pip"] = requirements
     return found
+
+
+def _modules(here: Path) -> tuple[str, ...]:
+    """Of a clone of clipray, which the nodes may lack, its packages travel; whatever else lies at its top does not."""
+    is_clone = (here / "clipray" / "__init__.py").is_file()
+    return tuple(f"/{pattern}" for pattern in MODULES) if is_clone else MODULES
 
 
 def _portable(path: str) -> tuple[Job, str]:

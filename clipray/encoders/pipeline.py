@@ -24,6 +24,7 @@ from clipray.encoders.precision import start_encoder
 from clipray.encoders.refusals import Refused
 from clipray.encoders.regions import PictureRegions, picture_regions, region_columns, sort_boxes
 from clipray.reports import Report, fatal, worker_facts
+from clipray.tables import fits
 
 SIZES_AT_ONCE = 4  # batches that are gathered before pictures are grouped by size
 
@@ -154,13 +155,17 @@ class EncodeBlocks:
                     given[n] if given else None,
                     None if made.boxes is None else made.boxes[starts[n] : starts[n + 1]],
                 )
-            finite = all(np.isfinite(v).all() for v in [*vectors.values(), *([regions.vectors] if regions else [])])
             rows.append(
                 Row(picture.height, picture.width, vectors, regions)
-                if finite
-                else Refused("encode", "encode_failed", "the vector is not finite")
+                if self._fit(vectors, regions)
+                else Refused("encode", "encode_failed", "the vector is not finite, or too large for its column")
             )
         return rows
+
+    def _fit(self, vectors: dict[str, np.ndarray], regions: PictureRegions | None) -> bool:
+        kinds = {name: self.settings.schema.field(name).type for name in vectors}
+        of_an_image = all(fits(x, kinds[name]) for name, x in vectors.items())
+        return of_an_image and (regions is None or fits(regions.vectors, next(iter(kinds.values()))))
 
 
 def result_table(block: pa.Table, rows: list[Row | Refused], settings: EncodeSettings) -> pa.Table:

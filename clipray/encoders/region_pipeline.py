@@ -28,6 +28,7 @@ from clipray.encoders.region_prompts import views, whole_px
 from clipray.encoders.regions import Boxes, PictureRegions, refuse_boxes, sort_boxes
 from clipray.reports import Report, fatal, worker_facts
 from clipray.settings import OF_BOXES, VECTOR
+from clipray.tables import fits
 
 VIEWS_OF_A_PICTURE = 4  # that a chunk is made for, where each box is a picture of its own
 
@@ -128,7 +129,14 @@ class RegionBlocks:
         given = [self._sorted(row["boxes"], p.height, p.width) for p, row in work]
         counts = [len(boxes.number) for boxes in given]
         vectors = np.split(self._vectors([p for p, _ in work], given), np.cumsum(counts)[:-1])
-        return [_row(*one, boxes, own) for one, boxes, own in zip(work, given, vectors, strict=True)]
+        assert self.settings.region_schema is not None
+        kind = self.settings.region_schema.field(VECTOR).type
+        return [
+            _row(*one, boxes, x)
+            if fits(x, kind)
+            else Refused("encode", "encode_failed", "a vector is not finite, or too large for its column")
+            for one, boxes, x in zip(work, given, vectors, strict=True)
+        ]
 
     def _vectors(self, pictures: list[Picture], given: list[Boxes]) -> np.ndarray:
         """(K, d) float32, of all boxes of all pictures."""
@@ -163,9 +171,7 @@ def refusal(row: dict[str, Any], max_regions: int) -> Refused | None:
     return None
 
 
-def _row(picture: Picture, row: dict[str, Any], boxes: Boxes, vectors: np.ndarray) -> Row | Refused:
-    if not np.isfinite(vectors).all():
-        return Refused("encode", "encode_failed", "a vector is not finite")
+def _row(picture: Picture, row: dict[str, Any], boxes: Boxes, vectors: np.ndarray) -> Row:
     said = {
         column: [row[name][n] if row.get(name) else None for n in boxes.number.tolist()]
         for name, column in OF_BOXES.items()

@@ -18,7 +18,7 @@ from clipray.encoders.precision import start_encoder
 from clipray.encoders.refusals import Refused
 from clipray.encoders.text_encoder import TextEncoder
 from clipray.reports import Report, fatal, worker_facts
-from clipray.tables import vector_array
+from clipray.tables import fits, vector_array
 
 AnyTexts = TypeVar("AnyTexts", bound=TextSettings)
 
@@ -92,6 +92,9 @@ class EncodeTexts(TextWork[TextSettings]):
         refused = [refusal(text, "text") for text in texts]
         found = self._encode(texts, [n for n, no in enumerate(refused) if no is None])
         kind = self.settings.schema.field("embedding").type
+        for n in (n for n, x in enumerate(found.vectors) if n not in found.failed and not fits(x, kind)):
+            found.failed[n] = Refused("encode", "encode_failed", "the vector is too large for its column")
+            found.vectors[n] = 0
         made = {"embedding": vector_array(found.vectors, kind), "truncated": pa.array(found.cut)}
         return made, [found.failed.get(n, no) for n, no in enumerate(refused)]
 

@@ -95,7 +95,9 @@ class Thumbnails:
 
 
 def _said(refused: Refused) -> str:
-    return {"unreachable": "cannot be read"}.get(refused.reason, refused.reason.replace("_", " "))
+    if refused.stage == "fetch" and refused.reason not in ("scheme_not_allowed", "too_many_bytes", "empty"):
+        return "cannot be read"
+    return refused.reason.replace("_", " ")
 
 
 def _draw_box(image: Image.Image, source: Source) -> None:

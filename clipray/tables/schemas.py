@@ -55,6 +55,11 @@ def vector_type(width: int, element: str = "float32") -> pa.DataType:
     return pa.list_(pa.field("element", ELEMENTS[element], nullable=False), width)
 
 
+def fits(x: np.ndarray, kind: pa.FixedSizeListType) -> bool:
+    """Whether all values of `x` are finite in a vector column of this type: float16 ends at 65,504."""
+    return bool((np.abs(x) <= np.finfo(kind.value_type.to_pandas_dtype()).max).all())
+
+
 def vector_array(matrix: np.ndarray, kind: pa.DataType) -> pa.Array:
     """(n, d) -> vector column of n rows."""
     values = np.ascontiguousarray(matrix, kind.value_type.to_pandas_dtype()).ravel()

@@ -351,5 +351,9 @@ def test_what_travels(here: Path) -> None:
     assert found["working_dir"] == str(here)
     assert found["pip"] == "needs.txt"
     assert {".git", ".venv", "/runs", "/data", "*.mp4", "/tables/photos"} <= set(found["excludes"])
+    assert {"*.py", "*.pyc", "*.so"} <= set(found["excludes"])
     assert not [name for name in found["env_vars"] if "AWS" in name or "TOKEN" in name]
+    (here / "clipray").mkdir()
+    (here / "clipray" / "__init__.py").write_text("")
+    assert {"/*.py"} == {name for name in runtime_env(job, None, ())["excludes"] if name.endswith("*.py")}
     assert mark("s3://photos/run") == mark("s3://photos/run/") != mark("s3://photos/run2")

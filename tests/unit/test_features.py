@@ -462,7 +462,7 @@ def test_a_job_that_cannot_be_is_one_line_before_any_work(
     step = {"manifest": [str(tmp_path / f"{name}.parquet") for name in manifest.split()], **settings}
     job = {"output": str(tmp_path / "out"), "model": {"name": f"local-dir:{saved_models[kind]}"}}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump({**job, "steps": [{"embed_images": step}]}))
-    monkeypatch.setattr(runner, "_connected", lambda address: contextlib.nullcontext())  # Ray starts meanwhile
+    monkeypatch.setattr(runner, "_connected", lambda *_: contextlib.nullcontext())  # Ray starts meanwhile
     for verb in ("plan", "run"):
         monkeypatch.setattr(sys, "argv", ["clipray", verb, str(tmp_path / "job.yaml")])
         with pytest.raises(SystemExit) as caught:

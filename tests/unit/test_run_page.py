@@ -241,7 +241,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         inputs={"input": "images.clip", "rows": 1},
         settings={"queries": VECTORS},
     )
-    (out / "events.jsonl").write_text('{"event": "run_started", "job": "<b>bold</b>"}\n', encoding="utf-8")
+    (out / "events.jsonl").write_text(
+        '{"time": "2026-01-01T00:00:00+00:00", "event": "run_started", "job": "<b>bold</b>"}\n', encoding="utf-8"
+    )
     return out, page_of(out)
 
 

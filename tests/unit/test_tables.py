@@ -141,6 +141,18 @@ def test_a_shard_comes_back_as_it_was(tmp_path: Path, element: str) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet"]
 
 
+@pytest.mark.parametrize(
+    ("element", "largest", "too_large"),
+    [("float16", 65_504.0, 65_536.0), ("float32", 3.4e38, 1e39), ("float64", 1e300, np.inf)],
+)
+def test_what_fits_into_a_vector_column(element: str, largest: float, too_large: float) -> None:
+    kind = tables.vector_type(2, element)
+    assert tables.fits(np.array([[largest, -largest]]), kind)
+    assert np.isfinite(tables.vector_array(np.array([[largest, -largest]]), kind).flatten().to_numpy()).all()
+    for value in (too_large, -too_large, np.nan):
+        assert not tables.fits(np.array([[1.0, value]]), kind)
+
+
 def test_how_a_shard_lies_in_parquet(tmp_path: Path) -> None:
     tables.write_shard(Folder(str(tmp_path)), "a.parquet", "images", images(40_000, keep=True), PROVENANCE)
     parquet = pq.ParquetFile(tmp_path / "a.parquet")

@@ -16,6 +16,7 @@ from clipray import tables
 from clipray.cli.app import app
 from clipray.errors import DamagedError, JobError
 from clipray.notes import STARTED, write_started
+from clipray.run_status import status
 from clipray.steps.metrics import Metric, write_metrics
 from clipray.storage import Folder
 from clipray.vector_search.files import hash_of
@@ -61,7 +62,7 @@ def write_index(folder: Folder) -> None:
     schema = pa.schema([*tables.arrow_schema("index"), pa.field("image_id", pa.string(), False)])
     ids = pa.table([pa.array(range(ROWS)), pa.array([f"{n}.jpg" for n in range(ROWS)])], schema=schema)
     files = {"index_file": name, "lists_file": None, "sizes": {name: folder.sizes()[name]}}
-    made = {**STAMP, **files, "sha256": {name: hash_of(folder, name)}, "metric": "cosine", "space": {}}
+    made = {**STAMP, **files, "sha256": {name: hash_of(folder, name)}, "metric": "cosine", "space": {}, "width": WIDTH}
     finish(folder, "index", [ids], provenance=made, figures={"type": "Flat"})
 
 
@@ -226,3 +227,15 @@ def test_a_run_on_s3(s3: str) -> None:
     assert tables.noted_as_damaged(output.sub("images")) == ["part-000001.parquet"]
     with pytest.raises(DamagedError, match="has changed since it was built"):
         open_index("index", output.sub("index"))
+
+
+def test_status_says_what_is_damaged(tmp_path: Path) -> None:
+    output = Folder(str(tmp_path / "run"))
+    write_run(output)
+    assert {report.state for report in status(output.url)} == {"finished"}
+    record = output.sub("images").read(tables.RECORD) or b""
+    output.sub("images").write(tables.RECORD, record.replace(b"RN50", b"RN51"))
+    tables.note_damaged(output.sub("index"), ["index-00112233.faiss"])
+    states = {report.name: (report.state, report.note) for report in status(output.url)}
+    assert states["images"] == states["index"] == ("damaged", "`clipray run` mends it")
+    assert states["metrics"][0] == "finished"
