@@ -428,7 +428,7 @@ KINDS = {
     "flat": {"boxes": pa.array([[0.0, 0.0, 1.0, 1.0]])},
     "words": {"boxes": pa.array([[["a", "b", "c", "d"]]])},
     "good": {"boxes": pa.array([[[0.0, 0.0, 1.0, 1.0]]])},
-    "whole": {"boxes": pa.array([[[0, 0, 1, 1]]])},
+    "texts": {"boxes": pa.array([["0 0 1 1"]])},
 }
 CONV = {"layer": "conv1", "pooling": "mac"}
 LISTED = "it has conv1, block.0..1, tokens, output"
@@ -448,7 +448,7 @@ WANTED = "expected list<list<float>>: for each picture a list of [x1, y1, x2, y2
         ("vit", "words", {"features": {"f": {**CONV, "regions": True}}}, f"{{home}}/words.parquet: column `boxes` is list<element: list<element: string>>; {WANTED}"),
         ("vit", "good no-boxes", {"features": {"f": {**CONV, "regions": True}}}, "{home}/no-boxes.parquet: column 'boxes' is missing, but list<element: list<element: double>> in {home}/good.parquet"),
         ("vit", "no-boxes good", {"features": {"f": {**CONV, "regions": True}}}, "{home}/good.parquet: column 'boxes' is list<element: list<element: double>>, but missing in {home}/no-boxes.parquet"),
-        ("vit", "good whole", {"features": {"f": {**CONV, "regions": "boxes"}}}, "{home}/whole.parquet: column 'boxes' is list<element: list<element: int64>>, but list<element: list<element: double>> in {home}/good.parquet"),
+        ("vit", "good texts", {"features": {"f": {**CONV, "regions": "boxes"}}}, "{home}/texts.parquet: column 'boxes' is list<element: string>, but list<element: list<element: double>> in {home}/good.parquet"),
         ("resnet", "no-boxes", {"preprocess": "keep_aspect"}, "preprocess: keep_aspect: this ResNet cannot take pictures of 64 x 128 px (h x w): `output` is pooled with positions for 2 x 2 cells; drop `keep_aspect`, or take other layers"),
     ],
 )  # fmt: skip
