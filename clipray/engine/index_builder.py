@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from clipray.analysis.recall import TOPS, Nearest, Queries, best_of, query_ms, r
 from clipray.engine.index_order import Order, Probes
 from clipray.storage import Folder
 from clipray.vector_search.reader import read_faiss
+
+OURS = re.compile(r"(\d{6,}|index-[0-9a-f]{8})\.faiss(\.lists)?")  # files of a build
 
 
 class Builder:
@@ -120,7 +123,7 @@ class Builder:
         figures["files"] = {file.name: file.stat().st_size for file in files}
         for file in files:
             _publish(file, order.folder)
-        shutil.rmtree(self._aside)
+        _clear(self._aside)
         return figures
 
     def _measured(self) -> dict[str, Any]:
@@ -155,9 +158,18 @@ def _aside(folder: Folder) -> Path:
     if not folder.local:
         return Path(tempfile.mkdtemp(prefix="clipray-index-"))
     aside = Path(folder.path("_building"))
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    _clear(aside)
+    aside.mkdir(parents=True, exist_ok=True)
     return aside
+
+
+def _clear(aside: Path) -> None:
+    """Remove what builds keep in their folder, and the folder itself unless files of somebody else lie there."""
+    for file in aside.glob("*"):
+        if OURS.fullmatch(file.name):
+            file.unlink()
+    with contextlib.suppress(OSError):
+        aside.rmdir()
 
 
 def _publish(file: Path, folder: Folder) -> None:

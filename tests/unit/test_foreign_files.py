@@ -128,3 +128,18 @@ def test_metrics_that_are_damaged_are_left_out_until_their_step_measures_again(t
     assert not metrics.are_damaged(output, "first")
     assert tables.noted_as_damaged(folder) is None
     assert "mine.parquet" in folder.sizes()
+
+
+def test_a_build_clears_its_own_files_alone(tmp_path: Path) -> None:
+    from clipray.engine.index_builder import _aside, _clear
+
+    building = tmp_path / "_building"
+    for name in ("000003.faiss", "index-00112233.faiss", "index-00112233.faiss.lists", "mine.faiss"):
+        (building / name).parent.mkdir(exist_ok=True)
+        (building / name).write_bytes(b"")
+    assert [file.name for file in _aside(Folder(str(tmp_path))).iterdir()] == ["mine.faiss"]
+    _clear(building)
+    assert (building / "mine.faiss").exists()
+    (building / "mine.faiss").unlink()
+    _clear(building)
+    assert not building.exists()
