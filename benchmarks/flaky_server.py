@@ -35,12 +35,14 @@ class Flaky:
 
     def __init__(self, inner: Any, bad_s: float) -> None:
         self.inner, self.bad_s, self.spoilt = inner, bad_s, dict.fromkeys(("503", "cut", "dripped"), 0)
-        self.began: float | None = None  # once the job begins
+        self.armed = False  # once the files are there
+        self.began: float | None = None  # when the job asked first
         self._numbers = itertools.count(1)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if self.began is None or environ["REQUEST_METHOD"] != "GET":
+        if not self.armed or environ["REQUEST_METHOD"] != "GET":
             return self.inner(environ, start_response)
+        self.began = self.began or time.monotonic()
         number = next(self._numbers)
         if number % 3 == 0 and time.monotonic() - self.began < self.bad_s:
             self.spoilt["503"] += 1
@@ -119,7 +121,7 @@ def measure(way: str, rows: int, bad_s: float, timeout_s: float) -> int:
         step = {"manifest": f"{home}/m.parquet", "max_reject_rate": 1.0, "fetch_timeout_s": timeout_s}
         job = {"output": f"{home}/out", "model": {"name": "demo"}, "steps": [{"embed_images": step}]}
         Path(f"{home}/job.yaml").write_text(yaml.safe_dump(job))
-        flaky.began = began = time.monotonic()
+        flaky.armed, began = True, time.monotonic()
         subprocess.run([sys.executable, "-m", "clipray", "run", f"{home}/job.yaml"], check=True)
         seconds = time.monotonic() - began
         record = read_record(Folder(f"{home}/out/images"))

@@ -25,6 +25,8 @@ from clipray.uris import LOCAL, is_chain, parse
 
 HTTP = ("http", "https")
 REDIRECTS = 10
+WINDOWS = 6  # of the time for a request, in each of which a body must come faster than
+DRIP_BYTES_PER_S = 1_000
 LASTING_ERRNOS: dict[int, Reason] = {
     errno.ENOENT: "not_found", errno.ENOTDIR: "not_found", errno.ENAMETOOLONG: "not_found", errno.ELOOP: "not_found",
     errno.EACCES: "forbidden", errno.EPERM: "forbidden", errno.EISDIR: "not_a_file", errno.EINVAL: "invalid_uri",
@@ -111,7 +113,7 @@ class Fetcher:
             async with session.get(url, allow_redirects=False, timeout=aiohttp.ClientTimeout()) as response:
                 self._retries.servers.answered(server)
                 if response.status < HTTPStatus.MULTIPLE_CHOICES:
-                    return await _bounded(response, url, self._limits.max_bytes, room)
+                    return await _bounded(response, url, self._limits, room)
                 url = self._redirected(url, response)
         raise StatusError(response.status, f"more than {REDIRECTS} redirects", {})
 
@@ -167,15 +169,23 @@ def _read_object(uri: str, limits: Limits, seconds: float, room: int) -> bytes:
     return data
 
 
-async def _bounded(response: aiohttp.ClientResponse, url: str, max_bytes: int, room: int) -> bytes:
+async def _bounded(response: aiohttp.ClientResponse, url: str, limits: Limits, room: int) -> bytes:
+    """The body. Raises TimeoutError as soon as it only drips: the rest of the time is for another request."""
+    max_bytes, window_s = limits.max_bytes, limits.fetch_timeout_s / WINDOWS
     if (response.content_length or 0) > max_bytes:
         said = f"{url}: {response.content_length} bytes, more than max_bytes={max_bytes}"
         raise Refused("fetch", "too_many_bytes", said)
     if (response.content_length or 0) > room:
         raise NoRoom(response.content_length or 0)
     data = bytearray()
-    async for chunk in response.content.iter_any():
+    clock = asyncio.get_running_loop().time
+    since, before = clock(), 0
+    while chunk := await asyncio.wait_for(response.content.readany(), window_s):
         data += chunk
+        if clock() - since >= window_s:
+            if len(data) - before < DRIP_BYTES_PER_S * window_s:
+                raise TimeoutError
+            since, before = clock(), len(data)
         if len(data) > max_bytes:
             raise Refused("fetch", "too_many_bytes", f"{url}: more than max_bytes={max_bytes}")
         if len(data) > room:

@@ -130,11 +130,20 @@ def test_no_answer_takes_longer_than_the_time_that_is_given(site: Website, answe
     assert refused(f"{site.url}/slow", Fetcher(replace(LIMITS, fetch_timeout_s=0.5))).reason == "timed_out"
 
 
+def test_a_body_that_only_drips_is_asked_for_again_while_there_is_time(site: Website) -> None:
+    """Forty bytes a second would take ten minutes: given up after a sixth of the time, and asked for again in the rest."""
+    for drip_s in (0.025, 60):
+        site.answers["/drips"] = [Answer(BODY, drip_s=drip_s), Answer(BODY)]
+        before = len(site.requests)
+        assert Fetcher(replace(LIMITS, fetch_timeout_s=6.0)).fetch(f"{site.url}/drips") == BODY
+        assert len(site.requests) - before >= 2
+
+
 def test_a_patient_fetcher_asks_again_after_a_time_out(site: Website) -> None:
-    site.answers["/slow"] = [Answer(BODY, drip_s=1), Answer(BODY)]
-    limits = replace(LIMITS, fetch_timeout_s=1.0)
+    limits = replace(LIMITS, fetch_timeout_s=0.6)  # no wait fits into it, twice
+    site.answers["/slow"] = [Answer(BODY, drip_s=1)] * 3 + [Answer(BODY)]
     assert refused(f"{site.url}/slow", Fetcher(limits)).reason == "timed_out"
-    site.answers["/slow"] = [Answer(BODY, drip_s=1), Answer(BODY)]
+    site.answers["/slow"] = [Answer(BODY, drip_s=1)] * 2 + [Answer(BODY)]
     assert Fetcher(replace(limits, patience=3)).fetch(f"{site.url}/slow") == BODY
 
 
