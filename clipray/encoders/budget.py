@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 
 
 class Budget:
@@ -26,3 +28,12 @@ class Budget:
         with self._changed:
             self._taken -= size
             self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Hold `size` bytes for as long as the block runs. A thread must not hold twice: it could wait for itself."""
+        self.take(size)
+        try:
+            yield
+        finally:
+            self.give(size)

@@ -17,10 +17,12 @@ import pyarrow as pa
 from PIL import Image
 
 from clipray.encoders.budget import Budget
+from clipray.encoders.decode_memory import DecodeMemory, decode_budget
 from clipray.encoders.encode_settings import EncodeSettings
 from clipray.encoders.image_fetch import Fetcher, NoRoom
 from clipray.encoders.images import Picture, load_picture, prepare_pillow
 from clipray.encoders.models import keeping_aspect, split_transform
+from clipray.encoders.preprocess import RGB_BYTES, Preprocess
 from clipray.encoders.refusals import Refused
 from clipray.reports import Report, fatal
 from clipray.uris import is_local
@@ -37,13 +39,15 @@ class PictureLoader:
     """Rows -> pictures, in order, a bounded number ahead of who consumes them."""
 
     def __init__(self, settings: EncodeSettings) -> None:
-        prepare_pillow()
         self._limits, keep, most = settings.limits, settings.keep_aspect, settings.limits.max_pixels
-        self._preprocess: Callable[..., np.ndarray]
+        prepare_pillow(most)
+        self._memory = DecodeMemory(decode_budget(most))
+        rounded = settings.rounded_draft
         self._preprocess = (
-            keeping_aspect(settings.model, *keep, most) if keep else split_transform(settings.model, most)[0]
+            keeping_aspect(settings.model, *keep, most, rounded=rounded)
+            if keep
+            else split_transform(settings.model, most, rounded=rounded)[0]
         )
-        self._by_size = keep is not None
         wanted = keep[0] if keep else max(settings.model.image_size)
         self._draft_px = 2 * wanted if settings.fast_decode else None
         self._decoders = ThreadPoolExecutor(settings.threads, "decode", initializer=_yield_to_the_network)
@@ -52,7 +56,7 @@ class PictureLoader:
         self._room = ROOM_BYTES
 
     def load(
-        self, block: pa.Table, ahead: int, ways: Iterable[Callable[[Image.Image], np.ndarray]] | None = None
+        self, block: pa.Table, ahead: int, ways: Iterable[Preprocess] | None = None
     ) -> Iterator[Picture | Refused]:
         """One result per row of `block` (columns `uri` and/or `bytes`), in its order.
 
@@ -67,13 +71,18 @@ class PictureLoader:
         while waiting:
             yield waiting.popleft()()
 
-    def both(self, change: Callable[[Image.Image], Image.Image]) -> Callable[[Image.Image], np.ndarray]:
-        """A way to preprocess: (2, H, W, 3), the picture as it was, and as it became."""
-        return lambda image: np.stack([self._preprocess(image), self._preprocess(change(image))])
+    def both(self, change: Callable[[Image.Image], Image.Image]) -> Preprocess:
+        """A way to preprocess: (2, H, W, 3), the picture as it was, and as it became: a copy that `change` makes."""
 
-    def _submit(
-        self, uri: str | None, data: pa.Scalar | None, preprocess: Callable[..., np.ndarray]
-    ) -> Callable[[], Loaded]:
+        def to_pixels(image: Image.Image, height: int, width: int) -> np.ndarray:
+            return np.stack([self._preprocess(image, height, width), self._preprocess(change(image))])
+
+        def scratch_bytes(height: int, width: int) -> int:
+            return RGB_BYTES * height * width + self._preprocess.scratch_bytes(height, width)
+
+        return Preprocess(to_pixels, scratch_bytes)
+
+    def _submit(self, uri: str | None, data: pa.Scalar | None, preprocess: Preprocess) -> Callable[[], Loaded]:
         """Start a row on its way; the result waits for it. A file from a server is fetched in one thread and decoded in another."""
         raw = data.as_py() if data is not None else None
         if raw is None and uri is not None and not is_local(uri):
@@ -81,10 +90,10 @@ class PictureLoader:
             return lambda: fetched.result().result()
         return self._decoders.submit(self._decode, uri, raw, preprocess).result
 
-    def _decode(self, uri: str | None, raw: bytes | None, preprocess: Callable[..., np.ndarray]) -> Loaded:
-        return load_picture(uri, raw, self._limits, preprocess, self._draft_px, by_size=self._by_size)
+    def _decode(self, uri: str | None, raw: bytes | None, preprocess: Preprocess) -> Loaded:
+        return load_picture(uri, raw, self._limits, preprocess, self._draft_px, self._memory)
 
-    def _fetch_then_decode(self, uri: str, preprocess: Callable[..., np.ndarray]) -> Future[Loaded]:
+    def _fetch_then_decode(self, uri: str, preprocess: Preprocess) -> Future[Loaded]:
         try:
             raw = self._fetch(uri)
         except Refused as refused:
@@ -93,7 +102,7 @@ class PictureLoader:
             return done
         return self._decoders.submit(self._decode_fetched, raw, preprocess)
 
-    def _decode_fetched(self, raw: bytes, preprocess: Callable[..., np.ndarray]) -> Loaded:
+    def _decode_fetched(self, raw: bytes, preprocess: Preprocess) -> Loaded:
         try:
             return self._decode(None, raw, preprocess)
         finally:

@@ -28,6 +28,7 @@ class EncodeSettings:
     batch_size: int | Literal["auto"] = "auto"
     normalize: bool = True
     fast_decode: bool = False
+    rounded_draft: bool = False  # JPEGs decoded smaller are scaled by their rounded sides, as in tables of before
     device: str = "cpu"
     threads: int = 1
 

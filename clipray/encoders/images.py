@@ -5,17 +5,23 @@ Nothing here raises for a bad picture but `Refused`, which carries the reason fo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from clipray.encoders.decode_memory import DecodeMemory, decode_budget, decode_bytes
+from clipray.encoders.deep_grey import UnclearGrey, grey_type, is_deep_grey
 from clipray.encoders.image_fetch import checked_bytes, fetch
 from clipray.encoders.png_metadata import without_large_metadata
+from clipray.encoders.preprocess import RGB_BYTES, Preprocess
 from clipray.encoders.refusals import Limits, Refused
+from clipray.encoders.to_rgb import to_rgb
 
 # First bytes of the formats that people keep pictures in: such a file that does not open is a broken picture.
 SIGNATURES = (
@@ -31,19 +37,29 @@ SIGNATURES = (
 )
 # What Pillow recognises but only another program or a stub can decode; EPS would start Ghostscript on a stranger's file.
 NOT_PICTURES = ("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF")
-WHITE = (255, 255, 255, 255)
+Turn = Image.Transpose
+TURNS = {
+    2: Turn.FLIP_LEFT_RIGHT, 3: Turn.ROTATE_180, 4: Turn.FLIP_TOP_BOTTOM,
+    5: Turn.TRANSPOSE, 6: Turn.ROTATE_270, 7: Turn.TRANSVERSE, 8: Turn.ROTATE_90,
+}  # fmt: skip
+"""How an image becomes upright, by its EXIF orientation; without one a copy would take as much memory again."""
+QUARTERS = (Turn.TRANSPOSE, Turn.ROTATE_270, Turn.TRANSVERSE, Turn.ROTATE_90)
 
 
-def prepare_pillow() -> None:
-    """Let `Limits.max_pixels` be the only bound: Pillow's own is process-wide and lower than what a job may allow."""
-    Image.MAX_IMAGE_PIXELS = None
+def prepare_pillow(max_pixels: int = Limits.max_pixels) -> None:
+    """Let `Limits.max_pixels` be the bound, which Pillow's own, process-wide, only backs where images hold others (ICO).
+
+    Pillow raises for twice its own bound, and warns before.
+    """
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def decode(data: bytes, limits: Limits, *, draft_px: int | None = None) -> Image.Image:
     """The picture as people see it, in RGB.
 
-    EXIF orientation is applied, CMYK and palettes are converted, 16-bit and float greys are scaled to 8 bits, alpha is
-    composed on white, and of an animation the first frame is taken.
+    EXIF orientation is applied, CMYK and palettes are converted, 16-bit and float greys are scaled to 8 bits
+    (`deep_grey`), alpha is composed on white, and of an animation the first frame is taken.
 
     Args:
         data: the file's bytes.
@@ -53,19 +69,74 @@ def decode(data: bytes, limits: Limits, *, draft_px: int | None = None) -> Image
     Raises:
         Refused: not_an_image, truncated, undecodable or too_many_pixels.
     """
+    return Opened(data, limits).decoded(draft_px)[0]
+
+
+class Opened:
+    """A picture whose header is read, but no pixel yet. Raises Refused as `decode`."""
+
+    def __init__(self, data: bytes, limits: Limits) -> None:
+        self._data, self._limits = data, limits
+        with _refusing(data, limits):
+            self._image: Image.Image = Image.open(io.BytesIO(without_large_metadata(data)), formats=_formats())
+            _check_size(self._image, limits)
+            self._jpeg = self._image.format == "JPEG"
+            self._turn = (
+                TURNS.get(_orientation(self._image)) if self._jpeg else None
+            )  # others may say behind the pixels
+
+    @property
+    def format(self) -> str | None:
+        return self._image.format
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Height and width in px, as the header has them."""
+        return self._image.height, self._image.width
+
+    def decode_bytes(self) -> int:
+        """What `decoded` takes at most."""
+        with _refusing(self._data, self._limits):
+            return decode_bytes(self._image, self._data, self._turn is not None)
+
+    def decoded(self, draft_px: int | None = None) -> tuple[Image.Image, int, int]:
+        """Upright, in RGB, and the height and width in px that it has unless a JPEG is decoded smaller; to be called once."""
+        with _refusing(self._data, self._limits):
+            image: Image.Image = self._image
+            size = self.stored_size
+            if draft_px and self._jpeg:
+                image.draft("RGB" if image.mode == "RGB" else None, (draft_px, draft_px))
+            image.load()
+            _check_size(image, self._limits)  # the header of an ICO may say less than what it holds
+            grey = grey_type(image) if is_deep_grey(image) else None
+            turn = self._turn if self._jpeg else TURNS.get(_orientation(image))
+            if turn is not None:
+                self._image = image = image.transpose(turn)
+            image = to_rgb(image, grey)
+        if not self._jpeg:
+            size = image.height, image.width
+        elif turn in QUARTERS:
+            size = size[1], size[0]
+        return image, *size
+
+
+def _check_size(image: Image.Image, limits: Limits) -> None:
+    if image.height * image.width > limits.max_pixels:
+        message = f"{image.height} x {image.width} px, more than max_pixels={limits.max_pixels}"
+        raise Refused("decode", "too_many_pixels", message)
+
+
+@contextlib.contextmanager
+def _refusing(data: bytes, limits: Limits) -> Iterator[None]:
+    """Whatever Pillow raises is a refusal."""
     try:
-        image = Image.open(io.BytesIO(without_large_metadata(data)), formats=_formats())
-        height, width = image.height, image.width
-        if height * width > limits.max_pixels:
-            raise Refused(
-                "decode", "too_many_pixels", f"{height} x {width} px, more than max_pixels={limits.max_pixels}"
-            )
-        if draft_px and image.format == "JPEG":
-            image.draft("RGB" if image.mode == "RGB" else None, (draft_px, draft_px))
-        image.load()
-        return to_rgb(_upright(image))
+        yield
     except Refused:
         raise
+    except Image.DecompressionBombError as error:
+        raise Refused("decode", "too_many_pixels", f"more than max_pixels={limits.max_pixels}: {error}") from error
+    except UnclearGrey as error:
+        raise Refused("decode", "undecodable", str(error)) from error
     except Exception as error:  # Pillow's plugins raise nearly anything
         raise _refusal(data, error) from error
 
@@ -98,35 +169,11 @@ def _refusal(data: bytes, error: Exception) -> Refused:
     return Refused("decode", "undecodable", text)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
     try:
-        return ImageOps.exif_transpose(image)
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a damaged EXIF block says nothing about the pixels
-        return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to RGB, transparency composed on white."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        return _deep_grey(image).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        canvas = Image.new("RGBA", image.size, WHITE)
-        return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def _deep_grey(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float greys to 8 bits; Pillow's own `convert` would clip everything above 255."""
-    values = np.asarray(image).astype(np.float64)
-    if image.mode == "F":
-        values = values * 255 if np.nanmax(values, initial=0) <= 1 else values
-    else:
-        transparent = values == image.info.get("transparency")
-        values = values / (257 if values.max(initial=0) <= 65_535 else 16_843_009)
-        values[transparent] = 255  # on white
-    return Image.fromarray(np.nan_to_num(values).clip(0, 255).round().astype(np.uint8))
+        return 1
 
 
 @dataclass(frozen=True)
@@ -144,37 +191,41 @@ def load_picture(
     limits: Limits,
     preprocess: Callable[..., np.ndarray],
     draft_px: int | None = None,
-    *,
-    by_size: bool = False,
+    memory: DecodeMemory | None = None,
 ) -> Picture | Refused:
     """Fetch (unless `data` is given), decode and preprocess one picture; a bad one comes back as its refusal.
 
-    `preprocess` takes the image; with `by_size` also the original's height and width, which a JPEG that was decoded at
-    a reduced scale no longer has exactly.
+    `preprocess` takes the image; a `Preprocess` also the original's height and width, which a JPEG that was decoded at a
+    reduced scale no longer has. `memory`: of `decode_budget`, shared by those that decode at the same time.
     """
     try:
         if data is None and not uri:
             raise Refused("manifest", "no_source", "neither `uri` nor `bytes`")
         raw = checked_bytes(data, limits) if data is not None else fetch(str(uri), limits)
-        image = decode(raw, limits, draft_px=draft_px)
-        height, width = _original_size(raw, image) if draft_px else (image.height, image.width)
-        return Picture(preprocess(image, height, width) if by_size else preprocess(image), height, width)
+        opened = Opened(raw, limits)
+        needed = _bytes_needed(opened, preprocess, limits)
+        with memory.hold(needed) if memory else contextlib.nullcontext():
+            image, height, width = opened.decoded(draft_px)
+            sized = isinstance(preprocess, Preprocess)
+            return Picture(preprocess(image, height, width) if sized else preprocess(image), height, width)
     except Refused as refused:
         return refused
     except Exception as error:  # a row is never worth the job
         return Refused("decode", "undecodable", f"{type(error).__name__}: {error}")
 
 
-def _original_size(data: bytes, image: Image.Image) -> tuple[int, int]:
-    """Height and width before any reduced-scale decoding, turned as the upright `image` is."""
-    with Image.open(io.BytesIO(without_large_metadata(data)), formats=_formats()) as original:
-        if original.format != "JPEG":  # always decoded whole
-            return image.height, image.width
-        return (original.width, original.height) if _turned(original) else (original.height, original.width)
-
-
-def _turned(image: Image.Image) -> bool:
-    try:
-        return image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    except Exception:  # as in `_upright`
-        return False
+def _bytes_needed(opened: Opened, preprocess: Callable[..., np.ndarray], limits: Limits) -> int:
+    """To decode and to preprocess. Raises Refused: too_many_pixels, where that is more than all may take together."""
+    height, width = opened.stored_size
+    scratch = 0
+    if isinstance(preprocess, Preprocess):  # which of the two is the height may be known later
+        scratch = max(preprocess.scratch_bytes(height, width), preprocess.scratch_bytes(width, height))
+    needed = max(opened.decode_bytes(), RGB_BYTES * height * width + scratch)
+    most = decode_budget(limits.max_pixels)
+    if needed > most:
+        message = (
+            f"{height} x {width} px of {opened.format} take {needed} bytes to decode and scale, more than the {most} "
+            f"that go with max_pixels={limits.max_pixels}"
+        )
+        raise Refused("decode", "too_many_pixels", message)
+    return needed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from PIL import Image
 from torchvision.transforms import Normalize, ToTensor
 
 from clipray.encoders.geometry import keep_aspect_size, scaled_size, scaling_pixels
+from clipray.encoders.preprocess import Preprocess, scaling_bytes
 from clipray.encoders.refusals import Limits, Refused
 from clipray.encoders.resolve import ResolvedModel, folder_sha256, pair, quiet, sha256
 from clipray.errors import ModelError
@@ -85,30 +85,51 @@ def _check_scaled(image: Image.Image, scaled: tuple[int, int], max_pixels: int) 
         raise Refused("decode", "too_many_pixels", message)
 
 
-def keeping_aspect(
-    model: ResolvedModel, long_px: int, multiple: int, max_pixels: int = Limits.max_pixels
-) -> Callable[[Image.Image, int, int], np.ndarray]:
-    """(PIL image, height and width of its original) -> (H, W, 3) uint8 of the whole picture.
+def _resample(model: ResolvedModel) -> Image.Resampling:
+    return Image.Resampling[str(model.preprocess["interpolation"]).upper().replace("RANDOM", "BICUBIC")]
 
-    No crop, the long side `long_px`, both sides a `multiple`. What is returned raises Refused: too_many_pixels.
+
+def _covered(image: Image.Image, height: int, width: int) -> tuple[float, float, float, float] | None:
+    """Left, top, right, bottom of what an image shows of its original of `height` x `width` px; None for all of it.
+
+    A JPEG decoded at a half, a quarter or an eighth has its sides rounded up: its last row and column may be half empty.
     """
-    resample = Image.Resampling[str(model.preprocess["interpolation"]).upper().replace("RANDOM", "BICUBIC")]
+    if image.size == (width, height):
+        return None
+    scale = 2 ** round(np.log2(max(height, width) / max(image.size)))
+    return 0, 0, min(width / scale, image.width), min(height / scale, image.height)
+
+
+def keeping_aspect(
+    model: ResolvedModel, long_px: int, multiple: int, max_pixels: int = Limits.max_pixels, *, rounded: bool = False
+) -> Preprocess:
+    """To (H, W, 3) uint8 of the whole picture: no crop, the long side `long_px`, both sides a `multiple`.
+
+    `rounded`: as in `split_transform`. What is returned raises Refused: too_many_pixels.
+    """
+    resample = _resample(model)
 
     def to_pixels(image: Image.Image, height: int, width: int) -> np.ndarray:
         size = keep_aspect_size(height, width, long_px, multiple)
         _check_scaled(image, size, max_pixels)
-        return np.asarray(image.resize(size[::-1], resample), dtype=np.uint8)
+        box = None if rounded else _covered(image, height, width)
+        return np.asarray(image.resize(size[::-1], resample, box=box), dtype=np.uint8)
 
-    return to_pixels
+    def scratch_bytes(height: int, width: int) -> int:
+        return scaling_bytes(height, width, keep_aspect_size(height, width, long_px, multiple))
+
+    return Preprocess(to_pixels, scratch_bytes)
 
 
 def split_transform(
-    model: ResolvedModel, max_pixels: int = Limits.max_pixels
-) -> tuple[Callable[[Image.Image], np.ndarray], torch.Tensor, torch.Tensor]:
+    model: ResolvedModel, max_pixels: int = Limits.max_pixels, *, rounded: bool = False
+) -> tuple[Preprocess, torch.Tensor, torch.Tensor]:
     """open_clip's own inference transform in two halves: pixels on the CPU, normalisation on the device.
 
+    A JPEG that was decoded smaller is scaled by its original's sides. `rounded`: by its own, which are rounded up, as tables of versions before have it.
+
     Returns:
-        (PIL image -> (H, W, 3) uint8, mean (3, 1, 1) float32, std (3, 1, 1) float32); the first raises
+        (what makes a PIL image (H, W, 3) uint8, mean (3, 1, 1) float32, std (3, 1, 1) float32); the first raises
         Refused: too_many_pixels, where the image would be scaled to more than `max_pixels`.
     """
     transform = image_transform_v2(PreprocessCfg(**model.preprocess), is_train=False)
@@ -119,11 +140,20 @@ def split_transform(
         if not isinstance(t, (Normalize, ToTensor)) and type(t).__name__ != "MaybeToTensor"
     ]
 
-    def to_pixels(image: Image.Image) -> np.ndarray:
-        _check_scaled(image, scaled_size(image.height, image.width, model.preprocess), max_pixels)
+    def to_pixels(image: Image.Image, height: int, width: int) -> np.ndarray:
+        if rounded:
+            height, width = image.height, image.width
+        scaled = scaled_size(height, width, model.preprocess)
+        _check_scaled(image, scaled, max_pixels)
+        if image.size != (width, height):
+            image = image.resize(scaled[::-1], _resample(model), box=_covered(image, height, width))
         for step in steps:
             image = step(image)
         return np.asarray(image, dtype=np.uint8)
 
     mean, std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (normalize.mean, normalize.std))
-    return to_pixels, mean, std
+
+    def scratch_bytes(height: int, width: int) -> int:
+        return scaling_bytes(height, width, scaled_size(height, width, model.preprocess))
+
+    return Preprocess(to_pixels, scratch_bytes), mean, std

@@ -23,6 +23,7 @@ from clipray.encoders.images import Picture
 from clipray.encoders.models import split_transform, too_large_scaled
 from clipray.encoders.pipeline import Row, result_table
 from clipray.encoders.precision import start_encoder
+from clipray.encoders.preprocess import RGB_BYTES, Preprocess
 from clipray.encoders.refusals import Refused
 from clipray.encoders.region_prompts import views, whole_px
 from clipray.encoders.regions import Boxes, PictureRegions, refuse_boxes, sort_boxes
@@ -30,6 +31,7 @@ from clipray.reports import Report, fatal, worker_facts
 from clipray.settings import OF_BOXES, VECTOR
 from clipray.tables import fits
 
+COPIES = {"crop": 1, "blur": 2, "circle": 1}  # of the whole picture that a prompt makes at most
 VIEWS_OF_A_PICTURE = 4  # that a chunk is made for, where each box is a picture of its own
 
 
@@ -88,23 +90,28 @@ class RegionBlocks:
         return refuse_boxes(found, "too_many_pixels", [self._too_thin(box) for box in found.original.tolist()])
 
     def _too_thin(self, box: list[float]) -> str | None:
-        left, top, right, bottom = whole_px(box)
-        height, width = bottom - top, right - left
+        height, width = _sides(box)
         scaled = scaled_size(height, width, self._preprocess)
         return too_large_scaled(height, width, scaled, self.settings.limits.max_pixels)
 
-    def _way(self, boxes: Any) -> Callable[[Image.Image], np.ndarray]:
+    def _way(self, boxes: Any) -> Preprocess:
         """How a picture is preprocessed: (H, W, 3), or (K, H, W, 3) where each good box is a picture of its own."""
         if not self._drawn:
             return self._to_pixels
 
-        def to_pixels(image: Image.Image) -> np.ndarray:
-            good = self._sorted(boxes, image.height, image.width).original
-            height, width = self.settings.model.image_size
+        def to_pixels(image: Image.Image, height: int, width: int) -> np.ndarray:
+            good = self._sorted(boxes, height, width).original
             made = [self._to_pixels(view) for view in views(image, good, self.how)]
-            return np.stack(made) if made else np.zeros((0, height, width, 3), np.uint8)
+            return np.stack(made) if made else np.zeros((0, *self.settings.model.image_size, 3), np.uint8)
 
-        return to_pixels
+        def scratch_bytes(height: int, width: int) -> int:
+            copies = COPIES[self.how.prompt] * RGB_BYTES * height * width
+            if self.how.prompt != "crop":
+                return copies + self._to_pixels.scratch_bytes(height, width)
+            sides = [_sides(box) for box in self._sorted(boxes, height, width).original.tolist()]
+            return copies + max((self._to_pixels.scratch_bytes(*side) for side in sides), default=0)
+
+        return Preprocess(to_pixels, scratch_bytes)
 
     def _encode(self, chunk: list[tuple[Picture | Refused, dict[str, Any]]]) -> list[Row | Refused]:
         start = time.perf_counter()
@@ -153,6 +160,12 @@ class RegionBlocks:
             )
         whole = self._encoder.encode(np.stack([p.pixels for p in pictures])).vectors[VECTOR]
         return np.repeat(whole, [len(boxes.number) for boxes in given], axis=0)
+
+
+def _sides(box: list[float]) -> tuple[int, int]:
+    """Height and width in px of what is cut out for a box."""
+    left, top, right, bottom = whole_px(box)
+    return bottom - top, right - left
 
 
 def refusal(row: dict[str, Any], max_regions: int) -> Refused | None:

@@ -117,6 +117,8 @@ class Attempt:
             facts["rests_on"] = step.rests_on
         comparison = step.comparison
         facts |= comparison.facts(comparison.versions_before)
+        if scaling := step.made.get("draft_scaling"):
+            facts["draft_scaling"] = scaling
         self._reopen()  # from here on the table is not finished
         if before.get("rests_on", "") != step.rests_on:
             for folder in (step.table, step.rejects):

@@ -21,6 +21,8 @@ from clipray.settings import EmbedImages, Feature
 from clipray.steps.encode_step import EncodeStep
 from clipray.steps.step import Given, State
 
+ORIGINAL = "original"  # JPEGs that `decode: fast` decodes smaller are scaled by their originals' sides
+
 
 @dataclass(frozen=True)
 class EmbedStep(EncodeStep[EmbedImages]):
@@ -63,9 +65,17 @@ class EmbedStep(EncodeStep[EmbedImages]):
         return {
             "features": features,
             "decode": settings.decode,
+            **({"draft_scaling": self.draft_scaling} if self.draft_scaling else {}),
             "preprocess": settings.preprocess,
             "normalize": settings.normalize,
         }
+
+    @property
+    def draft_scaling(self) -> str | None:
+        """With `decode: fast`, by what JPEGs are scaled that were decoded smaller; a table of before keeps its own way."""
+        if self.settings.decode != "fast":
+            return None
+        return ORIGINAL if self._before is None else self._before.get("draft_scaling")
 
     def _standing(self) -> State:
         state = super()._standing()
@@ -91,6 +101,7 @@ class EmbedStep(EncodeStep[EmbedImages]):
             batch_size=settings.batch_size,
             normalize=settings.normalize == "l2",
             fast_decode=settings.decode == "fast",
+            rounded_draft=self.draft_scaling != ORIGINAL,
             device=device,
             threads=threads,
         )

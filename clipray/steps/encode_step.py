@@ -117,7 +117,8 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
         """What the table that is there was made from: finished, or begun."""
         record = tables.record_to_go_on(self.table)
         if record:
-            return {**record.inputs, "content_hash": CONTENT_HASH in record.columns}
+            scaling = record.provenance.get("draft_scaling")
+            return {**record.inputs, "content_hash": CONTENT_HASH in record.columns, "draft_scaling": scaling}
         return read_started(self.table) or told_by_shards(self.table) or None
 
     @functools.cached_property
@@ -237,4 +238,5 @@ def told_by_shards(table: Folder) -> dict[str, Any]:
             _, schema, stamp = tables.shard_stamp(table, name)
             facts.setdefault("precision", stamp.get("model", {}).get("precision"))
             facts.setdefault("content_hash", CONTENT_HASH in schema.names)
+            facts.setdefault("draft_scaling", stamp.get("draft_scaling"))
     return facts

@@ -34,7 +34,7 @@ ORIENTATION = 0x0112
 
 @pytest.fixture(autouse=True, scope="module")
 def _pillow() -> None:
-    prepare_pillow()
+    prepare_pillow(LIMITS.max_pixels)
 
 
 def encoded(kind: str, image: Image.Image = NOISE, **options: object) -> bytes:
