@@ -19,11 +19,11 @@ class SlowFileSystem(AbstractFileSystem):
     protocol = "slow"
 
     def info(self, path, **kwargs):
-        if os.path.basename(path).startswith("poison"):
-            os.kill(os.getpid(), signal.SIGKILL)
         return {"name": path, "size": os.path.getsize(path), "type": "file"}
 
     def cat_file(self, path, start=None, end=None, **kwargs):
+        if os.path.basename(path).startswith("poison"):
+            os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(5 if os.path.exists(os.environ.get("TESTFS_HOLD", "")) else 0.15)
         with open(path, "rb") as file:
             return file.read()
