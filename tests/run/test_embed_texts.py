@@ -178,8 +178,8 @@ def test_new_rows_are_added_gone_ones_removed_and_changed_settings_noticed(tmp_p
         ),
         ({"text_id": [7], "text": ["a"]}, r"column `text_id` is int64; expected string"),
         ({"text_id": ["a"], "text": ["a"], "image_id": [7]}, r"column `image_id` is int64; expected string"),
-        ({"text_id": ["a"], "caption": ["a"]}, r"expected a column `text`; found: text_id, caption"),
-        ({"image_id": ["a"], "text": ["a"]}, r"no column `text_id`; found: image_id, text"),
+        ({"text_id": ["a"], "caption": ["a"]}, r"expected a column `text`: no column 'text'; found: text_id, caption"),
+        ({"image_id": ["a"], "text": ["a"]}, r"no column 'text_id'; found: image_id, text"),
     ],
 )
 def test_a_manifest_that_is_none(columns: dict[str, list[Any]], message: str, tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ TRUTH = {"v0": {"v1": "easy", "v2": "junk"}}
         ({}, {"v0": {"v1": "good"}}, "relation 'good': expected one of easy, hard, junk"),
         ({}, {"v0": {"v1": "junk"}}, "no query has a positive"),
         ({}, {"v0": {"v0": "easy"}}, "no query has a positive"),
-        ({"query_id": "query"}, TRUTH, "no column 'query' for the ground truth; found: query_id, image_id, relation"),
+        ({"query_id": "query"}, TRUTH, "for the ground truth: no column 'query'; found: query_id, image_id, relation"),
         ({"ground_truth": "nowhere.parquet"}, TRUTH, "nowhere.parquet: no ground truth there"),
         ({"neighbours": "lists"}, TRUTH, "expected one of `input` and `neighbours`, found both"),
         ({"input": None}, TRUTH, "expected one of `input` and `neighbours`, found none"),

@@ -162,7 +162,10 @@ def test_several_labels_a_picture(world: Path, tmp_path: Path) -> None:
             r"template 'a photo' has no `\{\}` where the name goes",
         ),
         ({"classes": "nothing.yaml"}, "nothing.yaml: no such class file"),
-        ({"classes": "dogs"}, r"expected a file \(\.yaml, \.parquet or \.txt\), cifar100 or imagenet, or a list"),
+        (
+            {"classes": "dogs"},
+            r"expected a file \(\.yaml, \.yml, \.json, \.parquet, \.pq, \.csv, \.txt\), cifar100 or imagenet, or a list of names",
+        ),
         ({"classes": ["a"], "styles": ["description"]}, "needs `descriptions`, a text for each class"),
         ({"classes": ["a"], "styles": ["templat"]}, "style 'templat': expected template, description, name_is_"),
         (

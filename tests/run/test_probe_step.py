@@ -140,7 +140,7 @@ def test_new_rows_train_it_anew(tmp_path: Path) -> None:
         ({"fit": "probe"}, "expected one of `truth` and `fit`, found both"),
         ({"truth": None, "fit": "probe"}, "is no finished table"),
         ({"split": "shows"}, "split 'shows': expected values `train`, `validation` and `test`, found 'class"),
-        ({"split": "prat"}, "no column 'prat'; there are: key, shows, part"),
+        ({"split": "prat"}, "no column 'prat'; found: key, shows, part"),
         ({"c": [0]}, r"c\[0\]: expected greater than 0"),
         ({"validation_share": 0.6, "test_share": 0.5}, "leave nothing to train on"),
         ({"truth": "one"}, "are all 'same'; a probe needs two classes"),
