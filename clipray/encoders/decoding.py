@@ -40,7 +40,7 @@ class PictureLoader:
 
     def __init__(self, settings: EncodeSettings) -> None:
         self._limits, keep, most = settings.limits, settings.keep_aspect, settings.limits.max_pixels
-        prepare_pillow(most)
+        prepare_pillow()
         self._memory = DecodeMemory(decode_budget(most))
         rounded = settings.rounded_draft
         self._preprocess = (

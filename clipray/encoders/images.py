@@ -46,12 +46,8 @@ TURNS = {
 QUARTERS = (Turn.TRANSPOSE, Turn.ROTATE_270, Turn.TRANSVERSE, Turn.ROTATE_90)
 
 
-def prepare_pillow(max_pixels: int = Limits.max_pixels) -> None:
-    """Let `Limits.max_pixels` be the bound, which Pillow's own, process-wide, only backs where images hold others (ICO).
-
-    Pillow raises for twice its own bound, and warns before.
-    """
-    Image.MAX_IMAGE_PIXELS = max_pixels
+def prepare_pillow() -> None:
+    """Let Pillow not warn of images between its own bound and twice that, for which it raises: `Limits.max_pixels` decides."""
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
@@ -128,7 +124,11 @@ def _check_size(image: Image.Image, limits: Limits) -> None:
 
 @contextlib.contextmanager
 def _refusing(data: bytes, limits: Limits) -> Iterator[None]:
-    """Whatever Pillow raises is a refusal."""
+    """Whatever Pillow raises is a refusal.
+
+    Pillow's own bound holds for the process, and backs ours where images hold others (ICO): so it is set for each image.
+    """
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels
     try:
         yield
     except Refused:

@@ -153,7 +153,7 @@ def test_pictures_of_another_model_are_refused(finished: Path, world: DemoWorld,
     ("columns", "message"),
     [
         ({"image_id": ["a"], "caption": [1]}, "column `caption` is int64; expected string"),
-        ({"image_id": ["a"]}, "expected a column `image_id` and `caption`; found: image_id"),
+        ({"image_id": ["a"]}, "expected a column `image_id` and `caption`: no column 'caption'; found: image_id"),
         (
             {"image_id": ["a"], "caption": ["b"], "references": ["c"]},
             r"column `references` is string; expected list<string>",

@@ -132,7 +132,7 @@ def icon(side: int) -> bytes:
 
 def test_an_icon_larger_than_its_directory_says_is_refused() -> None:
     assert isinstance(load_picture(None, icon(SIDE), Limits(), np.asarray), Picture)
-    prepare_pillow(PIXELS)
+    prepare_pillow()
     assert "100 x 100 px, more than max_pixels=9999" in refusal(icon(SIDE), Limits(max_pixels=PIXELS - 1))
     assert "max_pixels=10000" in refusal(icon(2 * SIDE), Limits(max_pixels=PIXELS))  # Pillow's own bound
 

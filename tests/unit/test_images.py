@@ -34,7 +34,7 @@ ORIENTATION = 0x0112
 
 @pytest.fixture(autouse=True, scope="module")
 def _pillow() -> None:
-    prepare_pillow(LIMITS.max_pixels)
+    prepare_pillow()
 
 
 def encoded(kind: str, image: Image.Image = NOISE, **options: object) -> bytes:
@@ -162,6 +162,11 @@ def test_the_pixel_limit_is_the_jobs_own() -> None:
     at_limit = replace(LIMITS, max_pixels=HEIGHT * WIDTH)
     assert isinstance(load(data=PNG, limits=at_limit), Picture)
     assert load(data=PNG, limits=replace(at_limit, max_pixels=HEIGHT * WIDTH - 1)).reason == "too_many_pixels"
+
+
+def test_the_limit_of_one_job_is_not_that_of_the_next() -> None:
+    assert load(data=PNG, limits=replace(LIMITS, max_pixels=HEIGHT * WIDTH // 3)).reason == "too_many_pixels"
+    assert isinstance(load(data=PNG, limits=LIMITS), Picture)
 
 
 def test_the_byte_limit_is_exact(tmp_path: Path) -> None:
