@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import tables
-from clipray.analysis.lengths import LONGEST, first_long_rows
+from clipray.analysis.lengths import LONGEST, first_long_rows, surely_usable
 from clipray.analysis.moments import first_bad_rows
 from clipray.digests import Digest, digest_of, file_sign, files_digest, plain
 from clipray.errors import JobError, SchemaError
@@ -308,6 +308,8 @@ def read_finite(source: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tup
     """Identities (with `extra`) and vectors (n, d). Raises SchemaError: some are not finite, or longer than float32 can
     square; with the first rows' ids."""
     ids, x = read_piece(source, piece, extra)
+    if surely_usable(x):
+        return ids, x
     for bad, what in ((first_bad_rows(x), "are not finite"), (first_long_rows(x), f"are longer than {LONGEST:g}")):
         if len(bad):
             named = ", ".join(map(repr, ids[source.ids[-1]].take(pa.array(bad)).to_pylist()))

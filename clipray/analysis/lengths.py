@@ -24,6 +24,14 @@ def unit(x: np.ndarray) -> np.ndarray:
     return y
 
 
+def surely_usable(x: np.ndarray) -> bool:
+    """Whether all rows of `x` (n, d) are finite and at most `LONGEST` long, told in one pass; False also where it cannot tell."""
+    if x.dtype == np.float16:
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool((np.einsum("ij,ij->i", x, x) <= LONGEST**2).all())
+
+
 def first_long_rows(x: np.ndarray, limit: int = 5) -> np.ndarray:
     """Numbers of the first `limit` rows of finite `x` (n, d) that are longer than `LONGEST`, int64 ascending."""
     if x.dtype == np.float16 or not x.size or max(x.max(), -x.min()) <= LONGEST / math.sqrt(x.shape[1]):

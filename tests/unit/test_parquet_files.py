@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipray import parquet
-from clipray.analysis.lengths import LONGEST, first_long_rows, unit
+from clipray.analysis.lengths import LONGEST, first_long_rows, surely_usable, unit
 from clipray.classes import prompt_styles
 from clipray.errors import ClipRayError, ManifestError, SchemaError
 from clipray.ground_truth import convert_ground_truth
@@ -466,6 +466,17 @@ def test_unit_vectors_of_any_length() -> None:
     assert np.array_equal(unit(x)[:2], plain)  # the same bits as ever
     assert np.isnan(unit(np.array([[np.inf, 1.0], [np.nan, 1.0]]))).any(axis=1).all()
     assert unit(np.zeros((0, 4), np.float32)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_look_tells_vectors_that_are_usable(dtype: type) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 16)).astype(dtype)
+    assert surely_usable(x)
+    assert surely_usable(x[:0])
+    for value in (np.nan, np.inf, -np.inf, 2 * LONGEST):
+        x[7, 3] = value
+        assert not surely_usable(x)
+    assert not surely_usable(np.ones((2, 2), np.float16))  # whose squares are not finite
 
 
 def test_long_rows_are_those_that_float32_cannot_square() -> None:
