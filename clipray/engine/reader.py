@@ -20,9 +20,8 @@ from clipray.reports import fatal
 from clipray.scan import contains, hash_strings
 
 GATHERED = "gathered"
-READ_ROWS = GATHER_ROWS = (
-    16_384  # whose vectors are looked up together: pairs in any order read each row group once for so many
-)
+READ_ROWS = 16_384  # of small row groups that one task reads together
+GATHER_ROWS = 16_384  # whose vectors are looked up together: pairs in any order read each row group once for so many
 LISTED_ROWS = 65_536  # whose files are looked at together: a folder is listed once for so many
 
 
@@ -67,9 +66,8 @@ class Reader:
         self, this: Pass, wanted: list[Any], refused: list[Any], lookup: list[Any], rows: int, report: Reporter
     ) -> None:
         self.columns, self.salt, self.kind, self.by = tuple(this.columns), this.salt, this.kind, this.by
-        self.contents = this.contents
+        self.contents, self.schema = this.contents, this.schema
         # The references travel inside lists: bare ones would be replaced by copies of the arrays.
-        self.schema = this.schema
         self.wanted, self.refused, self.lookup, self.rows, self.report = wanted, refused, lookup, rows, report
 
     def __call__(self, pieces: pa.Table) -> Iterator[pa.Table]:
