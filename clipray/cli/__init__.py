@@ -11,7 +11,7 @@ import threading
 from typing import TextIO
 
 # isort: off
-from clipray.cli import runs, cluster, data, look  # noqa: F401 - each adds its verbs, in the order in which help shows them
+from clipray.cli import runs, look, data, cluster  # noqa: F401 - each adds its commands, in the order in which help shows them
 
 # isort: on
 from clipray.cli.app import app, err

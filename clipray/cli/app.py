@@ -19,6 +19,18 @@ class _Verbs(TyperGroup):
         except KeyboardInterrupt:  # which typer would turn into an exit without a word
             raise Stopped("stopped") from None
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """A section for each `rich_help_panel`, which typer itself shows only where Rich draws the help."""
+        width = max(map(len, self.list_commands(ctx)))
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            line = command.get_short_help_str(formatter.width - width - 4)
+            sections.setdefault(command.rich_help_panel, []).append((name.ljust(width), line))
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
 
 app = typer.Typer(
     name="clipray",

@@ -19,7 +19,7 @@ from clipray.cli.app import (
 from clipray.printing import shown
 
 
-@app.command()
+@app.command(rich_help_panel="Cluster")
 def submit(
     job: Annotated[str, typer.Argument(help="Job file in the working directory, or its URL.")],
     address: JobServer,
@@ -34,7 +34,10 @@ def submit(
     retry_rejects: RetryRejects = False,
     no_retry: NoRetry = False,
 ) -> None:
-    """Run a job on a Ray cluster and follow it; submitted again, it goes on, or is followed where it is at work."""
+    """Run a job on a Ray cluster and follow it.
+
+    A job that is submitted again goes on; one that is running is followed.
+    """
     from clipray.submit import submit as send
 
     options = [word for table in fresh or [] for word in ("--fresh", table)]
@@ -46,12 +49,15 @@ def submit(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(rich_help_panel="Cluster")
 def stop(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job that was submitted.")],
     address: JobServer,
 ) -> None:
-    """Stop a run on a Ray cluster; it writes what is finished, and goes on when it is submitted again."""
+    """Stop a submitted run.
+
+    It writes the rows that are finished, and goes on when it is submitted again.
+    """
     from clipray.submit import stop as end
 
     attempt = end(run, address)

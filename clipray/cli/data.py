@@ -18,13 +18,13 @@ from clipray.errors import JobError
 from clipray.printing import PlainTable
 
 
-@app.command()
+@app.command(rich_help_panel="Prepare")
 def manifest(
     pictures: Annotated[str, typer.Argument(help="Folder or glob of pictures, local or any URL.")],
     output: Annotated[str, typer.Argument(metavar="OUT", help="Parquet file to write.")],
     label: LabelColumn = None,
 ) -> None:
-    """Make a manifest of a folder of pictures."""
+    """Make a manifest of a folder of images."""
     from clipray.manifest import make_manifest
 
     if not output.endswith((".parquet", ".pq")):
@@ -33,7 +33,7 @@ def manifest(
     out.print(f"{count} pictures in {output}", soft_wrap=True)
 
 
-@app.command(name="ground-truth")
+@app.command(name="ground-truth", rich_help_panel="Prepare")
 def ground_truth(
     source: Annotated[
         str,
@@ -43,7 +43,7 @@ def ground_truth(
     prefix: Annotated[str, typer.Option(help="What an image_id has before the name in the ground truth.")] = "",
     suffix: Annotated[str, typer.Option(help="What it has after it.")] = ".jpg",
 ) -> None:
-    """Make Parquet of the published ground truth of Oxford and Paris."""
+    """Convert the published ground truth of Oxford and Paris."""
     from clipray.ground_truth import convert_ground_truth
 
     if not output.endswith((".parquet", ".pq")):
@@ -52,7 +52,7 @@ def ground_truth(
     out.print(f"{queries} queries, {rows} rows in {output}", soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel="Prepare")
 def schema(
     table: Annotated[str | None, typer.Argument(help="Table type; without it, all are listed.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
@@ -89,11 +89,14 @@ def schema(
     out.print(listing)
 
 
-@app.command()
+@app.command(rich_help_panel="Prepare")
 def layers(
     model: Annotated[str, typer.Argument(help=MODEL)],
 ) -> None:
-    """Print the layers of a model that a feature can name, and their shapes. Needs no weights."""
+    """List the layers of a model and their shapes.
+
+    Features of a job can name these layers. Needs no weights.
+    """
     from clipray.encoders.layers import shapes_without_weights
     from clipray.encoders.resolve import architecture
 

@@ -20,7 +20,7 @@ from clipray.cli.app import (
 from clipray.printing import PlainTable, shown
 
 
-@app.command()
+@app.command(rich_help_panel="Look")
 def search(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job with an `index` step.")],
     query: Annotated[str | None, typer.Argument(help="What the picture should show.")] = None,
@@ -34,7 +34,7 @@ def search(
     html: Annotated[str | None, typer.Option(help="Write a page with the pictures to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON: a list of hits.")] = False,
 ) -> None:
-    """Search an index with words, a picture or one of its rows, without Ray."""
+    """Search an index by text, by an image or by a row's id."""
     from dataclasses import asdict
 
     from clipray.quick_search import search as find
@@ -62,7 +62,7 @@ def search(
     out.print(listing)
 
 
-@app.command()
+@app.command(rich_help_panel="Look")
 def label(
     pictures: Annotated[list[str], typer.Argument(metavar="PICTURE…", help="Pictures, folders or globs of them.")],
     classes: Annotated[
@@ -77,7 +77,7 @@ def label(
     seed: Seed = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, a line a picture.")] = False,
 ) -> None:
-    """Label a few pictures at once, without Ray."""
+    """Label a few images at once."""
     from clipray.quick_labels import label as look
 
     looks = look(pictures, classes, model_settings(model, pretrained, seed), template=template, top=top)

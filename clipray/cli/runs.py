@@ -30,7 +30,7 @@ from clipray.cli.app import (
 from clipray.printing import PlainTable
 
 
-@app.command()
+@app.command(rich_help_panel="Run")
 def run(
     job: Annotated[str, typer.Argument(help="Job file, local or any URL.")],
     fresh: Fresh = None,  # type: ignore[assignment]
@@ -38,11 +38,11 @@ def run(
     no_retry: NoRetry = False,
     address: Address = None,
 ) -> None:
-    """Run what is not finished of a job."""
+    """Run the unfinished steps of a job."""
     print_pages(run_job(job, fresh=fresh or [], retry_rejects=retry_rejects, retry=not no_retry, address=address))
 
 
-@app.command()
+@app.command(rich_help_panel="Run")
 def embed(
     pictures: Annotated[str, typer.Argument(help="Folder or glob of pictures, or a manifest.")],
     output: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the job file and its tables.")],
@@ -52,7 +52,7 @@ def embed(
     label: LabelColumn = None,
     address: Address = None,
 ) -> None:
-    """Embed a folder of pictures in one line: writes OUT/job.yaml and runs it."""
+    """Embed a folder of images: write OUT/job.yaml and run it."""
     from clipray.oneline import write_embed_job
 
     spec = model_settings(model, pretrained, seed)
@@ -61,14 +61,17 @@ def embed(
     print_pages(run_job(path, address=address))
 
 
-@app.command()
+@app.command(rich_help_panel="Run")
 def plan(
     job: Annotated[str, typer.Argument(help="Job file.")],
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to plan for: auto, HOST:PORT, or its job server, http://HEAD:8265.")
     ] = None,
 ) -> None:
-    """What a run would do: rows, bytes, actors and CPUs, what is finished, what is stale and why."""
+    """Show what a run would do, what is stale, and why.
+
+    Prints rows, bytes, actors and CPUs, and which tables are finished.
+    """
     from clipray import runner
 
     if address and address.startswith(("http://", "https://")):
@@ -82,12 +85,15 @@ def plan(
         out.print(text, soft_wrap=True, markup=False)
 
 
-@app.command()
+@app.command(rich_help_panel="Look")
 def status(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job.")],
     address: JobServerIfAny = None,
 ) -> None:
-    """Where a run stands, from its files alone; with --address also what the cluster says of it."""
+    """Show how far a run has come, from its files alone.
+
+    With --address, also print what the cluster says.
+    """
     from clipray.run_status import status as look
 
     if address:
@@ -99,12 +105,15 @@ def status(
     print_reports(look(run))
 
 
-@app.command()
+@app.command(rich_help_panel="Look")
 def verify(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job.")],
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Read every byte of a run: what is broken, and what the next run makes again. Ends with 1 where something is."""
+    """Read every byte of a run and list what is broken.
+
+    Also prints what the next run makes again. The exit code is 1 where anything is broken.
+    """
     from clipray.verify import verify as check
 
     checks = check(run)
@@ -116,22 +125,25 @@ def verify(
     raise typer.Exit(1 if broken else 0)
 
 
-@app.command()
+@app.command(rich_help_panel="Look")
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job.")],
     title: Annotated[str | None, typer.Option(help="Title of the page. [default: the job's name]")] = None,
 ) -> None:
-    """Make one page of HTML of what a run wrote, to look at in a browser."""
+    """Make an HTML page of what a run wrote."""
     from clipray import runner
 
     print_pages([runner.report(run, title=title)])
 
 
-@app.command()
+@app.command(rich_help_panel="Run")
 def demo(
     output: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the pictures and the tables.")] = "runs/demo",
 ) -> None:
-    """Show the product on the built-in world: draws pictures, runs jobs/demo.yaml, looks at the result. Needs no network."""
+    """Draw a small world and run a whole job on it.
+
+    Runs jobs/demo.yaml and shows the result. Needs no network.
+    """
     from clipray.demo.clusters import look_at_clusters, write_cluster_pictures
     from clipray.demo.tour import nearest_pictures, style_figures, write_demo
 
