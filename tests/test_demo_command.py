@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import yaml
 from PIL import Image
-from support import CLIPRAY, ROOT
+from support import CLIPRAY, ROOT, clipray_here
 
 from clipray.demo.clusters import look_at_clusters
 from clipray.demo.tour import nearest_pictures, style_figures
@@ -47,6 +49,8 @@ def test_demo_makes_tables_that_are_right(tmp_path: Path) -> None:
     assert {kind for kind, _ in figures} == {"single", "word"}
     assert all(figures["single", style] >= 0.95 for style in ("template", "definition", "name_is_definition"))
     assert "Zero-shot labels, 64 classes" in done.stdout
+    _look_at_duplicates(demo)
+    _search_as_it_says(done.stdout, tmp_path)
     last = done.stdout.strip().splitlines()[-1]
     assert last == f"report: {demo}/report/report.html"
     page = Path(last.removeprefix("report: ")).read_text(encoding="utf-8")
@@ -54,6 +58,31 @@ def test_demo_makes_tables_that_are_right(tmp_path: Path) -> None:
     assert page.count('class="ranking"') == 10  # of places, and of pictures by their captions
     assert len(page.encode()) < 1_500_000
     _follow_the_page(tmp_path)
+
+
+def _look_at_duplicates(demo: Path) -> None:
+    """Groups of near duplicates among single things are of one thing each."""
+    labels = _labels(demo)
+    duplicates = read_table(str(demo / "duplicates"), ["image_id", "group_id", "kept"]).to_pylist()
+    groups = {row["group_id"]: set() for row in duplicates if row["kept"]}
+    for row in duplicates:
+        groups[row["group_id"]].add(labels[row["image_id"]])
+    assert len(groups) > 10
+    assert all(len(group) == 1 for group in groups.values() if group != {None})
+
+
+def _search_as_it_says(printed: str, home: Path) -> None:
+    """The printed hint finds what it looks for."""
+    (hint,) = (line for line in printed.splitlines() if line.startswith("  clipray search "))
+    assert hint.strip() == 'clipray search runs/demo "a red circle"'
+    hits = json.loads(clipray_here([*shlex.split(hint)[1:], "--top", "5", "--json"], home))
+    labels = _labels(home / "runs" / "demo")
+    assert [labels[hit["image_id"]] for hit in hits] == ["red circle"] * 5
+
+
+def _labels(demo: Path) -> dict[str, str | None]:
+    images = read_table(str(demo / "images"), ["image_id", "label"])
+    return dict(zip(images["image_id"].to_pylist(), images["label"].to_pylist(), strict=True))
 
 
 def _follow_the_page(home: Path) -> None:

@@ -172,6 +172,7 @@ def demo(
     for line in (
         f"  {sheet}, {plot} (typical pictures of each cluster; the first two principal components)",
         f"  {output}/label_figures_confusion/*.png (what was taken for what)",
+        f'  clipray search {output} "a red circle"',
         f"  clipray status {output}",
         f"  clipray plan {job}",
         f"  duckdb -c \"select kind, count(*) from '{output}/images/*.parquet' group by kind\"",
