@@ -129,7 +129,8 @@ class Optimiser:
                 group["lr"] = rate * scale
             optimiser.step()
         with torch.no_grad():
-            torch._foreach_copy_(self.live, self.master)
+            for live, master in zip(self.live, self.master, strict=True):
+                live.copy_(master)
 
 
 def rate_scale(step: int, progress: float, settings: TrainSettings) -> float:

@@ -113,7 +113,7 @@ class FovealTower(torch.nn.Module):
     def steered(self, batch: Tensor, boxes: Tensor, owner: Tensor, seen: Seen | None = None) -> Tensor:
         """As `forward`, whatever `alpha`. seen: is given each block's number and its class tokens' attention (k, heads, n)."""
         visual = self._visual
-        x = visual._embeds(batch)  # (b, n, d): class token, patches
+        x = _embedded(visual, batch)  # (b, n, d): class token, patches
         for block in visual.transformer.resblocks[: self.blocks[0]]:
             x = block(x)
         shared = _Shared(self._visual.transformer.resblocks[self.blocks[0] :], x)
@@ -195,6 +195,15 @@ def _block(block: Any, x: Tensor, mask: Tensor | None, seen: Any) -> Tensor:
     q, k, v = _heads(block, x)
     rows = [_attention(q[:, :, :1], k, v, mask, seen), attend(q[:, :, 1:], k, v)]
     return _finished(block, x, torch.cat(rows, dim=2))
+
+
+def _embedded(visual: Any, batch: Tensor) -> Tensor:
+    """What the first block of an open_clip ViT receives: tokens (b, n, d), the class token before the patches."""
+    patches = visual.conv1(batch).flatten(2).transpose(1, 2)  # (b, n - 1, d)
+    class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+    tokens = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
+    embedded: Tensor = visual.ln_pre(tokens)
+    return embedded
 
 
 def _heads(block: Any, x: Tensor, *, queries: bool = True) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,7 +24,6 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.model import _build_vision_tower
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
@@ -32,6 +31,14 @@ from open_clip.transformer import VisionTransformer
 from clipray.encoders.models import register
 from clipray.encoders.resolve import ResolvedModel, quiet
 from clipray.errors import ModelError
+
+TINY_TEXT = {
+    "context_length": 1,
+    "vocab_size": 1,
+    "width": 1,
+    "heads": 1,
+    "layers": 1,
+}  # open_clip makes no image tower alone
 
 
 class _Enough(Exception):
@@ -150,7 +157,8 @@ def tower_without_weights(model: ResolvedModel) -> torch.nn.Module:
 
     def build(device: str) -> torch.nn.Module:
         with torch.random.fork_rng(devices=[]), torch.device(device):
-            tower: torch.nn.Module = _build_vision_tower(config["embed_dim"], vision, config.get("quick_gelu", False))
+            clip = open_clip.CustomTextCLIP(config["embed_dim"], vision, TINY_TEXT, config.get("quick_gelu", False))
+        tower: torch.nn.Module = clip.visual
         return tower.eval().requires_grad_(False)
 
     with contextlib.suppress(Exception):  # an operation without a `meta` form; torch and timm raise many kinds

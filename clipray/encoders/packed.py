@@ -7,7 +7,6 @@ plain layers. Linear layers give the same bits as plain ones; the patches' may d
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
@@ -68,11 +67,27 @@ class PackedAttention(nn.Module):
         self.out_proj = PackedLinear(plain.out_proj.weight, plain.out_proj.bias)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """(n, l, embed_dim) -> the same, without weights; `key` and `value` are `query`. attn_mask: (l, l), (n · heads, l, l)."""
-        assert key is query
-        assert value is query
+        """(n, l, embed_dim) -> the same, without weights; `key` and `value` are `query`. attn_mask: (l, l), (n · heads, l, l).
+
+        Raises:
+            ValueError: another key or value, a `key_padding_mask` or `need_weights`, which plain attention can do.
+        """
+        if key is not query or value is not query:
+            raise ValueError(
+                "expected query, key and value to be one tensor; packed attention is of a sequence with itself"
+            )
+        if key_padding_mask is not None:
+            raise ValueError("expected no key_padding_mask; packed attention takes `attn_mask` alone")
+        if need_weights:
+            raise ValueError("expected need_weights=False; packed attention returns no weights")
         n, length, width = query.shape
         parted = self.in_proj(query).view(n, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         if attn_mask is None:

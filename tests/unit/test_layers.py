@@ -500,14 +500,14 @@ def test_shapes_without_weights_are_those_with(
     saved_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, how: str
 ) -> None:
     if how == "no meta":
-        build = layers._build_vision_tower
 
-        def fail(*arguments: Any) -> Any:
-            if torch.empty(0).is_meta:
-                raise NotImplementedError("no such operation on meta")
-            return build(*arguments)
+        class NoMeta(open_clip.CustomTextCLIP):
+            def __init__(self, *arguments: Any) -> None:
+                if torch.empty(0).is_meta:
+                    raise NotImplementedError("no such operation on meta")
+                super().__init__(*arguments)
 
-        monkeypatch.setattr(layers, "_build_vision_tower", fail)
+        monkeypatch.setattr(open_clip, "CustomTextCLIP", NoMeta)
     config = tmp_path / "of-a-file.json"
     config.write_text(json.dumps(json.loads((saved_models[kind] / "open_clip_config.json").read_text())["model_cfg"]))
     model = resolve(Model(name=f"local-dir:{saved_models[kind]}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -62,6 +63,17 @@ def test_attention(masked: str) -> None:
     assert weights is None
     assert expected.abs().max() > 0.1
     assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    "argument", [{"key_padding_mask": torch.zeros(2, 5, dtype=torch.bool)}, {"need_weights": True}]
+)
+def test_attention_refuses_what_it_would_ignore(argument: dict[str, Any]) -> None:
+    packed, x = PackedAttention(nn.MultiheadAttention(8, 2, batch_first=True).bfloat16()), drawn(2, 5, 8)
+    with pytest.raises(ValueError, match=next(iter(argument))):
+        packed(x, x, x, **argument)
+    with pytest.raises(ValueError, match="one tensor"):
+        packed(x, drawn(2, 5, 8), x)
 
 
 @pytest.mark.parametrize(("tall", "wide", "height", "width"), [(8, 8, 32, 32), (4, 6, 32, 31), (14, 14, 224, 224)])
