@@ -3,13 +3,16 @@ VENV ?= .venv
 PYTHON ?= python3
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test check lint bench clean
 
 demo: $(READY)  ## The whole product on the built-in world, without a network
 	$(VENV)/bin/clipray demo runs/demo
 
 test: $(READY)  ## All tests, two files at a time (tests/conftest.py says which)
 	$(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder
+
+check: lint  ## Style, types and the unit tests that need no Ray: the inner loop, two minutes
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --no-loadscope-reorder -m "not ray" tests/unit
 
 lint: $(READY)  ## Style and types
 	$(VENV)/bin/ruff check .

@@ -17,6 +17,9 @@ OWN_RAYS = ("test_kill", "test_nodes", "test_submit", "test_s3")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in OWN_RAYS)
+    for item in items:
+        if "ray_here" in getattr(item, "fixturenames", ()):  # also through other fixtures
+            item.add_marker("ray")
 
 
 @pytest.hookimpl(optionalhook=True)
