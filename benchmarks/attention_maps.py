@@ -14,10 +14,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from clipray.demo.scenes import Picture, draw, sample_scene
-from clipray.encoders.foveal import FovealTower, attention_maps
-from clipray.encoders.models import load, split_transform
-from clipray.encoders.resolve import resolve
-from clipray.settings import Foveal, Model
+from clipray.job import Foveal, Model
+from clipray.models.foveal import FovealTower, attention_maps
+from clipray.models.load import load, split_transform
+from clipray.models.resolve import resolve
 
 ALPHAS = (0, 2, 8)
 SIDE_PX, GAP_PX, FOOT_PX = 192, 8, 24

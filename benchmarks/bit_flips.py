@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clipray.storage import Folder
+from clipray.runner.verify import check_table, verify
+from clipray.storage.folder import Folder
 from clipray.tables import DAMAGED
-from clipray.verify import check_table, verify
 
 SUFFIXES = (".parquet", ".faiss", ".lists", ".json")
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipray.encoders.image_encoder import ImageEncoder
-from clipray.encoders.images import Picture, load_picture
-from clipray.encoders.models import split_transform
-from clipray.encoders.refusals import Limits
-from clipray.encoders.resolve import resolve
-from clipray.settings import Model
+from clipray.job import Model
+from clipray.models.image_encoder import ImageEncoder
+from clipray.models.load import split_transform
+from clipray.models.resolve import resolve
+from clipray.pipelines.decode import Picture, load_picture
+from clipray.pipelines.limits import Limits
 
 PHOTOS = Path(__file__).parent.parent.parent / "shared" / "data" / "photos"
 MODELS = (

@@ -122,12 +122,12 @@ def measured(data: bytes, max_pixels: int, threads: int) -> dict[str, Any]:
     """Above the idle worker; in this process, which decodes nothing else."""
     import pyarrow as pa
 
-    from clipray.encoders.decoding import PictureLoader
-    from clipray.encoders.encode_settings import EncodeSettings
-    from clipray.encoders.images import Picture
-    from clipray.encoders.refusals import Limits
-    from clipray.encoders.resolve import resolve
-    from clipray.settings import Model
+    from clipray.job import Model
+    from clipray.models.resolve import resolve
+    from clipray.pipelines.decode import Picture
+    from clipray.pipelines.decode_ahead import PictureLoader
+    from clipray.pipelines.limits import Limits
+    from clipray.pipelines.spec import EncodeSettings
 
     settings = EncodeSettings(
         resolve(Model(name="demo")), Limits(max_pixels=max_pixels), {}, pa.schema([]), threads=threads

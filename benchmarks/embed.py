@@ -36,11 +36,11 @@ def write_manifest(path: Path, photos: Path, rows: int) -> None:
 
 def decode_core_s(manifest: Path, photos: int = 500) -> float:
     """Core-seconds to fetch, decode and preprocess one photo, on one thread."""
-    from clipray.encoders.images import load_picture
-    from clipray.encoders.models import split_transform
-    from clipray.encoders.refusals import Limits
-    from clipray.encoders.resolve import resolve
-    from clipray.settings import Model
+    from clipray.job import Model
+    from clipray.models.load import split_transform
+    from clipray.models.resolve import resolve
+    from clipray.pipelines.decode import load_picture
+    from clipray.pipelines.limits import Limits
 
     preprocess, _, _ = split_transform(resolve(Model(**MODEL)))
     uris = pq.read_table(manifest)["uri"].to_pylist()[:photos]
@@ -56,12 +56,12 @@ def encode_core_s(seconds: float = 10) -> tuple[float, dict]:
     import numpy as np
     import pyarrow as pa
 
-    from clipray.encoders.encode_settings import EncodeSettings
-    from clipray.encoders.image_encoder import ImageEncoder, sample_picture
-    from clipray.encoders.precision import start_encoder
-    from clipray.encoders.refusals import Limits
-    from clipray.encoders.resolve import resolve
-    from clipray.settings import Model
+    from clipray.job import Model
+    from clipray.models.image_encoder import ImageEncoder, sample_picture
+    from clipray.models.resolve import resolve
+    from clipray.pipelines.block_encoder import start_encoder
+    from clipray.pipelines.limits import Limits
+    from clipray.pipelines.spec import EncodeSettings
 
     settings = EncodeSettings(resolve(Model(**MODEL)), Limits(), {}, pa.schema([]), threads=CORES)
     networks, encoder = start_encoder(ImageEncoder, settings)

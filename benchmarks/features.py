@@ -17,9 +17,9 @@ from datetime import datetime
 import numpy as np
 import torch
 
-from clipray.encoders.image_encoder import ImageEncoder
-from clipray.encoders.resolve import resolve
-from clipray.settings import Feature, Model
+from clipray.job import Feature, Model
+from clipray.models.image_encoder import ImageEncoder
+from clipray.models.resolve import resolve
 
 CORES = len(os.sched_getaffinity(0))
 OUTPUT = {"clip": Feature()}

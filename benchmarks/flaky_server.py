@@ -26,7 +26,7 @@ import yaml
 from PIL import Image
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from clipray.storage import Folder
+from clipray.storage.folder import Folder
 from clipray.tables import read_record, read_table
 
 

@@ -22,8 +22,8 @@ import threadpoolctl
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from clipray.analysis.assignment import LocalShards, Shard
 from clipray.analysis.kmeans import KMeans, kmeans
+from clipray.analysis.vector_partition import LocalShards, Shard
 
 PARTS = {
     "product": ("aten::mm", "aten::addmm"),

@@ -26,18 +26,18 @@ import pyarrow as pa
 import torch
 
 from clipray import tables
+from clipray.analysis.nearest_centroid import native_bf16
 from clipray.analysis.prompts import PromptStyle
-from clipray.analysis.ranking import native_bf16
-from clipray.encoders.resolve import ResolvedModel
 from clipray.engine.connect import WORKER_ENV, connected
-from clipray.events import Events
-from clipray.job import fingerprint
-from clipray.settings import Column, Label
-from clipray.steps import label as step_of_label
-from clipray.steps.label_classes import CLASSES, Said
-from clipray.steps.step import Run
-from clipray.storage import Folder
-from clipray.vectors import groups, open_vectors, read_piece
+from clipray.inputs.vector_column import groups, open_vectors, read_piece
+from clipray.job import Column, Label
+from clipray.job.load import fingerprint
+from clipray.models.resolve import ResolvedModel
+from clipray.steps.base.step import Run
+from clipray.steps.labels import label as step_of_label
+from clipray.steps.labels.label_classes import CLASSES, Said
+from clipray.storage.events import Events
+from clipray.storage.folder import Folder
 
 FILE_ROWS = 65_536
 PRODUCT_ROWS = 4_096

@@ -4,7 +4,7 @@
 
 Each seed draws other places, seen seven times each: a query, two easy and three hard views, a junk one. The gallery is
 all views but the queries. mAP is that of the medium protocol: easy and hard views are right, the junk view is left out
-(`clipray.demo.measure.place_map`). Pictures go through the encoder as in a job, in fp32: at the model's own size, or as
+(`tools.demo_model.measure.place_map`). Pictures go through the encoder as in a job, in fp32: at the model's own size, or as
 `preprocess: keep_aspect` with that `long_side_px`. Everything is seeded: the same versions print the same figures.
 """
 
@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from clipray.demo.measure import place_map
 from clipray.demo.world import DemoWorld, write_world
-from clipray.encoders.image_encoder import ImageEncoder
-from clipray.encoders.models import keeping_aspect, split_transform
-from clipray.encoders.resolve import ResolvedModel, resolve
-from clipray.settings import Feature, Model
+from clipray.job import Feature, Model
+from clipray.models.image_encoder import ImageEncoder
+from clipray.models.load import keeping_aspect, split_transform
+from clipray.models.resolve import ResolvedModel, resolve
+from tools.demo_model.measure import place_map
 
 FIRST_SEED = 100  # the demo models were trained on seeds from 1,000,000 on
 LAYERS = {

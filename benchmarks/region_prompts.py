@@ -19,12 +19,12 @@ from PIL import Image
 from clipray.analysis.referring import others, refer
 from clipray.demo.prompts import class_labels, class_prompt
 from clipray.demo.scenes import draw, sample_scene
-from clipray.encoders.foveal_encoder import FovealEncoder
-from clipray.encoders.image_encoder import ImageEncoder
-from clipray.encoders.models import load, split_transform
-from clipray.encoders.region_prompts import views
-from clipray.encoders.resolve import resolve
-from clipray.settings import EmbedRegions, Foveal, Model
+from clipray.job import EmbedRegions, Foveal, Model
+from clipray.models.foveal_encoder import FovealEncoder
+from clipray.models.image_encoder import ImageEncoder
+from clipray.models.load import load, split_transform
+from clipray.models.resolve import resolve
+from clipray.pipelines.region_prompts import views
 
 SIDE_PX = 192
 MODEL = resolve(Model(name="demo"))

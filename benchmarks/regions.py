@@ -22,11 +22,11 @@ from datetime import datetime
 import numpy as np
 import torch
 
-from clipray.encoders.foveal import chosen_blocks
-from clipray.encoders.foveal_encoder import FovealEncoder
-from clipray.encoders.image_encoder import ImageEncoder
-from clipray.encoders.resolve import resolve
-from clipray.settings import Foveal, Model
+from clipray.job import Foveal, Model
+from clipray.models.foveal import chosen_blocks
+from clipray.models.foveal_encoder import FovealEncoder
+from clipray.models.image_encoder import ImageEncoder
+from clipray.models.resolve import resolve
 
 CORES = len(os.sched_getaffinity(0))
 DEPTHS: tuple[int | str, ...] = (1, 2, 4, "all")

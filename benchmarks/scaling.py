@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from clipray import runner
+import clipray
 from clipray.engine import stream
-from clipray.reports import Report
+from clipray.pipelines.messages import Report
 
 
 class Waiting:
@@ -72,7 +72,7 @@ def measure(encoders: int, rows: int, home: Path) -> dict[str, float]:
     def watch(shot: Any) -> None:
         seen.append((time.monotonic(), shot.encoded, sum(me.cpu_times()[:2]), me.memory_info().rss / 2**20))
 
-    (report,) = runner.run(str(home / "job.yaml"), watch=watch)
+    (report,) = clipray.run(str(home / "job.yaml"), watch=watch)
     assert report.rows == rows
     middle = [look for look in seen if rows / 3 <= look[1] <= 0.9 * rows]
     (t0, n0, cpu0, _), (t1, n1, cpu1, memory) = middle[0], middle[-1]

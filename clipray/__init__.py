@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipray.errors import ClipRayError
-    from clipray.job import load_job
-    from clipray.manifest import make_manifest
-    from clipray.oneline import embed
-    from clipray.run_status import status
-    from clipray.runner import plan, run
-    from clipray.settings import Job, Model
+    from clipray.inputs.manifest import make_manifest
+    from clipray.job import Job, Model
+    from clipray.job.load import load_job
+    from clipray.runner.embed import embed
+    from clipray.runner.run import plan_job as plan
+    from clipray.runner.run import run_job as run
+    from clipray.runner.status import status
     from clipray.tables import iter_table, read_table, table_schema
 
 __version__ = "0.1.0"
@@ -32,23 +33,27 @@ __all__ = [
     "status",
     "table_schema",
 ]
-_MODULES = {
-    "errors": ("ClipRayError",),
-    "job": ("load_job",),
-    "manifest": ("make_manifest",),
-    "oneline": ("embed",),
-    "runner": ("plan", "run"),
-    "settings": ("Job", "Model"),
-    "run_status": ("status",),
-    "tables": ("iter_table", "read_table", "table_schema"),
+_HOMES = {
+    "ClipRayError": "errors:ClipRayError",
+    "Job": "job:Job",
+    "Model": "job:Model",
+    "embed": "runner.embed:embed",
+    "iter_table": "tables:iter_table",
+    "load_job": "job.load:load_job",
+    "make_manifest": "inputs.manifest:make_manifest",
+    "plan": "runner.run:plan_job",
+    "read_table": "tables:read_table",
+    "run": "runner.run:run_job",
+    "status": "runner.status:status",
+    "table_schema": "tables:table_schema",
 }
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"clipray.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, function = _HOMES[name].partition(":")
+    return getattr(import_module(f"clipray.{module}"), function)
 
 
 def __dir__() -> list[str]:

@@ -15,7 +15,7 @@ from support import CLIPRAY, ROOT, clipray_here
 
 from clipray.demo.clusters import look_at_clusters
 from clipray.demo.tour import nearest_pictures, style_figures
-from clipray.storage import Folder
+from clipray.storage.folder import Folder
 from clipray.tables import read_record, read_table
 
 PAGE = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")

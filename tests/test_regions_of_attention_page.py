@@ -10,7 +10,7 @@ from support import DOCS, ROOT, follow
 
 from clipray import tables
 from clipray.demo.world import write_world
-from clipray.job import parse_job
+from clipray.job.load import parse_job
 
 PAGE = (DOCS / "regions-of-attention.md").read_text(encoding="utf-8")
 PROMPTS = ("foveal",)

@@ -10,7 +10,7 @@ import pytest
 from support import BLOCK, DOCS, ROOT, follow
 
 from clipray import tables
-from clipray.job import parse_job
+from clipray.job.load import parse_job
 
 PAGE = (DOCS / "retrieval.md").read_text(encoding="utf-8")
 VECTORS = {

@@ -70,8 +70,8 @@ def train(index: faiss.Index, x: np.ndarray, random_state: int) -> None:
     """Train in place on (m, d) float32: the lists' centroids by our K-means where they are of whole vectors."""
     centroids = _flat_centroids(index)
     if centroids is not None:
-        from clipray.analysis.assignment import LocalShards, Shard
         from clipray.analysis.kmeans import kmeans
+        from clipray.analysis.vector_partition import LocalShards, Shard
 
         ivf = faiss.extract_index_ivf(index)
         shard = LocalShards([Shard(x, np.arange(len(x)))])
@@ -126,7 +126,7 @@ def fill(index: faiss.Index, x: np.ndarray, first_row: int) -> None:
     elif centroids is None or not _by_distance(centroids):
         index.add_with_ids(x, ids)
     else:
-        from clipray.analysis.assignment import Shard
+        from clipray.analysis.vector_partition import Shard
 
         table = centroids.reconstruct_n(0, centroids.ntotal)
         shard = Shard(x, ids)

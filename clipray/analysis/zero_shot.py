@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from clipray.analysis import onednn
-from clipray.analysis.ranking import LANES, Precision, native_bf16
+from clipray.analysis.nearest_centroid import LANES, Precision, native_bf16
 
 SCORES = 2**20  # of a block of rows: 2 MiB in bf16; smaller ones miss the caches less, but Python is asked more often
 BLOCK_ROWS = 256, 4096  # at least and at most

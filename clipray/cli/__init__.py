@@ -16,9 +16,9 @@ from clipray.cli import runs, look, data, cluster  # noqa: F401 - each adds its 
 # isort: on
 from clipray.cli.app import app, err
 from clipray.cli.defects import told_defect
-from clipray.environment import environment_error
 from clipray.errors import Stopped
-from clipray.printing import harden_streams
+from clipray.runner.printing import harden_streams
+from clipray.storage.environment import environment_error
 
 __all__ = ["app", "main"]
 STOPPED, UNREAD = 130, 128 + signal.SIGPIPE  # as shells report what SIGINT and SIGPIPE end

@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from clipray import __version__
 from clipray.errors import JobError, Stopped
-from clipray.printing import PlainConsole, PlainTable
+from clipray.runner.printing import PlainConsole, PlainTable
 
 
 class _Verbs(TyperGroup):
@@ -96,7 +96,7 @@ def model_settings(name: str, pretrained: str | None, seed: int | None) -> Any:
     """The settings of a model that is named on the command line."""
     from pydantic import ValidationError
 
-    from clipray.settings import Model
+    from clipray.job import Model
 
     if pretrained is None and name == "ViT-B-32":
         pretrained = "openai"
@@ -108,11 +108,11 @@ def model_settings(name: str, pretrained: str | None, seed: int | None) -> Any:
 
 def run_job(job: str, **options: Any) -> list[str]:
     """Run a job, say what became of it; the pages that it made."""
-    from clipray import runner
-    from clipray.display import Display
+    from clipray.runner.display import Display
+    from clipray.runner.run import run_job as run_job_file
 
     with Display(err) as display:
-        reports = runner.run(job, watch=display.watch, notice=display.notice, **options)
+        reports = run_job_file(job, watch=display.watch, notice=display.notice, **options)
     print_reports(reports)
     return [report.page for report in reports if report.page]
 

@@ -16,7 +16,7 @@ from clipray.cli.app import (
     err,
     out,
 )
-from clipray.printing import shown
+from clipray.runner.printing import shown
 
 
 @app.command(rich_help_panel="Cluster")
@@ -38,7 +38,7 @@ def submit(
 
     A job that is submitted again goes on; one that is running is followed.
     """
-    from clipray.submit import submit as send
+    from clipray.runner.submit import submit as send
 
     options = [word for table in fresh or [] for word in ("--fresh", table)]
     options += ["--retry-rejects"] * retry_rejects + ["--no-retry"] * no_retry
@@ -58,7 +58,7 @@ def stop(
 
     It writes the rows that are finished, and goes on when it is submitted again.
     """
-    from clipray.submit import stop as end
+    from clipray.runner.submit import stop as end
 
     attempt = end(run, address)
     out.print(f"{attempt.id}: {attempt.state.lower()}", soft_wrap=True, markup=False)

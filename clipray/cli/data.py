@@ -15,7 +15,7 @@ from clipray.cli.app import (
     say,
 )
 from clipray.errors import JobError
-from clipray.printing import PlainTable
+from clipray.runner.printing import PlainTable
 
 
 @app.command(rich_help_panel="Prepare")
@@ -25,7 +25,7 @@ def manifest(
     label: LabelColumn = None,
 ) -> None:
     """Make a manifest of a folder of images."""
-    from clipray.manifest import make_manifest
+    from clipray.inputs.manifest import make_manifest
 
     if not output.endswith((".parquet", ".pq")):
         raise JobError(f"{output}: a manifest's name ends in .parquet")
@@ -44,7 +44,7 @@ def ground_truth(
     suffix: Annotated[str, typer.Option(help="What it has after it.")] = ".jpg",
 ) -> None:
     """Convert the published ground truth of Oxford and Paris."""
-    from clipray.ground_truth import convert_ground_truth
+    from clipray.inputs.published_ground_truth import convert_ground_truth
 
     if not output.endswith((".parquet", ".pq")):
         raise JobError(f"{output}: the name of a ground truth ends in .parquet")
@@ -97,8 +97,8 @@ def layers(
 
     Features of a job can name these layers. Needs no weights.
     """
-    from clipray.encoders.layers import shapes_without_weights
-    from clipray.encoders.resolve import architecture
+    from clipray.models.layers import shapes_without_weights
+    from clipray.models.resolve import architecture
 
     found = architecture(model)
     height, width = found.image_size

@@ -17,7 +17,7 @@ from clipray.cli.app import (
     model_settings,
     out,
 )
-from clipray.printing import PlainTable, shown
+from clipray.runner.printing import PlainTable, shown
 
 
 @app.command(rich_help_panel="Look")
@@ -37,14 +37,14 @@ def search(
     """Search an index by text, by an image or by a row's id."""
     from dataclasses import asdict
 
-    from clipray.quick_search import search as find
-    from clipray.settings import Model
+    from clipray.job.load import Model
+    from clipray.queries.search import search as find
 
     spec = Model(name=model, pretrained=pretrained) if model else None
     answer = find(run, query, image=image, like=like, index=index, by_region=by_region, top=top, model=spec)
     if html:
-        from clipray.search_page import search_page
-        from clipray.storage import Folder, split
+        from clipray.queries.search_page import search_page
+        from clipray.storage.folder import Folder, split
 
         title = query or (f"like {like}" if like else f"like the picture {image}")
         folder, name = split(html)
@@ -78,7 +78,7 @@ def label(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, a line a picture.")] = False,
 ) -> None:
     """Label a few images at once."""
-    from clipray.quick_labels import label as look
+    from clipray.queries.label import label as look
 
     looks = look(pictures, classes, model_settings(model, pretrained, seed), template=template, top=top)
     if as_json:

@@ -27,7 +27,7 @@ from clipray.cli.app import (
     run_job,
     say,
 )
-from clipray.printing import PlainTable
+from clipray.runner.printing import PlainTable
 
 
 @app.command(rich_help_panel="Run")
@@ -53,7 +53,7 @@ def embed(
     address: Address = None,
 ) -> None:
     """Embed a folder of images: write OUT/job.yaml and run it."""
-    from clipray.oneline import write_embed_job
+    from clipray.runner.embed import write_embed_job
 
     spec = model_settings(model, pretrained, seed)
     path = write_embed_job(pictures, output, spec, label, say=say)
@@ -72,14 +72,14 @@ def plan(
 
     Prints rows, bytes, actors and CPUs, and which tables are finished.
     """
-    from clipray import runner
+    from clipray.runner.run import plan_job
 
     if address and address.startswith(("http://", "https://")):
         from clipray.cli.cluster import write
-        from clipray.submit import plan as plan_there
+        from clipray.runner.submit import plan as plan_there
 
         raise typer.Exit(plan_there(job, address, write=write))
-    reports, lines = runner.plan(job, address=address)
+    reports, lines = plan_job(job, address=address)
     print_reports(reports)
     for text in lines:
         out.print(text, soft_wrap=True, markup=False)
@@ -94,10 +94,10 @@ def status(
 
     With --address, also print what the cluster says.
     """
-    from clipray.run_status import status as look
+    from clipray.runner.status import status as look
 
     if address:
-        from clipray.submit import state
+        from clipray.runner.submit import state
 
         attempt = state(run, address)
         said = f"{attempt.id}: {attempt.state.lower()}" if attempt else f"was not submitted to {address}"
@@ -114,7 +114,7 @@ def verify(
 
     Also prints what the next run makes again. The exit code is 1 where anything is broken.
     """
-    from clipray.verify import verify as check
+    from clipray.runner.verify import verify as check
 
     checks = check(run)
     broken = any(table.broken for table in checks)
@@ -131,9 +131,9 @@ def report(
     title: Annotated[str | None, typer.Option(help="Title of the page. [default: the job's name]")] = None,
 ) -> None:
     """Make an HTML page of what a run wrote."""
-    from clipray import runner
+    from clipray.runner.run import plan_job
 
-    print_pages([runner.report(run, title=title)])
+    print_pages([write_report(run, title=title)])
 
 
 @app.command(rich_help_panel="Run")

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from clipray.contact_sheet import contact_sheet
-from clipray.plots import scatter
+from clipray.report.contact_sheet import contact_sheet
+from clipray.report.plots import scatter
 from clipray.tables import read_table
 
 TYPICAL = 10  # pictures of a cluster on the sheet

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from clipray.contact_sheet import contact_sheet
 from clipray.demo.places import Relation, draw_view, sample_place, sample_view
 from clipray.demo.scenes import Scene, contradicting_word, draw, sample_scene, with_word
+from clipray.report.contact_sheet import contact_sheet
 
 _LOOKS: tuple[tuple[Relation, int], ...] = (
     ("easy", 0),
@@ -57,3 +58,7 @@ def write_contact_sheet(path: str | Path, *, n_columns: int = 8, side_px: int = 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(_rows(n_columns, side_px), side_px=side_px).save(path, quality=88, optimize=True)
     return Path(path)
+
+
+if __name__ == "__main__":
+    write_contact_sheet(sys.argv[1] if len(sys.argv) > 1 else "docs/demo-scenes.jpg")

@@ -4,12 +4,11 @@ A `Scene` says what there is; `draw` gives its pixels. The same seed and index g
 library versions, the same pixels. Lengths in a scene are shares of the picture's side; boxes of a drawn `Picture` are
 pixels, xyxy, half-open, origin top left, and span the whole thing inside the picture, also where something hides it.
 
-``python -m clipray.demo.scenes docs/demo-scenes.jpg`` draws a contact sheet.
+``python -m clipray.demo.contact_sheet docs/demo-scenes.jpg`` draws a contact sheet.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -154,9 +153,3 @@ def draw(scene: Scene, side_px: int = 192) -> Picture:
         boxes=np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
         box_captions=tuple(prompts.with_article(thing.label) for thing in scene.things),
     )
-
-
-if __name__ == "__main__":
-    from clipray.demo.contact_sheet import write_contact_sheet
-
-    write_contact_sheet(sys.argv[1] if len(sys.argv) > 1 else "docs/demo-scenes.jpg")

@@ -11,10 +11,10 @@ import yaml
 
 from clipray.demo.world import write_world
 from clipray.errors import JobError
-from clipray.job import dump_job
-from clipray.storage import Folder, absolute
+from clipray.job.load import dump_job
+from clipray.storage.folder import Folder, absolute
+from clipray.storage.uris import is_local
 from clipray.tables import read_table
-from clipray.uris import is_local
 
 
 @dataclass(frozen=True)

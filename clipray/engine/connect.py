@@ -23,8 +23,8 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core writes t
 
 import ray
 
+from clipray.engine.cluster import Cluster, Node
 from clipray.engine.machine import ready_for_ray
-from clipray.engine.nodes import Cluster, Node
 from clipray.engine.ray_patches import quiet_raylet, without_helpers, without_our_path
 from clipray.errors import PlanError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
-from clipray.environment import environment_error
 from clipray.errors import RunError
+from clipray.storage.environment import environment_error
 
 DEFECTS = (LookupError, TypeError, AttributeError, AssertionError, NameError)
 GOES_ON = "everything written is kept, and `clipray run` goes on from there"

@@ -20,13 +20,13 @@ from clipray import tables
 from clipray.analysis import vector_index as vi
 from clipray.analysis.lengths import unit
 from clipray.analysis.recall import TOPS, Nearest, nearest_exactly
+from clipray.engine.cluster import Cluster
 from clipray.engine.health import answers_of
 from clipray.engine.index_builder import Builder
 from clipray.engine.index_order import QUERIES, Order, Part, Probes
-from clipray.engine.nodes import Cluster
-from clipray.engine.shards import SALT
-from clipray.scan import hash_strings
-from clipray.vectors import Piece, Vectors, groups, read_finite
+from clipray.engine.vector_actors import SALT
+from clipray.inputs.row_index import hash_strings
+from clipray.inputs.vector_column import Piece, Vectors, groups, read_finite
 
 AHEAD = 2  # parts under way for each CPU
 PART_ROWS = 65_536  # of the queries that a task reads

@@ -14,8 +14,8 @@ import numpy as np
 from clipray.analysis import vector_index as vi
 from clipray.analysis.recall import TOPS, Nearest, Queries, best_of, query_ms, recalls, tune
 from clipray.engine.index_order import Order, Probes
-from clipray.storage import Folder
-from clipray.vector_search.reader import read_faiss
+from clipray.inputs.index_reader import read_faiss
+from clipray.storage.folder import Folder
 
 OURS = re.compile(r"(\d{6,}|index-[0-9a-f]{8})\.faiss(\.lists)?")  # files of a build
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipray.analysis import vector_index as vi
-from clipray.storage import Folder
-from clipray.vectors import Piece, Vectors
+from clipray.inputs.vector_column import Piece, Vectors
+from clipray.storage.folder import Folder
 
 QUERIES = 1_000  # that recall is measured with, at most
 HELD_SHARE = 0.1  # of the rows that are held out, at most

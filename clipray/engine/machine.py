@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from clipray.environment import need_room
 from clipray.errors import PlanError
+from clipray.storage.environment import need_room
 
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # of the path of a socket, in any Unix
 SESSION = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from clipray.engine.nodes import Cluster, Node, selected
+from clipray.engine.cluster import Cluster, Node, selected
 from clipray.errors import PlanError
-from clipray.settings import Encoding
+from clipray.job import Encoding
 
 READ_CPUS = 0.25
 DECODE_CPUS = 1.0

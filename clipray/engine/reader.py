@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from clipray.contents import CONTENT_HASH, Contents
 from clipray.engine.progress import Reporter
-from clipray.kinds import PICTURES, Kind
-from clipray.lookup import Gatherer, Lookup
-from clipray.manifest import Piece, joined, read_piece
-from clipray.reports import fatal
-from clipray.scan import contains, hash_strings
+from clipray.inputs.content_versions import CONTENT_HASH, Contents
+from clipray.inputs.manifest import Piece, joined, read_piece
+from clipray.inputs.row_index import contains, hash_strings
+from clipray.inputs.vector_lookup import Gatherer, Lookup
+from clipray.job.row_spec import PICTURES, Kind
+from clipray.pipelines.messages import fatal
 
 GATHERED = "gathered"
 READ_ROWS = 16_384  # of small row groups that one task reads together

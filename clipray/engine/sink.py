@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from clipray.encoders.regions import unfolded
 from clipray.engine.failures import unwrapped
 from clipray.engine.health import LOOK_S, Health, waited
-from clipray.kinds import PICTURES, Kind
-from clipray.storage import Folder
+from clipray.job.row_spec import PICTURES, Kind
+from clipray.pipelines.region_boxes import unfolded
+from clipray.storage.folder import Folder
 from clipray.tables import Shard, rejects_schema, write_shard
 
 WRITES_AHEAD = 2

@@ -19,7 +19,6 @@ import ray
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 
-from clipray.encoders.encode_settings import EncodeSettings, TextSettings
 from clipray.engine.connect import abandon, abandoned, answers
 from clipray.engine.failures import GOES_ON, unwrapped
 from clipray.engine.health import Health, refuse_dying
@@ -30,6 +29,7 @@ from clipray.engine.reader import Pass, Reader
 from clipray.engine.sink import Sink, Target, Written
 from clipray.engine.workers import Decode, Encode
 from clipray.errors import RunError
+from clipray.pipelines.spec import EncodeSettings, TextSettings
 
 BLOCK_BYTES = 64 * 2**20
 STOP_S = 15.0  # for the last rows of a run that is stopped

@@ -8,7 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipray.encoders.encode_settings import (
+from clipray.engine.progress import Reporter
+from clipray.models.imports import import_open_clip
+from clipray.pipelines.messages import fatal
+from clipray.pipelines.spec import (
     AttackSettings,
     ClassTexts,
     CloudSettings,
@@ -17,9 +20,6 @@ from clipray.encoders.encode_settings import (
     RegionSettings,
     TextSettings,
 )
-from clipray.encoders.imports import import_open_clip
-from clipray.engine.progress import Reporter
-from clipray.reports import fatal
 
 
 class Decode:
@@ -34,7 +34,7 @@ class Decode:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         if self._work is None:
-            from clipray.encoders.decoding import DecodeBlocks
+            from clipray.pipelines.decode_ahead import DecodeBlocks
 
             self._work = DecodeBlocks(self.settings, self.report)
         result: pa.Table = self._work(block)
@@ -54,26 +54,26 @@ class Encode:
     @staticmethod
     def _made(settings: EncodeSettings | TextSettings, report: Reporter) -> Callable[[pa.Table], pa.Table]:
         if isinstance(settings, AttackSettings):
-            from clipray.encoders.attack_pipeline import AttackBlocks
+            from clipray.pipelines.attack import AttackBlocks
 
             return AttackBlocks(settings, report)
         if isinstance(settings, RegionSettings):
-            from clipray.encoders.region_pipeline import RegionBlocks
+            from clipray.pipelines.region import RegionBlocks
 
             return RegionBlocks(settings, report)
         if isinstance(settings, CloudSettings):
-            from clipray.encoders.cloud_pipeline import CloudBlocks
+            from clipray.pipelines.point_cloud import CloudBlocks
 
             return CloudBlocks(settings, report)
         if isinstance(settings, PairSettings):
-            from clipray.encoders.pair_pipeline import ScorePairs
+            from clipray.pipelines.caption import ScorePairs
 
             return ScorePairs(settings, report)
         if isinstance(settings, TextSettings):
-            from clipray.encoders.text_pipeline import EncodeTexts
+            from clipray.pipelines.text import EncodeTexts
 
             return EncodeTexts(settings, report)
-        from clipray.encoders.pipeline import EncodeBlocks
+        from clipray.pipelines.image import EncodeBlocks
 
         return EncodeBlocks(settings, report)
 
@@ -84,6 +84,6 @@ class Encode:
 def encode_classes(work: ClassTexts) -> Any:
     """A task; see `class_texts.encode_classes`."""
     import_open_clip()
-    from clipray.encoders import class_texts
+    from clipray.pipelines import class_texts
 
     return class_texts.encode_classes(work)

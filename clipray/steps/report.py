@@ -13,14 +13,14 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from clipray import __version__, tables
-from clipray.digests import Digest, digest_of, plain
 from clipray.errors import SchemaError
-from clipray.job import steps_of
-from clipray.run_page.page import make_page
-from clipray.run_page.run_tables import RunTables, open_run
-from clipray.settings import Report
-from clipray.steps.step import Given, Run, State
-from clipray.steps.table_step import TableStep
+from clipray.job import Report
+from clipray.job.load import steps_of
+from clipray.report.page import make_page
+from clipray.report.run_tables import RunTables, open_run
+from clipray.steps.base.step import Given, Run, State
+from clipray.steps.base.table_step import TableStep
+from clipray.tables.digests import Digest, digest_of, plain
 
 FILE = "part-000000.parquet"
 PAGE = "report.html"

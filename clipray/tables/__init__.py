@@ -4,7 +4,7 @@ A table is a folder of Parquet shards. Its commit record `_table.json` is writte
 finished.
 """
 
-from clipray.tables.records import (
+from clipray.tables.record import (
     DAMAGED,
     RECORD,
     Record,
@@ -24,7 +24,7 @@ from clipray.tables.records import (
     record_to_go_on,
     reopen,
 )
-from clipray.tables.schemas import (
+from clipray.tables.schema import (
     ARROW_TYPES,
     arrow_schema,
     check,

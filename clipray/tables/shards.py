@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipray import seals
 from clipray.errors import ClipRayError, DamagedError, SchemaError, StaleTableError
-from clipray.parquet import open_parquet_on
-from clipray.storage import Folder, explained
-from clipray.tables.schemas import check, table_names, table_schema
+from clipray.storage import seals
+from clipray.storage.folder import Folder, explained
+from clipray.storage.parquet import open_parquet_on
+from clipray.tables.schema import check, table_names, table_schema
 
 ROW_GROUP_ROWS = 16_384
 READERS = 8  # files that are verified at once: so many requests does an object store answer together

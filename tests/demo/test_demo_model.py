@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipray.demo import MODEL_DIR, measure, prompts
+from clipray.demo import MODEL_DIR, prompts
 from clipray.demo.world import TRAINING_SEEDS_FROM, write_world
+from tools.demo_model import measure
 
 NAMES = ("demo", "demo-rn")
 N_SCENES = {"demo": 1000, "demo-rn": 320}

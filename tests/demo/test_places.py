@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clipray.demo.measure import place_map
 from clipray.demo.world import write_world
-from clipray.encoders.image_encoder import ImageEncoder
-from clipray.encoders.models import split_transform
-from clipray.encoders.resolve import resolve
-from clipray.settings import Feature, Model
+from clipray.job import Feature, Model
+from clipray.models.image_encoder import ImageEncoder
+from clipray.models.load import split_transform
+from clipray.models.resolve import resolve
+from tools.demo_model.measure import place_map
 
 SEEDS = (9_100, 9_101, 9_102)
 FEATURES = {

@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipray.demo import MODEL_DIR, losses, measure
-from clipray.demo.compact import build_compact, save_full
-from clipray.demo.pool import KINDS, Pool, as_seen, fill_pool, open_pool, training_sample
-from clipray.demo.train import Sampler, TrainSettings, rate_scale, train
+from clipray.demo import MODEL_DIR
+from tools.demo_model import losses, measure
+from tools.demo_model.compact import build_compact, save_full
+from tools.demo_model.losses import list_texts
+from tools.demo_model.pool import KINDS, Pool, as_seen, fill_pool, open_pool, training_sample
+from tools.demo_model.train import Sampler, TrainSettings, rate_scale, train
 
 N_PICTURES = 160
 
@@ -99,7 +101,7 @@ def test_rate_rises_then_falls() -> None:
 def test_saved_model_encodes_like_the_compact_one(pool: Pool, tmp_path: Path) -> None:
     config = _small_config(tmp_path)
     torch.manual_seed(0)
-    compact = build_compact(config, pool.captions)
+    compact = build_compact(config, {*pool.captions, *list_texts()})
     live = list(compact.clip.parameters())
     save_full(compact, live, [p.detach().float() for p in live], tmp_path / "tiny.safetensors")
     clip = measure.load_demo(config)

@@ -14,13 +14,14 @@ import yaml
 from PIL import Image
 from run.test_embed_texts import write_manifest
 
-from clipray import runner, tables
+import clipray
+from clipray import tables
 from clipray.demo.prompts import class_labels
 from clipray.demo.world import DemoWorld, write_world
-from clipray.encoders.resolve import resolve
-from clipray.encoders.typography import place_of, write_word, wrong_label
 from clipray.errors import ClipRayError, ManifestError
-from clipray.settings import Lettering, Model
+from clipray.job import Lettering, Model
+from clipray.models.resolve import resolve
+from clipray.pipelines.typography import place_of, write_word, wrong_label
 
 LABELS = list(class_labels())
 LARGE = {"size": 0.25}
@@ -59,7 +60,7 @@ def upstream(images: list[Image.Image]) -> tuple[list[str], np.ndarray]:
 @pytest.fixture(scope="module")
 def finished(world: DemoWorld, tmp_path_factory: pytest.TempPathFactory, ray_here: object) -> Path:
     home = tmp_path_factory.mktemp("finished")
-    reports = runner.run(job(home, world.labelled, rows_per_block=10))
+    reports = clipray.run(job(home, world.labelled, rows_per_block=10))
     assert [(r.name, r.rows, r.rejected) for r in reports] == [("attacks", 48, 0), ("attacks_classes", 64, 0)]
     return home
 
@@ -98,7 +99,7 @@ def test_rates_are_those_of_the_rows(finished: Path) -> None:
     )
     assert metrics["accuracy_before"] > 0.9
     assert 0.2 < metrics["flip_rate"] < 1  # letters of a quarter of the picture do something
-    assert [report.note for report in runner.run(str(finished / "job.yaml"))] == ["was finished already"] * 2
+    assert [report.note for report in clipray.run(str(finished / "job.yaml"))] == ["was finished already"] * 2
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -110,7 +111,7 @@ def test_own_words_new_rows_and_rows_without_a_label(world: DemoWorld, tmp_path:
     rows[4]["uri"] = "/no/such/picture.jpg"
     manifest = write_manifest(tmp_path / "m.parquet", rows[:8])
     path = job(tmp_path, manifest, word="own", max_reject_rate=0.5)
-    (report, _) = runner.run(path)
+    (report, _) = clipray.run(path)
     assert (report.rows, report.rejected) == (6, 2)
     first = read(tmp_path)
     assert all(row["word"] == row["label"] for row in first.values())
@@ -120,7 +121,7 @@ def test_own_words_new_rows_and_rows_without_a_label(world: DemoWorld, tmp_path:
         rows[4]["image_id"]: "not_found",
     }
     write_manifest(manifest, rows)
-    (report, _) = runner.run(path)
+    (report, _) = clipray.run(path)
     assert (report.rows, report.rejected) == (10, 2)
     assert {key: row for key, row in read(tmp_path).items() if key in first} == first
 
@@ -129,16 +130,16 @@ def test_what_cannot_be_attacked(world: DemoWorld, tmp_path: Path) -> None:
     with pytest.raises(
         ManifestError, match=r"labels that are no classes: .* and 59 more; 2 classes are known"
     ) as caught:
-        runner.plan(job(tmp_path, write_world_labels(tmp_path), classes=["a", "b"]))
+        clipray.plan(job(tmp_path, write_world_labels(tmp_path), classes=["a", "b"]))
     assert "\n" not in str(caught.value)
     with pytest.raises(ManifestError, match=r"no column `label`; found: image_id, uri"):
-        runner.plan(job(tmp_path, write_manifest(tmp_path / "m.parquet", [{"image_id": "a", "uri": "b"}])))
+        clipray.plan(job(tmp_path, write_manifest(tmp_path / "m.parquet", [{"image_id": "a", "uri": "b"}])))
     with pytest.raises(ClipRayError, match=r"classes: 1 of them; expected two or more"):
-        runner.plan(job(tmp_path, world.labelled, classes=["a"]))
+        clipray.plan(job(tmp_path, world.labelled, classes=["a"]))
     with pytest.raises(
         ClipRayError, match=r"colour: expected a colour: a name such as white, or #rrggbb, found 'grue'"
     ):
-        runner.plan(job(tmp_path, world.labelled, lettering={"colour": "grue"}))
+        clipray.plan(job(tmp_path, world.labelled, lettering={"colour": "grue"}))
 
 
 def write_world_labels(home: Path) -> Path:

@@ -14,10 +14,10 @@ import yaml
 from PIL import Image
 from support import Answer, Website
 
-from clipray import runner
+import clipray
 from clipray.errors import RejectRateError
-from clipray.events import read_events
-from clipray.storage import Folder
+from clipray.storage.events import read_events
+from clipray.storage.folder import Folder
 from clipray.tables import read_record, read_table
 
 ROWS = 40
@@ -63,7 +63,7 @@ def rejects(out: Path) -> dict[str, str]:
 
 
 def notes(job: str, **options: Any) -> list[str]:
-    return [report.note for report in runner.run(job, **options)][:2]
+    return [report.note for report in clipray.run(job, **options)][:2]
 
 
 def test_no_good_row_is_lost_and_what_is_away_comes_when_it_is_back(
@@ -71,12 +71,12 @@ def test_no_good_row_is_lost_and_what_is_away_comes_when_it_is_back(
 ) -> None:
     out, path = tmp_path / "out", job([*map(str, range(ROWS)), GONE, AWAY], max_reject_rate=0.1)
     site.bad = flaky
-    assert [report.rows for report in runner.run(path)[:2]] == [ROWS, ROWS]
+    assert [report.rows for report in clipray.run(path)[:2]] == [ROWS, ROWS]
     assert rejects(out) == {GONE: "http_404", AWAY: "http_503"}
     assert sorted(read_table(str(out / "images"))["image_id"].to_pylist()) == sorted(map(str, range(ROWS)))
     assert [e["rows"] for e in read_events(Folder(str(out))) if e["event"] == "rejects_taken_back"]
     site.bad = lambda _: {}
-    planned = runner.plan(path)[0]
+    planned = clipray.plan(path)[0]
     assert [report.note for report in planned] == [
         "1 rows rejected for a passing reason are tried again",
         "nothing to do",
@@ -89,7 +89,7 @@ def test_no_good_row_is_lost_and_what_is_away_comes_when_it_is_back(
     assert set(site.requests[asked:]) == {f"/{AWAY}.jpg"}
     assert (out / "reduced" / "_table.json").read_bytes() == before
     site.answers[f"/{AWAY}.jpg"] = site.answers["/7.jpg"]
-    assert [report.rows for report in runner.run(path)[:2]] == [ROWS + 1] * 2
+    assert [report.rows for report in clipray.run(path)[:2]] == [ROWS + 1] * 2
     assert rejects(out) == {GONE: "http_404"}
     assert notes(path) == ["was finished already"] * 2
 
@@ -98,15 +98,15 @@ def test_too_many_rejects_are_told_after_the_last_pass_and_tried_again(
     ray_here: object, site: Website, job: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bound of one rejected row would end the run before the last pass, did passing ones count."""
-    monkeypatch.setattr("clipray.steps.attempt.STOP_EARLY_REJECTS", 1)
+    monkeypatch.setattr("clipray.steps.base.encode_run.STOP_EARLY_REJECTS", 1)
     path = job([AWAY, "1", "2"], max_reject_rate=0.1, fetch_timeout_s=0.2)
     with pytest.raises(
         RejectRateError, match=r"1 http_503.*the same run again tries 1 of them, whose reasons may pass"
     ):
-        runner.run(path)
+        clipray.run(path)
     assert site.requests.count(f"/{AWAY}.jpg") >= 2  # in the first pass and in the last
     site.answers[f"/{AWAY}.jpg"] = site.answers["/7.jpg"]
-    runner.run(path)
+    clipray.run(path)
     record = read_record(Folder(str(tmp_path / "out" / "images")))
     assert record is not None
     assert (record.rows, record.rejects) == (3, 0)

@@ -19,12 +19,13 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from support import CLIPRAY
 
-from clipray import runner, tables
-from clipray.engine import shards
+import clipray
+from clipray import tables
+from clipray.engine import vector_actors
 from clipray.errors import ClipRayError, RunError, StaleTableError
-from clipray.settings import Column
-from clipray.storage import Folder
-from clipray.vectors import open_vectors
+from clipray.inputs.vector_column import open_vectors
+from clipray.job import Column
+from clipray.storage.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 ROWS, WIDTH, GROUPS = 6_000, 16, 12
@@ -65,7 +66,7 @@ def figures(home: Path) -> dict[str, Any]:
 def test_clusters_are_as_good_as_scikit_learns_and_belong_to_their_rows(tmp_path: Path) -> None:
     x, labels = grouped()
     source = write_table(tmp_path / "v.parquet", x, labels)
-    own, beside = runner.run(write_job(tmp_path / "a", input=source, clusters=GROUPS, rows_per_file=1_000))
+    own, beside = clipray.run(write_job(tmp_path / "a", input=source, clusters=GROUPS, rows_per_file=1_000))
     assert (own.rows, own.total, beside.name, beside.rows) == (ROWS, ROWS, "clusters_centroids", GROUPS)
     table = tables.read_table(str(tmp_path / "a/out/clusters"))
     assert table["image_id"].to_pylist() == [f"v{row:06d}" for row in range(ROWS)]
@@ -91,7 +92,7 @@ def test_the_same_bits_on_any_number_of_actors_and_wherever_vectors_lie(tmp_path
     found = []
     for actors, hold in ((1, "auto"), (3, "none")):
         home = tmp_path / hold
-        runner.run(write_job(home, actors=actors, hold=hold, **settings))
+        clipray.run(write_job(home, actors=actors, hold=hold, **settings))
         assert figures(home)["held"] == (hold != "none")
         found.append((centroids(home), tables.read_table(str(home / "out/clusters"))["cluster_id"].to_numpy()))
     for one, other in zip(*found, strict=True):
@@ -99,11 +100,12 @@ def test_the_same_bits_on_any_number_of_actors_and_wherever_vectors_lie(tmp_path
 
 
 def test_vectors_read_part_by_part_are_as_those_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "PART_ROWS", 1_200)
+    monkeypatch.setattr(vector_actors, "PART_ROWS", 1_200)
     x = grouped()[0]
     source = open_vectors(Column(**write_table(tmp_path / "v.parquet", x)), Folder(str(tmp_path)))
     held, read = (
-        shards._Holder(source, source.pieces, shards.Holding(hold=hold), "cpu", 1) for hold in ("float32", "none")
+        vector_actors._Holder(source, source.pieces, vector_actors.Holding(hold=hold), "cpu", 1)
+        for hold in ("float32", "none")
     )
     assert (held.facts()["held"], read.facts()["held"]) == (True, False)
     c = x[:30]
@@ -127,19 +129,19 @@ def test_vectors_read_part_by_part_are_as_those_in_memory(tmp_path: Path, monkey
 
 def test_vectors_that_do_not_fit_are_read_again_or_refused(tmp_path: Path) -> None:
     source = open_vectors(Column(**write_table(tmp_path / "v.parquet", grouped()[0])), Folder(str(tmp_path)))
-    holding = shards.Holding(budget_bytes=500_000)
-    assert not shards._Holder(source, source.pieces, holding, "cpu", 1).facts()["held"]
+    holding = vector_actors.Holding(budget_bytes=500_000)
+    assert not vector_actors._Holder(source, source.pieces, holding, "cpu", 1).facts()["held"]
     small = replace(holding, hold="float16")  # 6,000 rows of 2 x 16 + 12 bytes
-    assert shards._Holder(source, source.pieces, small, "cpu", 1).facts()["held"]
+    assert vector_actors._Holder(source, source.pieces, small, "cpu", 1).facts()["held"]
     with pytest.raises(ClipRayError, match=r"6000 vectors of 16 take .* GiB as float32 on cpu, where .*`hold: auto`"):
-        shards._Holder(source, source.pieces, replace(holding, hold="float32"), "cpu", 1).facts()
+        vector_actors._Holder(source, source.pieces, replace(holding, hold="float32"), "cpu", 1).facts()
 
 
 def test_mini_batches_come_near_and_go_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x = grouped()[0]
     source = write_table(tmp_path / "v.parquet", x)
     settings = {"input": source, "clusters": GROUPS, "max_iterations": 6, "tolerance": 0, "mini_batch": 1_000}
-    runner.run(write_job(tmp_path / "whole", **settings))
+    clipray.run(write_job(tmp_path / "whole", **settings))
     table = tables.read_table(str(tmp_path / "whole/out/clusters"))
     assert not figures(tmp_path / "whole")["held"]
     assert (
@@ -148,15 +150,15 @@ def test_mini_batches_come_near_and_go_on_after_a_stop(tmp_path: Path, monkeypat
     kept = stop_after(4, monkeypatch)
     job = write_job(tmp_path / "stopped", actors=2, **settings)
     with pytest.raises(RunError, match="the machine is gone"):
-        runner.run(job)
-    runner.run(job)
+        clipray.run(job)
+    clipray.run(job)
     assert kept == [1, 2, 3, 4, 5, 6]
     assert np.array_equal(centroids(tmp_path / "stopped"), centroids(tmp_path / "whole"))
 
 
 def stop_after(iterations: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The iterations whose checkpoints are kept; after so many the run breaks off, once."""
-    from clipray.steps import cluster
+    from clipray.steps.vectors import cluster
 
     kept, save = [], cluster._save
 
@@ -174,7 +176,7 @@ def test_a_killed_driver_at_iteration_five_of_twenty(tmp_path: Path) -> None:
     x = grouped(60_000, spread=3.0)[0]
     source = write_table(tmp_path / "v.parquet", x, group=8_000)
     settings = {"input": source, "clusters": 300, "max_iterations": 20, "tolerance": 0, "spherical": True}
-    runner.run(write_job(tmp_path / "whole", **settings))
+    clipray.run(write_job(tmp_path / "whole", **settings))
     job, checkpoint = write_job(tmp_path / "killed", **settings), tmp_path / "killed/out/clusters/_checkpoint.npz"
     process = subprocess.Popen([CLIPRAY, "run", job], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
@@ -186,9 +188,9 @@ def test_a_killed_driver_at_iteration_five_of_twenty(tmp_path: Path) -> None:
     process.wait()
     done = len(np.load(checkpoint)["inertia"])
     assert 5 <= done < 20
-    assert runner.plan(job)[0][0].state == "partial"
+    assert clipray.plan(job)[0][0].state == "partial"
     said: list[str] = []
-    runner.run(job, notice=said.append)
+    clipray.run(job, notice=said.append)
     assert f"clusters: goes on after iteration {done}" in said
     assert np.array_equal(centroids(tmp_path / "killed"), centroids(tmp_path / "whole"))
     assert np.allclose(np.linalg.norm(centroids(tmp_path / "whole"), axis=1), 1, atol=1e-6)
@@ -218,7 +220,7 @@ def test_labels_say_how_pure_the_clusters_are(tmp_path: Path) -> None:
         folder,
         tables.Record("images", 1, {f.name: str(f.type) for f in schema}, ROWS, 0, [{"name": "part-0.parquet", "rows": ROWS, "bytes": size}], "f", {}, {}, {}),
     )  # fmt: skip
-    runner.run(write_job(tmp_path / "a", input=source, clusters=GROUPS, labels="known.label"))
+    clipray.run(write_job(tmp_path / "a", input=source, clusters=GROUPS, labels="known.label"))
     found = figures(tmp_path / "a")
     table = tables.read_table(str(tmp_path / "a/out/clusters"))
     known = labels > 0
@@ -235,12 +237,12 @@ def test_labels_say_how_pure_the_clusters_are(tmp_path: Path) -> None:
 def test_other_settings_are_refused_and_a_finished_table_is_kept(tmp_path: Path) -> None:
     source = write_table(tmp_path / "v.parquet", grouped(800)[0])
     job = write_job(tmp_path / "a", input=source, clusters=5)
-    runner.run(job)
-    assert runner.run(job)[0].note == "was finished already"
-    runner.run(write_job(tmp_path / "a", input=source, clusters=5, actors=2))
+    clipray.run(job)
+    assert clipray.run(job)[0].note == "was finished already"
+    clipray.run(write_job(tmp_path / "a", input=source, clusters=5, actors=2))
     with pytest.raises(StaleTableError, match="clusters was 5, is 6"):
-        runner.run(write_job(tmp_path / "a", input=source, clusters=6))
-    assert runner.run(job, fresh=["clusters"])[0].rows == 800
+        clipray.run(write_job(tmp_path / "a", input=source, clusters=6))
+    assert clipray.run(job, fresh=["clusters"])[0].rows == 800
 
 
 def nan_in(x: np.ndarray) -> np.ndarray:
@@ -263,5 +265,5 @@ def test_what_cannot_be_clustered(tmp_path: Path, settings: dict[str, Any], chan
     x = grouped(800)[0]
     source = write_table(tmp_path / "v.parquet", change(x) if change else x)
     with pytest.raises(ClipRayError, match=message) as caught:
-        runner.run(write_job(tmp_path / "a", input=source, **settings))
+        clipray.run(write_job(tmp_path / "a", input=source, **settings))
     assert "\n" not in str(caught.value)

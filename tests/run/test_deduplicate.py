@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from clipray import runner, tables
+import clipray
+from clipray import tables
 from clipray.analysis.lengths import unit
 from clipray.errors import ClipRayError, StaleTableError
-from clipray.storage import Folder
+from clipray.storage.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 ROWS, WIDTH = 1_500, 8
@@ -67,7 +68,7 @@ def clustered(
     """Input, folder of the clusters, vectors, cluster and distance of each row."""
     home, x = tmp_path_factory.mktemp("clustered"), planted()
     source = write_vectors(home / "v", x)
-    runner.run(write_steps(home / "j.yaml", {"cluster": {"input": source, "clusters": 7, "max_iterations": 5}}))
+    clipray.run(write_steps(home / "j.yaml", {"cluster": {"input": source, "clusters": 7, "max_iterations": 5}}))
     table = tables.read_table(str(home / "out/clusters")).sort_by("key")
     return source, home / "out/clusters", x, table["cluster_id"].to_numpy(), table["distance"].to_numpy()
 
@@ -82,7 +83,7 @@ def test_groups_and_keepers_are_those_of_all_pairs(
     source, clusters, x, cluster, distance = clustered
     settings = {"input": source, "clusters": str(clusters), "keep": keep, "similarity": similarity}
     job = write_steps(tmp_path / "j.yaml", {"deduplicate": {**settings, "rows_per_block": rows}})
-    (own,) = runner.run(job)
+    (own,) = clipray.run(job)
     found = tables.read_table(str(tmp_path / "out/duplicates")).to_pandas()
     expected, cosines = groups_of(x, cluster, similarity)
     number = found["key"].str[1:].astype(int).to_numpy()
@@ -104,14 +105,14 @@ def test_groups_and_keepers_are_those_of_all_pairs(
     assert [p.name for p in (tmp_path / "out/duplicates").iterdir() if p.is_dir()] == []
     if rows == 60:
         write_steps(tmp_path / "j.yaml", {"deduplicate": settings})
-        assert [r.note for r in runner.run(job)] == ["was finished already"]  # blocks decide nothing
+        assert [r.note for r in clipray.run(job)] == ["was finished already"]  # blocks decide nothing
 
 
 def test_nothing_alike_is_a_table_without_rows(tmp_path: Path) -> None:
     x = np.eye(WIDTH, dtype=np.float32)
     source = write_vectors(tmp_path / "v", x, files=1)
     steps = {"cluster": {"input": source, "clusters": 2}}, {"deduplicate": {"input": source, "clusters": "clusters"}}
-    *_, own = runner.run(write_steps(tmp_path / "j.yaml", *steps))
+    *_, own = clipray.run(write_steps(tmp_path / "j.yaml", *steps))
     assert (own.rows, own.total) == (0, WIDTH)
     assert tables.read_table(str(tmp_path / "out/duplicates")).num_rows == 0
 
@@ -121,23 +122,23 @@ def test_a_grown_input_takes_it_along_and_a_kill_leaves_no_trace(tmp_path: Path)
     source = write_vectors(tmp_path / "v", x[:300], files=1)
     steps = {"cluster": {"input": source, "clusters": 3}}, {"deduplicate": {"input": source, "clusters": "clusters"}}
     job = write_steps(tmp_path / "j.yaml", *steps)
-    runner.run(job)
+    clipray.run(job)
     before = tables.read_table(str(tmp_path / "out/duplicates"))
     table = tmp_path / "out/duplicates"
     (table / "_table.json").unlink()  # what a kill leaves
     (table / "part-000009.parquet").write_bytes(b"torn")
     (table / "_by_cluster").mkdir()
     (table / "_by_cluster/part-000007.parquet").write_bytes(b"torn")
-    runner.run(job)
+    clipray.run(job)
     assert tables.read_table(str(table)).equals(before)
     assert sorted(p.name for p in table.iterdir()) == ["_started.json", "_table.json", "part-000000.parquet"]
     write_vectors(tmp_path / "v", x, files=2)
-    *_, own = runner.run(job)
+    *_, own = clipray.run(job)
     assert own.total == 400
     assert own.rows > before.num_rows
     write_steps(tmp_path / "j.yaml", steps[0], {"deduplicate": {**steps[1]["deduplicate"], "similarity": 0.9}})
     with pytest.raises(StaleTableError, match=r"similarity was 0\.95, is 0\.9"):
-        runner.run(job)
+        clipray.run(job)
 
 
 @pytest.mark.parametrize(
@@ -159,5 +160,5 @@ def test_what_does_not_fit_together(tmp_path: Path, clustered: Any, settings: di
     given["clusters"] = str(given["clusters"]).replace("{clusters}", str(clusters))
     given["input"] = inputs.get(given["input"] if isinstance(given["input"], str) else "", given["input"])
     with pytest.raises(ClipRayError, match=message) as caught:
-        runner.run(write_steps(tmp_path / "j.yaml", {"deduplicate": given}))
+        clipray.run(write_steps(tmp_path / "j.yaml", {"deduplicate": given}))
     assert "\n" not in str(caught.value)

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from support import draw_pictures, write_job
 
-from clipray import runner, status, tables
+import clipray
+from clipray import status, tables
 from clipray.errors import RejectRateError, StaleTableError
-from clipray.ledger import REFUSED
-from clipray.manifest import make_manifest
+from clipray.inputs.committed_rows import REFUSED
+from clipray.inputs.manifest import make_manifest
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -36,7 +37,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, pictures: Path, tiny_mode
     """An uninterrupted run over all pictures, with labels kept."""
     home = tmp_path_factory.mktemp("finished")
     make_manifest(str(pictures), str(home / "m.parquet"), label="folder")
-    runner.run(write_job(home / "job.yaml", home / "m.parquet", tiny_model, keep=["label"], batch_size=16))
+    clipray.run(write_job(home / "job.yaml", home / "m.parquet", tiny_model, keep=["label"], batch_size=16))
     return home
 
 
@@ -79,7 +80,7 @@ def test_table_says_what_it_is(finished: Path, pictures: Path, tiny_model: str) 
 
 def test_finished_run_does_nothing(finished: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (finished / "out" / "images").iterdir()}
-    (report,) = runner.run(finished / "job.yaml")
+    (report,) = clipray.run(finished / "job.yaml")
     assert report.note == "was finished already"
     assert {p: p.stat().st_mtime_ns for p in (finished / "out" / "images").iterdir()} == before
 
@@ -91,7 +92,7 @@ def test_finished_run_does_nothing(finished: Path) -> None:
 def test_same_vectors_however_it_is_laid_out(
     settings: dict[str, Any], finished: Path, tiny_model: str, tmp_path: Path
 ) -> None:
-    runner.run(write_job(tmp_path / "job.yaml", finished / "m.parquet", tiny_model, batch_size=16, **settings))
+    clipray.run(write_job(tmp_path / "job.yaml", finished / "m.parquet", tiny_model, batch_size=16, **settings))
     expected, found = vectors(finished / "out" / "images"), vectors(tmp_path / "out" / "images")
     assert found.keys() == expected.keys()
     assert max(np.abs(found[k] - expected[k]).max() for k in expected) <= 1e-6
@@ -102,17 +103,17 @@ def test_same_vectors_however_it_is_laid_out(
 
 
 def test_decoding_tasks_are_not_fused_into_the_encoder(tiny_model: str, finished: Path, tmp_path: Path) -> None:
-    from clipray.encoders.encode_settings import EncodeSettings
-    from clipray.encoders.refusals import Limits
-    from clipray.encoders.resolve import resolve
-    from clipray.engine.nodes import Cluster, Node
+    from clipray.engine.cluster import Cluster, Node
     from clipray.engine.plan import make_plan
     from clipray.engine.progress import Progress
     from clipray.engine.reader import Pass
     from clipray.engine.stream import _dataset
-    from clipray.manifest import open_manifest
-    from clipray.scan import scan
-    from clipray.settings import EmbedImages, Feature, Model
+    from clipray.inputs.manifest import open_manifest
+    from clipray.inputs.row_index import scan
+    from clipray.job import EmbedImages, Feature, Model
+    from clipray.models.resolve import resolve
+    from clipray.pipelines.limits import Limits
+    from clipray.pipelines.spec import EncodeSettings
 
     manifest = open_manifest(str(finished / "m.parquet"))
     counted = scan(manifest)
@@ -138,15 +139,15 @@ def test_new_rows_are_added_and_gone_ones_removed(pictures: Path, tiny_model: st
     draw_pictures(mine, 40)
     job = write_job(tmp_path / "job.yaml", tmp_path / "m.parquet", tiny_model, batch_size=16)
     make_manifest(mine, tmp_path / "m.parquet")
-    runner.run(job)
+    clipray.run(job)
     first = vectors(tmp_path / "out" / "images")
     draw_pictures(mine, 8, start=40)
     for gone in sorted(mine.rglob("*.jpg"))[:5]:
         gone.unlink()
     make_manifest(str(mine), str(tmp_path / "m.parquet"))
-    (planned,), _ = runner.plan(job)
+    (planned,), _ = clipray.plan(job)
     assert (planned.state, planned.note) == ("partial", "8 rows to do")
-    (report,) = runner.run(job)
+    (report,) = clipray.run(job)
     assert report.rows == 43
     second = vectors(tmp_path / "out" / "images")
     assert set(second) == {str(p.relative_to(mine)) for p in mine.rglob("*.jpg")}
@@ -156,19 +157,19 @@ def test_new_rows_are_added_and_gone_ones_removed(pictures: Path, tiny_model: st
 def test_changed_settings_are_noticed(tiny_model: str, tmp_path: Path) -> None:
     draw_pictures(tmp_path / "p", 6)
     make_manifest(str(tmp_path / "p"), str(tmp_path / "m.parquet"))
-    runner.run(write_job(tmp_path / "job.yaml", tmp_path / "m.parquet", tiny_model, batch_size=4))
-    (planned,), _ = runner.plan(
+    clipray.run(write_job(tmp_path / "job.yaml", tmp_path / "m.parquet", tiny_model, batch_size=4))
+    (planned,), _ = clipray.plan(
         write_job(tmp_path / "job.yaml", tmp_path / "m.parquet", tiny_model, batch_size=8, actors=1)
     )
     assert planned.state == "finished"  # how fast is no part of what
     changed = write_job(tmp_path / "job.yaml", tmp_path / "m.parquet", tiny_model, normalize="none")
-    (planned,), _ = runner.plan(changed)
+    (planned,), _ = clipray.plan(changed)
     assert planned.note == "stale: normalize was 'l2', is 'none'"
     before = vectors(tmp_path / "out" / "images")
     with pytest.raises(StaleTableError, match="normalize was 'l2', is 'none'"):
-        runner.run(changed)
+        clipray.run(changed)
     assert vectors(tmp_path / "out" / "images").keys() == before.keys()
-    runner.run(changed, fresh=["images"])
+    clipray.run(changed, fresh=["images"])
     raw = vectors(tmp_path / "out" / "images")
     assert all(abs(np.linalg.norm(v) - 1) > 1e-3 for v in raw.values())
 
@@ -187,10 +188,10 @@ def test_bad_rows_become_rejects_and_are_tried_again_on_request(tiny_model: str,
     with pytest.raises(
         RejectRateError, match=r"5 of 23 rows were rejected \(21\.7%\), more than max_reject_rate=0\.15"
     ):
-        runner.run(job)
+        clipray.run(job)
     assert status(tmp_path / "out")[0].rows == 18  # kept
     job = write_job(tmp_path / "job.yaml", tmp_path / "m.parquet", tiny_model, batch_size=8, max_reject_rate=0.5)
-    (report,) = runner.run(job)
+    (report,) = clipray.run(job)
     assert (report.rows, report.rejected, report.total) == (18, 5, 23)
     found = reasons(tmp_path / "out" / "rejects" / "images")
     assert found == {
@@ -198,7 +199,7 @@ def test_bad_rows_become_rejects_and_are_tried_again_on_request(tiny_model: str,
     }  # fmt: skip
     assert (tmp_path / "out" / "rejects" / "images" / REFUSED).is_file()
     draw_pictures(folder, 2)
-    (report,) = runner.run(job, retry_rejects=True)
+    (report,) = clipray.run(job, retry_rejects=True)
     assert (report.rows, report.rejected) == (20, 3)
 
 
@@ -215,7 +216,7 @@ def test_inline_bytes_float16_and_a_manifest_of_many_files(pictures: Path, tiny_
             }
         )
         pq.write_table(table, tmp_path / "m" / f"{number}.parquet", row_group_size=7)
-    runner.run(
+    clipray.run(
         write_job(
             tmp_path / "job.yaml", tmp_path / "m", tiny_model, vector_type="float16", keep=["weight"], batch_size=16
         )
@@ -229,8 +230,8 @@ def test_inline_bytes_float16_and_a_manifest_of_many_files(pictures: Path, tiny_
 
 def test_real_photos_exact_and_fast(photos: Path, tiny_model: str, tmp_path: Path) -> None:
     make_manifest(str(photos), str(tmp_path / "m.parquet"))
-    runner.run(write_job(tmp_path / "job.yaml", tmp_path / "m.parquet", tiny_model, batch_size=16))
-    runner.run(
+    clipray.run(write_job(tmp_path / "job.yaml", tmp_path / "m.parquet", tiny_model, batch_size=16))
+    clipray.run(
         write_job(
             tmp_path / "fast.yaml",
             tmp_path / "m.parquet",

@@ -19,14 +19,16 @@ from PIL import Image
 from run.test_embed import reasons, vectors
 from support import draw_pictures, write_job
 
-from clipray import runner, status, tables
-from clipray.encoders.geometry import boxes_to_cells, geometry, keep_aspect_size
-from clipray.encoders.image_encoder import ImageEncoder
-from clipray.encoders.pooling import pool_boxes
-from clipray.encoders.resolve import resolve
+import clipray
+from clipray import status, tables
 from clipray.errors import StaleTableError
-from clipray.settings import Feature, Model
-from clipray.storage import Folder
+from clipray.job import Feature, Model
+from clipray.models.geometry import boxes_to_cells, geometry, keep_aspect_size
+from clipray.models.image_encoder import ImageEncoder
+from clipray.models.pooling import pool_boxes
+from clipray.models.resolve import resolve
+from clipray.runner import run
+from clipray.storage.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -127,7 +129,7 @@ def finished(
     """An uninterrupted run in several shards."""
     home = tmp_path_factory.mktemp("finished")
     write_manifest(home / "m.parquet", drawn)
-    runner.run(job(home, tiny_model, decode_in="actors", rows_per_block=8, rows_per_file=16))
+    clipray.run(job(home, tiny_model, decode_in="actors", rows_per_block=8, rows_per_file=16))
     return home
 
 
@@ -262,7 +264,7 @@ def test_other_tools_read_it(finished: Path) -> None:
 
 def test_the_same_decoded_in_tasks(finished: Path, tiny_model: str, tmp_path: Path) -> None:
     shutil.copy(finished / "m.parquet", tmp_path)
-    runner.run(job(tmp_path, tiny_model, decode_in="tasks", rows_per_block=13))
+    clipray.run(job(tmp_path, tiny_model, decode_in="tasks", rows_per_block=13))
     assert_same_regions(region_rows(tmp_path), region_rows(finished))
     for name in FEATURES:
         found, expected = (vectors(home / "out" / "images", name) for home in (tmp_path, finished))
@@ -299,7 +301,7 @@ def test_pictures_keep_their_aspect(
     }
     write_manifest(tmp_path / "m.parquet", shapes)
     settings = {"features": features, "preprocess": "keep_aspect", "batch_size": 3, "long_side_px": 96, **layout}
-    runner.run(job(tmp_path, tiny_model, **settings))
+    clipray.run(job(tmp_path, tiny_model, **settings))
     found = {name: vectors(tmp_path / "out" / "images", name) for name in features}
     regions = region_rows(tmp_path)
     assert_complete(tmp_path)
@@ -346,9 +348,9 @@ def encoded_again(home: Path) -> set[str]:
 
 
 def test_a_finished_run_does_nothing(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_connected", lambda address: pytest.fail("asked for Ray"))
+    monkeypatch.setattr(run, "_connected", lambda address: pytest.fail("asked for Ray"))
     before = {p: p.stat().st_mtime_ns for p in (mine / "out").rglob("*.parquet")}
-    reports = runner.run(str(mine / "job.yaml"))
+    reports = clipray.run(str(mine / "job.yaml"))
     assert [(r.name, r.state, r.rows) for r in reports] == [
         ("images", "finished", 62),
         ("regions", "finished", REGIONS),
@@ -376,7 +378,7 @@ def test_what_a_kill_left_is_mended(mine: Path, finished: Path) -> None:
     untouched = {p: p.stat().st_mtime_ns for p in shards(mine, "images")[3:] if p.name != half.name}
     leftovers = sum(p.name in names[:3] for table in ("regions", "rejects/regions") for p in shards(mine, table))
 
-    (report, beside) = runner.run(str(mine / "job.yaml"))
+    (report, beside) = clipray.run(str(mine / "job.yaml"))
 
     assert (report.rows, beside.rows) == (62, REGIONS)
     assert_same_regions(region_rows(mine), region_rows(finished))
@@ -389,7 +391,7 @@ def test_what_a_kill_left_is_mended(mine: Path, finished: Path) -> None:
     assert not list((mine / "out" / "regions").glob(".tmp-*"))
     assert {p: p.stat().st_mtime_ns for p in untouched} == untouched
     before = {p: p.read_bytes() for p in (mine / "out").rglob("*.parquet")}
-    assert runner.run(str(mine / "job.yaml"))[0].note == "was finished already"
+    assert clipray.run(str(mine / "job.yaml"))[0].note == "was finished already"
     assert {p: p.read_bytes() for p in (mine / "out").rglob("*.parquet")} == before
 
 
@@ -402,7 +404,7 @@ def test_pictures_that_left_and_boxes_that_changed(mine: Path, finished: Path, d
         if r["image_id"] in moved:
             r["boxes"] = [[1.0, 2.0, 30.0, 40.0]]
     write_manifest(mine / "m.parquet", rows)
-    (report, _) = runner.run(str(mine / "job.yaml"))
+    (report, _) = clipray.run(str(mine / "job.yaml"))
     assert report.rows == 59
     assert_complete(mine)
     assert encoded_again(mine) == moved
@@ -426,9 +428,9 @@ def test_pictures_that_left_and_boxes_that_changed(mine: Path, finished: Path, d
 def test_fresh_deletes_both(mine: Path, tiny_model: str) -> None:
     """A stale regions table is made anew with its pictures, whichever of the two is named."""
     changed = job(mine, tiny_model, features={"local": {**FEATURES["local"], "levels": 1}})
-    (planned,), _ = runner.plan(changed)
+    (planned,), _ = clipray.plan(changed)
     assert "features.local.levels was 2, is 1" in planned.note
-    reports = runner.run(changed, fresh=["regions"])
+    reports = clipray.run(changed, fresh=["regions"])
     assert [r.name for r in reports] == ["images", "regions"]
     assert {r["scale"] for r in region_rows(mine).values()} == {1, None}
     assert_complete(mine)
@@ -443,11 +445,11 @@ def test_a_regions_table_of_another_step_is_left_alone(mine: Path, tiny_model: s
     with pytest.raises(
         StaleTableError, match=r"\S+/regions/part-0001\S+ is of another step, choose another `regions_name`"
     ):
-        runner.run(second)
+        clipray.run(second)
     assert {p: p.read_bytes() for p in (mine / "out" / "regions").iterdir()} == before
-    (planned,), _ = runner.plan(second)
+    (planned,), _ = clipray.plan(second)
     assert planned.note.endswith("is of another step, choose another `regions_name`")
-    assert runner.run(str(job(mine, tiny_model)))[0].note == "was finished already"
+    assert clipray.run(str(job(mine, tiny_model)))[0].note == "was finished already"
 
 
 # --- killed

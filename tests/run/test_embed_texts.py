@@ -13,13 +13,14 @@ import pytest
 import torch
 import yaml
 
-from clipray import runner, tables
+import clipray
+from clipray import tables
 from clipray.demo.world import DemoWorld, write_world
-from clipray.encoders.resolve import resolve
 from clipray.errors import ClipRayError, ManifestError, RejectRateError, SchemaError, StaleTableError
-from clipray.settings import Model
-from clipray.storage import Folder
-from clipray.vectors import open_vectors, refuse_another_model, same_model
+from clipray.inputs.vector_column import open_vectors, refuse_another_model, same_model
+from clipray.job import Model
+from clipray.models.resolve import resolve
+from clipray.storage.folder import Folder
 
 LONG = "a red circle on a gray background " * 12
 
@@ -60,7 +61,7 @@ def read(home: Path) -> dict[str, dict[str, Any]]:
 def finished(world: DemoWorld, tmp_path_factory: pytest.TempPathFactory, ray_here: object) -> Path:
     """The world's pictures and captions, by one job."""
     home = tmp_path_factory.mktemp("finished")
-    runner.run(job(home, world.texts, pictures=world.images))
+    clipray.run(job(home, world.texts, pictures=world.images))
     return home
 
 
@@ -110,7 +111,7 @@ def test_texts_and_pictures_share_a_space(finished: Path) -> None:
 
 
 def test_a_finished_run_does_nothing(finished: Path) -> None:
-    reports = runner.run(str(finished / "job.yaml"))
+    reports = clipray.run(str(finished / "job.yaml"))
     assert [report.note for report in reports] == ["was finished already"] * 2
 
 
@@ -122,8 +123,8 @@ def test_rejects_cut_texts_and_kept_columns(tmp_path: Path) -> None:
     rows += [{"text_id": None, "text": "a", "lang": "en"}, {"text_id": "t9", "text": "again", "lang": "en"}]  # type: ignore[dict-item]
     manifest = write_manifest(tmp_path / "m.parquet", rows, row_group_size=7)
     with pytest.raises(RejectRateError, match=r"5 of 32 rows were rejected .* See .*; mend the rows"):
-        runner.run(job(tmp_path, manifest, keep=["lang"], max_reject_rate=0.1, rows_per_block=4))
-    (report,) = runner.run(job(tmp_path, manifest, keep=["lang"], max_reject_rate=0.2, rows_per_block=4))
+        clipray.run(job(tmp_path, manifest, keep=["lang"], max_reject_rate=0.1, rows_per_block=4))
+    (report,) = clipray.run(job(tmp_path, manifest, keep=["lang"], max_reject_rate=0.2, rows_per_block=4))
     assert (report.rows, report.rejected, report.total) == (27, 5, 32)
     refused = tables.read_table(f"{tmp_path}/out/rejects/texts")
     assert refused.schema.names == ["text_id", "text", "stage", "reason", "message"]
@@ -144,7 +145,7 @@ def test_rejects_cut_texts_and_kept_columns(tmp_path: Path) -> None:
     rows[3]["text"] = "now it is there"  # a changed row, also a rejected one, is made again
     rows[0]["text"] = "another text"
     before = made["t1"]
-    (report,) = runner.run(job(tmp_path, write_manifest(manifest, rows), keep=["lang"], max_reject_rate=0.2))
+    (report,) = clipray.run(job(tmp_path, write_manifest(manifest, rows), keep=["lang"], max_reject_rate=0.2))
     assert (report.rows, report.rejected) == (28, 4)
     made = read(tmp_path)
     assert (made["t3"]["text"], made["t0"]["text"]) == ("now it is there", "another text")
@@ -154,19 +155,19 @@ def test_rejects_cut_texts_and_kept_columns(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("ray_here")
 def test_new_rows_are_added_gone_ones_removed_and_changed_settings_noticed(tmp_path: Path) -> None:
     rows = [{"text_id": f"t{n}", "text": f"text {n}", "image_id": f"i{n % 3}" if n % 2 else None} for n in range(20)]
-    runner.run(job(tmp_path, write_manifest(tmp_path / "m.parquet", rows[:12])))
+    clipray.run(job(tmp_path, write_manifest(tmp_path / "m.parquet", rows[:12])))
     first = read(tmp_path)
     assert first["t0"]["image_id"] is None
     path = job(tmp_path, write_manifest(tmp_path / "m.parquet", rows[2:]))
-    (planned,), lines = runner.plan(path)
+    (planned,), lines = clipray.plan(path)
     assert (planned.state, planned.note) == ("partial", "8 rows to do")
     assert not any("decoding" in line for line in lines)
-    runner.run(path)
+    clipray.run(path)
     second = read(tmp_path)
     assert second.keys() == {row["text_id"] for row in rows[2:]}
     assert all(second[key] == first[key] for key in second.keys() & first.keys())
     with pytest.raises(StaleTableError, match="normalize was 'l2', is 'none'"):
-        runner.run(job(tmp_path, tmp_path / "m.parquet", normalize="none"))
+        clipray.run(job(tmp_path, tmp_path / "m.parquet", normalize="none"))
 
 
 @pytest.mark.parametrize(
@@ -185,11 +186,11 @@ def test_new_rows_are_added_gone_ones_removed_and_changed_settings_noticed(tmp_p
 def test_a_manifest_that_is_none(columns: dict[str, list[Any]], message: str, tmp_path: Path) -> None:
     pq.write_table(pa.table(columns), tmp_path / "m.parquet")
     with pytest.raises(ManifestError, match=message) as caught:
-        runner.plan(job(tmp_path, tmp_path / "m.parquet"))
+        clipray.plan(job(tmp_path, tmp_path / "m.parquet"))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("keep", [["text"], ["embedding"], ["lang", "lang"]])
 def test_names_that_are_taken(keep: list[str], tmp_path: Path) -> None:
     with pytest.raises(ClipRayError, match=r"the column name '\w+' is taken: drop it from `keep`"):
-        runner.plan(job(tmp_path, tmp_path / "m.parquet", keep=keep))
+        clipray.plan(job(tmp_path, tmp_path / "m.parquet", keep=keep))

@@ -13,11 +13,12 @@ import yaml
 from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix
 
-from clipray import runner, tables
+import clipray
+from clipray import tables
 from clipray.demo import prompts
 from clipray.demo.world import write_world
 from clipray.errors import ClipRayError, SchemaError, StaleTableError
-from clipray.storage import Folder
+from clipray.storage.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 NAMES = list(prompts.class_labels())
@@ -34,7 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"label": {"input": "images.clip", "classes": CLASSES, "styles": ["template", "description"]}},
         {"label": {"name": "bad", "input": "images.clip", "classes": {"names": NAMES, "templates": "no {} here"}}},
     ]
-    runner.run(write(home / "label.yaml", home / "run", *steps))
+    clipray.run(write(home / "label.yaml", home / "run", *steps))
     return home
 
 
@@ -73,7 +74,7 @@ def joined(home: Path, style: str, kind: str | None = None, name: str = "labels"
 
 
 def test_figures_and_confusion_are_scikit_learns(home: Path, tmp_path: Path) -> None:
-    (own, beside) = runner.run(evaluate(home, tmp_path))
+    (own, beside) = clipray.run(evaluate(home, tmp_path))
     assert (own.name, own.rows, beside.name) == ("label_figures", 10, "label_figures_confusion")
     rows = found(tmp_path)
     for style in ("template", "description"):
@@ -105,11 +106,11 @@ def test_figures_and_confusion_are_scikit_learns(home: Path, tmp_path: Path) -> 
     record = tables.read_record(Folder(str(tmp_path / "out/label_figures")))
     assert record is not None
     assert record.figures["known_but_not_labelled"] == {"all/template": 0, "all/description": 0}
-    assert [r.note for r in runner.run(evaluate(home, tmp_path))] == ["was finished already"] * 2
+    assert [r.note for r in clipray.run(evaluate(home, tmp_path))] == ["was finished already"] * 2
 
 
 def test_styles_are_compared_row_by_row(home: Path, tmp_path: Path) -> None:
-    runner.run(evaluate(home, tmp_path, baseline="description"))
+    clipray.run(evaluate(home, tmp_path, baseline="description"))
     rows = found(tmp_path)
     row = one(rows, style="template", metric="top1")
     a, b = (joined(home, style).sort_values("image_id") for style in ("template", "description"))
@@ -121,7 +122,7 @@ def test_styles_are_compared_row_by_row(home: Path, tmp_path: Path) -> None:
 
 def test_data_sets_by_a_column_against_one_of_them(home: Path, tmp_path: Path) -> None:
     """A word that contradicts the picture costs accuracy."""
-    runner.run(evaluate(home, tmp_path, by="kind", baseline="single"))
+    clipray.run(evaluate(home, tmp_path, by="kind", baseline="single"))
     rows = found(tmp_path)
     assert {row["data_set"] for row in rows} == {"single", "word"}
     single, word = (joined(home, "template", kind) for kind in ("single", "word"))
@@ -144,13 +145,13 @@ def test_sets_of_several_runs_and_other_labels_of_the_same_rows(home: Path, tmp_
         "a": {"labels": f"{home}/run/labels", "truth": renamed, "baseline": f"{home}/run/bad"},
         "b": {"labels": f"{home}/run/bad", "truth": f"{home}/run/images.label"},
     }
-    runner.run(evaluate(home, tmp_path, sets=sets))
+    clipray.run(evaluate(home, tmp_path, sets=sets))
     rows = found(tmp_path)
     a, b = one(rows, data_set="a", style="template", metric="top1"), one(rows, data_set="b", metric="top1")
     assert a["baseline"] == f"{home}/run/bad"
     assert a["difference"] == pytest.approx(a["value"] - b["value"])
     assert one(rows, data_set="a", style="description", metric="top1")["difference"] is not None
-    runner.run(evaluate(home, tmp_path, name="c", sets={"c": {"labels": f"{home}/run/bad", "truth": known}}))
+    clipray.run(evaluate(home, tmp_path, name="c", sets={"c": {"labels": f"{home}/run/bad", "truth": known}}))
     c = one(found(tmp_path, "c"), data_set="c", style="template", metric="top1")
     assert (c["value"], c["n"]) == (b["value"], b["n"])
 
@@ -179,14 +180,14 @@ def test_what_does_not_fit_together(home: Path, tmp_path: Path, settings: dict[s
         for key, value in settings.items()
     }
     with pytest.raises(ClipRayError, match=message) as caught:
-        runner.run(evaluate(home, tmp_path, **given))
+        clipray.run(evaluate(home, tmp_path, **given))
     assert "\n" not in str(caught.value)
 
 
 def test_ids_that_stand_twice_and_changed_settings(home: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"image_id": ["single-00000"] * 2, "label": [NAMES[0]] * 2}), tmp_path / "t.parquet")
     with pytest.raises(SchemaError, match="1 rows have an id that stands in an earlier row"):
-        runner.run(evaluate(home, tmp_path, truth={"path": str(tmp_path / "t.parquet"), "column": "label"}))
-    runner.run(evaluate(home, tmp_path))
+        clipray.run(evaluate(home, tmp_path, truth={"path": str(tmp_path / "t.parquet"), "column": "label"}))
+    clipray.run(evaluate(home, tmp_path))
     with pytest.raises(StaleTableError, match=r"bootstrap was 1000, is 200"):
-        runner.run(evaluate(home, tmp_path, bootstrap=200))
+        clipray.run(evaluate(home, tmp_path, bootstrap=200))

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from clipray import runner, tables
+import clipray
+from clipray import tables
 from clipray.analysis import retrieval as rt
 from clipray.demo.world import write_world
 from clipray.errors import ClipRayError
-from clipray.storage import Folder
+from clipray.storage.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 ROWS, WIDTH, QUERIES = 3_000, 12, 9
@@ -119,7 +120,7 @@ def test_the_same_as_full_rankings_by_both_distances(tmp_path: Path) -> None:
     x, truth = vectors_of(), relations_of()
     ids = [f"v{row}" for row in range(ROWS)]
     settings = {"input": write_vectors(tmp_path / "v", x), "ground_truth": write_truth(tmp_path / "t.parquet", truth)}
-    (own,) = runner.run(evaluate(tmp_path, **settings))
+    (own,) = clipray.run(evaluate(tmp_path, **settings))
     rows = rows_of(tmp_path)
     assert (own.total, own.rows) == (ROWS, len(rows)) == (ROWS, 2 * (3 * QUERIES - 1))
     expected = {}
@@ -140,10 +141,10 @@ def test_the_same_as_full_rankings_by_both_distances(tmp_path: Path) -> None:
     record = tables.read_record(Folder(str(tmp_path / "out/retrieval")))
     assert record is not None
     assert record.figures["queries_without_positives"] == {"easy": 1, "medium": 0, "hard": 0}
-    assert [r.note for r in runner.run(evaluate(tmp_path, **settings))] == ["was finished already"]
+    assert [r.note for r in clipray.run(evaluate(tmp_path, **settings))] == ["was finished already"]
     truth["v0"]["v9"] = "easy"  # the ground truth changes, and the table with it
     write_truth(tmp_path / "t.parquet", truth)
-    runner.run(evaluate(tmp_path, **settings))
+    clipray.run(evaluate(tmp_path, **settings))
     assert ("l2", "v0", "easy") in rows_of(tmp_path)
 
 
@@ -154,7 +155,7 @@ def test_queries_of_another_column_in_any_files(tmp_path: Path) -> None:
     rows = []
     for n, (files, group) in enumerate([(1, ROWS), (7, 100)]):
         (tmp_path / f"{n}").mkdir()
-        runner.run(
+        clipray.run(
             evaluate(
                 tmp_path / f"{n}",
                 input=write_vectors(tmp_path / f"v{n}", x, files=files, group=group),
@@ -176,9 +177,9 @@ def test_recall_of_pairs_without_relations(tmp_path: Path) -> None:
     truth = {f"t{n}": {f"v{n}": ""} for n in range(50)}
     known = write_truth(tmp_path / "t.parquet", truth, query_id="text_id", relation="")
     images, captions = write_vectors(tmp_path / "v", pictures), write_vectors(tmp_path / "t", texts, "t")
-    runner.run(evaluate(tmp_path, input=images, queries=captions, ground_truth=known))
+    clipray.run(evaluate(tmp_path, input=images, queries=captions, ground_truth=known))
     back = {"query_id": "image_id", "answer_id": "text_id"}
-    runner.run(evaluate(tmp_path, name="back", input=captions, queries=images, ground_truth=known, **back))
+    clipray.run(evaluate(tmp_path, name="back", input=captions, queries=images, ground_truth=known, **back))
     unit = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in (pictures, texts)]
     cosines = unit[1].astype(np.float64) @ unit[0].T  # (texts, pictures)
     cosines[:, 100:140] += 1e-6  # equal pictures stand before the right one
@@ -222,15 +223,15 @@ def test_ranked_lists(tmp_path: Path) -> None:
     known, ids = write_truth(tmp_path / "t.parquet", truth), [f"v{row}" for row in range(ROWS)]
     order = {q: np.argsort(np.linalg.norm(x.astype(float) - x[int(q[1:])], axis=1), kind="stable") for q in truth}
     whole = {q: [ids[i] for i in rows] for q, rows in order.items()}
-    runner.run(evaluate(tmp_path, input=write_vectors(tmp_path / "v", x), ground_truth=known, distances=["l2"]))
+    clipray.run(evaluate(tmp_path, input=write_vectors(tmp_path / "v", x), ground_truth=known, distances=["l2"]))
     write_lists(tmp_path / "out/neighbours", whole)
-    runner.run(evaluate(tmp_path, name="listed", neighbours="neighbours", ground_truth=known))
+    clipray.run(evaluate(tmp_path, name="listed", neighbours="neighbours", ground_truth=known))
     vectors, lists = rows_of(tmp_path), rows_of(tmp_path, "listed")
     assert len(lists) == len(vectors)
     for (_, *key), row in vectors.items():
         assert {**lists["given", *key], "distance": "l2"} == row
     short = write_lists(tmp_path / "other/short", {q: answers[:200] for q, answers in whole.items()})
-    runner.run(evaluate(tmp_path, name="short", neighbours=short, ground_truth=known))
+    clipray.run(evaluate(tmp_path, name="short", neighbours=short, ground_truth=known))
     for (_, query, protocol), row in rows_of(tmp_path, "short").items():
         wanted = {"easy": ["easy"], "medium": ["easy", "hard"], "hard": ["hard"]}[protocol]
         kept = [
@@ -277,7 +278,7 @@ def test_what_does_not_fit_together(tmp_path: Path, settings: dict[str, Any], tr
         if given.get(key) in ("narrow", "twice", "nan"):
             given[key] = {"path": str(tmp_path / str(given[key])), "column": "vector", "id": "key"}
     with pytest.raises(ClipRayError, match=message) as caught:
-        runner.run(evaluate(tmp_path, **given))
+        clipray.run(evaluate(tmp_path, **given))
     assert "\n" not in str(caught.value)
 
 
@@ -286,14 +287,14 @@ def test_two_relations_of_a_pair_and_lists_with_gaps_and_repeats(tmp_path: Path)
     pairs = {"query_id": ["v0"] * 3, "image_id": ["v1"] * 3, "relation": ["easy", "easy", "junk"]}
     pq.write_table(pa.table(pairs), tmp_path / "t.parquet")
     with pytest.raises(ClipRayError, match="'v1' is both easy and junk for 'v0'"):
-        runner.run(evaluate(tmp_path, input=source, ground_truth=str(tmp_path / "t.parquet")))
+        clipray.run(evaluate(tmp_path, input=source, ground_truth=str(tmp_path / "t.parquet")))
     known = write_truth(tmp_path / "t.parquet", TRUTH)
     lists = write_lists(tmp_path / "lists", {"v5": ["v3", "v4"]})
     with pytest.raises(ClipRayError, match=r"queries that are not in .*: 'v0'"):
-        runner.run(evaluate(tmp_path, name="listed", neighbours=lists, ground_truth=known))
+        clipray.run(evaluate(tmp_path, name="listed", neighbours=lists, ground_truth=known))
     # of a picture that is listed twice the first counts: v3 v4 v1 is worth 1/6 as the only positive
     lists = write_lists(tmp_path / "regions", {"v0": ["v3", "v0", "v4", "v3", "v2", "v4", "v1", "v1"]})
-    runner.run(evaluate(tmp_path, name="listed", neighbours=lists, ground_truth=known))
+    clipray.run(evaluate(tmp_path, name="listed", neighbours=lists, ground_truth=known))
     (row,) = [row for key, row in rows_of(tmp_path, "listed").items() if key[2] == "easy"]
     assert (row["first_rank"], row["found"], row["ap"]) == (3, 1, pytest.approx(1 / 6))
 
@@ -315,7 +316,7 @@ def test_texts_find_their_pictures_and_other_spaces_are_refused(tmp_path: Path) 
     ]
     job = {"output": str(tmp_path / "out"), "model": {"name": "demo", "precision": "fp32"}, "steps": steps}
     (tmp_path / "j.yaml").write_text(yaml.safe_dump(job))
-    runner.run(str(tmp_path / "j.yaml"))
+    clipray.run(str(tmp_path / "j.yaml"))
     metrics = tables.read_table(str(tmp_path / "out/metrics")).to_pylist()
     for step in ("retrieval", "back"):
         (recall,) = [m["value"] for m in metrics if (m["step"], m["metric"]) == (step, "recall@5")]
@@ -327,4 +328,4 @@ def test_texts_find_their_pictures_and_other_spaces_are_refused(tmp_path: Path) 
         steps[-1] = {"evaluate_retrieval": {"name": "wrong", **columns, **truth}}
         (tmp_path / "j.yaml").write_text(yaml.safe_dump(job))
         with pytest.raises(ClipRayError, match=message):
-            runner.run(str(tmp_path / "j.yaml"))
+            clipray.run(str(tmp_path / "j.yaml"))

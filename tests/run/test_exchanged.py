@@ -15,13 +15,14 @@ import pytest
 import yaml
 from support import draw_pictures, write_job
 
-import clipray.scan
-from clipray import runner, tables
-from clipray.contents import CONTENT_HASH
+import clipray
+import clipray.inputs.row_index
+from clipray import tables
 from clipray.errors import Stopped
-from clipray.manifest import make_manifest
-from clipray.steps.attempt import Attempt
-from clipray.storage import Folder
+from clipray.inputs.content_versions import CONTENT_HASH
+from clipray.inputs.manifest import make_manifest
+from clipray.steps.base.encode_run import Attempt
+from clipray.storage.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -80,17 +81,17 @@ def test_rows_with_other_bytes_are_made_again(step: str, files: list[bytes], tmp
         "steps": [{step: given}],
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
-    runner.run(str(tmp_path / "job.yaml"))
+    clipray.run(str(tmp_path / "job.yaml"))
     folder = tmp_path / "out" / table
     first = shards(folder)
     assert hashes(folder) == oracle(before)
     after = before | {"b": contents[6], "e": contents[7]}
     write(tmp_path / "m.parquet", after, key, **columns)
-    assert runner.plan(str(tmp_path / "job.yaml"))[0][0].note == "2 rows to do"
-    runner.run(str(tmp_path / "job.yaml"))
+    assert clipray.plan(str(tmp_path / "job.yaml"))[0][0].note == "2 rows to do"
+    clipray.run(str(tmp_path / "job.yaml"))
     assert hashes(folder) == oracle(after)
     assert {i for i, shard in shards(folder).items() if shard != first[i]} == {"b", "e"}
-    (report, *_) = runner.run(str(tmp_path / "job.yaml"))
+    (report, *_) = clipray.run(str(tmp_path / "job.yaml"))
     assert report.note == "was finished already"
 
 
@@ -102,28 +103,28 @@ def test_a_manifest_that_has_not_changed_is_not_read_for_its_bytes(
     files: list[bytes], tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    plain = clipray.scan.read_rows
+    plain = clipray.inputs.row_index.read_rows
 
     def read_rows(piece: Any, columns: Any, *rest: Any) -> Any:
         read.extend(columns)
         return plain(piece, columns, *rest)
 
-    monkeypatch.setattr(clipray.scan, "read_rows", read_rows)
+    monkeypatch.setattr(clipray.inputs.row_index, "read_rows", read_rows)
     contents = dict(zip("abcd", files, strict=False))
     write(tmp_path / "m.parquet", contents)
     run = job(tmp_path, tiny_model)
-    runner.run(run)
-    assert runner.run(run)[0].note == "was finished already"
+    clipray.run(run)
+    assert clipray.run(run)[0].note == "was finished already"
     assert "image_id" in read
     assert "bytes" not in read
     images = tmp_path / "out" / "images"
     before = {path: path.stat().st_mtime_ns for path in images.glob("*.parquet")}
     write(tmp_path / "m.parquet", contents)  # the same again, with another time
-    assert runner.run(run)[0].note == ""
+    assert clipray.run(run)[0].note == ""
     assert "bytes" in read
     assert {path: path.stat().st_mtime_ns for path in images.glob("*.parquet")} == before
     read.clear()
-    assert runner.run(run)[0].note == "was finished already"
+    assert clipray.run(run)[0].note == "was finished already"
     assert "bytes" not in read
 
 
@@ -133,7 +134,7 @@ def test_a_kill_between_an_exchange_and_the_end_hides_nothing(
     contents = dict(zip("abcdef", files, strict=False)) | {"bad": b"no picture", "worse": files[6][:400], "none": None}
     write(tmp_path / "m.parquet", contents)
     run, images = job(tmp_path, tiny_model), tmp_path / "out" / "images"
-    runner.run(run)
+    clipray.run(run)
     good, rejected = oracle({i: contents[i] for i in "abcdef"}), {i: contents[i] for i in ("bad", "worse", "none")}
     assert (hashes(images), hashes(tmp_path / "out/rejects/images")) == (good, oracle(rejected))
     contents["a"] = files[10]
@@ -141,21 +142,21 @@ def test_a_kill_between_an_exchange_and_the_end_hides_nothing(
     with monkeypatch.context() as patch:  # killed before it took stock
         patch.setattr(Attempt, "_stock", _killed)
         with pytest.raises(Stopped):
-            runner.run(run)
+            clipray.run(run)
     contents["b"] = files[11]
     write(tmp_path / "m.parquet", contents)
     with monkeypatch.context() as patch:  # and after that
         patch.setattr(Attempt, "_pass", _killed)
         with pytest.raises(Stopped):
-            runner.run(run)
+            clipray.run(run)
     assert json.loads((images / "_started.json").read_text())["content_hash"] is True
     assert set(shards(images)) == set("cdef")
     contents |= {"c": files[12], "bad": files[13]}
     write(tmp_path / "m.parquet", contents)
-    runner.run(run)
+    clipray.run(run)
     assert hashes(images) == oracle({i: data for i, data in contents.items() if i not in ("worse", "none")})
     assert hashes(tmp_path / "out/rejects/images").keys() == {"worse", "none"}
-    assert runner.run(run)[0].note == "was finished already"
+    assert clipray.run(run)[0].note == "was finished already"
 
 
 def _killed(*_: object) -> None:
@@ -171,15 +172,15 @@ def test_a_table_that_was_begun_without_hashes_goes_on_without(
         (tmp_path / f"{name}.jpg").write_bytes(data)
     pq.write_table(pa.table({"image_id": list("abcd"), "uri": [f"{n}.jpg" for n in "abcd"]}), tmp_path / "m.parquet")
     run, images = job(tmp_path, tiny_model), tmp_path / "out" / "images"
-    runner.run(run)
+    clipray.run(run)
     assert CONTENT_HASH not in tables.read_table(str(images)).column_names
     uris = [f"{tmp_path}/{n}.jpg" for n in "abcd"]
     write(tmp_path / "m.parquet", contents | {"e": files[4], "bad": b""}, uri=[*uris, None, None])
-    (report,) = runner.run(run)
+    (report,) = clipray.run(run)
     assert (report.rows, report.rejected) == (5, 1)
     assert CONTENT_HASH not in tables.read_table(str(images)).column_names
     told: list[str] = []
-    (report,) = runner.run(job(tmp_path, tiny_model, check_sources="size_mtime"), notice=told.append)
+    (report,) = clipray.run(job(tmp_path, tiny_model, check_sources="size_mtime"), notice=told.append)
     assert report.note == "was finished already"
     assert told == [
         "images: `check_sources` looks at no file, as the table was begun without it; `--fresh` makes it anew"
@@ -190,18 +191,18 @@ def test_files_that_were_replaced_behind_their_uris(tiny_model: str, tmp_path: P
     draw_pictures(tmp_path / "p", 8)
     make_manifest(tmp_path / "p", tmp_path / "m.parquet")
     run, images = job(tmp_path, tiny_model, check_sources="size_mtime"), tmp_path / "out" / "images"
-    runner.run(run)
+    clipray.run(run)
     first, before = shards(images), hashes(images)
     info = (tmp_path / "p/class0/00000.jpg").stat()
     assert before["class0/00000.jpg"] == f"{info.st_size} {info.st_mtime_ns}"
-    assert runner.run(run)[0].note == "was finished already"
+    assert clipray.run(run)[0].note == "was finished already"
     (tmp_path / "p/class1/00001.jpg").write_bytes((tmp_path / "p/class2/00002.jpg").read_bytes())
     (tmp_path / "p/class0/00003.jpg").write_bytes(b"no picture any more")
     (tmp_path / "p/class2/00005.jpg").unlink()
-    assert runner.plan(run)[0][0].note == "2 rows to do"
-    (report,) = runner.run(run)
+    assert clipray.plan(run)[0][0].note == "2 rows to do"
+    (report,) = clipray.run(run)
     assert (report.rows, report.rejected) == (7, 1)
     assert {i for i, shard in shards(images).items() if shard != first[i]} == {"class1/00001.jpg"}
-    assert runner.run(run)[0].note == "was finished already"
+    assert clipray.run(run)[0].note == "was finished already"
     unchecked = job(tmp_path, tiny_model)
-    assert runner.run(unchecked)[0].note == "was finished already"
+    assert clipray.run(unchecked)[0].note == "was finished already"

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from clipray import runner, tables
+import clipray
+from clipray import tables
 from clipray.errors import ClipRayError, RunError, StaleTableError
-from clipray.storage import Folder
-from clipray.vector_search.reader import open_index
+from clipray.inputs.index_reader import open_index
+from clipray.storage.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 WIDTH = 16
@@ -78,7 +79,7 @@ def test_flat_answers_are_those_of_brute_force(tmp_path: Path, metric: str) -> N
         {"index": {"input": column(tmp_path), "metric": metric, "rows_per_task": 400}},
         {"search": {"index": "index", "queries": column(tmp_path), "top": 5, "leave_out_self": metric != "dot"}},
     ]
-    reports = runner.run(write_job(tmp_path, *steps))
+    reports = clipray.run(write_job(tmp_path, *steps))
     assert [(report.name, report.rows) for report in reports] == [("index", 900), ("neighbours", 4_500)]
     figures = record(tmp_path)["figures"]
     assert (figures["type"], figures["recall@1"], figures["recall@10"], figures["recall@100"]) == ("Flat", 1, 1, 1)
@@ -98,7 +99,7 @@ def test_an_index_reaches_its_recall_and_grows(tmp_path: Path, monkeypatch: pyte
     write_vectors(tmp_path / "v" / "a.parquet", X[:2_500])
     index = {"index": {"input": column(tmp_path), "type": "IVF40,SQ8", "recall": 0.9, "rows_per_task": 600}}
     job = write_job(tmp_path, index)
-    runner.run(job)
+    clipray.run(job)
     first = record(tmp_path)
     assert first["rows"] == first["figures"]["vectors"] == 2_500
     assert first["figures"]["recall@10"] >= 0.9
@@ -106,11 +107,11 @@ def test_an_index_reaches_its_recall_and_grows(tmp_path: Path, monkeypatch: pyte
     assert first["figures"]["trained_on"] == 2_250
     assert first["figures"]["parameter"] == "nprobe"
     assert 1 <= first["figures"]["value"] < 40
-    assert runner.run(job)[0].note == "was finished already"
+    assert clipray.run(job)[0].note == "was finished already"
     write_vectors(tmp_path / "v" / "b.parquet", X[2_500:], first=2_500)
-    assert runner.plan(job)[0][0].state == "partial"
+    assert clipray.plan(job)[0][0].state == "partial"
     said: list[str] = []
-    runner.run(job, notice=said.append)
+    clipray.run(job, notice=said.append)
     assert "index: 1500 new vectors are added to the 2500 of the index" in said
     second = record(tmp_path)
     assert second["rows"] == 4_000
@@ -121,14 +122,14 @@ def test_an_index_reaches_its_recall_and_grows(tmp_path: Path, monkeypatch: pyte
     assert sum(name.endswith(".faiss") for name in files) == 1  # the old one went
     assert (first_answers(tmp_path, X, nprobe=40) == np.arange(4_000)).mean() > 0.99
     write_vectors(tmp_path / "v" / "few.parquet", clustered(20, seed=2), first=900_000)
-    runner.run(job)
+    clipray.run(job)
     assert {**second["figures"], "vectors": 4_020, "index_bytes": 0} == {
         **record(tmp_path)["figures"],
         "index_bytes": 0,
     }
     write_vectors(tmp_path / "v" / "c.parquet", clustered(4_500, seed=1), first=4_000)  # more than twice as many
     said.clear()
-    runner.run(job, notice=said.append)
+    clipray.run(job, notice=said.append)
     assert not any("are added" in line for line in said)
     assert record(tmp_path)["rows"] == 8_520
 
@@ -143,7 +144,7 @@ def test_lists_may_lie_on_disk_and_graphs_are_built_too(tmp_path: Path) -> None:
         "rows_per_task": 900,
     }
     graph = {"name": "graph", "input": column(tmp_path), "type": "HNSW16", "rows_per_task": 900}
-    runner.run(write_job(tmp_path, {"index": on_disk}, {"index": graph}))
+    clipray.run(write_job(tmp_path, {"index": on_disk}, {"index": graph}))
     names = {path.name for path in (tmp_path / "out/disk").iterdir()}
     assert any(name.endswith(".lists") for name in names)
     for name in ("disk", "graph"):
@@ -158,7 +159,7 @@ def test_recall_is_of_new_rows_and_of_the_queries_that_are_named(tmp_path: Path)
     write_vectors(tmp_path / "q" / "a.parquet", clustered(1_500, groups=1, seed=5))
     plain = {"input": column(tmp_path), "type": "IVF40,Flat"}
     named = {**plain, "name": "named", "queries": column(tmp_path, "q")}
-    runner.run(write_job(tmp_path, {"index": plain}, {"index": named}))
+    clipray.run(write_job(tmp_path, {"index": plain}, {"index": named}))
     new_rows, both = record(tmp_path)["figures"], record(tmp_path, "named")["figures"]
     assert "queries" not in new_rows
     assert set(both["queries"]) == {"input", "n", "recall@1", "recall@10", "recall@100"}
@@ -170,11 +171,11 @@ def test_recall_is_of_new_rows_and_of_the_queries_that_are_named(tmp_path: Path)
 
 
 def test_a_build_that_dies_leaves_the_index_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from clipray.steps import index as step
+    from clipray.steps.vectors import index as step
 
     write_vectors(tmp_path / "v" / "a.parquet", X[:900])
     job = write_job(tmp_path, {"index": {"input": column(tmp_path)}})
-    runner.run(job)
+    clipray.run(job)
     write_vectors(tmp_path / "v" / "b.parquet", X[900:1_500], first=900)
 
     def broken(*_: Any, **__: Any) -> None:
@@ -182,11 +183,11 @@ def test_a_build_that_dies_leaves_the_index_before_it(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(step.tables, "finish", broken)  # all is built, nothing is committed
     with pytest.raises(RunError, match="the machine is gone"):
-        runner.run(job)
+        clipray.run(job)
     monkeypatch.undo()
     assert len(list((tmp_path / "out/index").glob("*.faiss"))) == 2
     assert first_answers(tmp_path, X[:900]).tolist() == list(range(900))
-    runner.run(job)
+    clipray.run(job)
     assert record(tmp_path)["rows"] == 1_500
     assert len(list((tmp_path / "out/index").glob("*.faiss"))) == 1
     assert first_answers(tmp_path, X[:1_500]).tolist() == list(range(1_500))
@@ -197,7 +198,7 @@ def test_expansion_and_self(tmp_path: Path) -> None:
     source = column(tmp_path)
     steps = [{"index": {"input": source}}]
     steps += [{"search": {"name": f"e{n}", "index": "index", "queries": source, "top": 3, "expand": n}} for n in (0, 5)]
-    runner.run(write_job(tmp_path, *steps))
+    clipray.run(write_job(tmp_path, *steps))
     plain, expanded = (tables.read_table(str(tmp_path / f"out/e{n}")).to_pandas() for n in (0, 5))
     first = plain[plain["rank"] == 1]
     assert (first["query_id"] == first["image_id"]).all()
@@ -211,7 +212,7 @@ def test_augmented_vectors_are_averages_with_the_nearest_others(tmp_path: Path, 
     for n, rows in enumerate((500, 600)):
         write_vectors(tmp_path / "v" / f"{n}.parquet", X[500 * n : rows], first=500 * n, group=250)
         source, x = column(tmp_path), X[:rows].astype(np.float64)
-        runner.run(
+        clipray.run(
             write_job(
                 tmp_path,
                 {"index": {"input": source, "metric": metric, "type": "Flat"}},
@@ -257,22 +258,22 @@ def test_bad_input_is_one_line(tmp_path: Path, steps: list[dict[str, Any]], mess
         if "search" not in step:
             settings["input"] = column(tmp_path, settings.get("input", "v"))
     with pytest.raises(ClipRayError, match=message) as caught:
-        runner.run(write_job(tmp_path, *steps))
+        clipray.run(write_job(tmp_path, *steps))
     assert "\n" not in str(caught.value)
 
 
 def test_changed_settings_and_changed_tables_are_refused(tmp_path: Path) -> None:
     write_vectors(tmp_path / "v" / "a.parquet", X[:600])
     reduce, index = {"reduce": {"input": column(tmp_path), "components": 4}}, {"index": {"input": "reduced.vector"}}
-    runner.run(write_job(tmp_path, reduce, index))
+    clipray.run(write_job(tmp_path, reduce, index))
     with pytest.raises(StaleTableError, match="metric was 'cosine', is 'l2'"):
-        runner.run(write_job(tmp_path, reduce, {"index": {**index["index"], "metric": "l2"}}))
+        clipray.run(write_job(tmp_path, reduce, {"index": {**index["index"], "metric": "l2"}}))
     search = {"search": {"index": "index", "queries": column(tmp_path)}}
     with pytest.raises(ClipRayError, match="vectors of 16, index index of 4"):
-        runner.run(write_job(tmp_path, reduce, index, search))
+        clipray.run(write_job(tmp_path, reduce, index, search))
     write_vectors(tmp_path / "v" / "b.parquet", X[600:900], first=600)
-    runner.run(write_job(tmp_path, reduce))
+    clipray.run(write_job(tmp_path, reduce))
     with pytest.raises(
         ClipRayError, match=r"index index: reduced.vector has changed since it was built; `clipray run`"
     ):
-        runner.run(write_job(tmp_path, {"search": {"index": "index", "queries": "reduced.vector"}}))
+        clipray.run(write_job(tmp_path, {"search": {"index": "index", "queries": "reduced.vector"}}))

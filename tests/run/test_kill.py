@@ -20,8 +20,8 @@ import yaml
 from run.test_embed import reasons, vectors
 from support import CLIPRAY, ROOT, write_job
 
-from clipray import runner
-from clipray.manifest import make_manifest
+import clipray
+from clipray.inputs.manifest import make_manifest
 from clipray.tables import read_table
 
 ROWS, MORE = 800, 50
@@ -227,7 +227,7 @@ def test_killed_in_every_way_one_after_the_other(
     assert sum('"event": "run_started"' in line for line in events.splitlines()) == begun >= 6
 
     quiet = tmp_path_factory.mktemp("undisturbed")
-    runner.run(job_for(quiet, "", pictures, tiny_model))
+    clipray.run(job_for(quiet, "", pictures, tiny_model))
     for table, key, vector in TABLES:
         assert_same(*(read_table(str(home / "out" / table)).sort_by(key) for home in (tmp_path, quiet)), vector)
 

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from clipray import runner, tables
+import clipray
+from clipray import tables
 from clipray.demo import prompts
 from clipray.demo.world import write_world
 from clipray.errors import ClipRayError, SchemaError, StaleTableError
-from clipray.storage import Folder
+from clipray.storage.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 NAMES = list(prompts.class_labels())
@@ -30,7 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("world")
     made = write_world(home / "world", seed=3, n_scenes=128, n_groups=0, n_words=0, n_places=0, side_px=96)
     embed = {"embed_images": {"manifest": str(made.images), "keep": ["label"], "batch_size": 32}}
-    runner.run(write(home / "embed.yaml", home / "run", embed))
+    clipray.run(write(home / "embed.yaml", home / "run", embed))
     return home
 
 
@@ -62,7 +63,7 @@ def truth_of(home: Path) -> dict[str, str]:
 
 def test_three_styles_find_what_is_drawn(world: Path, tmp_path: Path) -> None:
     job = label(world, tmp_path, styles=STYLES, top=3)
-    own, beside = runner.run(job)
+    own, beside = clipray.run(job)
     assert (own.name, own.rows, own.total) == ("labels", 384, 384)
     assert (beside.name, beside.rows) == ("labels_classes", 192)
     found, truth = rows(tmp_path / "out"), truth_of(world)
@@ -79,7 +80,7 @@ def test_three_styles_find_what_is_drawn(world: Path, tmp_path: Path) -> None:
     assert record is not None
     assert record.provenance["logit_scale"] > 1
     assert record.provenance["text_precision"] == "fp32"
-    assert [r.note for r in runner.run(job)] == ["was finished already"] * 2
+    assert [r.note for r in clipray.run(job)] == ["was finished already"] * 2
 
 
 def test_a_killed_run_goes_on_and_new_rows_are_labelled(world: Path, tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_a_killed_run_goes_on_and_new_rows_are_labelled(world: Path, tmp_path: P
         pq.write_table(images.slice(n * 40, 40), source / f"{n}.parquet", row_group_size=20)
     given = {"path": str(source), "column": "clip"}
     job = label(world, tmp_path, input=given, styles=STYLES[:2], rows_per_file=40)
-    runner.run(job)
+    clipray.run(job)
     out = tmp_path / "out/labels"
     before, files = rows(tmp_path / "out"), sorted(out.glob("*.parquet"))
     assert [f.name for f in files[:2]] == ["part-000000-description.parquet", "part-000000-template.parquet"]
@@ -100,21 +101,21 @@ def test_a_killed_run_goes_on_and_new_rows_are_labelled(world: Path, tmp_path: P
     files[2].write_bytes(files[2].read_bytes()[:300])
     kept = {f: f.stat().st_mtime_ns for f in (files[0], *files[3:])}
     classes = (tmp_path / "out/labels_classes/part-000000.parquet").stat().st_mtime_ns
-    (planned,), lines = runner.plan(job)
+    (planned,), lines = clipray.plan(job)
     assert planned.state == "partial"
     assert "template (64 classes), description (64 classes)" in lines[0]
-    runner.run(job)
+    clipray.run(job)
     assert rows(tmp_path / "out").equals(before)
     assert {f: f.stat().st_mtime_ns for f in kept} == kept
     pq.write_table(images.slice(120, 8), source / "3.parquet")
-    (own, _) = runner.run(job)
+    (own, _) = clipray.run(job)
     assert own.rows == 256
     assert (tmp_path / "out/labels_classes/part-000000.parquet").stat().st_mtime_ns == classes
     with pytest.raises(StaleTableError, match="top was 5, is 2"):
-        runner.run(label(world, tmp_path, input=given, styles=STYLES[:2], top=2))
+        clipray.run(label(world, tmp_path, input=given, styles=STYLES[:2], top=2))
     other = {**CLASSES, "names": NAMES[:-1], "descriptions": dict(list(CLASSES["descriptions"].items())[:-1])}  # type: ignore[attr-defined]
     with pytest.raises(StaleTableError, match=r"classes\.styles\.template was"):
-        runner.run(label(world, tmp_path, input=given, styles=STYLES[:2], classes=other))
+        clipray.run(label(world, tmp_path, input=given, styles=STYLES[:2], classes=other))
 
 
 def test_classes_from_files(world: Path, tmp_path: Path) -> None:
@@ -128,11 +129,11 @@ def test_classes_from_files(world: Path, tmp_path: Path) -> None:
     styles = {"definition": {"prompt": "description"}}
     found = {}
     for name, asked in {"c.yaml": styles, "d.parquet": styles, "p.parquet": ["definition"]}.items():
-        runner.run(label(world, tmp_path, name=f"t{name[0]}", classes=str(tmp_path / name), styles=asked))
+        clipray.run(label(world, tmp_path, name=f"t{name[0]}", classes=str(tmp_path / name), styles=asked))
         found[name] = rows(tmp_path / "out", f"t{name[0]}").sort_by("image_id")
     assert found["c.yaml"].equals(found["d.parquet"])
     assert found["c.yaml"]["label"].equals(found["p.parquet"]["label"])
-    runner.run(label(world, tmp_path, name="all", classes=str(tmp_path / "p.parquet")))
+    clipray.run(label(world, tmp_path, name="all", classes=str(tmp_path / "p.parquet")))
     assert set(rows(tmp_path / "out", "all")["style"].to_pylist()) == set(prompts.PROMPT_STYLES)
 
 
@@ -140,7 +141,7 @@ def test_several_labels_a_picture(world: Path, tmp_path: Path) -> None:
     """Colours and shapes against `a photo`: both are in the picture, and few others."""
     names = [*prompts.COLOURS, *prompts.SHAPES]
     multi = {"negative": "a photo", "threshold": 0.6}
-    runner.run(label(world, tmp_path, classes=names, multi_label=multi, top=8))
+    clipray.run(label(world, tmp_path, classes=names, multi_label=multi, top=8))
     found, truth = rows(tmp_path / "out"), truth_of(world)
     hits = [sum(entry["label"] in truth[row["image_id"]].split() for entry in row["top"]) for row in found.to_pylist()]
     assert np.mean(hits) >= 1.0
@@ -150,7 +151,7 @@ def test_several_labels_a_picture(world: Path, tmp_path: Path) -> None:
     classes = rows(tmp_path / "out", "labels_classes").to_pylist()
     assert [(row["label"], row["negative"]) for row in classes[-2:]] == [(names[-1], False), (None, True)]
     with pytest.raises(ClipRayError, match="demo has no logit_bias of its own: give a `negative`"):
-        runner.run(label(world, tmp_path, name="other", classes=names, multi_label={"threshold": 0.5}))
+        clipray.run(label(world, tmp_path, name="other", classes=names, multi_label={"threshold": 0.5}))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_several_labels_a_picture(world: Path, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_labelled(world: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ClipRayError, match=message) as caught:
-        runner.run(label(world, tmp_path, **settings))
+        clipray.run(label(world, tmp_path, **settings))
     assert "\n" not in str(caught.value)
 
 
@@ -192,16 +193,16 @@ def test_vectors_of_another_model_or_layer_or_not_finite(world: Path, tmp_path: 
         SchemaError,
         match=r"images\.clip: expected the output of demo-rn .*, the job's model, but it is 'output' of demo ",
     ):
-        runner.run(job)
+        clipray.run(job)
     reduce = {"reduce": {"input": f"{world}/run/images.clip", "components": 16}}
     job = write(tmp_path / "r.yaml", tmp_path / "out", reduce, {"label": {"input": "reduced.clip", "classes": NAMES}})
     with pytest.raises(SchemaError, match="the job's model, but it is made of such vectors"):
-        runner.run(job)
+        clipray.run(job)
     bad = np.ones((3, 128), np.float32)
     bad[1, 5] = np.inf
     pq.write_table(pa.table({"image_id": ["a", "b", "c"], "v": list(bad)}), tmp_path / "v.parquet")
     with pytest.raises(SchemaError, match="vectors that are not finite, image_id: 'b'"):
-        runner.run(label(world, tmp_path, name="bad", input={"path": str(tmp_path / "v.parquet"), "column": "v"}))
+        clipray.run(label(world, tmp_path, name="bad", input={"path": str(tmp_path / "v.parquet"), "column": "v"}))
     pq.write_table(pa.table({"image_id": ["a"], "v": [[1.0, 2.0, 3.0]]}), tmp_path / "n.parquet")
     with pytest.raises(SchemaError, match=r"vectors of 3, but demo .* makes vectors of 128"):
-        runner.run(label(world, tmp_path, name="bad", input={"path": str(tmp_path / "n.parquet"), "column": "v"}))
+        clipray.run(label(world, tmp_path, name="bad", input={"path": str(tmp_path / "n.parquet"), "column": "v"}))

@@ -13,9 +13,10 @@ import yaml
 from sklearn.metrics import accuracy_score
 from support import PHOTOS
 
-from clipray import runner, tables
+import clipray
+from clipray import tables
 from clipray.errors import ClipRayError, SchemaError
-from clipray.storage import Folder
+from clipray.storage.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 CIFAR = PHOTOS.parent / "cifar10-3000.parquet"
@@ -65,7 +66,7 @@ def test_photos_are_told_apart_far_beyond_chance(tmp_path: Path) -> None:
     embed = {"embed_images": {"manifest": str(CIFAR), "keep": ["label"], "batch_size": 64}}
     probe = {"probe": {"input": "images.clip", "truth": "images.label", "c": [0.01, 0.1, 1]}}
     evaluate = {"evaluate_labels": {"labels": "probe", "truth": "images.label"}}
-    runner.run(write(tmp_path / "j.yaml", embed, probe, evaluate, model={"name": "demo", "precision": "auto"}))
+    clipray.run(write(tmp_path / "j.yaml", embed, probe, evaluate, model={"name": "demo", "precision": "auto"}))
     figures = record_of(tmp_path / "out/probe").figures
     assert sum(figures["rows"].values()) - figures["rows"]["validation"] == 3_000
     assert figures["test_accuracy"] >= 0.38
@@ -89,7 +90,7 @@ def test_a_probe_is_a_table_and_is_applied_to_others(tmp_path: Path) -> None:
     job = write(
         tmp_path / "j.yaml", {"probe": {"input": source, "truth": truth, "split": "part", "rows_per_file": 300}}
     )
-    own, beside = runner.run(job)
+    own, beside = clipray.run(job)
     assert (own.rows, beside.name, beside.rows) == (900, "probe_classes", 3)
     figures = record_of(tmp_path / "out/probe").figures
     known = pq.read_table(tmp_path / "a/l.parquet").to_pandas().dropna()
@@ -100,17 +101,17 @@ def test_a_probe_is_a_table_and_is_applied_to_others(tmp_path: Path) -> None:
     both = labels.merge(known[known.part == "test"], on="key")
     assert figures["test_accuracy"] == pytest.approx(accuracy_score(both.shows, both.label))
     assert figures["test_accuracy"] > 0.8
-    assert [r.note for r in runner.run(job)] == ["was finished already"] * 2
+    assert [r.note for r in clipray.run(job)] == ["was finished already"] * 2
     # A kill: one file is gone, the coefficients stay.
     (tmp_path / "out/probe/_table.json").unlink()
     next(iter(sorted((tmp_path / "out/probe").glob("*.parquet")))).unlink()
     kept = (tmp_path / "out/probe_classes/part-000000.parquet").stat().st_mtime_ns
-    runner.run(job)
+    clipray.run(job)
     assert (tmp_path / "out/probe_classes/part-000000.parquet").stat().st_mtime_ns == kept
     assert tables.read_table(str(tmp_path / "out/probe")).to_pandas().equals(labels)
     # The same coefficients on other rows.
     other, theirs = write_blobs(tmp_path / "b", n=150, seed=9)
-    runner.run(write(tmp_path / "k.yaml", {"probe": {"name": "again", "input": other, "fit": "probe"}}))
+    clipray.run(write(tmp_path / "k.yaml", {"probe": {"name": "again", "input": other, "fit": "probe"}}))
     found = (
         tables.read_table(str(tmp_path / "out/again"))
         .to_pandas()
@@ -125,10 +126,10 @@ def test_a_probe_is_a_table_and_is_applied_to_others(tmp_path: Path) -> None:
 def test_new_rows_train_it_anew(tmp_path: Path) -> None:
     source, truth = write_blobs(tmp_path / "a", n=300)
     job = write(tmp_path / "j.yaml", {"probe": {"input": source, "truth": truth, "c": [1.0]}})
-    runner.run(job)
+    clipray.run(job)
     before = tables.read_table(str(tmp_path / "out/probe_classes"))
     write_blobs(tmp_path / "a", n=600)
-    (own, _) = runner.run(job)
+    (own, _) = clipray.run(job)
     assert own.rows == 600
     assert not tables.read_table(str(tmp_path / "out/probe_classes")).equals(before)
 
@@ -155,14 +156,14 @@ def test_what_cannot_be_learnt(tmp_path: Path, settings: dict[str, Any], message
         pq.write_table(pa.table({"key": ids, "shows": names}), tmp_path / "a/l.parquet")
         settings = {"truth": truth}
     with pytest.raises(ClipRayError, match=message) as caught:
-        runner.run(write(tmp_path / "j.yaml", {"probe": {"input": source, "truth": truth, **settings}}))
+        clipray.run(write(tmp_path / "j.yaml", {"probe": {"input": source, "truth": truth, **settings}}))
     assert "\n" not in str(caught.value)
 
 
 def test_a_fit_of_other_vectors(tmp_path: Path) -> None:
     source, truth = write_blobs(tmp_path / "a")
-    runner.run(write(tmp_path / "j.yaml", {"probe": {"input": source, "truth": truth, "c": [1.0]}}))
+    clipray.run(write(tmp_path / "j.yaml", {"probe": {"input": source, "truth": truth, "c": [1.0]}}))
     pq.write_table(pa.table({"key": ["a"], "v": [[1.0, 2.0]]}), tmp_path / "n.parquet")
     narrow = {"path": str(tmp_path / "n.parquet"), "column": "v", "id": "key"}
     with pytest.raises(SchemaError, match=r"probe was fitted on vectors of 12, .* has 2"):
-        runner.run(write(tmp_path / "k.yaml", {"probe": {"name": "n", "input": narrow, "fit": "probe"}}))
+        clipray.run(write(tmp_path / "k.yaml", {"probe": {"name": "n", "input": narrow, "fit": "probe"}}))

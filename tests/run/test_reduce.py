@@ -14,10 +14,11 @@ import yaml
 from sklearn.decomposition import PCA
 from support import draw_pictures, write_job
 
-from clipray import runner, tables
+import clipray
+from clipray import tables
 from clipray.errors import ClipRayError, SchemaError, StaleTableError
-from clipray.manifest import make_manifest
-from clipray.storage import TEMPORARY, Folder
+from clipray.inputs.manifest import make_manifest
+from clipray.storage.folder import TEMPORARY, Folder
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 ROWS, WIDTH = 5_000, 24
@@ -52,7 +53,7 @@ def test_components_and_rows_are_scikit_learns(tmp_path: Path) -> None:
     x = correlated(ROWS)
     source = write_vectors(tmp_path / "v", x)
     job = write_steps(tmp_path / "j.yaml", {"reduce": {"input": source, "components": 7, "rows_per_file": 1500}})
-    own, beside = runner.run(job)
+    own, beside = clipray.run(job)
     assert (own.name, own.rows, own.total, beside.name, beside.rows) == ("reduced", ROWS, ROWS, "reduced_components", 8)
     ids, found = matrix(tmp_path / "out/reduced")
     assert ids == [f"v{row:06d}" for row in range(ROWS)]
@@ -76,7 +77,7 @@ def test_components_and_rows_are_scikit_learns(tmp_path: Path) -> None:
 def test_whitening_and_a_share_of_the_variance(tmp_path: Path) -> None:
     x = correlated(ROWS)
     source = write_vectors(tmp_path / "v", x)
-    runner.run(
+    clipray.run(
         write_steps(
             tmp_path / "j.yaml",
             {"reduce": {"input": source, "components": WIDTH, "whiten": True}},
@@ -99,7 +100,7 @@ def test_files_and_row_groups_do_not_matter(tmp_path: Path) -> None:
         source = write_vectors(tmp_path / f"v{n}", x, files, group)
         (tmp_path / f"{n}").mkdir()
         step = {"reduce": {"input": source, "components": 5, "whiten": True}}
-        runner.run(write_steps(tmp_path / f"{n}/j.yaml", step))
+        clipray.run(write_steps(tmp_path / f"{n}/j.yaml", step))
         found.append(matrix(tmp_path / f"{n}/out/reduced")[1])
     assert np.abs(found[0] - found[1]).max() <= 1e-4
 
@@ -107,7 +108,7 @@ def test_files_and_row_groups_do_not_matter(tmp_path: Path) -> None:
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     source = write_vectors(tmp_path / "v", correlated(ROWS))
     job = write_steps(tmp_path / "j.yaml", {"reduce": {"input": source, "components": 4, "rows_per_file": 1000}})
-    runner.run(job)
+    clipray.run(job)
     table = tmp_path / "out/reduced"
     before = matrix(table)
     files = sorted(table.glob("part-*.parquet"))
@@ -118,15 +119,15 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     (table / f"{TEMPORARY}123").write_bytes(b"torn")
     kept = {file: file.stat().st_mtime_ns for file in (files[0], files[2])}
     fitted = (tmp_path / "out/reduced_components/part-000000.parquet").stat().st_mtime_ns
-    (planned,), _ = runner.plan(job)
+    (planned,), _ = clipray.plan(job)
     assert planned.state == "partial"
-    runner.run(job)
+    clipray.run(job)
     assert matrix(table)[0] == before[0]
     assert np.array_equal(matrix(table)[1], before[1])
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     assert (tmp_path / "out/reduced_components/part-000000.parquet").stat().st_mtime_ns == fitted
     assert [p.name for p in sorted(table.iterdir()) if p.name.startswith(".")] == []
-    (again, _) = runner.run(job)
+    (again, _) = clipray.run(job)
     assert again.note == "was finished already"
 
 
@@ -135,18 +136,18 @@ def test_a_grown_input_is_fitted_anew_and_other_settings_are_refused(tmp_path: P
     source = write_vectors(tmp_path / "v", x[:3_000], files=1)
     steps = {"input": source, "components": 4}
     job = write_steps(tmp_path / "j.yaml", {"reduce": steps})
-    runner.run(job)
+    clipray.run(job)
     write_vectors(tmp_path / "v", x, files=2)
     os.utime(tmp_path / "v" / "0.parquet")
-    own, _ = runner.run(job)
+    own, _ = clipray.run(job)
     assert own.rows == ROWS
     expected = PCA(4, svd_solver="full").fit(x.astype(np.float64)).explained_variance_
     components = tables.read_table(str(tmp_path / "out/reduced_components"))
     assert np.allclose(components["variance"].to_numpy()[1:], expected, rtol=1e-4)
     write_steps(tmp_path / "j.yaml", {"reduce": {**steps, "whiten": True}})
     with pytest.raises(StaleTableError, match="whiten was False, is True"):
-        runner.run(job)
-    own, _ = runner.run(job, fresh=["reduced"])
+        clipray.run(job)
+    own, _ = clipray.run(job, fresh=["reduced"])
     assert own.rows == ROWS
 
 
@@ -154,13 +155,13 @@ def test_a_fit_is_applied_to_another_table_in_the_same_space(tmp_path: Path) -> 
     x = correlated(ROWS)
     database = write_vectors(tmp_path / "v", x[:4_000])
     queries = write_vectors(tmp_path / "q", x[4_000:], files=1)
-    runner.run(write_steps(tmp_path / "j.yaml", {"reduce": {"input": database, "components": 6, "whiten": True}}))
+    clipray.run(write_steps(tmp_path / "j.yaml", {"reduce": {"input": database, "components": 6, "whiten": True}}))
     (tmp_path / "other").mkdir()
     job = write_steps(
         tmp_path / "other/j.yaml",
         {"reduce": {"name": "queries", "input": queries, "fit": str(tmp_path / "out/reduced")}},
     )
-    runner.run(job)
+    clipray.run(job)
     oracle = PCA(6, svd_solver="full", whiten=True).fit(x[:4_000].astype(np.float64))
     expected = oracle.transform(x[4_000:].astype(np.float64))
     found = matrix(tmp_path / "other/out/queries")[1]
@@ -171,7 +172,7 @@ def test_a_fit_is_applied_to_another_table_in_the_same_space(tmp_path: Path) -> 
         tmp_path / "other/j.yaml", {"reduce": {"name": "n", "input": narrow, "fit": str(tmp_path / "out/reduced")}}
     )
     with pytest.raises(SchemaError, match=f"was fitted on vectors of {WIDTH}, .* has 5"):
-        runner.run(job)
+        clipray.run(job)
 
 
 def test_it_follows_the_pictures(tmp_path: Path, tiny_model: str) -> None:
@@ -182,13 +183,13 @@ def test_it_follows_the_pictures(tmp_path: Path, tiny_model: str) -> None:
     text = yaml.safe_load(Path(job).read_text())
     text["steps"].append({"reduce": {"input": "images.clip", "components": 3}})
     Path(job).write_text(yaml.safe_dump(text))
-    reports, _ = runner.plan(job)
+    reports, _ = clipray.plan(job)
     assert [(r.name, r.state, r.note) for r in reports][1] == ("reduced", "absent", "waits for images")
-    runner.run(job)
+    clipray.run(job)
     assert matrix(tmp_path / "out/reduced", "clip", "image_id")[1].shape == (30, 3)
     draw_pictures(tmp_path / "pictures", 5, start=30)
     make_manifest(str(tmp_path / "pictures"), str(tmp_path / "m.parquet"))
-    runner.run(job)
+    clipray.run(job)
     assert matrix(tmp_path / "out/reduced", "clip", "image_id")[1].shape == (35, 3)
     # Another model's vectors are of another space, though as wide.
     other = {"reduce": {"name": "odd", "input": "images.clip", "fit": "reduced"}}
@@ -196,11 +197,11 @@ def test_it_follows_the_pictures(tmp_path: Path, tiny_model: str) -> None:
     assert made is not None
     text["steps"] = [*text["steps"], other]
     Path(job).write_text(yaml.safe_dump(text))
-    runner.run(job)
+    clipray.run(job)
     made.provenance["space"]["of"]["model"]["weights"] = "sha256:0"
     tables.commit(Folder(str(tmp_path / "out/reduced_components")), made)
     with pytest.raises(SchemaError, match=r"another space than images\.clip: model\.weights was 'sha256:0'"):
-        runner.run(job)
+        clipray.run(job)
 
 
 def bad_rows(x: np.ndarray) -> np.ndarray:
@@ -229,7 +230,7 @@ def test_what_cannot_be_reduced(tmp_path: Path, settings: dict[str, Any], change
     source = write_vectors(tmp_path / "v", change(x) if change else x, files=1)
     job = write_steps(tmp_path / "j.yaml", {"reduce": {"input": source, **settings}})
     with pytest.raises(SchemaError, match=message) as caught:
-        runner.run(job)
+        clipray.run(job)
     assert "\n" not in str(caught.value)
 
 
@@ -248,7 +249,7 @@ def test_inputs_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s
     monkeypatch.chdir(tmp_path)
     write_vectors(tmp_path / "v", correlated(10), files=1)
     with pytest.raises(ClipRayError, match=message) as caught:
-        runner.run(write_steps(tmp_path / "j.yaml", {"reduce": {"input": source, "components": 2}}))
+        clipray.run(write_steps(tmp_path / "j.yaml", {"reduce": {"input": source, "components": 2}}))
     assert "\n" not in str(caught.value)
 
 
@@ -259,4 +260,4 @@ def test_vectors_of_several_widths_and_nulls_are_named(tmp_path: Path) -> None:
         pq.write_table(data, tmp_path / name / "0.parquet")
         source = {"path": str(tmp_path / name), "column": "v"}
         with pytest.raises(SchemaError, match="row 1 of row group 0: expected a vector of 2, found"):
-            runner.run(write_steps(tmp_path / "j.yaml", {"reduce": {"name": name, "input": source, "components": 1}}))
+            clipray.run(write_steps(tmp_path / "j.yaml", {"reduce": {"name": name, "input": source, "components": 1}}))

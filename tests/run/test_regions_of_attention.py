@@ -14,15 +14,16 @@ import torch
 import yaml
 from PIL import Image
 
-from clipray import runner, tables
+import clipray
+from clipray import tables
 from clipray.demo.world import DemoWorld, write_world
-from clipray.encoders.foveal_encoder import FovealEncoder
-from clipray.encoders.geometry import boxes_to_cells, geometry
-from clipray.encoders.models import split_transform
-from clipray.encoders.resolve import resolve
 from clipray.errors import JobError, ManifestError, ModelError, SchemaError
-from clipray.settings import Foveal, Model
-from clipray.storage import Folder
+from clipray.job import Foveal, Model
+from clipray.models.foveal_encoder import FovealEncoder
+from clipray.models.geometry import boxes_to_cells, geometry
+from clipray.models.load import split_transform
+from clipray.models.resolve import resolve
+from clipray.storage.folder import Folder
 
 BOX = [0.0, 0.0, 40.0, 40.0]
 # Rows that are not as they should be: boxes, captions, ids of boxes.
@@ -101,7 +102,7 @@ def figures(home: Path, step: str) -> dict[str, float]:
 def finished(world: DemoWorld, tmp_path_factory: pytest.TempPathFactory, ray_here: object) -> Path:
     home = tmp_path_factory.mktemp("finished")
     groups = pq.read_table(world.groups).to_pylist()[:36]
-    runner.run(job(home, steps_for(manifest_of(home / "m.parquet", world, groups), world)))
+    clipray.run(job(home, steps_for(manifest_of(home / "m.parquet", world, groups), world)))
     return home
 
 
@@ -221,12 +222,12 @@ def test_boxes_are_labelled(finished: Path) -> None:
 
 @pytest.mark.usefixtures("ray_here")
 def test_goes_on_and_notices_changes(finished: Path, world: DemoWorld) -> None:
-    assert all(report.note == "was finished already" for report in runner.run(str(finished / "job.yaml")))
+    assert all(report.note == "was finished already" for report in clipray.run(str(finished / "job.yaml")))
     before = rows_of(finished, "regions", "region_id")
     groups = pq.read_table(world.groups).to_pylist()
     groups[1]["boxes"] = groups[1]["boxes"][::-1]
     manifest = manifest_of(finished / "m.parquet", world, groups)
-    own, pictures, *_ = runner.run(job(finished, steps_for(manifest, world)[:2]))
+    own, pictures, *_ = clipray.run(job(finished, steps_for(manifest, world)[:2]))
     after = rows_of(finished, "regions", "region_id")
     assert (own.rows, pictures.rows) == (len(after), 40 + 5)
     assert len(after) == 4 + sum(len(row["boxes"]) for row in groups)
@@ -234,31 +235,31 @@ def test_goes_on_and_notices_changes(finished: Path, world: DemoWorld) -> None:
     assert all(after[key] == before[key] for key in same)
     assert after[f"{groups[1]['image_id']}#b0"]["box_xyxy"] == groups[1]["boxes"][0]
     assert len(tables.read_table(f"{finished}/out/referred")) == sum(bool(row["caption"]) for row in after.values())
-    report = runner.plan(job(finished, steps_for(manifest, world, alpha=3)))[0][0]
+    report = clipray.plan(job(finished, steps_for(manifest, world, alpha=3)))[0][0]
     assert report.note == "stale: foveal.alpha was 8.0, is 3.0"
 
 
 def test_what_cannot_be_asked(world: DemoWorld, tmp_path: Path) -> None:
     step = {"manifest": str(world.groups)}
     with pytest.raises(JobError, match=r"`foveal` goes with `prompt: foveal`, found `prompt: crop`"):
-        runner.plan(job(tmp_path, [{"embed_regions": {**step, "prompt": "crop", "foveal": {"alpha": 1}}}]))
+        clipray.plan(job(tmp_path, [{"embed_regions": {**step, "prompt": "crop", "foveal": {"alpha": 1}}}]))
     with pytest.raises(ModelError, match=r"prompt: foveal: it is a ResNet: there is no class token"):
-        runner.plan(job(tmp_path, [{"embed_regions": step}], model="demo-rn"))
+        clipray.plan(job(tmp_path, [{"embed_regions": step}], model="demo-rn"))
     with pytest.raises(ModelError, match=r"foveal: blocks: this ViT has 4 blocks, numbered from 0; found \[7\]"):
-        runner.plan(job(tmp_path, [{"embed_regions": {**step, "foveal": {"blocks": [7]}}}]))
+        clipray.plan(job(tmp_path, [{"embed_regions": {**step, "foveal": {"blocks": [7]}}}]))
     with pytest.raises(
         ModelError, match=r"falip: its blocks are 8 to 11 of 12, this ViT has 4; set `blocks`, such as `blocks: 1`"
     ):
-        runner.plan(job(tmp_path, [{"embed_regions": {**step, "foveal": {"mask": "falip"}}}]))
+        clipray.plan(job(tmp_path, [{"embed_regions": {**step, "foveal": {"mask": "falip"}}}]))
     with pytest.raises(JobError, match=r"`random_state` goes with `subtract: dataset`, found `subtract: others`"):
-        runner.plan(job(tmp_path, [{"refer": {"input": "regions.clip", "random_state": 1}}]))
+        clipray.plan(job(tmp_path, [{"refer": {"input": "regions.clip", "random_state": 1}}]))
     with pytest.raises(ManifestError, match=r"`embed_regions` needs a column `boxes`; found: image_id, uri, label"):
-        runner.plan(job(tmp_path, [{"embed_regions": {"manifest": str(world.labelled)}}]))
+        clipray.plan(job(tmp_path, [{"embed_regions": {"manifest": str(world.labelled)}}]))
     with pytest.raises(JobError, match=r"refer.template: expected a text with `{}` where the caption goes, found 'a'"):
-        runner.plan(job(tmp_path, [{"refer": {"input": "regions.clip", "template": "a"}}]))
+        clipray.plan(job(tmp_path, [{"refer": {"input": "regions.clip", "template": "a"}}]))
 
 
 def test_regions_without_captions_cannot_be_referred_to(finished: Path, tmp_path: Path) -> None:
     source = {"path": f"{finished}/out/labels_classes/*.parquet", "column": "vector", "id": "label"}
     with pytest.raises(SchemaError, match=r"no column `image_id`; expected regions with captions: `embed_regions`"):
-        runner.plan(job(tmp_path, [{"refer": {"input": source}}]))
+        clipray.plan(job(tmp_path, [{"refer": {"input": source}}]))

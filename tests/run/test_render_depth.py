@@ -11,14 +11,15 @@ import pytest
 import torch
 import yaml
 
-from clipray import runner, tables
+import clipray
+from clipray import tables
 from clipray.analysis.depth_maps import EMPTY, depth_maps, painted, view_weights
 from clipray.demo.solids import write_solids
-from clipray.encoders.bumps import boxes_of_masks
-from clipray.encoders.foveal_encoder import FovealEncoder
-from clipray.encoders.point_clouds import read_cloud
-from clipray.encoders.resolve import resolve
-from clipray.settings import Foveal, Model
+from clipray.job import Foveal, Model
+from clipray.models.bumps import boxes_of_masks
+from clipray.models.foveal_encoder import FovealEncoder
+from clipray.models.resolve import resolve
+from clipray.pipelines.cloud_reader import read_cloud
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, ray_here: object) -> Path
     ]
     values = {"output": str(home / "out"), "model": {"name": "demo", "precision": "fp32"}, "steps": steps}
     (home / "job.yaml").write_text(yaml.safe_dump(values))
-    (report, *_) = runner.run(str(home / "job.yaml"))
+    (report, *_) = clipray.run(str(home / "job.yaml"))
     assert (report.rows, report.rejected) == (32, 4)
     return home
 
@@ -88,4 +89,4 @@ def test_clouds_are_labelled_as_what_they_are(finished: Path) -> None:
     figures = tables.read_table(f"{finished}/out/metrics").to_pylist()
     assert [row["value"] for row in figures if row["metric"] == "top1"] == [pytest.approx(right)]
     assert right > 0.7
-    assert all(report.note == "was finished already" for report in runner.run(str(finished / "job.yaml")))
+    assert all(report.note == "was finished already" for report in clipray.run(str(finished / "job.yaml")))

@@ -15,11 +15,11 @@ import pytest
 from run.test_embed import vectors
 from support import CLIPRAY, ObjectStore, draw_pictures, write_job
 
-from clipray import runner
+import clipray as package
 from clipray.errors import JobError, StorageError
-from clipray.manifest import make_manifest
-from clipray.run_status import status
-from clipray.storage import Folder
+from clipray.inputs.manifest import make_manifest
+from clipray.runner.status import status
+from clipray.storage.folder import Folder
 from clipray.tables import read_table
 
 
@@ -63,7 +63,7 @@ def test_everything_on_s3(failing: ObjectStore, s3: str, tiny_model: str, tmp_pa
     assert len(written) >= 5
     assert failing.SECRET not in said
     assert not [path for path, data in written.items() if failing.SECRET.encode() in data]
-    assert runner.run(job)[0].note == "was finished already"
+    assert package.run(job)[0].note == "was finished already"
     draw_pictures(tmp_path / "p", 4, start=30)
     fs.put(str(tmp_path / "p"), f"{home}/q", recursive=True)
     make_manifest(f"{home}/q", f"{home}/m.parquet", label="folder")
@@ -101,7 +101,7 @@ def one_line(job: str) -> str:
     """What a run says before it starts anything, and within seconds."""
     began = time.monotonic()
     with pytest.raises((StorageError, JobError)) as caught:
-        runner.run(job)
+        package.run(job)
     assert time.monotonic() - began < 60
     assert "\n" not in str(caught.value)
     assert ObjectStore.SECRET not in str(caught.value)

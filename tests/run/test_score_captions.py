@@ -12,9 +12,11 @@ import pytest
 import yaml
 from run.test_embed_texts import upstream, write_manifest
 
-from clipray import runner, tables
+import clipray
+from clipray import tables
 from clipray.demo.world import DemoWorld, write_world
 from clipray.errors import ManifestError, SchemaError
+from clipray.storage.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 PREFIX = "A photo depicts "
@@ -58,8 +60,8 @@ def finished(world: DemoWorld, tmp_path_factory: pytest.TempPathFactory, ray_her
     home = tmp_path_factory.mktemp("finished")
     manifest = write_manifest(home / "pairs.parquet", pairs_of(world)[::-1], row_group_size=10)
     path = job(home, world.images, manifest, keep=["rating"], rows_per_block=8)
-    assert [report.note for report in runner.plan(path)[0]] == ["28 rows to do", "waits for images"]
-    reports = runner.run(path)
+    assert [report.note for report in clipray.plan(path)[0]] == ["28 rows to do", "waits for images"]
+    reports = clipray.run(path)
     n_pairs = len(pairs_of(world))
     assert [(r.name, r.rows, r.rejected) for r in reports] == [("images", 28, 0), ("caption_scores", n_pairs, 0)]
     return home
@@ -85,7 +87,7 @@ def test_scores_are_those_of_a_direct_computation(finished: Path, world: DemoWor
         assert {key: made[key] for key in pair} == pair
         assert not made["truncated"]
     assert 5 < len(scored) < len(pairs)
-    record = tables.read_record(runner.Folder(f"{finished}/out/caption_scores"))
+    record = tables.read_record(Folder(f"{finished}/out/caption_scores"))
     assert record is not None
     metrics = {row["metric"]: row for row in tables.read_table(f"{finished}/out/metrics").to_pylist()}
     mean = np.mean([row["clipscore"] for row in found.values()])
@@ -109,7 +111,7 @@ def test_pairs_without_ids_and_pairs_that_fit_nothing(world: DemoWorld, tmp_path
     rows += [{"image_id": pictures[1]["image_id"], "caption": "a red star " * 20}]
     manifest = write_manifest(tmp_path / "pairs.parquet", rows)
     path = job(tmp_path, given, manifest, max_reject_rate=0.5, prefix="")
-    reports = runner.run(path)
+    reports = clipray.run(path)
     assert (reports[1].rows, reports[1].rejected) == (11, 6)
     found = read(tmp_path)
     assert all(len(key) == 16 for key in found)
@@ -129,12 +131,12 @@ def test_pairs_without_ids_and_pairs_that_fit_nothing(world: DemoWorld, tmp_path
     assert f"images.clip has no picture {pictures[10]['image_id']!r}" in str(refused["message"].to_pylist())
     # The pictures that were missing come: their pairs are scored, whatever had been rejected.
     write_manifest(given, pictures[:12])
-    assert [report.state for report in runner.plan(path)[0]] == ["partial", "finished"]
-    reports = runner.run(path)
+    assert [report.state for report in clipray.plan(path)[0]] == ["partial", "finished"]
+    reports = clipray.run(path)
     assert (reports[0].rows, reports[1].rows, reports[1].rejected) == (12, 13, 4)
     again = read(tmp_path)
     assert all(again[key] == row for key, row in found.items())
-    assert [report.note for report in runner.run(path)] == ["was finished already"] * 2
+    assert [report.note for report in clipray.run(path)] == ["was finished already"] * 2
 
 
 def test_pictures_of_another_model_are_refused(finished: Path, world: DemoWorld, tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_pictures_of_another_model_are_refused(finished: Path, world: DemoWorld,
     with pytest.raises(
         SchemaError, match=r"expected the output of demo-rn .*the job's model, but it is 'output' of demo"
     ) as caught:
-        runner.run(str(tmp_path / "job.yaml"))
+        clipray.run(str(tmp_path / "job.yaml"))
     assert "\n" not in str(caught.value)
 
 
@@ -170,4 +172,4 @@ def test_pairs_that_are_none(columns: dict[str, list[Any]], message: str, world:
     values["steps"] = [{"score_captions": {"input": source, "manifest": str(pairs)}}]
     Path(path).write_text(yaml.safe_dump(values))
     with pytest.raises(ManifestError, match=message):
-        runner.plan(path)
+        clipray.plan(path)

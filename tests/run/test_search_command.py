@@ -15,14 +15,15 @@ import yaml
 from PIL import Image
 from support import CLIPRAY
 
-from clipray import runner, tables
+import clipray
+from clipray import tables
 from clipray.demo.world import write_world
-from clipray.encoders.resolve import resolve
-from clipray.encoders.text_encoder import TextEncoder
 from clipray.errors import ClipRayError
-from clipray.quick_search import search
-from clipray.search_page import search_page
-from clipray.settings import Model
+from clipray.job import Model
+from clipray.models.resolve import resolve
+from clipray.models.text_encoder import TextEncoder
+from clipray.queries.search import search
+from clipray.queries.search_page import search_page
 
 DEEP = {"layer": "block.2", "pooling": "mac", "levels": 2, "regions": "grid"}
 
@@ -44,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, ray_here: None) -> str:
     (home / "j.yaml").write_text(
         yaml.safe_dump({"output": str(home / "out"), "model": {"name": "demo"}, "steps": steps})
     )
-    runner.run(str(home / "j.yaml"))
+    clipray.run(str(home / "j.yaml"))
     return str(home / "out")
 
 

@@ -30,8 +30,8 @@ from run.test_kill import ENVIRONMENT, rows_on_disk
 from support import CLIPRAY, ROOT, ObjectStore, draw_pictures, follow, write_job
 
 from clipray.cli import main
-from clipray.engine import job_server
-from clipray.run_status import status
+from clipray.engine import job_client
+from clipray.runner.status import status
 
 ROWS = 400
 TOKEN = "the-token-of-this-test"
@@ -306,7 +306,7 @@ def test_heads_that_cannot_be_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     job = job_for(here, manifest)
-    monkeypatch.setattr(job_server, "ANSWER_S", 1.0)
+    monkeypatch.setattr(job_client, "ANSWER_S", 1.0)
     for address, words in {
         "http://127.0.0.1:1": "http://127.0.0.1:1: no answer from a Ray job server: [Errno 111] Connection refused",
         silent: f"http://{silent}: no answer from a Ray job server: timed out",
@@ -342,8 +342,8 @@ def test_jobs_that_mean_this_machine(
 
 
 def test_what_travels(here: Path) -> None:
-    from clipray.settings import Job
-    from clipray.submit import mark, runtime_env
+    from clipray.job import Job
+    from clipray.runner.submit import mark, runtime_env
 
     (here / "needs.txt").write_text("einops==0.8.1\n")
     job = Job(output=str(here / "tables" / "photos"), steps=[{"embed_images": {"manifest": "m.parquet"}}])

@@ -1,0 +1,268 @@
+"""Vectors held by Ray actors, or read by them again and again, as K-means wants them: `kmeans.Vectors` over a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from clipray.analysis.kmeans import Assigned, combine
+from clipray.analysis.lengths import unit
+from clipray.analysis.sampling import Draw, choose, merged
+from clipray.engine.cluster import Cluster
+from clipray.engine.health import answers_of
+from clipray.engine.plan import CORES_PER_CPU_ACTOR
+from clipray.errors import RunError, SchemaError
+from clipray.inputs.row_index import hash_strings
+from clipray.inputs.vector_column import Piece, Vectors, groups, read_piece
+
+Write = Callable[[pa.Table, np.ndarray, np.ndarray, int], Any]
+TREE_BYTES = 64 * 2**20  # states larger than this meet in pairs, on the workers
+PART_ROWS = 65_536  # that are in memory at a time where vectors are not held, and as many more that are being read
+SHARE = 0.8  # of the free memory that vectors may take
+SALT = "clipray-vectors0"  # of the keys by which samples are drawn
+
+
+@dataclass(frozen=True)
+class Holding:
+    """How vectors are held.
+
+    Attributes:
+        normalize: L2-normalise them first.
+        hold: see `settings.Cluster`.
+        precision: of the product, `auto`, `bf16` or `fp32`.
+        budget_bytes: that an actor on a CPU may take, 0 if not known; on a GPU it looks itself.
+    """
+
+    normalize: bool = False
+    hold: Literal["auto", "float32", "float16", "none"] = "auto"
+    precision: str = "auto"
+    budget_bytes: float = 0.0
+
+
+class _Holder:
+    """An actor: its share of the column, in memory or read anew, part by part, for each answer."""
+
+    def __init__(self, source: Vectors, pieces: Sequence[Piece], holding: Holding, device: str, threads: int) -> None:
+        self._source, self._pieces, self._holding, self._device = source, list(pieces), holding, device
+        self._threads, self._precision, self._loaded = threads, "", False
+        self._held: tuple[list[pa.Table], Any] | None = None
+
+    def _load(self) -> None:
+        """Before the first answer, not in the constructor: of an error there Ray hands on the text alone."""
+        if self._loaded:
+            return
+        import torch
+
+        torch.set_num_threads(self._threads)
+        free = torch.cuda.mem_get_info()[0] if self._device == "cuda" else self._holding.budget_bytes
+        self._held = self._part(self._read(self._pieces)) if self._fits(free * SHARE) else None
+        if self._held is None:
+            self._part(self._read(groups(self._pieces, PART_ROWS)[0]))  # the precision, and the first bad rows
+        self._loaded = True
+
+    def facts(self) -> dict[str, Any]:
+        self._load()
+        return {"precision": self._precision, "held": self._held is not None}
+
+    def assign(self, centroids: np.ndarray) -> Assigned:
+        return combine(shard.assign(centroids) for _, shard in self._parts())
+
+    def assign_pieces(self, pieces: Sequence[Piece], centroids: np.ndarray) -> Assigned:
+        """As `assign`, of any pieces of the column, which are read anew."""
+        self._load()
+        return combine(self._part(self._read(part))[1].assign(centroids) for part in groups(pieces, PART_ROWS))
+
+    def draw(self, n: int, random_state: int, centroids: np.ndarray | None) -> Draw:
+        draws, start = [], 0
+        for _, shard in self._parts():
+            some = shard.draw(n, random_state, centroids)
+            draws.append(Draw(some.priorities, some.keys, some.rows + start))
+            start += shard.n_samples
+        return merged(draws, n)
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """Vectors (m, d) float32 of the rows (m,) int64 of this share."""
+        x = np.empty((len(rows), self._source.n_features), np.float32)
+        start = 0
+        for _, shard in self._parts() if len(rows) else ():
+            here = (rows >= start) & (rows < start + shard.n_samples)
+            x[here] = shard.rows(rows[here] - start)
+            start += shard.n_samples
+        return x
+
+    def finish(self, centroids: np.ndarray, write: Write, rows_per_file: int) -> list[Any]:
+        """`write(ids, labels, squared distances, first row)` for neighbouring pieces of a file; distances are exact."""
+        files, made = iter(groups(self._pieces, rows_per_file)), []
+        file, waiting = next(files), list[tuple[pa.Table, np.ndarray, np.ndarray]]()
+        for tables, shard in self._parts():
+            labels, squares = shard.nearest(centroids)
+            edges = np.cumsum([len(ids) for ids in tables])[:-1]
+            for piece in zip(tables, np.split(labels, edges), np.split(squares, edges), strict=True):
+                waiting.append(piece)
+                if len(waiting) == len(file):
+                    ids, own_labels, own_squares = zip(*waiting, strict=True)
+                    made.append(
+                        write(
+                            pa.concat_tables(ids),
+                            np.concatenate(own_labels),
+                            np.concatenate(own_squares),
+                            file[0].first_row,
+                        )
+                    )
+                    file, waiting = next(files, []), []
+        return made
+
+    def _fits(self, budget_bytes: float) -> bool:
+        hold, rows = self._holding.hold, sum(piece.rows for piece in self._pieces)
+        value_bytes = 2 if hold == "float16" else 6  # float32 and a copy in bf16
+        needed = rows * (value_bytes * self._source.n_features + 12)
+        if hold == "none" or not budget_bytes or needed <= budget_bytes:
+            return hold != "none"
+        if hold == "auto":
+            return False
+        raise RunError(
+            f"{self._source.name}: {rows} vectors of {self._source.n_features} take {needed / 2**30:.1f} GiB as {hold} on "
+            f"{self._device}, where {budget_bytes / 2**30:.1f} GiB are free for them; set `hold: auto` or `none` to read them "
+            "again at each iteration, `mini_batch`, or take more nodes"
+        )
+
+    def _parts(self) -> Iterator[tuple[list[pa.Table], Any]]:
+        """Identities of each piece and the `Shard`, part by part; the next is read while one is at work."""
+        self._load()
+        if self._held is not None:
+            yield self._held
+            return
+        with ThreadPoolExecutor(1) as ahead:
+            parts = groups(self._pieces, PART_ROWS)
+            coming = ahead.submit(self._read, parts[0])
+            for following in [*parts[1:], None]:
+                here = coming.result()
+                if following:
+                    coming = ahead.submit(self._read, following)
+                yield self._part(here)
+
+    def _read(self, pieces: Sequence[Piece]) -> tuple[list[pa.Table], np.ndarray]:
+        source, tables = self._source, list[pa.Table]()
+        kind = np.float16 if self._holding.hold == "float16" else np.float32
+        x = np.empty((sum(piece.rows for piece in pieces), source.n_features), kind)
+        start = 0
+        for piece in pieces:
+            ids, values = read_piece(source, piece)
+            with np.errstate(over="ignore"):  # what becomes infinite is refused
+                x[start : start + len(ids)] = unit(values) if self._holding.normalize else values
+            tables.append(ids)
+            start += len(ids)
+        return tables, x
+
+    def _part(self, read: tuple[list[pa.Table], np.ndarray]) -> tuple[list[pa.Table], Any]:
+        from clipray.analysis.vector_partition import LONGEST, Shard
+
+        tables, x = read
+        source, key = self._source, self._source.ids[-1]
+        keys = [hash_strings(ids[key], SALT) for ids in tables]
+        precision: Any = self._holding.precision
+        try:
+            shard = Shard(x, np.concatenate(keys), precision=precision, device=self._device)
+        except SchemaError as error:
+            lengths = np.linalg.norm(x.astype(np.float64), axis=1)
+            bad = np.flatnonzero(~(lengths <= LONGEST))[:5].tolist()
+            names = pa.concat_tables(tables)[key].take(pa.array(bad, pa.int64())).to_pylist()
+            which = f", {key}: {', '.join(map(repr, names))}; mend or drop these rows" if names else ""
+            raise SchemaError(f"{source.name}: {error}{which}") from error
+        self._precision = min(self._precision or shard.precision, shard.precision)
+        return tables, shard
+
+
+class HeldVectors:
+    """`mini_batch.Batches` of a cluster: each method asks all actors and combines what they say."""
+
+    def __init__(self, source: Vectors, actors: list[Any]) -> None:
+        self.n_samples, self.n_features = source.n_samples, source.n_features
+        self._actors, self._pieces = actors, source.pieces
+        self._combine: Any = ray.remote(num_cpus=0)(_combined)
+
+    def assign(self, centroids: np.ndarray) -> Assigned:
+        sent = ray.put(centroids)
+        return self._together([actor.assign.remote(sent) for actor in self._actors], centroids.size)
+
+    def batches(self, rows: int, random_state: int) -> list[list[Piece]]:
+        """Row groups in random order, put together until there are about `rows`."""
+        order = np.random.default_rng(random_state).permutation(len(self._pieces))
+        return groups([self._pieces[n] for n in order], rows)
+
+    def assign_batch(self, batch: list[Piece], centroids: np.ndarray) -> Assigned:
+        sent, count = ray.put(centroids), min(len(batch), len(self._actors))
+        states = [self._actors[n].assign_pieces.remote(batch[n::count], sent) for n in range(count)]
+        return self._together(states, centroids.size)
+
+    def _together(self, states: list[Any], values: int) -> Assigned:
+        """The combined state; large ones meet in pairs, on the workers."""
+        while len(states) > 2 and 8 * values > TREE_BYTES:
+            pairs = [states[n : n + 2] for n in range(0, len(states), 2)]
+            states = [self._combine.remote(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+        return combine(answers_of(states))
+
+    def sample(self, n: int, random_state: int, centroids: np.ndarray | None = None) -> np.ndarray:
+        sent = ray.put(centroids)
+        draws = answers_of([actor.draw.remote(n, random_state, sent) for actor in self._actors])
+        rows, order = choose(draws, n)
+        return np.concatenate(answers_of([a.rows.remote(r) for a, r in zip(self._actors, rows, strict=True)]))[order]
+
+    def facts(self) -> dict[str, Any]:
+        """`precision` of the product where it is the coarsest; `held`: whether all vectors are in memory."""
+        facts = answers_of([actor.facts.remote() for actor in self._actors])
+        return {"precision": min(f["precision"] for f in facts), "held": all(f["held"] for f in facts)}
+
+    def finish(self, centroids: np.ndarray, write: Write, rows_per_file: int) -> list[Any]:
+        """What `write` made of the rows of each file, in their order. See `_Holder.finish`."""
+        sent = ray.put(centroids)
+        parts = answers_of([actor.finish.remote(sent, write, rows_per_file) for actor in self._actors])
+        return [made for part in parts for made in part]
+
+
+def _combined(*states: Assigned) -> Assigned:
+    return combine(states)
+
+
+@contextmanager
+def held(source: Vectors, cluster: Cluster, holding: Holding, actors: int | str) -> Iterator[HeldVectors]:
+    """The column in the memory of actors: one per GPU, or one per 8 CPUs of each node; they end with the block."""
+    on_gpu = cluster.gpus >= 1
+    fit = (
+        int(cluster.gpus)
+        if on_gpu
+        else cluster.nodes * max(1, round(cluster.cpus / cluster.nodes / CORES_PER_CPU_ACTOR))
+    )
+    count = min(fit if actors == "auto" else int(actors), len(source.pieces))
+    threads = max(1, int(cluster.cpus / max(count, cluster.nodes)))
+    holding = replace(holding, budget_bytes=cluster.memory_bytes / count)
+    kind: Any = ray.remote(
+        num_cpus=min(0.5, max(1.0, cluster.cpus) / 2 / count), num_gpus=1 if on_gpu else 0, max_restarts=3, max_task_retries=3,
+        scheduling_strategy="SPREAD",
+    )(_Holder)  # fmt: skip
+    workers = [
+        kind.remote(source, pieces, holding, "cuda" if on_gpu else "cpu", threads)
+        for pieces in _shares(source.pieces, count)
+    ]
+    try:
+        yield HeldVectors(source, workers)
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+
+
+def _shares(pieces: Sequence[Piece], count: int) -> list[list[Piece]]:
+    """Neighbouring pieces in `count` parts of about as many rows, none empty."""
+    total = sum(piece.rows for piece in pieces)
+    parts: list[list[Piece]] = [[] for _ in range(count)]
+    for n, piece in enumerate(pieces):
+        wanted = min(count - 1, piece.first_row * count // max(1, total))
+        parts[max(wanted, count - (len(pieces) - n))].append(piece)
+    return [part for part in parts if part]

@@ -1,0 +1,138 @@
+"""What the rows of a manifest hold, so that content that is exchanged under the same ids is noticed.
+
+A table with the column `content_hash` says of each row what its content was: the hash of its inline bytes, or, where a job asks for that, the version of the
+file behind its `uri`. Inline bytes are read again for it only from files of the manifest that are other versions than those that the table was last compared with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipray.inputs.manifest import Manifest, Piece, joined
+from clipray.inputs.row_index import SCAN_ROWS, Scan, hash_strings, mixed, places, read_safely
+from clipray.storage.folder import filesystem, listed_version, local_version
+from clipray.storage.uris import is_chain, is_local, parse
+
+CONTENT_HASH = "content_hash"
+HASH_DIGITS = 32  # of 64
+READ_BYTES = 64 * 2**20  # of inline content at once
+
+
+@dataclass(frozen=True)
+class Contents:
+    """How the contents of a manifest's rows are known.
+
+    Attributes:
+        inline: the column that holds them, where the manifest has one.
+        schemes: of URIs whose files are looked at; none where the job does not ask for that, or the manifest has inline contents.
+    """
+
+    inline: str | None
+    schemes: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        """What `hashes` reads of a manifest."""
+        return [self.inline] if self.inline else ["uri"] if self.schemes else []
+
+    def hashes(self, rows: pa.Table) -> pa.Array:
+        """The `content_hash` of rows of the manifest; null where there is no content, or nothing is known of it."""
+        if self.inline:
+            return hash_contents(rows[self.inline])
+        if not self.schemes:
+            return pa.nulls(len(rows), pa.string())
+        uris = rows["uri"].to_pylist()
+        versions = source_versions(uris, self.schemes)
+        return pa.array([versions.get(uri) or None for uri in uris], pa.string())
+
+
+def hash_contents(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Of each value the first 16 bytes of its SHA-256, as hex digits; null where it is null."""
+    hashes = (hashlib.sha256(value.as_buffer()).hexdigest() if value.is_valid else None for value in column)
+    return pa.array([text and text[:HASH_DIGITS] for text in hashes], pa.string())
+
+
+def source_versions(uris: Iterable[str | None], schemes: Collection[str]) -> dict[str, str]:
+    """URI -> size and time of change, or ETag, of the file behind it: of local files, and of those that a listing of their folder names.
+
+    There is none of a file that is not there, of a folder that cannot be listed, and of schemes that are not among `schemes`.
+    """
+    versions: dict[str, str] = {}
+    folders: dict[str, list[str]] = defaultdict(list)
+    for uri in {uri for uri in uris if uri and not is_chain(uri)}:
+        scheme, path = parse(uri)
+        if scheme in schemes and not is_local(uri):
+            folders[uri.rpartition("/")[0]].append(uri)
+        elif scheme in schemes:
+            with contextlib.suppress(OSError, ValueError):
+                versions[uri] = local_version(path)
+    for folder, members in folders.items():
+        listed = _listing(folder)
+        versions |= {uri: listed[name] for uri in members if (name := uri.rpartition("/")[2]) in listed}
+    return versions
+
+
+def _listing(folder: str) -> dict[str, str]:
+    """Version of each file in a folder of a remote storage, by name, as it is now."""
+    try:
+        fs, path = filesystem(folder)
+        fs.invalidate_cache(path)
+        entries = fs.ls(path, detail=True)
+        fs.invalidate_cache(path)  # nothing a row stays in memory
+    except Exception:  # every filesystem has its own errors; the row tells when it is fetched
+        return {}
+    return {os.path.basename(entry["name"]): listed_version(entry) for entry in entries if entry["type"] == "file"}
+
+
+def with_contents(manifest: Manifest, scan: Scan, contents: Contents, files: Collection[int]) -> Scan:
+    """The scan, with the contents of the rows of these files of the manifest (by number) in its `sources`.
+
+    A row whose file cannot be looked at stands there as before, so that it counts as unchanged.
+    """
+    sources, key = scan.sources.copy(), manifest.kind.key
+    columns = [key, *contents.columns]
+    for piece in joined((piece for piece in manifest.pieces if piece.file in files), SCAN_ROWS, READ_BYTES):
+        refused = scan.refused.get(piece.file, ())
+        for read in read_safely(manifest, piece, columns, rows_at_once(piece)):
+            numbers = np.arange(read.first, read.first + len(read.table))
+            rows = read.table.filter(pa.array(~np.isin(numbers, refused)))
+            hashes = contents.hashes(rows)
+            at, known = places(scan.keys, hash_strings(rows[key], scan.salt))
+            if contents.schemes:
+                known &= hashes.is_valid().to_numpy(zero_copy_only=False)
+            sources[at[known]] = mixed(scan.sources[at], hash_strings(hashes, scan.salt))[known]
+    return dataclasses.replace(scan, sources=sources, contents=True)
+
+
+def rows_at_once(piece: Piece) -> int:
+    """Rows of a piece that are held together while their contents are read."""
+    return max(1, min(SCAN_ROWS, READ_BYTES * piece.rows // max(1, piece.bytes)))
+
+
+def same_content(hashes: pa.ChunkedArray, sources: np.ndarray, expected: np.ndarray, salt: str) -> np.ndarray:
+    """(n,) bool: rows of a table that are made from what the scan `expected`, as far as it knows.
+
+    Args:
+        hashes: their `content_hash`.
+        sources: (n,) uint64, hashes of their `uri`.
+        expected: (n,) uint64, the scan's `sources` of these rows: with the content, or without where it was not read.
+    """
+    without = mixed(sources, hash_strings(pa.nulls(1, pa.string()), salt))
+    versions = pc.match_substring(hashes, " ").fill_null(True)  # of a file, or of none
+    same = (expected == sources) | (expected == mixed(sources, hash_strings(hashes, salt)))
+    return same | ((expected == without) & versions.to_numpy())
+
+
+def sources_digest(scan: Scan) -> str:
+    """Of all sources of a scan, with their contents where it has them."""
+    return hashlib.sha256(scan.sources.tobytes()).hexdigest()[:16]

@@ -1,0 +1,174 @@
+"""A finished index, opened for searching: faiss's file, memory-mapped where it can be, and whose vectors they are."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import tables
+from clipray.analysis import vector_index as vi
+from clipray.analysis.lengths import unit
+from clipray.errors import DamagedError, SchemaError
+from clipray.inputs.index_files import hashes, is_as_built
+from clipray.inputs.vector_column import Vectors, comparable
+from clipray.storage.folder import Folder
+from clipray.tables.digests import files_digest
+
+
+@dataclass(frozen=True, eq=False)
+class OpenIndex:
+    """An index in the memory of this process.
+
+    Attributes:
+        ids: identity columns of the indexed rows, in the order of their numbers.
+        index: faiss's own.
+    """
+
+    name: str
+    record: tables.Record
+    ids: pa.Table
+    index: Any
+
+    @property
+    def metric(self) -> str:
+        return str(self.record.provenance["metric"])
+
+    @property
+    def space(self) -> dict[str, Any]:
+        return dict(self.record.provenance["space"])
+
+    def search(self, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (q, t) float32 and numbers (q, t) int64 of the nearest rows of each query (q, d), the best first.
+
+        t = `top`, or all rows if there are fewer; a number is -1 where the index finds no more.
+
+        Raises:
+            SchemaError: queries of another width.
+        """
+        return self.index.search(self.prepared(queries), min(top, len(self.ids)))
+
+    def vector(self, number: int) -> np.ndarray:
+        """The vector (d,) float32 of a row, as the index holds it: an index of codes has it rounded."""
+        import faiss
+
+        ivf = faiss.try_extract_index_ivf(self.index)
+        if ivf is not None:
+            ivf.make_direct_map()
+        return self.index.reconstruct(number)
+
+    def prepared(self, queries: np.ndarray) -> np.ndarray:
+        """Queries (q, d) float32 as the index compares them: of unit length where its metric is the cosine."""
+        if queries.shape[1] != self.index.d:
+            raise SchemaError(f"index {self.name}: queries of {queries.shape[1]} values, expected {self.index.d}")
+        return unit(queries) if self.metric == "cosine" else np.ascontiguousarray(queries, np.float32)
+
+
+def ready_index(name: str, output: Folder, source: Vectors) -> tables.Record:
+    """The record of the index that a job calls `name`, to be searched with vectors of `source`.
+
+    Raises:
+        SchemaError: it is not there, its table has changed since, or it holds vectors of another space or width.
+    """
+    record = index_record(name, output.named(name))
+    refuse_stale_index(name, record, output)
+    refuse_other_space(name, record, source)
+    width = record.provenance["width"]
+    if source.n_features != width:
+        raise SchemaError(f"{source.name} has vectors of {source.n_features}, index {name} of {width}")
+    return record
+
+
+@functools.lru_cache(2)
+def opened_once(name: str, url: str, _version: str) -> OpenIndex:
+    """For a worker and all its parts; `_version`, the name of its file, tells builds apart."""
+    return open_index(name, Folder(url))
+
+
+def index_record(name: str, folder: Folder) -> tables.Record:
+    """Raises SchemaError where there is no finished index."""
+    record = tables.read_record(folder)
+    if record is None or record.table != "index":
+        raise SchemaError(
+            f"index {name}: {folder.url} holds no finished index; `clipray run` of a job with an `index` step makes it"
+        )
+    return record
+
+
+def open_index(name: str, folder: Folder) -> OpenIndex:
+    """Open an index; local files are mapped into memory, those of an object store are fetched first.
+
+    Raises:
+        SchemaError: there is none, or its files are not those of its record.
+    """
+    import faiss
+
+    record = index_record(name, folder)
+    made, sizes = record.provenance, folder.sizes()
+    wanted = {**made["sizes"], **{file["name"]: file["bytes"] for file in record.files}}
+    for file, size in wanted.items():
+        if sizes.get(file) != size:
+            raise SchemaError(
+                f"index {name}: {folder.path(file)} is missing or not whole; `clipray run` builds it anew"
+            )
+    ids = pa.concat_tables([tables.read_shard(folder, file["name"]) for file in record.files]).sort_by("vector_id")
+    where = Path(folder.path("")) if folder.local else _fetched(folder, made["sizes"])
+    mapped = faiss.IO_FLAG_MMAP if record.figures["type"].startswith("IVF") else 0
+    flags = faiss.IO_FLAG_ONDISK_SAME_DIR if made["lists_file"] else mapped
+    for file, sha256 in hashes(record).items():
+        if not is_as_built(str(where / file), sha256):
+            raise DamagedError(
+                f"index {name}: {folder.path(file)} has changed since it was built; `clipray verify` notes it, "
+                "and the next `clipray run` builds it anew"
+            )
+    index = read_faiss(str(where / made["index_file"]), flags)
+    if (index.d, index.ntotal) != (made["width"], len(ids)):
+        raise DamagedError(
+            f"index {name}: {where / made['index_file']} holds {index.ntotal} vectors of {index.d}, "
+            f"expected {len(ids)} of {made['width']}; `clipray run --fresh {name}` builds it anew"
+        )
+    vi.set_effort(index, record.figures.get("parameter", ""), record.figures.get("value", 0))
+    return OpenIndex(name, record, ids.drop_columns(["vector_id"]), index)
+
+
+def read_faiss(path: str, flags: int = 0) -> Any:
+    """FAISS's own index from a local file. Raises DamagedError where it is none, or not whole."""
+    import faiss
+
+    if not Path(path).is_file():  # faiss says so in a line of its source
+        raise DamagedError(f"{path}: no such FAISS index")
+    try:
+        return faiss.read_index(path, flags)
+    except (RuntimeError, MemoryError) as error:  # a torn one may ask for any amount of memory
+        why = (str(error).split("Error: ")[-1].splitlines() or [""])[0]
+        raise DamagedError(f"{path} is no FAISS index: {why[:200]}; make it anew with --fresh") from error
+
+
+def _fetched(folder: Folder, files: dict[str, int]) -> Path:
+    home = Path(tempfile.mkdtemp(prefix="clipray-index-"))
+    for file in files:
+        folder.fs.get_file(folder.path(file), str(home / file))
+    return home
+
+
+def refuse_stale_index(name: str, record: tables.Record, output: Folder) -> None:
+    """Raises SchemaError where the table of ours that the index was made of has changed since."""
+    source = str(record.inputs["input"])
+    table = source.rpartition(".")[0]
+    if "table" not in record.provenance["input"]:
+        return  # of somebody else's Parquet, which has no record to look at
+    now = tables.read_record(output.named(table))
+    if now is None or not files_digest(now.files).is_that(record.inputs["digest"]):
+        raise SchemaError(f"index {name}: {source} has changed since it was built; `clipray run` brings it up to date")
+
+
+def refuse_other_space(name: str, record: tables.Record, queries: Vectors) -> None:
+    """Raises SchemaError where queries and index are of two spaces."""
+    why = comparable(dict(record.provenance["space"]), queries.space)
+    if why:
+        raise SchemaError(f"index {name}: {queries.name} cannot be searched for in {record.inputs['input']}: {why}")

@@ -1,0 +1,347 @@
+"""Manifests: any Parquet that names pictures or holds texts, opened, checked and read; and made from a folder of pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipray.errors import JobError, ManifestError
+from clipray.inputs.image_listing import list_images, utf8_name
+from clipray.inputs.parquet_files import (
+    File,
+    as_utf8,
+    common_type,
+    expand_parquet,
+    int96_as_before,
+    is_binary,
+    is_text,
+    read_footer,
+    rows_not_utf8,
+    with_rows,
+)
+from clipray.job.row_spec import PICTURES, Kind
+from clipray.storage.environment import environment_errors
+from clipray.storage.folder import Folder, absolute, as_url, split
+from clipray.storage.parquet import open_parquet
+from clipray.storage.uris import is_local, is_relative
+from clipray.tables import unwritable
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A row group of a manifest file, or several neighbouring ones: the unit in which a manifest is read."""
+
+    file: int
+    path: str
+    row_group: int
+    first_row: int
+    rows: int
+    bytes: int
+    row_groups: int = 1  # neighbouring ones, from `row_group` on
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An opened manifest: its files, row groups and columns; no rows are read yet."""
+
+    urls: tuple[str, ...]
+    pieces: tuple[Piece, ...]
+    schema: pa.Schema
+    kind: Kind = PICTURES
+
+    @property
+    def rows(self) -> int:
+        return sum(piece.rows for piece in self.pieces)
+
+    @property
+    def bytes(self) -> int:
+        """Uncompressed size of the manifest's columns."""
+        return sum(piece.bytes for piece in self.pieces)
+
+    def columns(self, keep: Sequence[str] = ()) -> list[str]:
+        """The columns that encoding reads."""
+        content = self.kind.content
+        return [self.kind.key, *(c for c in content if c in self.schema.names), *(k for k in keep if k not in content)]
+
+
+def open_manifest(
+    source: str | Sequence[str], keep: Sequence[str] = (), also: Sequence[str] = (), kind: Kind = PICTURES
+) -> Manifest:
+    """Open one Parquet file, a glob, a folder of Parquet, or a list of those, on any fsspec URL.
+
+    `keep`: columns that must be there. `also`: columns that are in all files or in none. `kind`: what its rows are.
+
+    Raises:
+        ManifestError: nothing there, not Parquet, a column missing, there twice or of another type, files that differ.
+    """
+    urls = [url for one in ([source] if isinstance(source, str) else source) for url in expand_parquet(absolute(one))]
+    if not urls:
+        raise ManifestError(
+            "no manifest named: expected a Parquet file, a glob or a folder of Parquet, or a list of those"
+        )
+    files = [read_footer(url) for url in urls]
+    for file in with_rows(files):
+        _check_columns(file, keep, also, kind)
+    schema = _common_schema(with_rows(files), dict.fromkeys((*kind.content, *keep, *also)))
+    for name in keep:
+        if reason := unwritable(schema.field(name)):
+            raise ManifestError(f"{urls[0]}: `keep` names {name!r}, {schema.field(name).type}: {reason}")
+    pieces = [piece for number, file in enumerate(files) for piece in _pieces(number, file)]
+    return Manifest(tuple(urls), tuple(pieces), schema, kind)
+
+
+def _pieces(number: int, file: File) -> Iterator[Piece]:
+    start = 0
+    for group, (rows, size_bytes) in enumerate(file.row_groups):
+        if rows:
+            yield Piece(number, file.url, group, start, rows, size_bytes)
+        start += rows
+
+
+def _common_schema(files: Sequence[File], names: Iterable[str]) -> pa.Schema:
+    """That of the first file, with the types that hold what all files have in these columns."""
+    schema = files[0].schema
+    for name in names:
+        types = [file.type_of(name) for file in files]
+        there = [one for one in types if one is not None]
+        common = common_type(there) if there else None
+        odd = next((n for n, one in enumerate(types) if one != types[0]), 0)
+        if there and (common is None or len(there) < len(types)):
+            raise ManifestError(
+                f"{files[odd].url}: column {name!r} is {types[odd] or 'missing'}, but {types[0] or 'missing'} in {files[0].url}"
+            )
+        if common is not None:
+            at = schema.get_field_index(name)
+            schema = schema.set(at, schema.field(at).with_type(int96_as_before(files, name, common)))
+    return schema
+
+
+def _check_columns(file: File, keep: Sequence[str], also: Sequence[str], kind: Kind) -> None:
+    url, names = file.url, file.schema.names
+    twice = [name for name in (kind.key, *kind.content, *keep, *also) if names.count(name) > 1]
+    if twice:
+        raise ManifestError(f"{url}: {file.without(twice[0])}")
+    if kind.key not in names and not kind.derived:
+        raise ManifestError(f"{url}: {file.without(kind.key)}")
+    missing = [c for c in kind.content if c not in names]
+    if len(missing) == len(kind.content) or (missing and not kind.inline):
+        wanted = (" or " if kind.inline else " and ").join(f"`{c}`" for c in kind.content)
+        raise ManifestError(f"{url}: expected a column {wanted}: {file.without(missing[0])}")
+    for name in keep:
+        if reason := file.without(name):
+            raise ManifestError(f"{url}: `keep`: {reason}")
+    if kind.inline in keep:
+        raise ManifestError(f"{url}: `keep` names {kind.inline!r}, the pictures themselves, which no table holds")
+    for name in (kind.key, *kind.content):
+        here = file.type_of(name)
+        if here is None or pa.types.is_null(here):
+            continue
+        if not (is_binary if name == kind.inline else is_text)(here):
+            wanted = "binary" if name == kind.inline else "string"
+            raise ManifestError(
+                f"{url}: column `{name}` is {here}; expected {wanted}: cast it when you write the manifest"
+            )
+
+
+def check_boxes(manifest: Manifest) -> None:
+    """Raises ManifestError where the column `boxes` holds no lists of lists of numbers."""
+    kind = manifest.schema.field("boxes").type
+    inner = kind.value_type if _is_list(kind) else None
+    number = inner.value_type if inner is not None and _is_list(inner) else None
+    if number is None or not (pa.types.is_floating(number) or pa.types.is_integer(number)):
+        raise ManifestError(
+            f"{manifest.urls[0]}: column `boxes` is {kind}; expected list<list<float>>: for each picture a list of [x1, y1, x2, y2] in px"
+        )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def is_texts(kind: pa.DataType) -> bool:
+    """Whether it is lists of strings."""
+    return _is_list(kind) and is_text(kind.value_type)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Neighbouring rows of a manifest file.
+
+    Attributes:
+        first: number of the first row in its file.
+        table: the columns that were asked for. Identities and sources are plain strings, URIs of pictures resolved.
+        not_utf8: column -> (n,) bool, the rows whose string there is not UTF-8. Columns without such rows are left out.
+    """
+
+    first: int
+    table: pa.Table
+    not_utf8: Mapping[str, np.ndarray]
+
+
+def joined(pieces: Iterable[Piece], rows: int, size_bytes: int) -> list[Piece]:
+    """Neighbouring row groups as one piece, up to `rows` rows and `size_bytes`: what is read, or sent, in one go."""
+    result: list[Piece] = []
+    for piece in pieces:
+        last = result[-1] if result else None
+        if (
+            last is not None
+            and (last.file, last.row_group + last.row_groups) == (piece.file, piece.row_group)
+            and last.rows + piece.rows <= rows
+            and last.bytes + piece.bytes <= size_bytes
+        ):
+            result[-1] = replace(
+                last,
+                row_groups=last.row_groups + piece.row_groups,
+                rows=last.rows + piece.rows,
+                bytes=last.bytes + piece.bytes,
+            )
+        else:
+            result.append(piece)
+    return result
+
+
+def read_piece(
+    piece: Piece, columns: Sequence[str], rows: int, kind: Kind = PICTURES, schema: pa.Schema | None = None
+) -> Iterator[tuple[int, pa.Table]]:
+    """As `read_rows`: (number of the first row in its file, table of at most `rows` rows)."""
+    for read in read_rows(piece, columns, rows, kind, schema):
+        yield read.first, read.table
+
+
+def read_rows(
+    piece: Piece, columns: Sequence[str], rows: int, kind: Kind = PICTURES, schema: pa.Schema | None = None
+) -> Iterator[Rows]:
+    """Stream a piece, at most `rows` rows at once.
+
+    Args:
+        schema: the manifest's, whose types the columns get; None leaves them as the file has them.
+
+    Raises:
+        OSError, pyarrow.ArrowInvalid: the file is not whole, or a value does not fit its column's type.
+    """
+    start = piece.first_row
+    with open_parquet(piece.path) as parquet:
+        derived = kind.derived and kind.key in columns and kind.key not in parquet.schema.names
+        read = [name for name in columns if not (derived and name == kind.key)]
+        groups = range(piece.row_group, piece.row_group + piece.row_groups)
+        for batch in parquet.iter_batches(rows, groups, read):
+            table, not_utf8 = _readable(pa.Table.from_batches([batch]).select(read), kind, schema)
+            if derived:
+                table = table.append_column(kind.key, _derived_ids(table, kind))
+            if "uri" in kind.sources and "uri" in read:
+                uris = pa.array([resolve(uri, piece.path) for uri in table["uri"].to_pylist()], pa.string())
+                table = table.set_column(table.schema.get_field_index("uri"), "uri", uris)
+            yield Rows(start, table.select(list(columns)), not_utf8)
+            start += batch.num_rows
+
+
+def _readable(table: pa.Table, kind: Kind, schema: pa.Schema | None) -> tuple[pa.Table, dict[str, np.ndarray]]:
+    """The table with its columns' proper types and in UTF-8; and which rows were not."""
+    not_utf8 = {}
+    for at, name in enumerate(table.schema.names):
+        column = table[name]
+        wanted = pa.string() if name in kind.named else _type_of(schema, name) or column.type
+        if is_text(column.type):
+            texts, broken = as_utf8(column)
+            column = texts if broken.any() or wanted == pa.string() else column
+        else:
+            broken = rows_not_utf8(column)
+        if broken.any():
+            not_utf8[name] = broken
+        if table[name].type != wanted or column is not table[name]:
+            table = table.set_column(at, name, column.cast(wanted))
+    return table, not_utf8
+
+
+def _type_of(schema: pa.Schema | None, name: str) -> pa.DataType | None:
+    return schema.field(name).type if schema is not None and name in schema.names else None
+
+
+def _derived_ids(table: pa.Table, kind: Kind) -> pa.Array:
+    """Identities made of the rows' sources: 16 hex digits each."""
+    rows = zip(*(table[name].to_pylist() for name in kind.sources), strict=True)
+    texts = (json.dumps(row, ensure_ascii=False) for row in rows)
+    return pa.array([hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts], pa.string())
+
+
+def resolve(uri: str | None, manifest: str) -> str | None:
+    """`uri` as an absolute path or URL: a relative one stands against the manifest's folder."""
+    return f"{manifest.rsplit('/', 1)[0]}/{uri}" if uri and is_relative(uri) else uri
+
+
+@environment_errors()
+def make_manifest(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    label: Literal["folder"] | str | None = None,
+    say: Callable[[str], None] | None = None,
+) -> int:
+    """Write a manifest of the pictures under a folder or glob (local or any fsspec URL), sorted by path.
+
+    Args:
+        source: a folder (searched recursively by file name suffix) or a glob.
+        out: the Parquet file to write, with columns `image_id` (path relative to the folder, or to the glob's fixed
+            part), `uri`, and `label` when asked for.
+        label: `folder` takes the name of the picture's folder; anything else is a regular expression searched in
+            `image_id`: its first group (or whole match) is the label; no match is null.
+        say: is told how many files are left out, and of which suffixes.
+
+    A file name that is not UTF-8 is shown with escapes such as `\\xe9` in `image_id`, and is whole in `uri`.
+
+    Returns:
+        The number of pictures.
+
+    Raises:
+        ManifestError: no pictures there.
+        JobError: `label` is no regular expression.
+    """
+    source, out = os.fspath(source), os.fspath(out)
+    pattern = _label_pattern(label)
+    listing = list_images(source)
+    ids = [utf8_name(os.path.relpath(path, listing.root)) for path in listing.paths]
+    out = absolute(out)
+    columns: dict[str, Any] = {
+        "image_id": pa.array(ids, pa.string()),
+        "uri": pa.array([_uri(source, path, out) for path in listing.paths], pa.string()),
+    }
+    if label == "folder":
+        folders = [utf8_name(os.path.basename(os.path.dirname(path))) for path in listing.paths]
+        columns["label"] = pa.array(folders, pa.string())
+    elif pattern:
+        matches = [pattern.search(image_id) for image_id in ids]
+        columns["label"] = pa.array([m and (m.group(1) if m.re.groups else m.group(0)) for m in matches], pa.string())
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink, compression="zstd", row_group_size=65_536)
+    folder, name = split(out)
+    Folder(folder).write(name, sink.getvalue().to_pybytes())
+    if say and (sentence := listing.left_out_sentence()):
+        say(sentence)
+    return len(ids)
+
+
+def _uri(source: str, path: str, out: str) -> str:
+    """Relative to the manifest when the picture lies under its folder, so that both can move together; else absolute."""
+    if utf8_name(path) != path:
+        return f"file://{quote(os.fsencode(path))}"
+    beside = path.removeprefix(split(out)[0].rstrip("/") + "/")
+    if not is_local(source) or not is_local(out) or resolve(beside, out) != path:
+        return as_url(path, source)
+    return beside
+
+
+def _label_pattern(label: str | None) -> re.Pattern[str] | None:
+    try:
+        return re.compile(label) if label and label != "folder" else None
+    except re.error as error:
+        raise JobError(f"--label {label!r}: expected `folder` or a regular expression: {error}") from error

@@ -1,0 +1,259 @@
+"""Parquet as others write it: files in folders and globs, their footers, and the types that hold the values of all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from clipray.errors import ManifestError
+from clipray.storage.folder import as_url, explained, filesystem
+from clipray.storage.folder_listing import files_under, folders_below, is_glob
+from clipray.storage.parquet import open_parquet
+
+SUFFIXES = (".parquet", ".pq")
+TABLE_FILES = ("_table.json", "_started.json")  # in the folder of a table of ours
+RUN_FILE, RUN_FOLDERS = "events.jsonl", ("metrics", "rejects")  # in the output of a run
+
+
+@dataclass(frozen=True)
+class File:
+    """A Parquet file, as its footer describes it.
+
+    Attributes:
+        row_groups: rows and uncompressed bytes of each.
+        int96: columns with timestamps in INT96 -> the type that nanoseconds give them.
+    """
+
+    url: str
+    schema: pa.Schema
+    row_groups: tuple[tuple[int, int], ...]
+    int96: Mapping[str, pa.DataType]
+
+    @property
+    def rows(self) -> int:
+        return sum(rows for rows, _ in self.row_groups)
+
+    def type_of(self, column: str) -> pa.DataType | None:
+        return self.schema.field(column).type if column in self.schema.names else None
+
+    def without(self, column: str) -> str:
+        """Why `column` cannot be read, for a message; "" where it can."""
+        count = self.schema.names.count(column)
+        if count == 1:
+            return ""
+        if count > 1:
+            return f"{count} columns are named {column!r}; rename or drop all but one"
+        listed = f"found: {', '.join(self.schema.names)}"
+        if any(part.startswith(f"{column}=") for part in self.url.split("/")):
+            return f"{column!r} is a folder key of the path, not a column: write it into the files; {listed}"
+        return f"no column {column!r}; {listed}"
+
+
+def expand_parquet(url: str) -> list[str]:
+    """The Parquet files at a file's, glob's or folder's URL.
+
+    In a folder, hidden files and folders are left out (`.` or `_` before their names), and so are outputs of runs and
+    their tables, unless the folder is such a table itself.
+
+    Raises:
+        ManifestError: there are none.
+    """
+    with explained(url):
+        return _expand_parquet(url)
+
+
+def _expand_parquet(url: str) -> list[str]:
+    fs, path = filesystem(url)
+    fs.invalidate_cache()  # listings of an earlier run in this process
+    if is_glob(fs, path):
+        found = list(dict.fromkeys(p for match in sorted(fs.glob(path)) for p in _matched(fs, match)))
+    elif fs.isdir(path):
+        found = _in_folder(fs, path.rstrip("/"))
+    else:
+        found = [path] if fs.exists(path) else []
+    if not found:
+        raise ManifestError(
+            f"{url}: no manifest there: expected a Parquet file, a glob or a folder of Parquet; `clipray manifest DIR OUT.parquet` makes one"
+        )
+    return [as_url(p, url) for p in found]
+
+
+def _matched(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
+    """A file that a glob matches, or those of a folder that is named as a file, as Spark does it."""
+    is_folder = os.path.isdir(path) if isinstance(fs, LocalFileSystem) else path.endswith(SUFFIXES) and fs.isdir(path)
+    if not is_folder:
+        return [path]
+    return _in_folder(fs, path) if path.endswith(SUFFIXES) else []
+
+
+def _in_folder(fs: fsspec.AbstractFileSystem, root: str) -> list[str]:
+    paths = files_under(fs, root, _is_hidden)
+    tables = {os.path.dirname(path) for path in paths if os.path.basename(path) in TABLE_FILES}
+    runs = {os.path.dirname(path) for path in paths if os.path.basename(path) == RUN_FILE}
+    runs &= {os.path.dirname(table) for table in tables}
+    ours = (tables | runs) - {root}
+    if root in runs:  # which may be where the manifest lies, too
+        ours |= {f"{root}/{name}" for name in RUN_FOLDERS}
+    return [
+        path
+        for path in paths
+        if path.endswith(SUFFIXES) and not _is_hidden(os.path.basename(path)) and not _is_within(path, root, ours)
+    ]
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_"))
+
+
+def _is_within(path: str, root: str, folders: set[str]) -> bool:
+    above = root
+    for name in folders_below(path, root):
+        above = f"{above}/{name}"
+        if above in folders:
+            return True
+    return False
+
+
+def read_footer(url: str) -> File:
+    """Raises ManifestError where the file is no Parquet."""
+    try:
+        with explained(url), open_parquet(url) as parquet:
+            footer = parquet.metadata
+            groups = (footer.row_group(n) for n in range(footer.num_row_groups))
+            sizes = tuple((group.num_rows, group.total_byte_size) for group in groups)
+            return File(url, parquet.schema, sizes, _int96_columns(footer.schema))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ManifestError(f"{url}: not a readable Parquet file: {error}") from error
+
+
+def _int96_columns(schema: pq.ParquetSchema) -> dict[str, pa.DataType]:
+    leaves = (schema.column(n) for n in range(len(schema)))
+    paths = [leaf.path for leaf in leaves if leaf.physical_type == "INT96"]
+    if not paths:
+        return {}
+    by_default = schema.to_arrow_schema()
+    return {field.name: field.type for field in by_default if any(f"{p}.".startswith(f"{field.name}.") for p in paths)}
+
+
+def with_rows(files: Sequence[File]) -> list[File]:
+    """The files that have rows, or all where none has: writers give columns without a value any type."""
+    return [file for file in files if file.rows] or list(files)
+
+
+def common_type(types: Sequence[pa.DataType]) -> pa.DataType | None:
+    """The type that holds the values of all of these, None where there is none.
+
+    Equal types stay, but for views, which Arrow cannot filter. Strings of any kind and dictionaries of them are strings;
+    a column of nulls goes with any type; numbers take the widest. Whether a value of an integer fits a fraction is
+    checked where it is cast.
+    """
+    types = [without_views(kind) for kind in types]
+    if all(kind == types[0] for kind in types):
+        return types[0]
+    schemas = [pa.schema([pa.field("column", _decoded(kind))]) for kind in types]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field("column").type
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return None
+
+
+def without_views(kind: pa.DataType) -> pa.DataType:
+    """The type with plain strings and bytes in place of views of them, in lists and structs too."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(without_views(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(without_views(kind.value_type)))
+    return kind
+
+
+def _decoded(kind: pa.DataType) -> pa.DataType:
+    return without_views(kind.value_type) if pa.types.is_dictionary(kind) else kind
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether it is strings, of any kind that Arrow has, or a dictionary of them."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def as_utf8(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, np.ndarray]:
+    r"""A column as strings, with bytes that are not UTF-8 written as `\xe9`; and which rows have such, (n,) bool.
+
+    Parquet does not check what it holds as strings, and a table with such a string cannot be read by others. UUIDs are
+    written as people do.
+
+    Raises:
+        pyarrow.ArrowException: the column cannot be strings.
+    """
+    if column.type == pa.uuid():
+        column = pa.chunked_array([pa.array([value and str(value) for value in column.to_pylist()], pa.string())])
+    if is_binary(column.type) or pa.types.is_fixed_size_binary(column.type):
+        column = pa.chunked_array([_unchecked(part) for part in column.cast(pa.binary()).chunks], pa.string())
+    texts = column.cast(pa.string())
+    try:
+        texts.validate(full=True)
+        return texts, np.zeros(len(texts), bool)
+    except pa.ArrowInvalid:
+        raw = texts.cast(pa.binary()).to_pylist()
+    shown = [None if value is None else value.decode("utf-8", "backslashreplace") for value in raw]
+    broken = [value is not None and text.encode() != value for value, text in zip(raw, shown, strict=True)]  # type: ignore[union-attr]
+    return pa.chunked_array([pa.array(shown, pa.string())]), np.array(broken, bool)
+
+
+def _unchecked(raw: pa.Array) -> pa.Array:
+    """Bytes as strings; a cast would refuse those that are not UTF-8."""
+    return pa.Array.from_buffers(pa.string(), len(raw), raw.buffers(), offset=raw.offset)
+
+
+def rows_not_utf8(column: pa.ChunkedArray) -> np.ndarray:
+    """(n,) bool: rows of a column of any type that hold a string that is not UTF-8."""
+    try:
+        column.validate(full=True)
+        return np.zeros(len(column), bool)
+    except pa.ArrowInvalid:  # for this or for another reason
+        return np.array([_is_not_utf8(value) for value in column], bool)
+
+
+def _is_not_utf8(value: pa.Scalar) -> bool:
+    try:
+        value.as_py()
+    except UnicodeDecodeError:
+        return True
+    except (ArithmeticError, LookupError, ValueError):  # such as a date that Python does not have
+        return False
+    return False
+
+
+def int96_as_before(files: Sequence[File], column: str, kind: pa.DataType) -> pa.DataType:
+    """The type of a column whose timestamps are INT96: of nanoseconds where they hold all values, as tables always had it.
+
+    Raises:
+        OSError, pyarrow.ArrowInvalid: a file is not whole.
+    """
+    nanoseconds = next((file.int96[column] for file in files if column in file.int96), None)
+    if nanoseconds is None:
+        return kind
+    for file in files:
+        with open_parquet(file.url) as parquet:
+            for batch in parquet.iter_batches(131_072, columns=[column]):
+                try:
+                    batch.column(column).cast(nanoseconds)
+                except pa.ArrowInvalid:
+                    return kind
+    return nanoseconds

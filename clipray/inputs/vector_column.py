@@ -1,0 +1,341 @@
+"""Vector columns as inputs: `images.clip`, a table of another run, or any Parquet; opened, checked and read piece by piece."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import tables
+from clipray.analysis.lengths import LONGEST, first_long_rows, surely_usable
+from clipray.analysis.moments import first_bad_rows
+from clipray.errors import JobError, SchemaError
+from clipray.inputs.parquet_files import File, as_utf8, common_type, expand_parquet, is_text, read_footer, with_rows
+from clipray.job import Column
+from clipray.storage.folder import Folder, absolute, signs
+from clipray.storage.parquet import open_parquet
+from clipray.tables.digests import Digest, digest_of, file_sign, files_digest, plain
+
+IDENTITIES = ("image_id", "region_id", "text_id", "cloud_id")
+"""Columns by which rows of our tables are known; those that a table has are carried into tables made from it. (A text's
+`image_id` is no part of its identity, and may be null.)"""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A row group: the unit in which vectors are read. `first_row`: its place in the whole column."""
+
+    path: str
+    row_group: int
+    first_row: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """An opened vector column; no rows are read yet.
+
+    Attributes:
+        name: what the job calls it. column: the vector column.
+        ids: columns that are carried along, the last of which names a row.
+        n_features: width of the vectors.
+        schema: of the first file.
+        identity: what decides the values: the table's fingerprint, or the path; `digest`: of the very files.
+        provenance: what made the table, where it is one of ours.
+        files: of each path in `pieces`, what tells whether it is still the same file.
+    """
+
+    name: str
+    column: str
+    ids: tuple[str, ...]
+    n_features: int
+    pieces: tuple[Piece, ...]
+    schema: pa.Schema
+    identity: dict[str, Any]
+    digest: Digest
+    provenance: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def n_samples(self) -> int:
+        return sum(piece.rows for piece in self.pieces)
+
+    @property
+    def space(self) -> dict[str, Any]:
+        """What two columns must share to be compared; empty where it is not known."""
+        made = self.provenance
+        if "space" in made:
+            return dict(made["space"])
+        if "model" not in made:
+            return {}
+        model = {key: made["model"].get(key) for key in ("name", "weights", "preprocess")}
+        return {
+            "model": model, "feature": made.get("features", {}).get(self.column), "preprocess": made.get("preprocess"),
+            "normalize": made.get("normalize"),
+        }  # fmt: skip
+
+    @property
+    def id_fields(self) -> list[pa.Field]:
+        return [pa.field(name, pa.string(), nullable=False) for name in self.ids]
+
+
+def comparable(space: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Why vectors of two spaces (`Vectors.space`) cannot be compared; "" where they can, or where one is not known."""
+    if not space or not other or space == other:
+        return ""
+    models = [_name_and_weights(each["model"]) if "model" in each else None for each in (space, other)]
+    if None in models:
+        return "one of them is a reduction; reduce the other with `fit`"
+    if models[0] != models[1]:
+        return f"they are of two models, {models[0][0]} and {models[1][0]}, or of other weights"  # type: ignore[index]
+    layers = [layer_of(each) for each in (space, other)]
+    return "" if layers == ["output", "output"] else f"they are of two layers, {layers[0]!r} and {layers[1]!r}"
+
+
+def layer_of(space: Mapping[str, Any]) -> Any:
+    """The layer that the vectors of a space were taken from; None where it is not known."""
+    feature = space.get("feature")
+    return feature.get("layer") if isinstance(feature, Mapping) else feature
+
+
+def same_model(vectors: Vectors, model: Mapping[str, Any]) -> bool:
+    """Whether a column's vectors can be compared with those that `model` makes of texts and pictures.
+
+    `model` is an identity as `ResolvedModel.identity()` gives it, or the `model` of another column's `space`. Name and
+    weights must be the same, and the column must be the network's output; normalisation makes no difference to a cosine.
+    A column that says nothing of where it comes from is taken at its owner's word.
+    """
+    space = vectors.space
+    if not space:
+        return True
+    made = space.get("model") or {}
+    return layer_of(space) == "output" and _name_and_weights(made) == _name_and_weights(model)
+
+
+def _name_and_weights(model: Mapping[str, Any]) -> tuple[str, Any]:
+    """What tells models apart, wherever a `local-dir:` lies."""
+    return str(model.get("name")).split(":/")[0], model.get("weights")
+
+
+def refuse_another_model(vectors: Vectors, model: Mapping[str, Any], n_features: int) -> None:
+    """Raises SchemaError where a column cannot be compared with what `model` makes: of another model, or no output."""
+    wanted = f"{model.get('name')} ({str(model.get('weights'))[:19]}…)"
+    if not same_model(vectors, model):
+        space = vectors.space
+        made, feature = space.get("model"), space.get("feature")
+        found = (
+            f"{feature!r} of {made.get('name')} ({str(made.get('weights'))[:19]}…)" if made else "made of such vectors"
+        )
+        raise SchemaError(
+            f"input {vectors.name}: expected the output of {wanted}, the job's model, but it is {found}; "
+            "texts and pictures are comparable in one model's space only"
+        )
+    if vectors.n_features != n_features:
+        raise SchemaError(
+            f"input {vectors.name}: vectors of {vectors.n_features}, but {wanted} makes vectors of {n_features}"
+        )
+
+
+def open_vectors(source: str | Column, output: Folder) -> Vectors:
+    """Open an input of a step.
+
+    Args:
+        source: `table.column` of the run at `output`, `FOLDER/table.column` of another, or a `Column` of any Parquet.
+
+    Raises:
+        JobError: it is not written as one of those.
+        SchemaError: the table is not finished or has changed since, there is no such column, or it holds no vectors.
+        ManifestError: no Parquet there.
+    """
+    if isinstance(source, Column):
+        return _open_any(source)
+    table, _, column = source.rpartition(".")
+    if not table or not column or "/" in column:
+        raise JobError(
+            f"input {source!r}: expected `table.column`, `FOLDER/table.column`, or a mapping with `path`, `column` and `id`"
+        )
+    return _open_table(source, output.named(table), column)
+
+
+def _open_table(name: str, folder: Folder, column: str) -> Vectors:
+    record = tables.finished(folder, f"input {name}")
+    vectors = [n for n, kind in record.columns.items() if kind.startswith("fixed_size_list") and n != "box_xyxy"]
+    if column not in vectors:
+        raise SchemaError(f"input {name}: no vector column {column!r} in {folder.url}; there are: {', '.join(vectors)}")
+    if not tables.intact(folder, record):
+        raise SchemaError(
+            f"input {name}: the files of {folder.url} are not those of its {tables.RECORD}; `clipray run` mends it"
+        )
+    urls = [folder.path(file["name"]) if folder.local else f"{folder.url}/{file['name']}" for file in record.files]
+    ids = tuple(n for n in IDENTITIES if n in record.columns)
+    ids = ("text_id",) if "text_id" in ids else ids
+    files = [file_sign(file) for file in record.files]
+    identity = {"table": record.fingerprint, "column": column}
+    return _opened(name, column, ids, urls, identity, files, files_digest(record.files), record.provenance)
+
+
+def _open_any(source: Column) -> Vectors:
+    urls = expand_parquet(absolute(source.path))
+    identity = {"path": absolute(source.path), "column": source.column, "id": source.id}
+    files = signs(urls)
+    return _opened(source.path, source.column, (source.id,), urls, identity, files, plain(digest_of(files)), {})
+
+
+def _opened(
+    name: str, column: str, ids: tuple[str, ...], urls: Sequence[str], identity: dict[str, Any], files: Any,
+    digest: Digest, provenance: dict[str, Any],
+) -> Vectors:  # fmt: skip
+    footers = [read_footer(url) for url in urls]
+    holding = [footer for footer in with_rows(footers) if footer.rows]
+    if not holding:
+        raise SchemaError(f"input {name}: the table has no rows")
+    first, width = holding[0], 0
+    for footer in holding:
+        _check_columns(name, footer, column, ids)
+        here = _width(name, footer.url, footer.schema.field(column))
+        if width and here != width:
+            raise SchemaError(f"input {name}: vectors of {here} in {footer.url}, of {width} in {first.url}")
+        width = here
+    pieces: list[Piece] = []
+    start = 0
+    for footer in holding:
+        for group, (rows, _) in enumerate(footer.row_groups):
+            if rows:
+                pieces.append(Piece(footer.url, group, start, rows))
+            start += rows
+    signs = dict(zip(urls, map(json.dumps, files), strict=True))
+    return Vectors(
+        name, column, ids, width, tuple(pieces), _common_schema(holding), identity, digest, provenance, signs
+    )
+
+
+def _check_columns(name: str, file: File, column: str, ids: Sequence[str]) -> None:
+    for wanted in (column, *ids):
+        if reason := file.without(wanted):
+            raise SchemaError(f"input {name}: {file.url}: {reason}")
+    for wanted in ids:
+        kind = file.schema.field(wanted).type
+        try:
+            pa.nulls(0, kind).cast(pa.string())
+        except pa.ArrowNotImplementedError as error:
+            raise SchemaError(
+                f"input {name}: column {wanted!r} of {file.url} is {kind}; expected what names a row: strings, whole numbers or UUIDs"
+            ) from error
+
+
+def _common_schema(files: Sequence[File]) -> pa.Schema:
+    """That of the first file; a column that files have in several types gets one that holds them all, if there is one."""
+    schema = files[0].schema
+    for at, name in enumerate(schema.names):
+        types = [file.schema.field(name).type for file in files if file.schema.names.count(name) == 1]
+        common = common_type(types) if types else None
+        schema = schema.set(at, schema.field(at).with_type(common or schema.field(at).type))
+    return schema
+
+
+def _width(name: str, url: str, field: pa.Field) -> int:
+    """Width of the vectors; of plain lists, that of the first row."""
+    kind = field.type
+    lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not lists or not pa.types.is_floating(kind.value_type):
+        raise SchemaError(
+            f"input {name}: column {field.name!r} of {url} is {kind}; expected lists of float16, float32 or float64"
+        )
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size)
+    with open_parquet(url) as parquet:
+        batch = next(iter(parquet.iter_batches(1, columns=[field.name])))
+    return len(batch.column(0)[0].as_py() or ())
+
+
+def read_piece(vectors: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tuple[pa.Table, np.ndarray]:
+    """(table of the identity columns and `extra`, (n, d) matrix of the column's own float type).
+
+    Raises:
+        SchemaError: a null vector or id, a vector of another width, or a string that is not UTF-8; with the row.
+    """
+    columns = list(dict.fromkeys([*vectors.ids, *extra, vectors.column]))
+    with open_parquet(piece.path) as parquet:
+        table = parquet.read_row_group(piece.row_group, columns)
+    column = table[vectors.column].combine_chunks()
+    lengths = None if pa.types.is_fixed_size_list(column.type) else np.diff(column.offsets.to_numpy())
+    wrong = column.is_null().to_numpy(zero_copy_only=False)
+    if lengths is not None:
+        wrong |= lengths != vectors.n_features
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        found = "null" if lengths is None else f"{int(lengths[row])} values"
+        raise SchemaError(
+            f"{piece.path}: row {row} of row group {piece.row_group}: expected a vector of {vectors.n_features}, found {found}"
+        )
+    values = column.flatten()
+    if values.null_count:
+        raise SchemaError(
+            f"{piece.path}: row group {piece.row_group} has vectors with null values in column {vectors.column!r}"
+        )
+    beside = {name: _beside(vectors, piece, name, table[name]) for name in columns if name != vectors.column}
+    fields = [pa.field(name, part.type, name not in vectors.ids) for name, part in beside.items()]
+    ids = pa.table(list(beside.values()), schema=pa.schema(fields))
+    return ids, values.to_numpy(zero_copy_only=True).reshape(-1, vectors.n_features)
+
+
+def _beside(vectors: Vectors, piece: Piece, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """An identity as strings, or another column in its type of all files."""
+    where = f"{piece.path}: row group {piece.row_group}"
+    if name in vectors.ids and column.null_count:
+        raise SchemaError(f"{where} has rows without {name!r}")
+    if name not in vectors.ids and not is_text(column.type):
+        return _cast(where, name, column, vectors.schema.field(name).type)
+    texts, broken = as_utf8(column)
+    if broken.any():
+        row = int(np.flatnonzero(broken)[0])
+        raise SchemaError(f"{where}, row {row}: {name!r} is not UTF-8: {texts[row].as_py()}")
+    return texts if name in vectors.ids else _cast(where, name, column, vectors.schema.field(name).type)
+
+
+def _cast(where: str, name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    try:
+        return column.cast(kind)
+    except pa.ArrowException as error:
+        raise SchemaError(f"{where}: column {name!r}: {error}") from error
+
+
+def read_finite(source: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tuple[pa.Table, np.ndarray]:
+    """Identities (with `extra`) and vectors (n, d). Raises SchemaError: some are not finite, or longer than float32 can
+    square; with the first rows' ids."""
+    ids, x = read_piece(source, piece, extra)
+    if surely_usable(x):
+        return ids, x
+    for bad, what in ((first_bad_rows(x), "are not finite"), (first_long_rows(x), f"are longer than {LONGEST:g}")):
+        if len(bad):
+            named = ", ".join(map(repr, ids[source.ids[-1]].take(pa.array(bad)).to_pylist()))
+            raise SchemaError(
+                f"{source.name}: vectors that {what}, {source.ids[-1]}: {named}; mend, scale or drop these rows"
+            )
+    return ids, x
+
+
+def read_ids(vectors: Vectors, piece: Piece) -> pa.Array:
+    """What names the rows of a row group, as strings; their vectors are not read."""
+    name = vectors.ids[-1]
+    with open_parquet(piece.path) as parquet:
+        column = parquet.read_row_group(piece.row_group, [name])[name]
+    return _beside(vectors, piece, name, column).combine_chunks()
+
+
+def groups(pieces: Sequence[Piece], rows: int) -> list[list[Piece]]:
+    """Neighbouring pieces together, up to about `rows` rows: what one task works on, or one file holds."""
+    result: list[list[Piece]] = []
+    count = 0  # of rows in the last group
+    for piece in pieces:
+        if result and count + piece.rows <= rows:
+            result[-1].append(piece)
+            count += piece.rows
+        else:
+            result.append([piece])
+            count = piece.rows
+    return result

@@ -1,0 +1,89 @@
+"""Vectors by id: where each row of a vector column lies, and the rows that are asked for, read row group by row group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipray import tables
+from clipray.errors import SchemaError
+from clipray.inputs.row_index import hash_strings
+from clipray.inputs.vector_column import Vectors, read_ids, read_piece
+
+SALTS = ("clipray-lookup-0", "clipray-lookup-1", "clipray-lookup-2")
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Where the vector of each id lies, in 16 bytes a row.
+
+    Attributes:
+        keys: (n,) uint64 hashes of the ids, sorted and unique, under `salt`.
+        places: (n,) int64 row in the whole column, of each key.
+    """
+
+    vectors: Vectors
+    salt: str
+    keys: np.ndarray
+    places: np.ndarray
+
+    @property
+    def kind(self) -> pa.DataType:
+        """Type of the column that `gather` returns."""
+        return tables.vector_type(self.vectors.n_features)
+
+
+def open_lookup(vectors: Vectors) -> Lookup:
+    """Read the ids of a column.
+
+    Raises:
+        SchemaError: an id stands there twice.
+    """
+    for salt in SALTS:
+        keys = np.concatenate([hash_strings(read_ids(vectors, piece), salt) for piece in vectors.pieces])
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        if not (keys[1:] == keys[:-1]).any():
+            return Lookup(vectors, salt, keys, order.astype(np.int64))
+    raise SchemaError(
+        f"input {vectors.name}: a value of {vectors.ids[-1]!r} stands in two rows; each should have one vector: drop the others"
+    )
+
+
+class Gatherer:
+    """The vectors of ids, block by block. Of the table it holds one row group: the last that was read."""
+
+    def __init__(self, lookup: Lookup) -> None:
+        self._lookup = lookup
+        self._starts = np.array([piece.first_row for piece in lookup.vectors.pieces])
+        self._held: tuple[int, pa.ChunkedArray, np.ndarray] | None = None
+
+    def __call__(self, ids: pa.ChunkedArray) -> pa.Array:
+        """(m,) ids -> fixed_size_list<float32> of m rows, null where there is no such id."""
+        lookup = self._lookup
+        keys = hash_strings(ids, lookup.salt)
+        at = np.minimum(np.searchsorted(lookup.keys, keys), len(lookup.keys) - 1)
+        found = (lookup.keys[at] == keys) & ids.is_valid().to_numpy()
+        places = lookup.places[at]
+        owners = np.where(found, np.searchsorted(self._starts, places, side="right") - 1, -1)
+        matrix = np.zeros((len(ids), lookup.vectors.n_features), np.float32)
+        for number in np.unique(owners[found]).tolist():
+            names, x = self._read(number)
+            mine = np.flatnonzero(owners == number)
+            rows = places[mine] - self._starts[number]
+            same = pc.equal(names.take(pa.array(rows)), ids.take(pa.array(mine))).to_numpy()  # not the hash alone
+            matrix[mine] = x[rows]
+            found[mine] = same
+        values = pa.array(matrix.ravel(), pa.float32())
+        return pa.FixedSizeListArray.from_arrays(values, type=lookup.kind, mask=pa.array(~found))
+
+    def _read(self, number: int) -> tuple[pa.ChunkedArray, np.ndarray]:
+        if self._held is None or self._held[0] != number:
+            self._held = None  # the last one goes before the next one comes
+            vectors = self._lookup.vectors
+            ids, x = read_piece(vectors, vectors.pieces[number])
+            self._held = number, ids[vectors.ids[-1]], x
+        return self._held[1], self._held[2]

@@ -1,0 +1,71 @@
+"""The settings of a job and of its steps, a module for each kind of step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from clipray.job.base import Encoding, Execution, Settings, StepSettings
+from clipray.job.images import FIXED_COLUMNS, SCHEMES, EmbedImages, Feature
+from clipray.job.labels import (
+    CLASS_SETS,
+    Classes,
+    EvaluateLabels,
+    Label,
+    LabelSet,
+    MultiLabel,
+    Probe,
+    Style,
+    distinct,
+    with_place,
+)
+from clipray.job.model import Model
+from clipray.job.point_clouds import RenderDepth
+from clipray.job.regions import OF_BOXES, VECTOR, Blur, Circle, EmbedRegions, Foveal, Refer
+from clipray.job.report import Report
+from clipray.job.retrieval import EvaluateRetrieval
+from clipray.job.search import Augment, Index, Search
+from clipray.job.texts import EmbedTexts, ScoreCaptions
+from clipray.job.typographic_attack import Attack, Lettering
+from clipray.job.vectors import Cluster, Column, Deduplicate, Reduce
+
+STEPS: dict[str, type[StepSettings]] = {
+    "embed_images": EmbedImages,
+    "embed_regions": EmbedRegions,
+    "render_depth": RenderDepth,
+    "embed_texts": EmbedTexts,
+    "reduce": Reduce,
+    "cluster": Cluster,
+    "deduplicate": Deduplicate,
+    "index": Index,
+    "augment": Augment,
+    "search": Search,
+    "evaluate_retrieval": EvaluateRetrieval,
+    "label": Label,
+    "probe": Probe,
+    "evaluate_labels": EvaluateLabels,
+    "score_captions": ScoreCaptions,
+    "refer": Refer,
+    "attack": Attack,
+    "report": Report,
+}
+"""The steps a job can name, in the order in which data flows; each is the module of that name in `clipray.steps`."""
+
+
+class Job(Settings):
+    """A validated job: a model and the steps that use it, in the order in which data flows."""
+
+    name: str = "clipray"
+    output: str
+    model: Model | None = None
+    address: str | None = None
+    steps: list[dict[str, Any]] = Field(min_length=1)
+
+
+__all__ = [
+    "CLASS_SETS", "FIXED_COLUMNS", "OF_BOXES", "SCHEMES", "STEPS", "VECTOR", "Attack", "Augment", "Blur", "Circle", "Classes", "Cluster", "Column",
+    "Deduplicate", "EmbedImages", "EmbedRegions", "EmbedTexts", "Encoding", "EvaluateLabels", "EvaluateRetrieval", "Execution", "Feature",
+    "Foveal", "Index", "Job", "Label", "LabelSet", "Lettering", "Model", "MultiLabel", "Probe", "Reduce", "Refer", "RenderDepth", "Report", "ScoreCaptions", "Search", "Settings",
+    "StepSettings", "Style", "distinct", "with_place",
+]  # fmt: skip

@@ -1,0 +1,167 @@
+"""Settings of the step that encodes pictures."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from clipray.job.base import TABLE_NAME, Embedding, Encoding, Execution, LabelSelector, Settings, refuse_taken
+
+SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "http", "https")
+"""URI schemes that a manifest may name unless the job says otherwise."""
+CheckSources = Literal["none", "size_mtime"]
+"""What tells that the file behind a `uri` has changed."""
+
+
+class Feature(Settings):
+    """A vector column: the layer it is taken from, and how that layer's map becomes one vector.
+
+    `output` is the CLIP image vector. Every other layer is a map of (channels, height, width) and needs a `pooling`.
+
+    Attributes:
+        levels, overlap: scales of the region grid and the wanted overlap of neighbours (`rmac`, and `regions`).
+        p: exponent of `gem`.
+        l2_before: normalise each cell of the map before pooling. l2_after: normalise the vector, and each region's; None
+            follows the step's `normalize`.
+        regions: write a row per region into the regions table: `grid`, the manifest's `boxes`, or true for both.
+    """
+
+    layer: str = "output"
+    pooling: Literal["mac", "spoc", "gem", "rmac"] | None = None
+    levels: Annotated[int, Field(ge=1, le=16)] = 2
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    p: Annotated[float, Field(gt=0)] = 3.0
+    l2_before: bool = True
+    l2_after: bool | None = None
+    regions: bool | Literal["grid", "boxes"] = False
+
+    @model_validator(mode="after")
+    def _maps_are_pooled(self) -> Feature:
+        if self.layer != "output" and self.pooling is None:
+            raise ValueError(f"layer {self.layer!r} is a map: it needs `pooling`: mac, spoc, gem or rmac")
+        if self.layer == "output" and (self.pooling or self.regions):
+            raise ValueError(
+                "layer 'output' is one vector, no map: it has no `pooling` and no `regions`; `clipray layers MODEL` lists the maps"
+            )
+        return self
+
+
+FIXED_COLUMNS = (
+    "image_id", "uri", "height", "width", "bytes", "boxes", "region_count",
+    "pixels", "regions", "refused_boxes", "stage", "reason", "message",
+)  # fmt: skip
+"""Columns of the table, and those that rows carry on their way to it."""
+REGION_COLUMNS = ("region_id", "box_xyxy", "scale", "clipped")
+"""Columns of the regions table, beside `image_id` and the feature's vector."""
+
+
+class Pictures(Encoding):
+    """What one picture may cost, and whether one that changed behind its `uri` is noticed. Rows already written stay valid when it changes."""
+
+    max_bytes: Annotated[int, Execution, Field(ge=1)] = 64 * 2**20
+    max_pixels: Annotated[int, Execution, Field(ge=1)] = 100_000_000
+    fetch_timeout_s: Annotated[float, Execution, Field(gt=0)] = 30.0
+    schemes: Annotated[tuple[str, ...], Execution] = SCHEMES
+    check_sources: Annotated[CheckSources, Execution] = "none"
+
+    @property
+    def checked_schemes(self) -> tuple[str, ...]:
+        return listed_schemes(self.schemes) if self.check_sources == "size_mtime" else ()
+
+
+class EmbedImages(Pictures, Embedding):
+    """Manifest of pictures -> `images` table: one row a picture, one vector column a feature.
+
+    A feature with `regions` also fills the table `regions_name`, one row a region.
+    """
+
+    name: str = Field("images", pattern=TABLE_NAME)
+    regions_name: str = Field("regions", pattern=TABLE_NAME)
+    features: dict[str, Feature] = Field(default_factory=lambda: {"clip": Feature()}, min_length=1)
+    decode: Literal["exact", "fast"] = "exact"
+    preprocess: Literal["model", "keep_aspect"] = "model"
+    long_side_px: Annotated[int, Field(ge=1)] | None = None
+    decode_in: Annotated[Literal["auto", "tasks", "actors"], Execution] = "auto"
+    decode_on: Annotated[LabelSelector, Execution] = Field(default_factory=dict)
+
+    @property
+    def decoding(self) -> Literal["auto", "tasks", "actors", "none"]:
+        return self.decode_in
+
+    @property
+    def decoding_on(self) -> dict[str, str]:
+        return self.decode_on
+
+    @model_validator(mode="after")
+    def _tasks_can_be_elsewhere(self) -> EmbedImages:
+        if self.decode_on and self.decode_in == "actors":
+            raise ValueError(
+                "`decode_on` names nodes for decoding tasks; with `decode_in: actors` decoding is where the encoders are"
+            )
+        return self
+
+    @field_validator("features")
+    @classmethod
+    def _features_are_columns(cls, features: dict[str, Feature]) -> dict[str, Feature]:
+        odd = [
+            name
+            for name in features
+            if not name.isprintable() or name.strip() in ("", ".", "..") or set(name) & set("/\\")
+        ]
+        if odd:
+            raise ValueError(f"{odd[0]!r} names no column: expected a name without slashes and control characters")
+        return features
+
+    @model_validator(mode="after")
+    def _column_names_are_free(self) -> EmbedImages:
+        refuse_taken([*self.features, *self.keep], FIXED_COLUMNS, "rename the feature or drop it from `keep`")
+        return self
+
+    @model_validator(mode="after")
+    def _one_feature_has_regions(self) -> EmbedImages:
+        named = [name for name, feature in self.features.items() if feature.regions]
+        if len(named) > 1:
+            raise ValueError(
+                f"one feature of a step can write regions, found {', '.join(named)}: put the other in a second embed_images step"
+            )
+        if named and named[0] in REGION_COLUMNS:
+            raise ValueError(f"the column name {named[0]!r} is taken in the regions table: rename the feature")
+        if named and self.regions_name == self.name:
+            raise ValueError(f"`name` and `regions_name` are both {self.name!r}: the tables need two names")
+        return self
+
+    @model_validator(mode="after")
+    def _long_side_belongs_to_keep_aspect(self) -> EmbedImages:
+        if self.long_side_px is not None and self.preprocess != "keep_aspect":
+            raise ValueError("`long_side_px` goes with `preprocess: keep_aspect`")
+        return self
+
+    @property
+    def region_feature(self) -> str | None:
+        """The feature that writes regions, if any."""
+        return next((name for name, feature in self.features.items() if feature.regions), None)
+
+    @property
+    def looks_inside(self) -> bool:
+        return self.preprocess != "model" or any(feature.layer != "output" for feature in self.features.values())
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return (self.name, self.regions_name) if self.region_feature else (self.name,)
+
+
+def listed_schemes(schemes: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of storages that list their files: over http each file is a request, and servers answer each in its own way."""
+    return tuple(scheme for scheme in schemes if scheme not in ("http", "https"))
+
+
+def colour_name(colour: str) -> str:
+    """The colour itself. Raises ValueError where Pillow knows none of that name."""
+    from PIL import ImageColor
+
+    try:
+        ImageColor.getrgb(colour)
+    except ValueError:
+        raise ValueError("expected a colour: a name such as white, or #rrggbb") from None
+    return colour

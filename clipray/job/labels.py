@@ -1,0 +1,250 @@
+"""Settings of the steps that give names to vectors: `label`, `evaluate_labels` and `probe`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from clipray.job.base import TABLE_NAME, Execution, Reference, Settings, StepSettings
+from clipray.job.vectors import Column, table_of
+
+TEMPLATE_SETS = ("photo", "openai")
+"""Built-in sets of templates: our own general ones, and the 80 that OpenAI used on ImageNet, as open_clip has them."""
+CLASS_SETS = ("cifar100", "imagenet")
+"""Built-in names of classes."""
+Texts = str | list[str]
+
+
+class Classes(Settings):
+    """Names of classes and what is said of them; the content of a class file in YAML, too.
+
+    Attributes:
+        templates: texts with `{}` where the name goes, or a built-in set of them.
+        descriptions: a text, or several, for each name.
+    """
+
+    names: list[str] = Field(min_length=1)
+    templates: Texts | None = None
+    descriptions: dict[str, Texts] | None = None
+
+    @field_validator("names")
+    @classmethod
+    def _names_differ(cls, names: list[str]) -> list[str]:
+        return distinct(names)
+
+    @field_validator("templates")
+    @classmethod
+    def _names_have_a_place(cls, templates: Texts | None) -> Texts | None:
+        return with_place(templates)
+
+
+class Style(Settings):
+    """A prompt style: how all classes are said. `templates` and `descriptions` are those of the classes unless given here.
+
+    Attributes:
+        descriptions: or the path of a YAML file with them.
+    """
+
+    prompt: Literal["template", "description", "name_is_description"] = "template"
+    templates: Texts | None = None
+    descriptions: str | dict[str, Texts] | None = None
+
+    @field_validator("templates")
+    @classmethod
+    def _names_have_a_place(cls, templates: Texts | None) -> Texts | None:
+        return with_place(templates)
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> Style:
+        if self.prompt == "template" and self.descriptions is not None:
+            raise ValueError("`descriptions` goes with `prompt: description` or `prompt: name_is_description`")
+        if self.prompt != "template" and self.templates is not None:
+            raise ValueError(f"`templates` goes with `prompt: template`, found `prompt: {self.prompt}`")
+        return self
+
+
+class MultiLabel(Settings):
+    """Each class is judged for itself.
+
+    Attributes:
+        negative: what a picture shows that does not show the class, with or without `{}` for its name; needed unless
+            the model has a `logit_bias` of its own (SigLIP).
+        threshold: labels are given from this probability on.
+    """
+
+    negative: str | None = None
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class Label(StepSettings):
+    """CLIP vectors of pictures -> `labels` table: zero-shot labels, a row for each row of the input and each style.
+
+    Attributes:
+        classes: a file (YAML or Parquet), a built-in list (`cifar100`, `imagenet`), a list of names, or `Classes`.
+        styles: prompt styles by name; or names of kinds of prompts; by default `template`, or all of a Parquet file.
+        top: how many labels to keep of each row.
+        precision: of the product, see `clipray.analysis.zero_shot`. Class vectors are fp32 unless the model's is set.
+    """
+
+    needs_model: ClassVar[bool] = True
+
+    name: str = Field("labels", pattern=TABLE_NAME)
+    input: Annotated[str | Column, Reference]
+    classes: Annotated[str | list[str] | Classes, Reference]
+    styles: Annotated[list[str] | dict[str, Style] | None, Reference] = None
+    top: Annotated[int, Field(ge=1, le=1000)] = 5
+    multi_label: MultiLabel | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
+
+    @field_validator("classes")
+    @classmethod
+    def _names_differ(cls, classes: Any) -> Any:
+        return distinct(classes) if isinstance(classes, list) else classes
+
+    @field_validator("styles")
+    @classmethod
+    def _styles_have_names(cls, styles: Any) -> Any:
+        distinct(list(styles or ["template"]), "style")
+        bad = [name for name in styles or () if not name.replace("_", "").replace("-", "").isalnum()]
+        if bad:
+            raise ValueError(f"a style's name is of letters, digits, `_` and `-`: {bad[0]!r}")
+        return styles
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return (self.name, f"{self.name}_classes")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return table_of(self.input)
+
+
+def distinct(names: list[str], what: str = "class") -> list[str]:
+    """Raises ValueError where a name is empty or stands twice."""
+    if not names:
+        raise ValueError(f"no {what} is named")
+    empty = [n for n, name in enumerate(names) if not name.strip()]
+    if empty:
+        raise ValueError(f"{what} {empty[0]} has an empty name")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{what} {twice[0]!r} stands twice{f', and {len(twice) - 1} others' if twice[1:] else ''}")
+    return names
+
+
+def with_place(templates: Texts | None) -> Texts | None:
+    """Raises ValueError where a template has no place for the name."""
+    if templates is None or templates in TEMPLATE_SETS:
+        return templates
+    given: Sequence[str] = [templates] if isinstance(templates, str) else templates
+    if not given:
+        raise ValueError("no template is given")
+    bad = [text for text in given if "{}" not in text]
+    if bad:
+        raise ValueError(
+            f"the template {bad[0]!r} has no `{{}}` where the name goes; built-in sets: {', '.join(TEMPLATE_SETS)}"
+        )
+    return templates
+
+
+class LabelSet(Settings):
+    """A data set that was labelled.
+
+    Attributes:
+        labels: a table of labels, of this run or of another (`runs/other/labels`).
+        truth: `table.column` with the known labels.
+        baseline: another table of labels of the same rows.
+    """
+
+    labels: str
+    truth: str | Column
+    baseline: str | None = None
+
+
+class EvaluateLabels(StepSettings):
+    """Labels and what is known -> `label_figures` and its confusion: how right the labels are, style by style.
+
+    Attributes:
+        labels, truth: of one data set; or `sets`: of several, by name.
+        by: a column of the truth's table, each of whose values makes a data set of its own.
+        baseline: the data set, or the style, with which the others are compared.
+        bootstrap: samples that the intervals come from. confidence: of the intervals.
+    """
+
+    name: str = Field("label_figures", pattern=TABLE_NAME)
+    labels: Annotated[str | None, Reference] = None
+    truth: Annotated[str | Column | None, Reference] = None
+    sets: Annotated[dict[str, LabelSet] | None, Reference] = Field(None, min_length=1)
+    by: str | None = None
+    baseline: str | None = None
+    bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 1_000
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    random_state: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_way(self) -> EvaluateLabels:
+        if (self.sets is None) == (self.labels is None) or (self.labels is None) != (self.truth is None):
+            raise ValueError("expected `labels` and `truth`, or `sets` with both for each data set")
+        return self
+
+    @property
+    def data_sets(self) -> dict[str, LabelSet]:
+        if self.sets is not None:
+            return self.sets
+        return {"all": LabelSet(labels=str(self.labels), truth=self.truth)}  # type: ignore[arg-type]
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return (self.name, f"{self.name}_confusion")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        given = [(s.labels, *table_of(s.truth), *([s.baseline] if s.baseline else [])) for s in self.data_sets.values()]
+        return tuple(dict.fromkeys(name for names in given for name in names))
+
+
+class Probe(StepSettings):
+    """Any vector column and known labels -> `probe`, a table of labels: by logistic regression.
+
+    Attributes:
+        truth: `table.column` with the known labels; rows without one are only labelled.
+        split: a column of the truth's table that says `train`, `validation` or `test`; without it rows are drawn, by
+            their ids, so that a row stays where it is when others come.
+        c: strengths of the inverse penalty to try; the best on the validation rows is trained again with these.
+        fit: a finished probe, to be applied as it is: `runs/other/probe`.
+        max_rows: labelled rows to use, drawn by their ids; they lie in a worker's memory.
+    """
+
+    name: str = Field("probe", pattern=TABLE_NAME)
+    input: Annotated[str | Column, Reference]
+    truth: Annotated[str | Column | None, Reference] = None
+    split: str | None = None
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    c: list[Annotated[float, Field(gt=0)]] = Field([0.001, 0.01, 0.1, 1, 10, 100], min_length=1)
+    max_iterations: Annotated[int, Field(ge=1)] = 1_000
+    max_rows: Annotated[int, Field(ge=10)] = 200_000
+    random_state: Annotated[int, Field(ge=0)] = 0
+    fit: Annotated[str | None, Reference] = None
+    top: Annotated[int, Field(ge=1, le=1000)] = 5
+    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Probe:
+        if (self.truth is None) == (self.fit is None):
+            raise ValueError(f"expected one of `truth` and `fit`, found {'both' if self.fit else 'none'}")
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("`validation_share` and `test_share` leave nothing to train on")
+        return self
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return (self.name, f"{self.name}_classes")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (*table_of(self.input), *(table_of(self.truth) if self.truth else ()), *([self.fit] if self.fit else ()))

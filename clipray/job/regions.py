@@ -1,0 +1,171 @@
+"""Settings of the steps about regions of attention: `embed_regions` and `refer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from clipray.job.base import (
+    TABLE_NAME,
+    Count,
+    Embedding,
+    Execution,
+    Reference,
+    Settings,
+    StepSettings,
+    added_later,
+    refuse_taken,
+)
+from clipray.job.images import FIXED_COLUMNS, Pictures, colour_name
+from clipray.job.vectors import Column, table_of
+
+Prompt = Literal["foveal", "crop", "blur", "circle", "none"]
+VECTOR = "clip"
+"""The vector column of `embed_regions` and of `render_depth`."""
+OF_BOXES = {"box_ids": "box_id", "box_captions": "caption", "box_labels": "label"}
+"""Columns of a manifest with a list for each picture, an entry a box -> the column of the regions table."""
+
+
+def _of_mask(whole_image: Any, falip: Any) -> Callable[[dict[str, Any]], Any]:
+    """A default that depends on the mask."""
+    return lambda before: falip if before.get("mask") == "falip" else whole_image
+
+
+class Foveal(Settings):
+    """How strongly the class token's attention is drawn to a region, and where in the network.
+
+    Attributes:
+        mask: where the bump lies: over the `whole_image`, as wide as the box, or within the box's patches alone, as the
+            authors of FALIP draw it (`falip`). The other defaults depend on it; in brackets FALIP's.
+        alpha: the highest value that is added to its attention logits (0.2); 0 is the plain network.
+        sigma: of the Gaussian bump, as a share of half the box's sides; of `falip` in patches (100).
+        blocks: of the transformer: so many last ones, a list of them (from 0), or `all` (8 to 11, of a ViT of 12).
+        heads: a list of them (from 0), or `all`.
+    """
+
+    mask: Literal["whole_image", "falip"] = added_later("whole_image")
+    alpha: Annotated[float, Field(ge=0, le=1000)] = Field(default_factory=_of_mask(8.0, 0.2))
+    sigma: Annotated[float, Field(gt=0, le=100)] = Field(default_factory=_of_mask(1.0, 100.0))
+    blocks: Literal["all"] | Annotated[int, Field(ge=1, strict=True)] | list[int] = Field(
+        default_factory=_of_mask(2, [8, 9, 10, 11])
+    )
+    heads: Literal["all"] | list[int] = "all"
+
+    @field_validator("blocks", "heads")
+    @classmethod
+    def _are_numbers(cls, chosen: Any) -> Any:
+        if isinstance(chosen, list) and (not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen)):
+            raise ValueError("expected a list of different numbers from 0")
+        return chosen
+
+
+class Blur(Settings):
+    """What lies outside a box is blurred. radius: of the Gaussian, as a share of the picture's shorter side."""
+
+    radius: Annotated[float, Field(gt=0, le=1)] = 0.03
+
+
+class Circle(Settings):
+    """An ellipse is drawn around a box. width: of the line, as a share of the picture's shorter side."""
+
+    colour: str = "red"
+    width: Annotated[float, Field(gt=0, le=1)] = 0.02
+
+    @field_validator("colour")
+    @classmethod
+    def _is_a_colour(cls, colour: str) -> str:
+        return colour_name(colour)
+
+
+def _preprocess(foveal: Foveal | None) -> Literal["model", "squash"]:
+    return "squash" if foveal is not None and foveal.mask == "falip" else "model"
+
+
+class EmbedRegions(Pictures, Embedding):
+    """Manifest of pictures with `boxes` -> `regions` table: a CLIP vector for each box.
+
+    Attributes:
+        prompt: what turns the network to a box: its attention (`foveal`), the box cut out (`crop`), all else blurred
+            (`blur`), an ellipse around it (`circle`), or nothing (`none`: the whole picture's vector).
+        preprocess: `squash` shows the network the whole picture, its sides scaled apart, and is the default of
+            `foveal: {mask: falip}`; `model` may crop the centre.
+        max_regions: a picture with more boxes is rejected.
+    """
+
+    name: str = Field("regions", pattern=TABLE_NAME)
+    prompt: Prompt = "foveal"
+    foveal: Foveal = Field(default_factory=Foveal)
+    blur: Blur = Field(default_factory=Blur)
+    circle: Circle = Field(default_factory=Circle)
+    preprocess: Literal["model", "squash"] = Field(default_factory=lambda before: _preprocess(before.get("foveal")))
+    max_regions: Annotated[int, Execution, Field(ge=1)] = 64
+
+    @model_validator(mode="after")
+    def _settings_of_the_prompt(self) -> EmbedRegions:
+        for name in ("foveal", "blur", "circle"):
+            if name in self.model_fields_set and self.prompt != name:
+                raise ValueError(f"`{name}` goes with `prompt: {name}`, found `prompt: {self.prompt}`")
+        refuse_taken(self.keep, (*FIXED_COLUMNS, *OF_BOXES), "drop it from `keep`")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Of the prompts' settings those that count."""
+        others = {"foveal", "blur", "circle"} - {self.prompt}
+        return {key: value for key, value in super().identity().items() if key not in others}
+
+    @property
+    def decoding(self) -> Literal["auto", "tasks", "actors", "none"]:
+        return "actors"
+
+    @property
+    def looks_inside(self) -> bool:
+        return self.prompt == "foveal"
+
+    @property
+    def books(self) -> str:
+        return f"{self.name}_pictures"
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return (self.name, self.books)
+
+
+class Refer(StepSettings):
+    """Regions with captions -> `referred` table: for each caption the box of its picture that it fits best.
+
+    Attributes:
+        input: the regions' vectors, of the job's model, in a table with a column `caption`.
+        template: what captions are put in.
+        subtract: from each box's similarity to a caption, the mean of those to the picture's `others`, to captions drawn
+            from the whole `dataset` (as the authors of FALIP do), or `nothing`.
+        dataset_captions: how many are drawn; all of them where there are fewer. random_state: of the draw.
+    """
+
+    needs_model: ClassVar[bool] = True
+
+    name: str = Field("referred", pattern=TABLE_NAME)
+    input: Annotated[str | Column, Reference]
+    template: str = "{}"
+    subtract: Literal["others", "dataset", "nothing"] = "others"
+    dataset_captions: Count = added_later(500)
+    random_state: Annotated[int, Field(ge=0)] = added_later(0)
+
+    @field_validator("template")
+    @classmethod
+    def _captions_have_a_place(cls, template: str) -> str:
+        if "{}" not in template:
+            raise ValueError("expected a text with `{}` where the caption goes")
+        return template
+
+    @model_validator(mode="after")
+    def _settings_of_the_draw(self) -> Refer:
+        for name in ("dataset_captions", "random_state"):
+            if name in self.model_fields_set and self.subtract != "dataset":
+                raise ValueError(f"`{name}` goes with `subtract: dataset`, found `subtract: {self.subtract}`")
+        return self
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return table_of(self.input)

@@ -1,0 +1,96 @@
+"""Settings of the steps that find vectors: `index`, `augment` and `search`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from clipray.job.base import TABLE_NAME, Count, Execution, Reference, StepSettings
+from clipray.job.vectors import Column, table_of
+
+
+class Index(StepSettings):
+    """Vector column -> a FAISS index and the table of its ids.
+
+    Attributes:
+        type: a factory string of faiss (`HNSW32`, `IVF4096,Flat`, `OPQ32,IVF4096,PQ32`, …), or `auto`: by rows and memory.
+        metric: `cosine` (vectors are L2-normalised), `dot`, or `l2`.
+        recall: share of the true ten nearest that the index should find; `nprobe` or `efSearch` is tuned to it.
+        queries: vector column of those that will be searched for, as in `search`; by default new rows of the input.
+        memory_gib: what the index may take in memory; a larger one keeps its lists on disk. None: half of what Ray has.
+    """
+
+    name: str = Field("index", pattern=TABLE_NAME)
+    input: Annotated[str | Column, Reference]
+    type: str = "auto"
+    metric: Literal["cosine", "l2", "dot"] = "cosine"
+    recall: Annotated[float, Field(gt=0, le=1)] = 0.95
+    queries: Annotated[str | Column | None, Reference] = None
+    random_state: Annotated[int, Field(ge=0)] = 0
+    memory_gib: Annotated[float | None, Execution, Field(gt=0)] = None
+    rows_per_task: Annotated[int, Execution, Field(ge=1)] = 65_536
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (*table_of(self.input), *(table_of(self.queries) if self.queries else ()))
+
+
+class Augment(StepSettings):
+    """Vector column and an index of it -> `augmented` table: each vector averaged with its nearest ones.
+
+    Database-side augmentation (Turcot and Lowe 2009; Gordo et al. 2017, arXiv 1610.07940). The vectors stay comparable with
+    those that they were made of.
+
+    Attributes:
+        index: an index of the same column, of this run or `FOLDER/table` of another.
+        neighbours: how many; the row itself is none of them.
+        alpha: each weighted by its similarity to this power (Radenović et al. 2018), 0 for equal weights.
+    """
+
+    name: str = Field("augmented", pattern=TABLE_NAME)
+    input: Annotated[str | Column, Reference]
+    index: Annotated[str, Reference]
+    neighbours: Count = 10
+    alpha: Annotated[float, Field(ge=0)] = 3.0
+    vector_type: Literal["float32", "float16"] = "float32"
+    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (*table_of(self.input), self.index)
+
+
+class Search(StepSettings):
+    """Queries -> `neighbours` table: of each query the nearest rows of an index.
+
+    Attributes:
+        index: the index's table, of this run or `FOLDER/table` of another.
+        queries: their vector column: `texts.embedding`, `images.clip`, or any Parquet.
+        leave_out_self: drop the row that has the query's own id.
+        expand: average the query with so many of its first answers, and search again (query expansion, Chum et al. 2007);
+            `alpha`: each weighted by its similarity to this power (Radenović et al. 2018), 0 for equal weights.
+        rerank: an index over regions, by which the first `rerank_top` pictures are put in a new order: by the region that
+            is most like the query.
+    """
+
+    name: str = Field("neighbours", pattern=TABLE_NAME)
+    index: Annotated[str, Reference]
+    queries: Annotated[str | Column, Reference]
+    top: Count = 10
+    leave_out_self: bool = False
+    expand: Annotated[int, Field(ge=0)] = 0
+    alpha: Annotated[float, Field(ge=0)] = 3.0
+    rerank: Annotated[str | None, Reference] = None
+    rerank_top: Count = 100
+    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
+
+    @model_validator(mode="after")
+    def _rerank_covers_the_top(self) -> Search:
+        if self.rerank is not None and self.rerank_top < self.top:
+            raise ValueError(f"`rerank_top` is {self.rerank_top}, expected at least `top`, {self.top}")
+        return self
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.index, *table_of(self.queries), *((self.rerank,) if self.rerank else ()))

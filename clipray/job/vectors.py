@@ -1,0 +1,134 @@
+"""Settings of the steps that take a vector column: `reduce`, `cluster` and `deduplicate`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from clipray.job.base import TABLE_NAME, Count, Execution, Reference, Settings, StepSettings, added_later
+
+
+class Column(Settings):
+    """A vector column of any Parquet: a file, a glob or a folder; `id` is the column that names a row."""
+
+    path: str
+    column: str
+    id: str = "image_id"
+
+
+def table_of(column: str | Column) -> tuple[str, ...]:
+    """The table of ours that an input names, if it is one."""
+    return (column.rpartition(".")[0],) if isinstance(column, str) else ()
+
+
+class Reduce(StepSettings):
+    """Vector column -> `reduced` table: principal components, whitened if asked.
+
+    Give `components` (how many) or `explained_variance` (the smallest number that reaches this share), or `fit`: the
+    reduced table of another run, whose projection is applied as it is.
+    """
+
+    name: str = Field("reduced", pattern=TABLE_NAME)
+    input: Annotated[str | Column, Reference]
+    components: Annotated[int, Field(ge=1)] | None = None
+    explained_variance: Annotated[float, Field(gt=0, le=1)] | None = None
+    whiten: bool = False
+    epsilon: Annotated[float, Field(ge=0, le=1)] = 1e-5
+    shrinkage: Annotated[float, Field(ge=0, le=1)] = 0.0
+    normalize: Literal["none", "before", "after", "both"] = "none"
+    fit: Annotated[str | None, Reference] = None
+    vector_type: Literal["float32", "float16"] = "float32"
+    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Reduce:
+        given = [name for name in ("components", "explained_variance", "fit") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"expected one of `components`, `explained_variance` and `fit`, found {' and '.join(given) or 'none'}"
+            )
+        return self
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return (self.name, f"{self.name}_components")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return table_of(self.input)
+
+
+class Cluster(StepSettings):
+    """Vector column -> `clusters` table: K-means.
+
+    Attributes:
+        clusters: how many.
+        tolerance: stop when the squared moves of all centroids add up to at most this share of a column's variance.
+        n_init: of so many starts the one with the lowest inertia after five iterations is gone on with.
+        spherical: by cosine; vectors are L2-normalised, and so are centroids.
+        mini_batch: move the centroids after every so many rows, for tables that are too large for many passes; an
+            iteration is then a pass over the table.
+        hold: how the vectors lie in memory: `float32`, `float16` (half of it, and rounded), `none` (read again at each
+            iteration, the same result), or `auto`: float32 where it fits, else none.
+        precision: of the product that ranks the centroids; `auto` is bf16 where the hardware multiplies it natively.
+            Distances in the table are fp32 either way.
+        labels: `table.column` with a label for each row, to measure the clusters against.
+    """
+
+    name: str = Field("clusters", pattern=TABLE_NAME)
+    input: Annotated[str | Column, Reference]
+    clusters: Annotated[int, Field(ge=1)]
+    max_iterations: Annotated[int, Field(ge=1)] = 100
+    tolerance: Annotated[float, Field(ge=0)] = 1e-4
+    spherical: bool = False
+    normalize: Literal["none", "l2"] = "none"
+    random_state: Annotated[int, Field(ge=0)] = 0
+    mini_batch: Count | None = None
+    n_init: Count = added_later(1)
+    hold: Literal["auto", "float32", "float16", "none"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    labels: Annotated[str | None, Execution] = None
+    actors: Annotated[Literal["auto"] | Count, Execution] = "auto"
+    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 1_048_576
+
+    @model_validator(mode="after")
+    def _batches_are_not_held(self) -> Cluster:
+        if self.mini_batch is not None and self.hold in ("float32", "float16"):
+            raise ValueError(f"`mini_batch` reads batch by batch and holds nothing: drop `hold: {self.hold}`")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        rounded = "float16" if self.hold == "float16" else "float32"  # the others only differ in where vectors lie
+        return {**super().identity(), "hold": rounded}
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return (self.name, f"{self.name}_centroids")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return table_of(self.input)
+
+
+class Deduplicate(StepSettings):
+    """Vector column and its clusters -> `duplicates` table: groups of rows that are nearly the same, and which to keep.
+
+    Attributes:
+        clusters: a table that `cluster` wrote, with all rows of the input; pairs within a cluster are compared.
+        similarity: from this cosine on two rows are near duplicates.
+        keep: of each group the row `farthest` from its centroid (as in SemDeDup, Abbas et al. 2023, arXiv 2303.09540), the
+            `nearest`, or the `first` by identity, which also settles ties.
+        rows_per_block: that a task compares with others of their cluster.
+    """
+
+    name: str = Field("duplicates", pattern=TABLE_NAME)
+    input: Annotated[str | Column, Reference]
+    clusters: Annotated[str, Reference]
+    similarity: Annotated[float, Field(gt=0, le=1)] = 0.95
+    keep: Literal["farthest", "nearest", "first"] = "farthest"
+    rows_per_block: Annotated[int, Execution, Field(ge=1)] = 32_768
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (*table_of(self.input), self.clusters)

@@ -1,0 +1,1 @@
+"""Tensors in, vectors out: resolving and loading models, layers, pooling, image and text encoders."""

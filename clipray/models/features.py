@@ -1,0 +1,141 @@
+"""The features of a job from one forward pass: layers tapped and pooled on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipray.job import Feature
+from clipray.models import pooling
+from clipray.models.layers import Taps
+
+Array = TypeVar("Array", Tensor, np.ndarray)
+
+
+@dataclass(frozen=True)
+class Features(Generic[Array]):
+    """What b pictures of one size became.
+
+    Attributes:
+        vectors: (b, d) float32 by feature.
+        cells: (height, width) of the map that regions come from; None where no feature has regions. covered_px: the
+            part of the input that they divide: patches of 14 px leave 6 of 384 px unread.
+        grid: (R, 5) int32 `scale, top, left, bottom, right` in its cells. regions: (b, R, c) float32, a vector each.
+        boxes: (K, c) float32, one vector for each given box.
+    """
+
+    vectors: dict[str, Array]
+    cells: tuple[int, int] | None = None
+    covered_px: tuple[int, int] | None = None
+    grid: np.ndarray | None = None
+    regions: Array | None = None
+    boxes: Array | None = None
+
+
+def joined(parts: Sequence[Features[Tensor]]) -> Features[np.ndarray]:
+    """Batches of one size, one after the other, on the CPU."""
+
+    def join(tensors: list[Tensor | None]) -> np.ndarray | None:
+        found = [t.cpu().numpy() for t in tensors if t is not None]
+        return np.concatenate(found) if found else None
+
+    vectors = {name: np.concatenate([part.vectors[name].cpu().numpy() for part in parts]) for name in parts[0].vectors}
+    first = parts[0]
+    return Features(
+        vectors,
+        first.cells,
+        first.covered_px,
+        first.grid,
+        join([p.regions for p in parts]),
+        join([p.boxes for p in parts]),
+    )
+
+
+class FeatureNetwork(torch.nn.Module):
+    """An image tower with a job's features on top.
+
+    Args:
+        tower: what `image_tower` returns.
+        features: by column name.
+        normalize: whether vectors whose feature has `l2_after: None` are L2-normalised.
+
+    Raises:
+        ModelError: the tower has no such layer.
+    """
+
+    def __init__(self, tower: torch.nn.Module, features: Mapping[str, Feature], normalize: bool) -> None:
+        super().__init__()
+        self.taps = Taps(tower, [feature.layer for feature in features.values()])
+        self._features, self._normalize = dict(features), normalize
+
+    def forward(self, batch: Tensor, boxes: Tensor | None = None, owner: Tensor | None = None) -> Features[Tensor]:
+        """Encode a batch.
+
+        Args:
+            batch: (b, 3, height, width), normalised, in the tower's dtype.
+            boxes: (K, 4) float32 x1, y1, x2, y2 in px of `batch`. owner: (K,) int64, each box's picture in `batch`.
+        """
+        maps = self.taps(batch)
+        unit = {name: _unit_cells(maps[name]) for name in {f.layer for f in self._features.values() if _cells(f)}}
+        vectors: dict[str, Tensor] = {}
+        regional = Features(vectors)
+        for name, feature in self._features.items():
+            x = unit[feature.layer] if _cells(feature) else maps[feature.layer].float()
+            if feature.layer == "output":
+                vectors[name] = self._finished(feature, x)
+                continue
+            height, width = x.shape[2:]
+            grid = regions = None
+            if feature.pooling == "rmac" or feature.regions in (True, "grid"):
+                grid = pooling.region_grid(height, width, feature.levels, feature.overlap)
+                regions = pooling.pool_regions(x, grid, _plain(feature), feature.p)  # (b, R, c)
+            vectors[name] = self._finished(feature, _pooled(feature, x, regions))
+            if feature.regions:
+                of_boxes, covered = None, self.taps.covered_px(batch.shape)
+                if feature.regions != "grid" and boxes is not None and owner is not None:
+                    cells = boxes * boxes.new_tensor([width / covered[1], height / covered[0]] * 2)
+                    of_boxes = self._finished(feature, pooling.pool_boxes(x, cells, owner, _plain(feature), feature.p))
+                kept = regions if feature.regions != "boxes" else None
+                regional = Features(
+                    vectors,
+                    (height, width),
+                    covered,
+                    grid,
+                    None if kept is None else self._finished(feature, kept),
+                    of_boxes,
+                )
+        return regional
+
+    def _finished(self, feature: Feature, vectors: Tensor) -> Tensor:
+        unit = self._normalize if feature.l2_after is None else feature.l2_after
+        return pooling.l2(vectors) if unit else vectors
+
+
+def _unit_cells(x: Tensor) -> Tensor:
+    """(b, c, h, w) with cells of unit length; channels lie last in memory, which is faster to normalise and to pool."""
+    return pooling.l2(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
+
+
+def _cells(feature: Feature) -> bool:
+    """Whether the cells of the feature's map are normalised before they are pooled."""
+    return feature.layer != "output" and feature.l2_before
+
+
+def _plain(feature: Feature) -> pooling.Pooling:
+    """What is taken over one region's cells."""
+    return cast(pooling.Pooling, "mac" if feature.pooling == "rmac" else feature.pooling)
+
+
+def _pooled(feature: Feature, x: Tensor, regions: Tensor | None) -> Tensor:
+    """(b, c, height, width) -> (b, c)."""
+    if feature.pooling == "rmac":
+        assert regions is not None
+        return pooling.rmac_from_regions(regions)
+    if feature.pooling == "gem":
+        return pooling.gem(x, feature.p)
+    return pooling.mac(x) if feature.pooling == "mac" else pooling.spoc(x)

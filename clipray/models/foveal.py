@@ -1,0 +1,250 @@
+"""Foveal attention: a CLIP vision transformer turned to regions of a picture, whose pixels stay as they are.
+
+FALIP (Zhuang et al. 2024, arXiv 2407.05578): in chosen blocks a mask is added to the attention logits before the softmax.
+Only the class token's row of it is not zero; there it holds, for every patch, a Gaussian bump over the region, min-max
+normalised and scaled by `alpha`. The class token's own column is 0. Where the bump lies, and how wide it is: `bumps`, and
+`falip_bumps` as the authors' code has it.
+
+Because patches are not masked, what lies before the first masked block is the same for all regions of a picture, and so
+are the patches behind that block: they saw the class token as it was before. So regions share the patch embedding, all
+blocks up to and including the first masked one, and in the last block nothing but the class token's row is computed.
+With masks in the last two blocks a region costs two rows; each block more costs a block for each region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from clipray.errors import ModelError
+from clipray.job import Foveal
+from clipray.models.bumps import bumps, falip_bumps
+from clipray.models.packed import PackedAttention, attend
+
+FALIP_DEPTH = 12  # blocks of the ViT in which FALIP's are chosen
+LEAST_AT_ONCE = 16  # regions that go through the later blocks together, in a batch of fewer pictures
+Seen = Callable[[int, Tensor], None]
+
+
+def refusal(tower: torch.nn.Module) -> str | None:
+    """Why an image tower's attention cannot be turned to a region; None where it can."""
+    for module in tower.modules():
+        if isinstance(module, ModifiedResNet):
+            return "it is a ResNet: there is no class token whose attention could be steered"
+        if isinstance(module, TimmModel):
+            return f"it is timm's {type(module.trunk).__name__}: only open_clip's own vision transformers are steered"
+        if isinstance(module, VisionTransformer):
+            return _refused_transformer(module)
+    return "it is none of open_clip's own vision transformers"
+
+
+def _refused_transformer(visual: Any) -> str | None:
+    if visual.attn_pool is not None:
+        return "it pools its patches by attention: its vector is not that of the class token"
+    if visual.pool_type != "tok":
+        return f"it pools its patches ({visual.pool_type!r}): its vector is not that of the class token"
+    kinds = {type(block) for block in visual.transformer.resblocks} - {ResidualAttentionBlock}
+    return f"its blocks are of another make ({kinds.pop().__name__})" if kinds else None
+
+
+def check(tower: torch.nn.Module, foveal: Foveal) -> None:
+    """Raises ModelError: a tower that cannot be steered, or blocks or heads that it does not have."""
+    if reason := refusal(tower):
+        raise ModelError(f"prompt: foveal: {reason}; take a ViT with a class token, or `prompt: crop`")
+    blocks = _visual(tower).transformer.resblocks
+    if foveal.mask == "falip" and "blocks" not in foveal.model_fields_set and len(blocks) != FALIP_DEPTH:
+        raise ModelError(
+            f"foveal: mask: falip: its blocks are 8 to 11 of {FALIP_DEPTH}, this ViT has {len(blocks)}; "
+            f"set `blocks`, such as `blocks: {max(1, len(blocks) // 3)}`, its last third"
+        )
+    asked = foveal.blocks if isinstance(foveal.blocks, list) else [foveal.blocks - 1] if foveal.blocks != "all" else []
+    for name, there, wanted in (
+        ("blocks", len(blocks), asked),
+        ("heads", blocks[0].attn.num_heads, foveal.heads if isinstance(foveal.heads, list) else []),
+    ):
+        if wanted and max(wanted) >= there:
+            found = foveal.blocks if name == "blocks" else foveal.heads
+            raise ModelError(f"foveal: {name}: this ViT has {there} {name}, numbered from 0; found {found}")
+
+
+def chosen_blocks(blocks: str | int | Sequence[int], depth: int) -> list[int]:
+    """Numbers of the masked blocks of a transformer of `depth` blocks, ascending."""
+    if isinstance(blocks, int):
+        return list(range(depth - blocks, depth))
+    return list(range(depth)) if isinstance(blocks, str) else sorted(blocks)
+
+
+class FovealTower(torch.nn.Module):
+    """An image tower that gives a vector for each region of its pictures.
+
+    Args:
+        tower: what `image_tower` returns.
+
+    Raises:
+        ModelError: the tower cannot be steered.
+    """
+
+    def __init__(self, tower: torch.nn.Module, foveal: Foveal) -> None:
+        super().__init__()
+        check(tower, foveal)
+        self.tower, self.foveal = tower, foveal
+        self._visual: Any = _visual(tower)
+        self.blocks = chosen_blocks(foveal.blocks, len(self._visual.transformer.resblocks))
+
+    def forward(self, batch: Tensor, boxes: Tensor, owner: Tensor) -> Tensor:
+        """Vectors of regions, (K, d) in the tower's dtype.
+
+        Args:
+            batch: (b, 3, height, width), normalised, in the tower's dtype.
+            boxes: (K, 4) float32 x1, y1, x2, y2 in px of `batch`. owner: (K,) int64, each box's picture in `batch`.
+        """
+        if self.foveal.alpha == 0:
+            plain = self.tower(batch)
+            return (plain[0] if isinstance(plain, tuple) else plain)[owner]
+        return self.steered(batch, boxes, owner)
+
+    def steered(self, batch: Tensor, boxes: Tensor, owner: Tensor, seen: Seen | None = None) -> Tensor:
+        """As `forward`, whatever `alpha`. seen: is given each block's number and its class tokens' attention (k, heads, n)."""
+        visual = self._visual
+        x = _embedded(visual, batch)  # (b, n, d): class token, patches
+        for block in visual.transformer.resblocks[: self.blocks[0]]:
+            x = block(x)
+        shared = _Shared(self._visual.transformer.resblocks[self.blocks[0] :], x)
+        masks = self._masks(boxes, batch.shape).to(x.dtype)
+        at_once = max(len(batch), LEAST_AT_ONCE)
+        rows = [
+            self._class_tokens(shared, masks[start : start + at_once], owner[start : start + at_once], seen)
+            for start in range(0, len(boxes), at_once)
+        ]
+        found = visual.ln_post(torch.cat([x[:0, 0], *rows]))  # (K, width)
+        return found if visual.proj is None else found @ visual.proj
+
+    def _masks(self, boxes: Tensor, picture: torch.Size) -> Tensor:
+        """(K, heads or 1, 1, n): what is added to the class token's logits."""
+        patch = self._visual.patch_size
+        height, width = picture[-2] // patch[0], picture[-1] // patch[1]
+        cells = boxes / boxes.new_tensor([patch[1], patch[0]] * 2)
+        drawn = falip_bumps if self.foveal.mask == "falip" else bumps
+        bump = self.foveal.alpha * drawn(cells, height, width, self.foveal.sigma).flatten(1)  # (K, n - 1)
+        row = torch.nn.functional.pad(bump, (1, 0))[:, None, None]
+        if self.foveal.heads == "all":
+            return row
+        there = self._visual.transformer.resblocks[0].attn.num_heads
+        return row * row.new_tensor([float(h in self.foveal.heads) for h in range(there)])[:, None, None]
+
+    def _class_tokens(self, shared: _Shared, masks: Tensor, owner: Tensor, seen: Seen | None) -> Tensor:
+        """(k, d): the class tokens behind the last block."""
+        blocks, first = self._visual.transformer.resblocks, self.blocks[0]
+        x: Tensor | None = None  # (k, n, d), from the third block on
+        for number in range(first, len(blocks)):
+            mask = masks if number in self.blocks else None
+            watch = None if seen is None else (lambda weights, number=number: seen(number, weights))
+            if number == first:
+                token = shared.first_row(owner, mask, watch)
+            elif number == len(blocks) - 1:
+                token = shared.last_row(token, x, owner, mask, watch)
+            else:
+                x = torch.cat([token, shared.patches[owner] if x is None else x[:, 1:]], dim=1)
+                x = _block(blocks[number], x, mask, watch)
+                token = x[:, :1]
+        return token[:, 0]
+
+
+class _Shared:
+    """What the regions of a picture share: its patches around the first masked block. blocks: from that one on."""
+
+    def __init__(self, blocks: Any, x: Tensor) -> None:
+        self._blocks, self._x = blocks, x
+        self._last: tuple[Tensor, Tensor] | None = None
+        if len(blocks) == 1:
+            self._q, (_, self._k, self._v) = _heads(blocks[0], x[:, :1])[0], _heads(blocks[0], x, queries=False)
+        else:
+            q, self._k, self._v = _heads(blocks[0], x)
+            self._q = q[:, :, :1]
+            self.patches = _finished(blocks[0], x[:, 1:], attend(q[:, :, 1:], self._k, self._v))
+        if len(blocks) == 2:
+            self._last = _heads(blocks[1], self.patches, queries=False)[1:]
+
+    def first_row(self, owner: Tensor, mask: Tensor | None, seen: Any) -> Tensor:
+        """(k, 1, d): class tokens behind the first masked block."""
+        row = _attention(self._q[owner], self._k[owner], self._v[owner], mask, seen)
+        return _finished(self._blocks[0], self._x[owner, :1], row)
+
+    def last_row(self, token: Tensor, x: Tensor | None, owner: Tensor, mask: Tensor | None, seen: Any) -> Tensor:
+        """(k, 1, d): class tokens behind the last block. x: (k, n, d) of regions whose patches differ, else None."""
+        block = self._blocks[-1]
+        q, k, v = _heads(block, token)
+        if x is not None:
+            patches = _heads(block, x[:, 1:], queries=False)[1:]
+        else:
+            assert self._last is not None
+            patches = self._last[0][owner], self._last[1][owner]
+        k, v = torch.cat([k, patches[0]], dim=2), torch.cat([v, patches[1]], dim=2)
+        return _finished(block, token, _attention(q, k, v, mask, seen))
+
+
+def _block(block: Any, x: Tensor, mask: Tensor | None, seen: Any) -> Tensor:
+    """A whole block on (k, n, d), the mask in the class token's row."""
+    q, k, v = _heads(block, x)
+    rows = [_attention(q[:, :, :1], k, v, mask, seen), attend(q[:, :, 1:], k, v)]
+    return _finished(block, x, torch.cat(rows, dim=2))
+
+
+def _embedded(visual: Any, batch: Tensor) -> Tensor:
+    """What the first block of an open_clip ViT receives: tokens (b, n, d), the class token before the patches."""
+    patches = visual.conv1(batch).flatten(2).transpose(1, 2)  # (b, n - 1, d)
+    class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+    tokens = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
+    embedded: Tensor = visual.ln_pre(tokens)
+    return embedded
+
+
+def _heads(block: Any, x: Tensor, *, queries: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (b, heads, n, d / heads) of tokens (b, n, d); the queries are the keys where unwanted."""
+    attn, start = block.attn, 0 if queries else block.attn.embed_dim
+    if queries and isinstance(attn, PackedAttention):
+        made = attn.in_proj(block.ln_1(x))
+    else:
+        bias = None if attn.in_proj_bias is None else attn.in_proj_bias[start:]
+        made = linear(block.ln_1(x), attn.in_proj_weight.to_dense()[start:], bias)
+    parts = made.unflatten(-1, (-1, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+    return parts[0], parts[-2], parts[-1]
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, seen: Any) -> Tensor:
+    """The class tokens' row, (k, heads, 1, d / heads). mask: (k, heads or 1, 1, n)."""
+    if seen is not None:
+        logits = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
+        seen((logits if mask is None else logits + mask.float()).softmax(dim=-1)[:, :, 0])
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _finished(block: Any, x: Tensor, attended: Tensor) -> Tensor:
+    """The rest of a block: tokens (k, n, d) and what their heads attended to (k, heads, n, d / heads) -> (k, n, d)."""
+    x = x + block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
+    after: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
+    return after
+
+
+def attention_maps(tower: FovealTower, batch: Tensor, boxes: Tensor, owner: Tensor) -> dict[int, Tensor]:
+    """What class tokens attend to, by block from the first masked one on: (K, heads, h, w), the rest being on themselves."""
+    found: dict[int, list[Tensor]] = {}
+    patch = tower._visual.patch_size
+    grid = (batch.shape[-2] // patch[0], batch.shape[-1] // patch[1])
+    tower.steered(batch, boxes, owner, lambda block, weights: found.setdefault(block, []).append(weights))
+    return {block: torch.cat(parts)[:, :, 1:].unflatten(2, grid) for block, parts in found.items()}
+
+
+def _visual(tower: torch.nn.Module) -> Any:
+    return next(_transformers(tower))
+
+
+def _transformers(tower: torch.nn.Module) -> Iterator[VisionTransformer]:
+    return (module for module in tower.modules() if isinstance(module, VisionTransformer))

@@ -1,0 +1,69 @@
+"""A model's own tokenizer, and what open_clip does not say: how many tokens a text has before it is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, basic_clean, canonicalize_text
+
+from clipray.errors import ModelError
+from clipray.models.load import register
+from clipray.models.resolve import ResolvedModel, quiet
+
+
+class Tokenizer:
+    """The tokenizer that open_clip pairs with a model.
+
+    Attributes:
+        context_length: tokens that the network reads of a text, start and end tokens included.
+        zero_padded: whether what follows a text's end token is zeros, as in CLIP's own tokenizer.
+
+    Raises:
+        ModelError: it needs a library or files that are not there.
+    """
+
+    def __init__(self, model: ResolvedModel) -> None:
+        if model.config:
+            register(model.config)
+        try:
+            with quiet():
+                self._tokenizer: Any = open_clip.get_tokenizer(model.name)
+        except Exception as error:  # open_clip, the hub and transformers raise many kinds
+            reason = " ".join(str(error).split())[:300]
+            hint = "; `pip install clipray[hf]`" if isinstance(error, ImportError) else ""
+            raise ModelError(f"{model.name}: its tokenizer could not be loaded: {reason}{hint}") from error
+        self.context_length = int(self._tokenizer.context_length)
+        self.zero_padded = isinstance(self._tokenizer, SimpleTokenizer)
+
+    def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """open_clip's own tokens of n texts, and which of them were cut.
+
+        Returns:
+            ((n, context_length) int64, (n,) bool)
+        """
+        if not self.zero_padded:
+            tokens = self._tokenizer(list(texts))
+            return tokens, torch.tensor([count > self.context_length for count in self.counts(texts)], dtype=torch.bool)
+        # With room for one token more, only a text that is too long reaches the last place.
+        wide = self._tokenizer(list(texts), self.context_length + 1)
+        cut = wide[:, -1] != 0
+        tokens = wide[:, :-1].clone()
+        if cut.any():
+            tokens[cut] = self._tokenizer([texts[n] for n in cut.nonzero().flatten().tolist()])
+        return tokens, cut
+
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has, start and end tokens included, before anything is cut."""
+        inner = self._tokenizer
+        if isinstance(inner, SimpleTokenizer):
+            return [len(inner.encode(text)) + 2 for text in texts]
+        if not isinstance(inner, HFTokenizer):  # SigLIP's
+            clean = [canonicalize_text(basic_clean(text)) for text in texts]
+            return [len(ids) for ids in inner.tokenizer(clean, truncation=False).input_ids]
+        clean = [inner.clean_fn(text) for text in texts]
+        plain = inner.tokenizer_mode == "clips"  # open_clip adds start, end and class tokens itself
+        found = inner.tokenizer(clean, add_special_tokens=not plain, truncation=False).input_ids
+        return [len(ids) + (3 if plain else 0) for ids in found]

@@ -1,0 +1,1 @@
+"""Arrow blocks in and out: rows are fetched, decoded, encoded, or rejected alone."""

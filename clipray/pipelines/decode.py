@@ -1,0 +1,232 @@
+"""A picture from its URI or bytes to pixels: fetch, decode as people see it, preprocess as the model's own transform.
+
+Nothing here raises for a bad picture but `Refused`, which carries the reason for the `rejects` table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from clipray.models.preprocess import RGB_BYTES, Preprocess
+from clipray.pipelines.decode_memory import DecodeMemory, decode_budget, decode_bytes
+from clipray.pipelines.deep_grey import UnclearGrey, grey_type, is_deep_grey
+from clipray.pipelines.image_fetch import checked_bytes, fetch
+from clipray.pipelines.limits import Limits
+from clipray.pipelines.png_metadata import without_large_metadata
+from clipray.pipelines.to_rgb import to_rgb
+from clipray.tables.reasons import Refused
+
+# First bytes of the formats that people keep pictures in: such a file that does not open is a broken picture.
+SIGNATURES = (
+    b"\xff\xd8",
+    b"\x89PNG",
+    b"GIF8",
+    b"BM",
+    b"II*\x00",
+    b"MM\x00*",
+    b"\x00\x00\x00\x0cjP",
+    b"P5\n",
+    b"P6\n",
+)
+# What Pillow recognises but only another program or a stub can decode; EPS would start Ghostscript on a stranger's file.
+NOT_PICTURES = ("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF")
+Turn = Image.Transpose
+TURNS = {
+    2: Turn.FLIP_LEFT_RIGHT, 3: Turn.ROTATE_180, 4: Turn.FLIP_TOP_BOTTOM,
+    5: Turn.TRANSPOSE, 6: Turn.ROTATE_270, 7: Turn.TRANSVERSE, 8: Turn.ROTATE_90,
+}  # fmt: skip
+"""How an image becomes upright, by its EXIF orientation; without one a copy would take as much memory again."""
+QUARTERS = (Turn.TRANSPOSE, Turn.ROTATE_270, Turn.TRANSVERSE, Turn.ROTATE_90)
+
+
+def prepare_pillow() -> None:
+    """Let Pillow not warn of images between its own bound and twice that, for which it raises: `Limits.max_pixels` decides."""
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+def decode(data: bytes, limits: Limits, *, draft_px: int | None = None) -> Image.Image:
+    """The picture as people see it, in RGB.
+
+    EXIF orientation is applied, CMYK and palettes are converted, 16-bit and float greys are scaled to 8 bits
+    (`deep_grey`), alpha is composed on white, and of an animation the first frame is taken.
+
+    Args:
+        data: the file's bytes.
+        limits: `max_pixels` is checked before pixels are decoded.
+        draft_px: let a JPEG decode at a reduced scale, with both sides still at least this long.
+
+    Raises:
+        Refused: not_an_image, truncated, undecodable or too_many_pixels.
+    """
+    return Opened(data, limits).decoded(draft_px)[0]
+
+
+class Opened:
+    """A picture whose header is read, but no pixel yet. Raises Refused as `decode`."""
+
+    def __init__(self, data: bytes, limits: Limits) -> None:
+        self._data, self._limits = data, limits
+        with _refusing(data, limits):
+            self._image: Image.Image = Image.open(io.BytesIO(without_large_metadata(data)), formats=_formats())
+            _check_size(self._image, limits)
+            self._jpeg = self._image.format == "JPEG"
+            self._turn = (
+                TURNS.get(_orientation(self._image)) if self._jpeg else None
+            )  # others may say behind the pixels
+
+    @property
+    def format(self) -> str | None:
+        return self._image.format
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Height and width in px, as the header has them."""
+        return self._image.height, self._image.width
+
+    def decode_bytes(self) -> int:
+        """What `decoded` takes at most."""
+        with _refusing(self._data, self._limits):
+            return decode_bytes(self._image, self._data, self._turn is not None)
+
+    def decoded(self, draft_px: int | None = None) -> tuple[Image.Image, int, int]:
+        """Upright, in RGB, and the height and width in px that it has unless a JPEG is decoded smaller; to be called once."""
+        with _refusing(self._data, self._limits):
+            image: Image.Image = self._image
+            size = self.stored_size
+            if draft_px and self._jpeg:
+                image.draft("RGB" if image.mode == "RGB" else None, (draft_px, draft_px))
+            image.load()
+            _check_size(image, self._limits)  # the header of an ICO may say less than what it holds
+            grey = grey_type(image) if is_deep_grey(image) else None
+            turn = self._turn if self._jpeg else TURNS.get(_orientation(image))
+            if turn is not None:
+                self._image = image = image.transpose(turn)
+            image = to_rgb(image, grey)
+        if not self._jpeg:
+            size = image.height, image.width
+        elif turn in QUARTERS:
+            size = size[1], size[0]
+        return image, *size
+
+
+def _check_size(image: Image.Image, limits: Limits) -> None:
+    if image.height * image.width > limits.max_pixels:
+        message = f"{image.height} x {image.width} px, more than max_pixels={limits.max_pixels}"
+        raise Refused("decode", "too_many_pixels", message)
+
+
+@contextlib.contextmanager
+def _refusing(data: bytes, limits: Limits) -> Iterator[None]:
+    """Whatever Pillow raises is a refusal.
+
+    Pillow's own bound holds for the process, and backs ours where images hold others (ICO): so it is set for each image.
+    """
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels
+    try:
+        yield
+    except Refused:
+        raise
+    except Image.DecompressionBombError as error:
+        raise Refused("decode", "too_many_pixels", f"more than max_pixels={limits.max_pixels}: {error}") from error
+    except UnclearGrey as error:
+        raise Refused("decode", "undecodable", str(error)) from error
+    except Exception as error:  # Pillow's plugins raise nearly anything
+        raise _refusal(data, error) from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in Image.ID if name not in NOT_PICTURES)
+
+
+def _refusal(data: bytes, error: Exception) -> Refused:
+    text = f"{type(error).__name__}: {error}".replace("\n", " ")
+    webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    if webp and len(data) < 8 + int.from_bytes(data[4:8], "little"):  # Pillow does not say so
+        return Refused(
+            "decode",
+            "truncated",
+            f"{len(data)} bytes of the {int.from_bytes(data[4:8], 'little') + 8} that its header names",
+        )
+    if isinstance(error, UnidentifiedImageError):
+        if webp or data.startswith(SIGNATURES) or data[4:12] in (b"ftypavif", b"ftypavis"):
+            return Refused(
+                "decode", "undecodable", f"starts like a picture, but its header cannot be read ({len(data)} bytes)"
+            )
+        return Refused(
+            "decode", "not_an_image", f"{len(data)} bytes starting {data[:8]!r} are no picture that Pillow knows"
+        )
+    if isinstance(error, EOFError) or "truncated" in text.lower():
+        return Refused("decode", "truncated", text)
+    return Refused("decode", "undecodable", text)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return 1
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Pixels ready for the encoder, (H, W, 3) uint8, and the original's size in px."""
+
+    pixels: np.ndarray
+    height: int
+    width: int
+
+
+def load_picture(
+    uri: str | None,
+    data: bytes | None,
+    limits: Limits,
+    preprocess: Callable[..., np.ndarray],
+    draft_px: int | None = None,
+    memory: DecodeMemory | None = None,
+) -> Picture | Refused:
+    """Fetch (unless `data` is given), decode and preprocess one picture; a bad one comes back as its refusal.
+
+    `preprocess` takes the image; a `Preprocess` also the original's height and width, which a JPEG that was decoded at a
+    reduced scale no longer has. `memory`: of `decode_budget`, shared by those that decode at the same time.
+    """
+    try:
+        if data is None and not uri:
+            raise Refused("manifest", "no_source", "neither `uri` nor `bytes`")
+        raw = checked_bytes(data, limits) if data is not None else fetch(str(uri), limits)
+        opened = Opened(raw, limits)
+        needed = _bytes_needed(opened, preprocess, limits)
+        with memory.hold(needed) if memory else contextlib.nullcontext():
+            image, height, width = opened.decoded(draft_px)
+            sized = isinstance(preprocess, Preprocess)
+            return Picture(preprocess(image, height, width) if sized else preprocess(image), height, width)
+    except Refused as refused:
+        return refused
+    except Exception as error:  # a row is never worth the job
+        return Refused("decode", "undecodable", f"{type(error).__name__}: {error}")
+
+
+def _bytes_needed(opened: Opened, preprocess: Callable[..., np.ndarray], limits: Limits) -> int:
+    """To decode and to preprocess. Raises Refused: too_many_pixels, where that is more than all may take together."""
+    height, width = opened.stored_size
+    scratch = 0
+    if isinstance(preprocess, Preprocess):  # which of the two is the height may be known later
+        scratch = max(preprocess.scratch_bytes(height, width), preprocess.scratch_bytes(width, height))
+    needed = max(opened.decode_bytes(), RGB_BYTES * height * width + scratch)
+    most = decode_budget(limits.max_pixels)
+    if needed > most:
+        message = (
+            f"{height} x {width} px of {opened.format} take {needed} bytes to decode and scale, more than the {most} "
+            f"that go with max_pixels={limits.max_pixels}"
+        )
+        raise Refused("decode", "too_many_pixels", message)
+    return needed

@@ -1,0 +1,149 @@
+"""How much memory an image takes while it becomes RGB, and how much all that are decoded at a time may take."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import re
+import threading
+from collections.abc import Iterator
+
+from PIL import Image
+
+from clipray.models.preprocess import RGB_BYTES
+from clipray.pipelines.budget import Budget
+
+BYTES_PER_PIXEL = 11.5  # of `max_pixels`: the budget; the rest of 12 is for what each thread takes whatever it decodes
+LEAST_BYTES = 64 * 2**20  # of a budget, whatever `max_pixels` is
+STORED_BYTES = {
+    "1": 1,
+    "L": 1,
+    "P": 1,
+    "I;16": 2,
+    "I;16B": 2,
+    "I;16L": 2,
+    "I;16N": 2,
+}  # of a pixel by mode; 4 of all others
+OTHER_BYTES = 8  # of a pixel, that decoders in Python take beside the image
+
+# What decoders take beside Pillow's own image, in bytes a pixel; measured by benchmarks/decode_memory.py, rounded up.
+WEBP_BYTES = 12  # the animation's two canvases, and the copy that is handed over
+AVIF_BYTES = 20  # planes of 16 bits with alpha, RGBA, and the copy that is handed over
+GIF_BYTES = 2
+JPEG_2000_BYTES = 6  # for each band: integers of 32 bits, and the copy that is handed over
+JPEG_COEFFICIENT_BYTES = 2  # for each band, where there are several scans
+LIBTIFF_BYTES = 4  # at least, of a strip or tile
+BY_ROWS = ("PNG", "PCX", "TGA", "SUN")  # a row at a time
+
+EMBEDDED = re.compile(rb"\x89PNG\r\n\x1a\n.{8}(.{4})(.{4})|\xff\x4f\xff\x51.{4}(.{4})(.{4})", re.DOTALL)
+"""The width and height of a PNG or a JPEG 2000 within another file."""
+TILE_WIDTH, TILE_HEIGHT, ROWS_PER_STRIP, BITS_PER_SAMPLE, SAMPLES = 322, 323, 278, 258, 277  # tags of TIFF
+
+
+def decode_budget(max_pixels: int) -> int:
+    """Bytes that all images which are decoded at a time may take together."""
+    return max(int(BYTES_PER_PIXEL * max_pixels), LEAST_BYTES)
+
+
+class DecodeMemory:
+    """The budget that the decoding threads of a worker share, counting what they have freed but the allocator still keeps.
+
+    glibc keeps freed memory for each thread: four threads that had their turn, one after the other, would hold four times
+    what one takes. So it is given back to the system before more has been asked for, since the last time, than the budget.
+    """
+
+    def __init__(self, total_bytes: int) -> None:
+        self._budget, self._total = Budget(total_bytes), total_bytes
+        self._asked, self._lock = 0, threading.Lock()
+
+    @contextlib.contextmanager
+    def hold(self, n_bytes: int) -> Iterator[None]:
+        """Wait until `n_bytes` are free, and hold them for as long as the block runs; a thread must not hold twice."""
+        with self._budget.hold(n_bytes):
+            with self._lock:
+                self._asked += n_bytes
+                if self._asked > self._total:
+                    _trim()
+                    self._asked = self._budget.taken
+            yield
+
+
+def _trim() -> None:
+    """Give freed memory back to the system, where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def decode_bytes(image: Image.Image, data: bytes, turned: bool) -> int:
+    """What it takes at most to make an opened image, whose file is `data`, upright RGB. `turned`: a JPEG is not upright yet."""
+    pixels = image.width * image.height
+    if image.format in ("ICO", "ICNS"):  # whose own header may say less
+        pixels = max(pixels, _embedded_pixels(data))
+    stored = STORED_BYTES.get(image.mode, 4)
+    decoding = stored * pixels + _decoder_bytes(image, data, pixels)
+    plain = image.format == "JPEG" and not turned  # of the others an orientation may stand behind the pixels
+    turning = 0 if plain else 2 * stored * pixels
+    converting = 0 if plain and image.mode == "RGB" else (stored + RGB_BYTES) * pixels
+    return max(decoding, turning, converting)
+
+
+def _decoder_bytes(image: Image.Image, data: bytes, pixels: int) -> int:
+    """What a decoder takes beside Pillow's own image."""
+    bands = len(image.getbands())
+    match image.format:
+        case "JPEG" | "MPO":
+            return JPEG_COEFFICIENT_BYTES * bands * pixels if several_scans(data) else 0
+        case "WEBP":
+            return WEBP_BYTES * pixels
+        case "AVIF":
+            return AVIF_BYTES * pixels
+        case "JPEG2000":
+            return JPEG_2000_BYTES * bands * pixels
+        case "GIF":
+            return GIF_BYTES * pixels
+        case "TIFF":
+            return _libtiff_bytes(image)
+        case name if name in BY_ROWS:
+            return 0
+    return OTHER_BYTES * pixels
+
+
+def several_scans(jpeg: bytes) -> bool:
+    """Whether a JPEG keeps the coefficients of the whole image: it is progressive, or its first scan lacks a component."""
+    components, position = 0, 2
+    while position + 4 <= len(jpeg):
+        if jpeg[position] != 0xFF:
+            return True  # damaged, so the dearer case
+        marker = jpeg[position + 1]
+        if marker in (0xFF, 0x01) or 0xD0 <= marker <= 0xD8:  # padding and markers without a length
+            position += 1 if marker == 0xFF else 2
+            continue
+        if marker in (0xC2, 0xC6, 0xCA, 0xCE):  # progressive
+            return True
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and position + 10 <= len(jpeg):
+            components = jpeg[position + 9]
+        if marker == 0xDA:
+            return position + 5 > len(jpeg) or jpeg[position + 4] < components
+        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4])
+    return True
+
+
+def _libtiff_bytes(image: Image.Image) -> int:
+    """Of the strip or tile that libtiff decodes at once; a tile may be far larger than its image."""
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(BITS_PER_SAMPLE, (1,))
+    sample_bits = max(bits) * max(len(bits), _number(tags.get(SAMPLES), 1))
+    width = _number(tags.get(TILE_WIDTH), image.width)
+    height = _number(tags.get(TILE_HEIGHT), min(_number(tags.get(ROWS_PER_STRIP), image.height), image.height))
+    return width * height * max(LIBTIFF_BYTES, (sample_bits + 7) // 8)
+
+
+def _number(value: object, default: int) -> int:
+    first = value[0] if isinstance(value, tuple) and value else value
+    return first if isinstance(first, int) and first > 0 else default
+
+
+def _embedded_pixels(data: bytes) -> int:
+    sizes = [[int.from_bytes(side) for side in found.groups() if side] for found in EMBEDDED.finditer(data)]
+    return max((sides[0] * sides[1] for sides in sizes if len(sides) == 2), default=0)

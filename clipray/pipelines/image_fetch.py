@@ -1,0 +1,270 @@
+"""The bytes of a file from wherever its URI says, bounded in size and time, patient with servers that have a bad minute."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+from urllib.parse import urljoin
+
+import aiohttp
+import fsspec
+from fsspec.asyn import sync
+
+from clipray.errors import ClipRayError
+from clipray.pipelines.limits import Limits
+from clipray.pipelines.retries import Failure, Retries
+from clipray.storage.folder import filesystem
+from clipray.storage.uris import LOCAL, is_chain, parse
+from clipray.tables.reasons import Reason, Refused, http_reason
+
+HTTP = ("http", "https")
+REDIRECTS = 10
+WINDOWS = 6  # of the time for a request, in each of which a body must come faster than
+DRIP_BYTES_PER_S = 1_000
+LASTING_ERRNOS: dict[int, Reason] = {
+    errno.ENOENT: "not_found", errno.ENOTDIR: "not_found", errno.ENAMETOOLONG: "not_found", errno.ELOOP: "not_found",
+    errno.EACCES: "forbidden", errno.EPERM: "forbidden", errno.EISDIR: "not_a_file", errno.EINVAL: "invalid_uri",
+}  # fmt: skip
+STORED: tuple[tuple[type[Exception], Reason], ...] = (
+    (FileNotFoundError, "not_found"), (PermissionError, "forbidden"), (IsADirectoryError, "not_a_file"),
+)  # fmt: skip
+
+
+class StatusError(Exception):
+    """A server's answer that holds no file."""
+
+    def __init__(self, status: int, said: str, headers: Mapping[str, str]) -> None:
+        super().__init__(said)
+        self.status, self.headers = status, headers
+
+
+class NoRoom(Exception):
+    """The file is larger than the room that its reader has for it.
+
+    Attributes:
+        size: in bytes, at most `max_bytes`; that where it is not known.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+class Fetcher:
+    """Fetches files. Safe to use in several threads.
+
+    One for all files of a pass, since it remembers which servers do not answer: each costs `fetch_timeout_s` once.
+    """
+
+    def __init__(self, limits: Limits, retries: Retries | None = None) -> None:
+        self._limits, self._retries = limits, retries or Retries()
+
+    def fetch(self, uri: str, room: int | None = None) -> bytes:
+        """The file's bytes, at most `max_bytes` of them read, and of a file on a server no more than `room`.
+
+        Raises:
+            NoRoom: it has more than `room` bytes.
+            Refused: stage `fetch`, with a status (`http_404`) where a server answered with one.
+        """
+        limits = self._limits
+        scheme, path = parse(uri)
+        if scheme not in limits.schemes or is_chain(uri):
+            raise Refused(
+                "fetch", "scheme_not_allowed", f"{uri}: scheme {scheme!r} is not among {', '.join(limits.schemes)}"
+            )
+        if scheme == LOCAL:
+            return checked_bytes(_read_local(path, limits), limits)
+        server = f"{scheme}://{path.split('/', 1)[0].rpartition('@')[2]}"
+        data = self._retries.run(
+            lambda seconds: self._request(uri, server, seconds, min(room or limits.max_bytes, limits.max_bytes)),
+            server, uri, limits.fetch_timeout_s, limits.patience,
+        )  # fmt: skip
+        return checked_bytes(data, limits)
+
+    def _request(self, uri: str, server: str, seconds: float, room: int) -> bytes:
+        try:
+            scheme, path = parse(uri)
+            if scheme in HTTP:
+                return self._get(f"{scheme}://{path}", server, seconds, room)
+            return _read_object(uri, self._limits, seconds, room)
+        except NoRoom:
+            raise
+        except Refused as refused:
+            raise Failure(refused, answered=True) from refused
+        except Exception as error:  # every filesystem has its own errors
+            raise _failure(uri, error, self._limits) from error
+
+    def _get(self, url: str, server: str, seconds: float, room: int) -> bytes:
+        fs = fsspec.filesystem("http", client_kwargs={"trust_env": True})  # proxies from the environment, as usual
+
+        async def get() -> bytes:
+            return await self._follow(await fs.set_session(), url, server, room)
+
+        return sync(fs.loop, asyncio.wait_for, get(), seconds)
+
+    async def _follow(self, session: aiohttp.ClientSession, url: str, server: str, room: int) -> bytes:
+        for _ in range(REDIRECTS + 1):
+            async with session.get(url, allow_redirects=False, timeout=aiohttp.ClientTimeout()) as response:
+                self._retries.servers.answered(server)
+                if response.status < HTTPStatus.MULTIPLE_CHOICES:
+                    return await _bounded(response, url, self._limits, room)
+                url = self._redirected(url, response)
+        raise StatusError(response.status, f"more than {REDIRECTS} redirects", {})
+
+    def _redirected(self, url: str, response: aiohttp.ClientResponse) -> str:
+        location = response.headers.get("Location")
+        if response.status >= HTTPStatus.BAD_REQUEST or not location:
+            raise StatusError(response.status, response.reason or "", response.headers)
+        to = urljoin(url, location)
+        scheme = parse(to)[0]
+        if scheme not in HTTP or scheme not in self._limits.schemes:
+            raise Refused("fetch", "scheme_not_allowed", f"{url}: redirects to {to}, whose scheme is not allowed")
+        return to
+
+
+def fetch(uri: str, limits: Limits) -> bytes:
+    """A single file's bytes. Raises Refused as `Fetcher.fetch` does."""
+    return Fetcher(limits).fetch(uri)
+
+
+def checked_bytes(data: bytes, limits: Limits) -> bytes:
+    """`data` itself. Raises Refused when it is empty or too large."""
+    if len(data) > limits.max_bytes:
+        raise Refused("fetch", "too_many_bytes", f"more than max_bytes={limits.max_bytes}")
+    if not data:
+        raise Refused("fetch", "empty", "the file has 0 bytes")
+    return data
+
+
+def _read_local(path: str, limits: Limits) -> bytes:
+    try:
+        mode = os.stat(path)
+        if not stat.S_ISREG(mode.st_mode):  # opening a pipe or a device would wait for ever
+            raise Refused("fetch", "not_a_file", f"{path}: not a regular file")
+        if mode.st_size > limits.max_bytes:
+            said = f"{path}: {mode.st_size} bytes, more than max_bytes={limits.max_bytes}"
+            raise Refused("fetch", "too_many_bytes", said)
+        with open(path, "rb") as file:
+            return file.read(limits.max_bytes + 1)
+    except OSError as error:  # what is not known to last may be a network disk's
+        reason = LASTING_ERRNOS.get(error.errno or 0, "unreachable")
+        raise Refused("fetch", reason, f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise Refused("fetch", "invalid_uri", f"{path!r}: {error}") from error
+
+
+def _read_object(uri: str, limits: Limits, seconds: float, room: int) -> bytes:
+    """A file of object storage: one request, for no more than may be read."""
+    fs, path = filesystem(uri, attempts=1)
+    within = {"timeout": seconds} if getattr(fs, "async_impl", False) else {}
+    data = fs.cat_file(path, start=0, end=room + 1, **within)
+    if len(data) > room and room < limits.max_bytes:
+        raise NoRoom(min(fs.info(path, **within)["size"], limits.max_bytes))
+    return data
+
+
+async def _bounded(response: aiohttp.ClientResponse, url: str, limits: Limits, room: int) -> bytes:
+    """The body. Raises TimeoutError as soon as it only drips: the rest of the time is for another request."""
+    max_bytes, window_s = limits.max_bytes, limits.fetch_timeout_s / WINDOWS
+    if (response.content_length or 0) > max_bytes:
+        said = f"{url}: {response.content_length} bytes, more than max_bytes={max_bytes}"
+        raise Refused("fetch", "too_many_bytes", said)
+    if (response.content_length or 0) > room:
+        raise NoRoom(response.content_length or 0)
+    data = bytearray()
+    clock = asyncio.get_running_loop().time
+    since, before = clock(), 0
+    while chunk := await asyncio.wait_for(response.content.readany(), window_s):
+        data += chunk
+        if clock() - since >= window_s:
+            if len(data) - before < DRIP_BYTES_PER_S * window_s:
+                raise TimeoutError
+            since, before = clock(), len(data)
+        if len(data) > max_bytes:
+            raise Refused("fetch", "too_many_bytes", f"{url}: more than max_bytes={max_bytes}")
+        if len(data) > room:
+            raise NoRoom(max_bytes)
+    return bytes(data)
+
+
+def _failure(uri: str, error: Exception, limits: Limits) -> Failure:
+    """What another library raised, in our words."""
+    causes = list(_causes(error))
+    if any(isinstance(cause, aiohttp.ClientPayloadError) for cause in causes):
+        said = f"{uri}: the connection broke off before the whole file was there"
+        return Failure(Refused("fetch", "unreachable", said), answered=True)
+    status, headers = _answer(causes)
+    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and parse(uri)[0] not in HTTP:  # no first byte
+        return Failure(Refused("fetch", "empty", f"{uri}: the file has 0 bytes"), answered=True)
+    for known, reason in STORED:
+        if isinstance(error, known):
+            return Failure(Refused("fetch", reason, f"{uri}: {_said(error)}"), answered=True)
+    if any(isinstance(cause, TimeoutError) for cause in causes):
+        said = f"{uri}: no whole answer within {limits.fetch_timeout_s:g} s"
+        return Failure(Refused("fetch", "timed_out", said), answered=False)
+    if status:
+        said = f"{uri}: {status} {_phrase(status, error)}".rstrip()
+        wait = _retry_after_s(headers.get("Retry-After"))
+        return Failure(Refused("fetch", http_reason(status), said), answered=True, retry_after_s=wait)
+    without = any(isinstance(cause, ImportError) for cause in causes)
+    if isinstance(error, ValueError | ClipRayError) and not isinstance(error, OSError) and not without:
+        return Failure(Refused("fetch", "invalid_uri", f"{uri}: cannot be fetched: {_said(error)}"), answered=True)
+    hopeless = without or "Credentials" in type(error).__name__
+    refused = Refused("fetch", "unreachable", f"{uri}: {type(error).__name__}: {_said(error)}")
+    return Failure(refused, answered=False, again=not hopeless)
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:300]
+
+
+def _phrase(status: int, error: Exception) -> str:
+    """Of a status its standard name, or what was said of it where that says more."""
+    if isinstance(error, StatusError) and status < HTTPStatus.BAD_REQUEST:
+        return _said(error)
+    return HTTPStatus(status).phrase if status in set(HTTPStatus) else _said(error)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _answer(causes: list[BaseException]) -> tuple[int, Mapping[str, str]]:
+    """Status and headers of the answer that an error is about; 0 where there was none."""
+    for cause in causes:
+        if type(cause).__module__.startswith("aiohttp"):  # which calls an answer that it cannot read 400
+            continue
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):  # botocore
+            facts = response.get("ResponseMetadata", {})
+            return int(facts.get("HTTPStatusCode", 0)), _titled(facts.get("HTTPHeaders", {}))
+        for holder in (cause, response):
+            for name in ("status", "status_code", "code"):  # ours and aiohttp's; azure's and requests'; gcsfs's
+                status = getattr(holder, name, None)
+                if isinstance(status, int) and 100 <= status <= 599:
+                    return status, getattr(holder, "headers", None) or {}
+    return 0, {}
+
+
+def _titled(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.title(): value for name, value in headers.items()}
+
+
+def _retry_after_s(value: str | None) -> float:
+    """Seconds of a header `Retry-After`, which holds a number or a date; 0 where it holds neither."""
+    if not value:
+        return 0.0
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return 0.0

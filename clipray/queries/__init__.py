@@ -1,0 +1,1 @@
+"""Answers without Ray: search and labels from the command line."""

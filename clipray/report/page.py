@@ -1,0 +1,115 @@
+"""The page: its sections in order, its pictures, and the template; nothing in it is longer than it may be."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from clipray import __version__, tables
+from clipray.job import Report
+from clipray.report.clusters import clusters_section
+from clipray.report.label_accuracy import right_section
+from clipray.report.labels import labels_section
+from clipray.report.metrics import metrics_section
+from clipray.report.rejects import rejects_section
+from clipray.report.retrieval import retrieval_section
+from clipray.report.run_tables import RunTables
+from clipray.report.scatter import plot_section
+from clipray.report.section import LeftOut, Section
+from clipray.report.summary import ran_section
+from clipray.report.tiles import Album
+
+LONGEST = 160  # characters of any value that comes from the data
+DIRECTIONS = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that turn the direction of what follows, also outside of the value that holds them."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page as HTML; sections: of each table those that show its rows."""
+
+    html: str
+    sections: dict[str, list[str]]
+    left_out: list[str]
+
+
+def make_page(run: RunTables, title: str, settings: Report) -> Page:
+    """Read the tables of a run and lay them out.
+
+    Raises:
+        SchemaError: a table is not whole.
+    """
+    album = Album(settings.thumbnail_px)
+    made = [section() for section in _sections(run, album, settings)]
+    album.load(run)
+    shown = [section for section in made if isinstance(section, Section)]
+    left_out = [section for section in made if isinstance(section, LeftOut)]
+    headlines = [line for section in shown for line in section.headlines]
+    html = _environment().get_template("report/page.html").render(
+        title=title, sections=shown, left_out=left_out, headlines=headlines, made=tables.now(), version=__version__,
+    )  # fmt: skip
+    names = {table.name: [s.title for s in shown if table.name in s.tables] for table in run.tables}
+    return Page(html, names, [section.title for section in left_out])
+
+
+def _sections(run: RunTables, album: Album, settings: Report) -> list[Callable[[], Section | LeftOut]]:
+    """In the order of the page."""
+    examples = settings.examples
+    return [
+        lambda: ran_section(run),
+        lambda: plot_section(run, settings.points),
+        lambda: clusters_section(run, album, examples),
+        lambda: labels_section(run, album, examples),
+        lambda: right_section(run),
+        lambda: retrieval_section(run, album, examples),
+        lambda: metrics_section(run),
+        lambda: rejects_section(run),
+    ]
+
+
+def _environment() -> Any:
+    """Escapes all that it is given; strings of the data are cut at LONGEST and lose what cannot be seen."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    found = Environment(
+        loader=PackageLoader("clipray.report", "pages"), autoescape=True, finalize=_shown, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    found.filters |= {"figure": figure, "seconds": seconds, "whole": _Whole, "breaking": _breaking}
+    return found
+
+
+class _Whole(str):
+    """Text that was made to measure: not to be cut, still to be escaped."""
+
+
+def _shown(value: Any) -> Any:
+    """What stands on the page for a value: markup and measured text as they are, others cut and without controls."""
+    if not isinstance(value, str) or isinstance(value, _Whole) or hasattr(value, "__html__"):
+        return value
+    text = value if len(value) <= LONGEST else f"{value[: LONGEST - 1]}…"
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text if c not in DIRECTIONS)
+
+
+def _breaking(value: str) -> Any:
+    """A name that may be broken into lines after each `_`."""
+    from markupsafe import Markup, escape
+
+    return escape(_shown(value)).replace("_", Markup("_<wbr>"))
+
+
+def figure(value: float) -> str:
+    """A figure to four digits, whole numbers with their thousands apart."""
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1_000):
+        return f"{int(value):,}"
+    return f"{value:.4g}"
+
+
+def seconds(value: float) -> str:
+    """A time as people say it."""
+    if value < 60:
+        return f"{value:.3g} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

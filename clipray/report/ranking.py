@@ -1,0 +1,77 @@
+"""The first answers to a few queries: from lists that the run wrote, or ranked anew, exactly, in one pass over the vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipray.analysis.lengths import unit
+from clipray.inputs.vector_column import Vectors, read_ids, read_piece
+from clipray.report.run_tables import RunTable
+
+MOST_ROWS = 1_000_000  # that a page ranks
+Row = dict[str, str]
+"""What names an answer: its identity columns."""
+
+
+def listed(table: RunTable, queries: Sequence[str], top: int) -> dict[str, list[tuple[Row, float]]]:
+    """The first `top` answers of each query in a table of neighbours, with their scores; its own entry is left out."""
+    found: dict[str, list[tuple[int, Row, float]]] = {query: [] for query in queries}
+    for row in table.where("query_id", set(queries), ["query_id", "rank", "score", *table.ids]):
+        if row[table.ids[-1]] != row["query_id"]:
+            found[row["query_id"]].append((row["rank"], {name: row[name] for name in table.ids}, row["score"]))
+    ordered = {query: sorted(rows, key=lambda entry: entry[0])[:top] for query, rows in found.items()}
+    return {query: [(ids, score) for _, ids, score in rows] for query, rows in ordered.items()}
+
+
+def vectors_of(source: Vectors, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The vectors (d,) of these rows, by their names; a row that is not there is left out."""
+    found: dict[str, np.ndarray] = {}
+    wanted = pa.array(sorted(set(names)), pa.string())
+    for piece in source.pieces:
+        if len(found) < len(wanted) and pc.any(pc.is_in(read_ids(source, piece), wanted)).as_py():
+            ids, x = read_piece(source, piece)
+            own = ids[source.ids[-1]]
+            for n in np.flatnonzero(pc.is_in(own, wanted).to_numpy()).tolist():
+                found[own[n].as_py()] = x[n]
+    return found
+
+
+def ranked(
+    source: Vectors, queries: dict[str, np.ndarray], top: int, *, distance: str, without_own: bool
+) -> dict[str, list[tuple[Row, float]]]:
+    """The `top` rows nearest to each query, the nearest first.
+
+    Args:
+        queries: vectors (d,) by name. distance: `cosine`, or `l2`, of which the negative is the score.
+        without_own: leave out the row of the query's own name.
+    """
+    names = list(queries)
+    q = np.stack([queries[name] for name in names]).astype(np.float64)
+    q = unit(q).astype(np.float64) if distance == "cosine" else q
+    best: list[list[tuple[float, str, Row]]] = [[] for _ in names]
+    for piece in source.pieces:
+        ids, x = read_piece(source, piece)
+        scores = _scores(q, x, distance)
+        k = min(top + 1, len(x))
+        for n, name in enumerate(names):
+            rows = np.argpartition(-scores[n], k - 1)[:k]
+            entries = zip(scores[n][rows].tolist(), ids.take(pa.array(rows)).to_pylist(), strict=True)
+            kept = [(score, row[source.ids[-1]], row) for score, row in entries]
+            kept = [entry for entry in kept if not (without_own and entry[1] == name)]
+            best[n] = sorted([*best[n], *kept], key=lambda entry: (-entry[0], entry[1]))[:top]
+    return {
+        name: [({key: row[key] for key in source.ids}, score) for score, _, row in best[n]]
+        for n, name in enumerate(names)
+    }
+
+
+def _scores(q: np.ndarray, x: np.ndarray, distance: str) -> np.ndarray:
+    """(q, n), the larger the nearer."""
+    if distance == "cosine":
+        return q @ unit(x).astype(np.float64).T
+    x = x.astype(np.float64)
+    return -((q**2).sum(axis=1)[:, None] - 2 * q @ x.T + (x**2).sum(axis=1))

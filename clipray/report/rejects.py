@@ -1,0 +1,55 @@
+"""Rejected rows: how many for which reason, and some of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow.compute as pc
+
+from clipray import tables
+from clipray.report.run_tables import RunTable, RunTables
+from clipray.report.section import LeftOut, Section
+
+SAMPLES = 40
+PER_REASON = 6
+
+
+def rejects_section(run: RunTables) -> Section | LeftOut:
+    """Rejected rows by reason, and some of each."""
+    counts: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
+    for table in run.tables:
+        reasons = table.record.rejects_by_reason
+        if not reasons or not table.record.rejects:
+            continue
+        most, total = max(reasons.values()), table.record.rows + table.record.rejects
+        counts += [
+            {"table": table.name, "reason": reason, "n": n, "share": n / most, "of": n / max(total, 1)}
+            for reason, n in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+        ]
+        samples += _samples(run, table)
+    if not counts:
+        return LeftOut("Rejected rows", "no row was rejected")
+    total = sum(row["n"] for row in counts)
+    values = {"counts": counts, "samples": samples[:SAMPLES], "total": total}
+    return Section("rejects", "Rejected rows", values, tuple(dict.fromkeys(row["table"] for row in counts)))
+
+
+def _samples(run: RunTables, table: RunTable) -> list[dict[str, Any]]:
+    """The first rejects of each reason."""
+    folder, wanted = run.output.sub(f"rejects/{table.name}"), table.record.rejects_by_reason
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in tables.shard_names(folder):
+        if all(len(found.get(reason, ())) >= min(n, PER_REASON) for reason, n in wanted.items()):
+            break
+        part = tables.read_shard(folder, name)
+        own = [column for column in part.column_names if column not in ("stage", "reason", "message")]
+        for reason in part["reason"].unique().to_pylist():
+            kept = found.setdefault(reason, [])
+            rows = part.filter(pc.equal(part["reason"], reason)).slice(0, PER_REASON - len(kept))
+            for row in rows.to_pylist():
+                named = [(column, row[column]) for column in own if row[column] is not None]
+                kept.append(
+                    {"table": table.name, "named": named, **{k: row[k] for k in ("stage", "reason", "message")}}
+                )
+    return [row for rows in found.values() for row in rows]

@@ -1,0 +1,138 @@
+"""Small pictures as data URIs, each within a number of bytes; a picture that cannot be had comes back as the reason."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image, ImageDraw
+
+from clipray.job import SCHEMES
+from clipray.pipelines.decode import decode
+from clipray.pipelines.image_fetch import fetch
+from clipray.pipelines.limits import Limits
+from clipray.storage.parquet import open_parquet
+from clipray.storage.uris import is_local, parse
+from clipray.tables.reasons import Refused
+
+LIMITS = Limits(max_bytes=64 * 2**20, max_pixels=50_000_000, fetch_timeout_s=10.0, schemes=SCHEMES)
+QUALITIES = (80, 65, 50, 35)
+LEAST_PX = 16
+SLOW_S = 2.0
+PATIENCE = 6  # pictures of one place that failed so slowly, one after the other, after which no more are tried
+MARK = (234, 88, 12)
+BATCH_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a picture lies.
+
+    Attributes:
+        size: width and height in px, as people see it. box: of a region, x1, y1, x2, y2 in px.
+        manifests: where its bytes may lie, if it has no `uri`.
+    """
+
+    image_id: str
+    uri: str | None
+    size: tuple[int, int]
+    manifests: tuple[str, ...] = ()
+    box: tuple[float, ...] | None = None
+
+    def with_box(self, box: Iterable[float]) -> Source:
+        return replace(self, box=tuple(box))
+
+
+class Thumbnails:
+    """Makes thumbnails of at most `side_px` and `most_bytes`. Safe to use in several threads.
+
+    Each result is (data URI, ""), or (None, why there is none).
+    """
+
+    def __init__(self, side_px: int, most_bytes: int) -> None:
+        self._side_px, self._most_bytes = side_px, most_bytes
+        self._slow = Counter[str]()
+
+    def of_uri(self, source: Source) -> tuple[str | None, str]:
+        place = "" if is_local(str(source.uri)) else "://".join(parse(str(source.uri))).split("/")[2]
+        if place and self._slow[place] >= PATIENCE:
+            return None, "its storage does not answer"
+        began = time.monotonic()
+        try:
+            data = fetch(str(source.uri), LIMITS)
+        except Refused as refused:
+            self._slow[place] = self._slow[place] + 1 if time.monotonic() - began >= SLOW_S else 0
+            return None, _said(refused)
+        self._slow[place] = 0
+        return self.of_bytes(data, source)
+
+    def of_bytes(self, data: bytes, source: Source) -> tuple[str | None, str]:
+        try:
+            image = decode(data, LIMITS, draft_px=2 * self._side_px)
+        except Refused as refused:
+            return None, _said(refused)
+        image.thumbnail((self._side_px, self._side_px), Image.Resampling.LANCZOS)
+        if source.box is not None:
+            _draw_box(image, source)
+        return f"data:image/webp;base64,{base64.b64encode(self._encoded(image)).decode()}", ""
+
+    def _encoded(self, image: Image.Image) -> bytes:
+        """WebP, coarser and at last smaller until it fits."""
+        while True:
+            for quality in QUALITIES:
+                sink = io.BytesIO()
+                image.save(sink, "WEBP", quality=quality)
+                if sink.tell() <= self._most_bytes:
+                    return sink.getvalue()
+            if max(image.size) <= LEAST_PX:
+                return sink.getvalue()
+            image.thumbnail((max(image.width * 3 // 4, 1), max(image.height * 3 // 4, 1)))
+
+
+def _said(refused: Refused) -> str:
+    if refused.stage == "fetch" and refused.reason not in ("scheme_not_allowed", "too_many_bytes", "empty"):
+        return "cannot be read"
+    return refused.reason.replace("_", " ")
+
+
+def _draw_box(image: Image.Image, source: Source) -> None:
+    """The region's box on the picture, its size known from the table."""
+    assert source.box is not None
+    scale = [side / max(whole, 1) for side, whole in zip(image.size, source.size, strict=True)] * 2
+    left, top, right, bottom = (value * factor for value, factor in zip(source.box, scale, strict=True))
+    pen = ImageDraw.Draw(image)
+    pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=MARK, width=2)
+
+
+def inline_pictures(sources: Iterable[Source]) -> Iterator[tuple[str, bytes]]:
+    """Id and bytes of pictures that lie in the manifests themselves, read a few rows at a time."""
+    wanted: dict[str, set[str]] = {}
+    for source in sources:
+        for url in source.manifests:
+            wanted.setdefault(url, set()).add(source.image_id)
+    for url, names in wanted.items():
+        try:
+            yield from _inline(url, pa.array(sorted(names), pa.string()))
+        except Exception:  # every filesystem has its own errors; without the manifest its pictures are not known
+            continue
+
+
+def _inline(url: str, names: pa.Array) -> Iterator[tuple[str, bytes]]:
+    with open_parquet(url) as parquet:
+        if not {"image_id", "bytes"} <= set(parquet.schema.names):
+            return
+        for group in range(parquet.metadata.num_row_groups):
+            ids = parquet.read_row_group(group, ["image_id"])["image_id"].cast(pa.string())
+            if not pc.any(pc.is_in(ids, names)).as_py():
+                continue
+            for batch in parquet.iter_batches(BATCH_ROWS, [group], ["image_id", "bytes"]):
+                kept = batch.filter(pc.is_in(batch["image_id"].cast(pa.string()), names))
+                for row in kept.to_pylist():
+                    if row["bytes"]:
+                        yield row["image_id"], row["bytes"]

@@ -1,0 +1,127 @@
+"""Tiles: rows on the page as small pictures, or as texts; gathered while its sections are made, and loaded at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from clipray.report.run_tables import RunTables
+from clipray.report.thumbnails import Source, Thumbnails, inline_pictures
+
+TOTAL_BYTES = 1_100_000  # of all pictures of a page, before base64
+LARGEST_BYTES = 12_000  # of one of them
+THREADS = 4
+
+
+@dataclass(eq=False)
+class Tile:
+    """A row as it is shown.
+
+    Attributes:
+        ids: columns that name it, the last of which is its own name.
+        note: what stands below it. mark: `hit`, `miss`, `junk`, `query` or "".
+        given: the label that it was given, held against `known`.
+        known, text, picture, missing: filled in by `Album.load`: what it is known to show; of a text, its words; the
+            picture as a data URI; or why there is none.
+    """
+
+    ids: Mapping[str, str]
+    note: str = ""
+    mark: str = ""
+    given: str | None = None
+    known: str | None = None
+    text: str | None = None
+    picture: str | None = None
+    missing: str = ""
+
+    @property
+    def name(self) -> str:
+        return list(self.ids.values())[-1]
+
+    @property
+    def image_id(self) -> str:
+        if "region_id" in self.ids:
+            return self.ids.get("image_id") or self.ids["region_id"].rpartition("#")[0]
+        return self.ids.get("image_id", self.name)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the given label is the known one."""
+        if self.given is None or self.known is None:
+            return ""
+        return "right" if self.given == self.known else "wrong"
+
+
+class Album:
+    """All tiles of a page."""
+
+    def __init__(self, thumbnail_px: int) -> None:
+        self.tiles: list[Tile] = []
+        self._side_px = thumbnail_px
+
+    def tile(self, ids: Mapping[str, str], note: str = "", mark: str = "", given: str | None = None) -> Tile:
+        self.tiles.append(Tile(ids, note, mark, given))
+        return self.tiles[-1]
+
+    def load(self, run: RunTables) -> None:
+        """Fill in the tiles: one pass over each table that knows their rows, and each picture once.
+
+        Pictures share TOTAL_BYTES, so a page has room for any number of them. Whatever cannot be had says why.
+        """
+        self._read_texts(run)
+        pictured = [tile for tile in self.tiles if tile.text is None]
+        sources = self._sources(run, pictured)
+        thumbnails = Thumbnails(self._side_px, min(LARGEST_BYTES, TOTAL_BYTES // max(len(pictured), 1)))
+        inline = {key: source for key, source in sources.items() if source is not None and source.manifests}
+        made: dict[tuple[str, str], tuple[str | None, str]] = {}
+        for image_id, data in inline_pictures(inline.values()):
+            for key in (key for key in inline if key[0] == image_id):
+                made[key] = thumbnails.of_bytes(data, inline[key])
+        placed = {key: source for key, source in sources.items() if source is not None and source.uri}
+        with ThreadPoolExecutor(THREADS) as pool:
+            made |= zip(placed, pool.map(thumbnails.of_uri, placed.values()), strict=True)
+        for tile in pictured:
+            tile.picture, tile.missing = made.get(_key(tile), (None, "no picture is known"))
+
+    def _read_texts(self, run: RunTables) -> None:
+        """The words of rows that may be texts."""
+        maybe = [tile for tile in self.tiles if not {"image_id", "region_id"} & tile.ids.keys()]
+        found: dict[str, str] = {}
+        for table in run.texts:
+            for row in table.where("text_id", {tile.name for tile in maybe}, ["text_id", "text"]):
+                found[row["text_id"]] = row["text"]
+        for tile in maybe:
+            tile.text = found.get(tile.name)
+
+    def _sources(self, run: RunTables, tiles: list[Tile]) -> dict[tuple[str, str], Source | None]:
+        """Where the pictures lie, by image and region; None where no table knows; and what they are known to show."""
+        found: dict[str, Source] = {}
+        known: dict[str, str] = {}
+        for table in run.pictures:
+            labelled = [run.label] if run.has_label(table) else []
+            columns = ["image_id", "uri", "height", "width", *labelled]
+            for row in table.where("image_id", {tile.image_id for tile in tiles}, columns):
+                manifests = () if row["uri"] else tuple(map(str, table.record.inputs.get("manifest", ())))
+                found[row["image_id"]] = Source(row["image_id"], row["uri"], (row["width"], row["height"]), manifests)
+                if labelled and row[run.label] is not None:
+                    known[row["image_id"]] = str(row[run.label])
+        boxes = self._boxes(run, tiles)
+        result: dict[tuple[str, str], Source | None] = {}
+        for tile in tiles:
+            source, region = found.get(tile.image_id), tile.ids.get("region_id", "")
+            result[_key(tile)] = source.with_box(boxes[region]) if source and region in boxes else source
+            tile.known = known.get(tile.image_id)
+        return result
+
+    def _boxes(self, run: RunTables, tiles: list[Tile]) -> dict[str, list[float]]:
+        wanted = {tile.ids["region_id"] for tile in tiles if "region_id" in tile.ids}
+        return {
+            row["region_id"]: row["box_xyxy"]
+            for table in run.regions
+            for row in table.where("region_id", wanted, ["region_id", "box_xyxy"])
+        }
+
+
+def _key(tile: Tile) -> tuple[str, str]:
+    return tile.image_id, tile.ids.get("region_id", "")

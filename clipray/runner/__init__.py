@@ -1,0 +1,1 @@
+"""A job as a whole: run, plan, status, verify, submit."""

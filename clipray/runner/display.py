@@ -1,0 +1,86 @@
+"""What a person sees while a run works: a live table on a terminal, a plain line every few seconds without one."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from clipray.runner.printing import PlainTable, shown
+
+PLAIN_EVERY_S = 5.0
+
+
+class Display:
+    """Context manager; give `watch` and `notice` to `runner.run`."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._printed = 0.0
+
+    def __enter__(self) -> Display:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def notice(self, text: str) -> None:
+        """One line that stays."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def watch(self, shot: Any) -> None:
+        """Show where the step stands (a `Snapshot`)."""
+        if self._live:
+            self._live.update(_table(shot))
+        elif time.monotonic() - self._printed >= PLAIN_EVERY_S:
+            self._printed = time.monotonic()
+            self.notice(line(shot))
+
+
+def line(shot: Any) -> str:
+    """A snapshot as one plain line."""
+    parts = [f"{shot.step}: {shot.written} of {shot.total} rows on disk"]
+    if shot.encoded:
+        parts += [f"{shot.encoded} done in this run", f"{shot.rate:.1f} rows/s", f"{_left(shot.eta_s)} left"]
+    if shot.rejected:
+        parts.append(f"{shot.rejected} rejected")
+    return f"{', '.join(parts)} ({shot.phase})"
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def _table(shot: Any) -> PlainTable:
+    done = shot.written + shot.rejected
+    table = PlainTable(title=f"{shot.step}: {shot.phase}", title_justify="left", expand=False)
+    for name in ("rows", "on disk", "rejected", "rate", "left"):
+        table.add_column(name, justify="right")
+    share = f" ({done / shot.total:.0%})" if shot.total else ""
+    table.add_row(
+        str(shot.total), f"{shot.written}{share}", str(shot.rejected), f"{shot.rate:.1f}/s", _left(shot.eta_s)
+    )
+    for stage, figures in sorted(shot.stages.items()):
+        table.add_row(
+            Text(shown(stage), style="dim"),
+            f"{int(figures['rows'])} rows",
+            "",
+            f"{figures['rows_per_busy_s']:.1f}/busy s",
+            f"{figures['busy_s']:.0f} s busy",
+        )
+    return table

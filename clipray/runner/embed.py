@@ -1,0 +1,105 @@
+"""`clipray embed PICTURES OUT`: one line that writes a job file and runs it, so that it can be resumed and edited."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clipray.errors import ManifestError, StaleTableError
+from clipray.inputs.image_listing import list_images
+from clipray.inputs.manifest import make_manifest
+from clipray.inputs.parquet_files import expand_parquet
+from clipray.job import EmbedImages, Model
+from clipray.job.load import dump_job, load_job, steps_of
+from clipray.runner.run import run_job
+from clipray.runner.status import StepReport
+from clipray.storage.environment import environment_errors
+from clipray.storage.folder import Folder, absolute, filesystem
+from clipray.tables.started import STARTED
+
+
+@environment_errors()
+def embed(
+    pictures: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    model: Model,
+    manifest_label: str | None = None,
+    **options: Any,
+) -> tuple[str, list[StepReport]]:
+    """One line for a folder, glob or manifest: write a job file into `out` and run it.
+
+    Returns:
+        (path of the job file, reports as of `run`). Called again with the same `out`, it goes on; a folder is listed
+        anew, so that new pictures are added.
+
+    Raises:
+        ClipRayError: as `run`.
+    """
+    path = write_embed_job(os.fspath(pictures), os.fspath(out), model, manifest_label)
+    return path, run_job(path, **options)
+
+
+@environment_errors()
+def write_embed_job(
+    pictures: str, out: str, model: Model, label: str | None = None, *, say: Callable[[str], None] | None = None
+) -> str:
+    """The job file (and, for a folder or glob of pictures, the manifest) of `embed`. Returns the job file's path."""
+    home = Folder(absolute(out))
+    source = absolute(pictures)
+    if _is_manifest(source):
+        manifest, keep = source, []
+    else:
+        manifest, keep = f"{home.url}/manifest.parquet", ["label"] if label else []
+        make_manifest(source, manifest, label=label, say=say)
+    values = {
+        "name": Path(home.url).name,
+        "output": home.url,
+        "model": model.model_dump(exclude_none=True, exclude_defaults=True),
+        "steps": [{"embed_images": {"manifest": manifest, **({"keep": keep} if keep else {})}}],
+    }
+    path = f"{home.url}/job.yaml"
+    if home.read("job.yaml") is not None and _was_started(home):
+        _same_job(path, values)
+    else:
+        home.write("job.yaml", dump_job(values))
+    return path
+
+
+def _was_started(home: Folder) -> bool:
+    return any(home.sub(name).read(STARTED) for name in home.folders())
+
+
+def _is_manifest(source: str) -> bool:
+    if source.endswith((".parquet", ".pq")):
+        return True
+    fs, path = filesystem(source)
+    return fs.isdir(path) and not _holds(source, list_images) and _holds(source, expand_parquet)
+
+
+def _holds(source: str, listed: Callable[[str], Any]) -> bool:
+    try:
+        listed(source)
+        return True
+    except ManifestError:
+        return False
+
+
+def _same_job(path: str, values: dict[str, Any]) -> None:
+    """The job file may have been edited; only model and manifest must still be those of the command."""
+    job = load_job(path)
+    asked = Model(**values["model"])
+    if job.model != asked:
+        model = job.model.model_dump(exclude_none=True, exclude_defaults=True) if job.model else None
+        raise StaleTableError(
+            f"{path} says model {model}, the command {asked.model_dump(exclude_none=True, exclude_defaults=True)}: "
+            "give another OUT, or edit the job and `clipray run` it"
+        )
+    step = steps_of(job)[0]
+    assert isinstance(step, EmbedImages)
+    if step.manifest != values["steps"][0]["embed_images"]["manifest"]:
+        raise StaleTableError(
+            f"{path} reads {step.manifest}, the command names {values['steps'][0]['embed_images']['manifest']}: give another OUT, or edit the job and `clipray run` it"
+        )

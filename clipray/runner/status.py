@@ -1,0 +1,111 @@
+"""Where a run stands, from its files alone: no Ray, no model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from clipray import tables
+from clipray.errors import JobError
+from clipray.storage.environment import environment_errors
+from clipray.storage.events import read_events
+from clipray.storage.folder import Folder, absolute
+from clipray.tables.started import read_started, wrong_fields
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step is or would be: for `plan`, `status` and the end of a run.
+
+    Attributes:
+        state: `finished`, `partial`, `absent`, `stale`, or `damaged`: its files are not those that were written.
+        rows, rejected: on disk; total: in the manifest (None where only the run's folder was looked at).
+        note: what would run, or which settings changed.
+        page: path or URL of the page that the step made, if it makes one.
+    """
+
+    name: str
+    state: str
+    rows: int = 0
+    rejected: int = 0
+    total: int | None = None
+    bytes: int = 0
+    note: str = ""
+    record: tables.Record | None = None
+    page: str = ""
+
+
+@environment_errors()
+def status(url: str | os.PathLike[str]) -> list[StepReport]:
+    """The tables in a run's folder, finished or not, from the files alone: no Ray, no model.
+
+    Raises:
+        JobError: there is no run.
+    """
+    output = Folder(absolute(os.fspath(url)))
+    reports = []
+    for name in output.folders():
+        folder = output.sub(name)
+        record = tables.record_to_go_on(folder)
+        damaged = tables.is_broken(folder)
+        if record is None and read_started(folder) is None and not damaged:
+            continue
+        shards = {} if record else _shard_rows(folder)
+        rows = record.rows if record else sum(shards.values())
+        rejected = record.rejects if record else sum(_shard_rows(output.sub(f"rejects/{name}")).values())
+        size = sum(folder.sizes().values())
+        reports.append(
+            StepReport(
+                name,
+                "damaged" if damaged else "finished" if record else "partial",
+                rows,
+                rejected,
+                record.inputs.get("rows") if record else _total(output, name),
+                size,
+                "`clipray run` mends it" if damaged else _note(output, name, record),
+                record,
+            )
+        )
+    if not reports:
+        raise JobError(f"{url}: no run there: expected the `output` folder of a job that was started")
+    return reports
+
+
+def _note(output: Folder, name: str, record: tables.Record | None) -> str:
+    if record is None:
+        return _last_seen(output, name)
+    return f"finished {record.finished_at}" + (f", {record.rows_per_s:g} rows/s" if record.rows_per_s else "")
+
+
+def _shard_rows(folder: Folder) -> dict[str, int]:
+    rows = {}
+    for name in tables.shard_names(folder):
+        with contextlib.suppress(Exception):  # torn or just being replaced: the next run mends it
+            rows[name] = tables.shard_stamp(folder, name)[0]
+    return rows
+
+
+def _progress_events(output: Folder, step: str) -> list[dict[str, Any]]:
+    events = [e for e in read_events(output) if e["event"] == "progress" and e.get("step") == step]
+    kinds = {"total": int, "rate": float}
+    return [e for e in events if not kinds.keys() - e.keys() and not wrong_fields(e, kinds)]
+
+
+def _total(output: Folder, step: str) -> int | None:
+    events = _progress_events(output, step)
+    return events[-1]["total"] if events else None
+
+
+def _last_seen(output: Folder, step: str) -> str:
+    events = _progress_events(output, step)
+    if not events:
+        return "started"
+    last = events[-1]
+    with contextlib.suppress(ValueError):
+        ago = time.time() - datetime.fromisoformat(last["time"]).timestamp()
+        return f"last seen {ago:.0f} s ago at {last['rate']:.1f} rows/s"
+    return "started"

@@ -1,0 +1,1 @@
+"""What all steps share: inputs, stock-taking, commit."""

@@ -1,0 +1,105 @@
+"""Whether a manifest's rows still hold what a table was made from."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from clipray.inputs.content_versions import CONTENT_HASH, Contents, sources_digest, with_contents
+from clipray.inputs.manifest import Manifest
+from clipray.inputs.row_index import Scan
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A manifest that was counted, beside the table that earlier runs made or began.
+
+    Attributes:
+        before: what is said beside that table, see `facts`; None where none was begun.
+        named: columns that the job itself names; one called `content_hash` is left to it.
+        schemes: of URIs whose files are looked at; none where the job does not ask for that.
+    """
+
+    manifest: Manifest
+    scan: Scan
+    before: dict[str, Any] | None
+    named: frozenset[str]
+    schemes: tuple[str, ...]
+
+    @functools.cached_property
+    def contents(self) -> Contents | None:
+        """How the rows' contents are known; None for a table without `content_hash`.
+
+        A table has that column from its start or never, so that all its shards are alike.
+        """
+        kind = self.manifest.kind
+        if kind.inline is None or CONTENT_HASH in self.named:
+            return None
+        here = kind.inline in self.manifest.schema.names
+        contents = Contents(kind.inline if here else None, () if here else self.schemes)
+        hashed = bool(contents.columns) if self.before is None else self.before.get("content_hash")
+        return contents if hashed else None
+
+    @functools.cached_property
+    def versions_before(self) -> dict[str, str]:
+        """The versions of the manifest's files that all rows on disk were compared with, by URL."""
+        if self.before is None:  # no row is on disk
+            return self.scan.versions
+        return self.before.get("manifest_versions") or {}
+
+    @functools.cached_property
+    def changed_files(self) -> frozenset[int]:
+        """Numbers of the manifest's files that are not those that all rows on disk were compared with."""
+        now, before = self.scan.versions, self.versions_before
+        return frozenset(n for n, url in enumerate(self.manifest.urls) if not now[url] or now[url] != before.get(url))
+
+    @property
+    def digest(self) -> str:
+        """Of the files behind the URIs, as they were when this was first asked; empty where they are not looked at."""
+        return self._looked[0]
+
+    @functools.cached_property
+    def _looked(self) -> tuple[str, int]:
+        """`digest`, and the number of rows whose files could not be seen."""
+        if self.contents is None or not self.contents.schemes:
+            return "", 0
+        found = with_contents(self.manifest, self.scan, self.contents, range(len(self.manifest.urls)))
+        return sources_digest(found), int((found.sources == self.scan.sources).sum())
+
+    @property
+    def changed(self) -> bool:
+        """Whether rows of a finished table may hold something else now."""
+        if self.digest:
+            return self.digest != (self.before or {}).get("sources_digest")
+        return self.contents is not None and bool(self.changed_files)
+
+    def scan_with_contents(self) -> Scan:
+        """The scan to compare a table with that earlier runs made."""
+        if self.contents is None or self.before is None:
+            return self.scan
+        files = range(len(self.manifest.urls)) if self.contents.schemes else self.changed_files
+        return with_contents(self.manifest, self.scan, self.contents, files) if files else self.scan
+
+    def facts(self, versions: dict[str, str]) -> dict[str, Any]:
+        """What is kept beside the table. versions: of the manifest's files that all rows on disk were compared with."""
+        if self.contents is None:
+            return {}
+        return {
+            "content_hash": True,
+            "manifest_versions": versions,
+            **({"sources_digest": self.digest} if self.digest else {}),
+        }
+
+    @property
+    def caveat(self) -> str:
+        """Why files are not looked at though the job asks for that; empty where they are."""
+        if not self.schemes:
+            return ""
+        if self.contents and self.contents.schemes:
+            unseen, rows = self._looked[1], len(self.scan.keys)
+            note = f"`check_sources`: {unseen} of {rows} files cannot be seen: gone, not listed, or over http"
+            return note if unseen else ""
+        if self.contents:
+            return "`check_sources` looks at no file, as the manifest has a column of inline content, which is compared"
+        return "`check_sources` looks at no file, as the table was begun without it; `--fresh` makes it anew"

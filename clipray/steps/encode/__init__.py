@@ -1,0 +1,1 @@
+"""Steps that encode rows of a manifest."""

@@ -1,0 +1,166 @@
+"""Step `attack`: pictures with labels -> the `attacks` table: what a written word does to their zero-shot labels.
+
+The pictures go the way of `embed_images`. Between decoding and preprocessing each is copied, and the name of a wrong class
+is written on the copy; both are encoded and labelled by the same class vectors, and only labels come back.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipray import tables
+from clipray.errors import JobError, ManifestError
+from clipray.inputs.classes import prompt_styles
+from clipray.inputs.committed_rows import Stock
+from clipray.inputs.manifest import Manifest, joined, open_manifest, read_rows
+from clipray.inputs.parquet_files import is_text
+from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS, scan
+from clipray.job import Attack, Feature, Style
+from clipray.job.load import fingerprint
+from clipray.job.row_spec import ATTACKS
+from clipray.pipelines.limits import Limits
+from clipray.pipelines.spec import AttackSettings
+from clipray.steps.base.encode_step import EncodeStep
+from clipray.steps.base.step import Given, Run, State, Ticker, refuse_stale
+from clipray.steps.labels.label_classes import Classes, Said, read_classes, write_classes
+from clipray.storage.folder import Folder
+from clipray.tables.metrics import Metric, write_metrics
+
+LABEL = "label"
+NAMED = 5  # labels that an error names
+
+
+@dataclass(frozen=True)
+class AttackStep(EncodeStep[Attack]):
+    """A `Step`; see `EncodeStep`."""
+
+    said: Said
+
+    @property
+    def classes(self) -> Folder:
+        return self.output.sub(f"{self.name}_classes")
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity, "classes": self.said.identity}
+
+    @property
+    def schema(self) -> pa.Schema:
+        kept = [self.manifest.schema.field(name).with_nullable(True) for name in self.settings.keep]
+        return tables.arrow_schema("attacks", extra=[*self.hash_fields, *kept])
+
+    @property
+    def made(self) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "classes": fingerprint(self.said.identity),
+            "lettering": settings.lettering.model_dump(mode="json"),
+            "seed": settings.seed,
+        }
+
+    def encoder(self, precision: str, device: str, threads: int) -> AttackSettings:
+        settings = self.settings
+        return AttackSettings(
+            model=self.model,
+            limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_timeout_s, settings.schemes),
+            features={"clip": Feature()},
+            schema=self.schema,
+            precision=precision,
+            batch_size=settings.batch_size,
+            device=device,
+            threads=threads,
+            labels=self.said.styles[0].labels,
+            classes=partial(_classes, self.classes.url, fingerprint(self.said.identity), self.said.styles[0].name),
+            lettering=settings.lettering,
+            own=settings.word == "own",
+            seed=settings.seed,
+        )
+
+    def _standing(self) -> State:
+        state = super()._standing()
+        record = tables.record_to_go_on(self.classes)
+        if state.kind == "finished" and (record is None or not tables.intact(self.classes, record)):
+            return State("partial")
+        return state
+
+    def run(self, run: Run) -> tables.Record:
+        """Encode the classes unless that is done; then as all encoding steps."""
+        refuse_stale(self.table, self.inspect(count=False))
+        ticker = Ticker(run, self.name, self.total, "encoding classes")
+        write_classes(self.said, self.classes, run.cluster().cpus, lambda _: ticker.at(0, 0))
+        return super().run(run)
+
+    def figures(self, stock: Stock, made: dict[str, Any]) -> dict[str, Any]:
+        """Rates, in one pass over the table's shards."""
+        found, n = Counter[str](), 0
+        for shard in stock.files:
+            data = tables.read_shard(self.table, shard.name, [LABEL, "word", "before", "after"]).to_pandas()
+            n += len(data)
+            flipped, to_word = data["after"] != data["before"], data["after"] == data["word"]
+            found["flip_rate"] += int(flipped.sum())
+            found["flip_rate_to_word"] += int((flipped & to_word).sum())
+            found["flip_rate_elsewhere"] += int((flipped & ~to_word).sum())
+            found["accuracy_before"] += int((data["before"] == data[LABEL]).sum())
+            found["accuracy_after"] += int((data["after"] == data[LABEL]).sum())
+        rates = {name: count / n for name, count in found.items()} if n else {}
+        write_metrics(self.output, self.name, [Metric(name, rate, n=n) for name, rate in rates.items()], made)
+        return {name: round(rate, 6) for name, rate in rates.items()}
+
+
+def prepare(settings: Attack, given: Given) -> AttackStep:
+    """Open and count the pictures, read the classes, hold the labels against them.
+
+    Raises:
+        ManifestError: no pictures there, no labels, or labels that are no classes.
+        JobError: classes that cannot be read, or a single one.
+    """
+    assert given.job.model is not None
+    manifest = open_manifest(settings.manifest, settings.keep, [LABEL], ATTACKS)
+    style = settings.style
+    styles = prompt_styles(settings.classes, {"attack": style} if isinstance(style, Style) else [style])
+    _check_labels(manifest, styles[0].labels)
+    keep, asked = (LABEL, *settings.keep), given.job.model.precision
+    model = given.model()
+    said = Said(model, "fp32" if asked == "auto" else asked, tuple(styles[:1]), None)
+    return AttackStep(settings, given.output, manifest, scan(manifest, keep), model, asked, keep, said)
+
+
+def _classes(url: str, mark: str, style: str) -> Classes:
+    """For a worker."""
+    return read_classes(url, mark)[style]
+
+
+def _check_labels(manifest: Manifest, labels: tuple[str, ...]) -> None:
+    if LABEL not in manifest.schema.names:
+        raise ManifestError(f"{manifest.urls[0]}: no column `{LABEL}`; found: {', '.join(manifest.schema.names)}")
+    kind = manifest.schema.field(LABEL).type
+    if not is_text(kind):
+        raise ManifestError(f"{manifest.urls[0]}: column `{LABEL}` is {kind}; expected string")
+    if len(labels) < 2:
+        raise JobError(
+            f"classes: {len(labels)} of them; expected two or more, as a wrong one is written on each picture"
+        )
+    found: set[str] = set()
+    for piece in joined(manifest.pieces, SCAN_ROWS, SCAN_BYTES):
+        for rows in read_rows(piece, [LABEL], SCAN_ROWS, ATTACKS, manifest.schema):
+            readable = ~rows.not_utf8.get(LABEL, np.zeros(len(rows.table), bool))
+            column = rows.table[LABEL].filter(pa.array(readable)).cast(pa.string())
+            found.update(pc.unique(column).drop_null().to_pylist())
+    unknown = sorted(found - set(labels))
+    if unknown:
+        named = ", ".join(repr(label) for label in unknown[:NAMED])
+        more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+        raise ManifestError(
+            f"{manifest.urls[0]}: labels that are no classes: {named}{more}; {len(labels)} classes are known"
+        )

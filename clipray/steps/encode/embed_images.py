@@ -1,0 +1,179 @@
+"""Step `embed_images`: a manifest of pictures -> the `images` table. What it is made of, and what of it is on disk."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from clipray import tables
+from clipray.errors import ManifestError, ModelError
+from clipray.inputs.committed_rows import RegionFolders, regions_of_another
+from clipray.inputs.manifest import Manifest, check_boxes, open_manifest
+from clipray.inputs.row_index import scan
+from clipray.job import EmbedImages, Feature
+from clipray.models.imports import import_open_clip
+from clipray.models.resolve import ResolvedModel
+from clipray.pipelines.limits import Limits
+from clipray.pipelines.spec import EncodeSettings
+from clipray.steps.base.encode_step import EncodeStep
+from clipray.steps.base.step import Given, State
+
+ORIGINAL = "original"  # JPEGs that `decode: fast` decodes smaller are scaled by their originals' sides
+
+
+@dataclass(frozen=True)
+class EmbedStep(EncodeStep[EmbedImages]):
+    """A `Step`; see `EncodeStep`. `keep` holds used boxes too."""
+
+    @functools.cached_property
+    def layers(self) -> Layers:
+        """What the network's layers make of the features. Raises ModelError: there is no such layer."""
+        return layers_of(self.settings, self.model)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return self.layers.widths
+
+    @property
+    def regions(self) -> RegionFolders | None:
+        if self.settings.region_feature is None:
+            return None
+        name = self.settings.regions_name
+        return RegionFolders(self.output.sub(name), self.output.sub(f"rejects/{name}"))
+
+    @property
+    def region_schema(self) -> pa.Schema | None:
+        feature = self.settings.region_feature
+        vectors = {feature: self.widths[feature]} if feature else {}
+        return tables.arrow_schema("regions", vectors, element=self.settings.vector_type) if feature else None
+
+    @property
+    def schema(self) -> pa.Schema:
+        counted = [pa.field("region_count", pa.int32(), nullable=False)] if self.regions else []
+        extra = [self.manifest.schema.field(name).with_nullable(True) for name in self.keep]
+        return tables.arrow_schema(
+            "images", self.widths, element=self.settings.vector_type, extra=[*counted, *self.hash_fields, *extra]
+        )
+
+    @property
+    def made(self) -> dict[str, Any]:
+        settings = self.settings
+        features = {name: _feature(feature) for name, feature in settings.features.items()}
+        return {
+            "features": features,
+            "decode": settings.decode,
+            **({"draft_scaling": self.draft_scaling} if self.draft_scaling else {}),
+            "preprocess": settings.preprocess,
+            "normalize": settings.normalize,
+        }
+
+    @property
+    def draft_scaling(self) -> str | None:
+        """With `decode: fast`, by what JPEGs are scaled that were decoded smaller; a table of before keeps its own way."""
+        if self.settings.decode != "fast":
+            return None
+        return ORIGINAL if self._before is None else self._before.get("draft_scaling")
+
+    def _standing(self) -> State:
+        state = super()._standing()
+        if state.kind == "finished" and not _regions_intact(self):
+            state = State("partial")
+        if state.kind in ("absent", "partial") and (other := self._other_regions()):
+            return State("stale", changed=(f"{other} is of another step, choose another `regions_name`",))
+        return state
+
+    def _other_regions(self) -> str | None:
+        return regions_of_another(self.regions, self.fingerprint, self.name) if self.regions else None
+
+    def encoder(self, precision: str, device: str, threads: int) -> EncodeSettings:
+        settings = self.settings
+        return EncodeSettings(
+            model=self.model,
+            limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_timeout_s, settings.schemes),
+            features=settings.features,
+            schema=self.schema,
+            region_schema=self.region_schema,
+            keep_aspect=self.layers.keep_aspect,
+            precision=precision,
+            batch_size=settings.batch_size,
+            normalize=settings.normalize == "l2",
+            fast_decode=settings.decode == "fast",
+            rounded_draft=self.draft_scaling != ORIGINAL,
+            device=device,
+            threads=threads,
+        )
+
+
+def _feature(feature: Feature) -> dict[str, Any] | str:
+    """A feature in a table's provenance: what was set, or the layer where that says it all."""
+    said = feature.model_dump(mode="json", exclude_defaults=True, exclude={"layer"})
+    return {"layer": feature.layer, **said} if said else feature.layer
+
+
+def prepare(settings: EmbedImages, given: Given) -> EmbedStep:
+    """Open and count the manifest. Raises ManifestError."""
+    assert given.job.model is not None
+    manifest = open_manifest(settings.manifest, settings.keep, ["boxes"] if _use_of_boxes(settings) else ())
+    keep = (*settings.keep, *_boxes(settings, manifest))
+    return EmbedStep(
+        settings, given.output, manifest, scan(manifest, keep), given.model(), given.job.model.precision, keep
+    )
+
+
+def _use_of_boxes(settings: EmbedImages) -> str | None:
+    """`must` where a feature needs the manifest's boxes, `may` where it takes them if there are any."""
+    feature = settings.features.get(settings.region_feature or "")
+    return {True: "may", "boxes": "must"}.get(feature.regions) if feature else None
+
+
+def _boxes(settings: EmbedImages, manifest: Manifest) -> list[str]:
+    """The manifest's column of boxes, where a feature uses it."""
+    use = _use_of_boxes(settings)
+    if use is None:
+        return []
+    if "boxes" in manifest.schema.names:
+        check_boxes(manifest)
+        return ["boxes"]
+    if use == "must":
+        found = ", ".join(manifest.schema.names)
+        raise ManifestError(f"{manifest.urls[0]}: `regions: boxes` needs a column `boxes`; found: {found}")
+    return []
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Width of each feature's vectors; `keep_aspect`: (long side, multiple of both sides) in px, where the job asks."""
+
+    widths: dict[str, int]
+    keep_aspect: tuple[int, int] | None = None
+
+
+def layers_of(settings: EmbedImages, model: ResolvedModel) -> Layers:
+    """Look the features' layers up, without weights. Raises ModelError: the network has no such layer."""
+    wanted = {feature.layer for feature in settings.features.values()}
+    if not settings.looks_inside:
+        return Layers(dict.fromkeys(settings.features, model.embed_dim))  # seconds sooner: no torch in the driver
+    import_open_clip()
+    from clipray.models import layers
+
+    tower = layers.tower_without_weights(model)
+    layers.check_layers(tower, sorted(wanted), model.image_size)
+    shapes = layers.layer_shapes(tower, model.image_size)
+    shapes |= layers.layer_shapes(tower, model.image_size, sorted(wanted))  # timm's deeper ones are not in the list
+    widths = {name: shapes[feature.layer][0] for name, feature in settings.features.items()}
+    if settings.preprocess == "model":
+        return Layers(widths)
+    if reason := layers.allows_size(tower, sorted(wanted), model.image_size):
+        raise ModelError(f"preprocess: keep_aspect: {reason}; drop `keep_aspect`, or take other layers")
+    strides = [round(model.image_size[0] / shape[1]) for shape in shapes.values() if len(shape) == 3]
+    return Layers(widths, (settings.long_side_px or max(model.image_size), max(strides, default=1)))
+
+
+def _regions_intact(step: EmbedStep) -> bool:
+    if step.regions is None:
+        return True
+    record = tables.record_to_go_on(step.regions.table)
+    return record is not None and record.fingerprint == step.fingerprint and tables.intact(step.regions.table, record)

@@ -1,0 +1,141 @@
+"""Step `embed_regions`: pictures with boxes -> the `regions` table, a CLIP vector for each box.
+
+The pictures go the way of `embed_images`. The books are kept by picture, in the table `<name>_pictures`; the regions of a
+picture lie in a shard of the same name and are written first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from clipray import tables
+from clipray.errors import ManifestError
+from clipray.inputs.committed_rows import RegionFolders, regions_of_another
+from clipray.inputs.manifest import Manifest, check_boxes, is_texts, open_manifest
+from clipray.inputs.row_index import scan
+from clipray.job import OF_BOXES, VECTOR, EmbedRegions
+from clipray.job.row_spec import REGION_PICTURES
+from clipray.models.imports import import_open_clip
+from clipray.models.resolve import ResolvedModel
+from clipray.pipelines.limits import Limits
+from clipray.pipelines.spec import RegionSettings
+from clipray.steps.base.encode_step import EncodeStep
+from clipray.steps.base.step import Given, State
+from clipray.storage.folder import Folder
+
+
+@dataclass(frozen=True)
+class EmbedRegionsStep(EncodeStep[EmbedRegions]):
+    """A `Step`; see `EncodeStep`. `keep` holds the lists of boxes and of what is said of them, too."""
+
+    @property
+    def widths(self) -> dict[str, int]:
+        look_inside(self.settings, self.model)
+        return {VECTOR: self.model.embed_dim}
+
+    @property
+    def table(self) -> Folder:
+        return self.output.sub(self.settings.books)
+
+    @property
+    def rejects(self) -> Folder:
+        return self.output.sub(f"rejects/{self.settings.books}")
+
+    @property
+    def regions(self) -> RegionFolders:
+        return RegionFolders(self.output.sub(self.name), self.output.sub(f"rejects/{self.name}"))
+
+    @property
+    def schema(self) -> pa.Schema:
+        kept = [self.manifest.schema.field(name).with_nullable(True) for name in self.keep]
+        return tables.arrow_schema("region_pictures", extra=[*self.hash_fields, *kept])
+
+    @property
+    def region_schema(self) -> pa.Schema:
+        said = [pa.field(column, pa.string()) for name, column in OF_BOXES.items() if name in self.keep]
+        width = {VECTOR: self.model.embed_dim}
+        return tables.arrow_schema("regions", width, element=self.settings.vector_type, extra=said)
+
+    @property
+    def made(self) -> dict[str, Any]:
+        how = self.settings.identity()
+        of_prompt = {key: how[key] for key in ("prompt", self.settings.prompt) if key in how}
+        return {
+            "features": {VECTOR: {"layer": "output", **of_prompt}},
+            "preprocess": self.settings.preprocess,
+            "normalize": self.settings.normalize,
+        }
+
+    def encoder(self, precision: str, device: str, threads: int) -> RegionSettings:
+        settings = self.settings
+        return RegionSettings(
+            model=self.model,
+            limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_timeout_s, settings.schemes),
+            features={},
+            schema=self.schema,
+            region_schema=self.region_schema,
+            precision=precision,
+            batch_size=settings.batch_size,
+            normalize=settings.normalize == "l2",
+            device=device,
+            threads=threads,
+            how=settings,
+        )
+
+    def _standing(self) -> State:
+        state = super()._standing()
+        if state.kind == "finished" and not self._regions_intact():
+            state = State("partial")
+        if state.kind in ("absent", "partial") and (
+            other := regions_of_another(self.regions, self.fingerprint, self.name)
+        ):
+            return State("stale", changed=(f"{other} is of another step, choose another `name`",))
+        return state
+
+    def _regions_intact(self) -> bool:
+        record = tables.record_to_go_on(self.regions.table)
+        return (
+            record is not None and record.fingerprint == self.fingerprint and tables.intact(self.regions.table, record)
+        )
+
+
+def look_inside(settings: EmbedRegions, model: ResolvedModel) -> None:
+    """Raises ModelError: the network's attention cannot be turned to a box, or not in these blocks or heads."""
+    if settings.looks_inside:
+        import_open_clip()
+        from clipray.models import foveal, layers
+
+        foveal.check(layers.tower_without_weights(model), settings.foveal)
+
+
+def prepare(settings: EmbedRegions, given: Given) -> EmbedRegionsStep:
+    """Open and count the manifest.
+
+    Raises:
+        ManifestError: no pictures there, no `boxes`, or lists of another type.
+    """
+    assert given.job.model is not None
+    manifest = open_manifest(settings.manifest, settings.keep, ["boxes", *OF_BOXES], REGION_PICTURES)
+    keep = (*settings.keep, *_lists(manifest))
+    return EmbedRegionsStep(
+        settings, given.output, manifest, scan(manifest, keep), given.model(), given.job.model.precision, keep
+    )
+
+
+def _lists(manifest: Manifest) -> list[str]:
+    """The manifest's columns with an entry for each box."""
+    names = manifest.schema.names
+    if "boxes" not in names:
+        raise ManifestError(f"{manifest.urls[0]}: `embed_regions` needs a column `boxes`; found: {', '.join(names)}")
+    check_boxes(manifest)
+    found = [name for name in OF_BOXES if name in names]
+    for name in found:
+        kind = manifest.schema.field(name).type
+        if not is_texts(kind):
+            raise ManifestError(
+                f"{manifest.urls[0]}: column `{name}` is {kind}; expected list<string>: for each picture a text for each box"
+            )
+    return ["boxes", *found]

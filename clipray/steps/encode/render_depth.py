@@ -1,0 +1,78 @@
+"""Step `render_depth`: point clouds -> the `clouds` table: a CLIP vector each, of depth maps from six sides.
+
+The vector is the weighted sum of the views' vectors. Its cosine with a text orders texts as the weighted sum of the views'
+cosines does, so that the step `label` over it is the view-weighted label.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from clipray import tables
+from clipray.inputs.manifest import open_manifest
+from clipray.inputs.row_index import scan
+from clipray.job import VECTOR, RenderDepth
+from clipray.job.row_spec import CLOUDS
+from clipray.models.imports import import_open_clip
+from clipray.models.resolve import ResolvedModel
+from clipray.pipelines.limits import Limits
+from clipray.pipelines.spec import CloudSettings
+from clipray.steps.base.encode_step import EncodeStep
+from clipray.steps.base.step import Given
+
+
+@dataclass(frozen=True)
+class RenderDepthStep(EncodeStep[RenderDepth]):
+    """A `Step`; see `EncodeStep`."""
+
+    @property
+    def widths(self) -> dict[str, int]:
+        look_inside(self.settings, self.model)
+        return {VECTOR: self.model.embed_dim}
+
+    @property
+    def schema(self) -> pa.Schema:
+        kept = [self.manifest.schema.field(name).with_nullable(True) for name in self.keep]
+        width = {VECTOR: self.model.embed_dim}
+        return tables.arrow_schema("clouds", width, element=self.settings.vector_type, extra=[*self.hash_fields, *kept])
+
+    @property
+    def made(self) -> dict[str, Any]:
+        how = self.settings.identity()
+        of_views = {key: how[key] for key in ("prompt", "weights", "foveal") if key in how}
+        return {"features": {VECTOR: {"layer": "output", **of_views}}, "normalize": "l2"}
+
+    def encoder(self, precision: str, device: str, threads: int) -> CloudSettings:
+        settings = self.settings
+        return CloudSettings(
+            model=self.model,
+            limits=Limits(settings.max_bytes, 0, settings.fetch_timeout_s, settings.schemes),
+            features={},
+            schema=self.schema,
+            precision=precision,
+            batch_size=settings.batch_size,
+            device=device,
+            threads=threads,
+            how=settings,
+        )
+
+
+def look_inside(settings: RenderDepth, model: ResolvedModel) -> None:
+    """Raises ModelError: the network's attention cannot be turned to the foreground."""
+    if settings.looks_inside:
+        import_open_clip()
+        from clipray.models import foveal, layers
+
+        foveal.check(layers.tower_without_weights(model), settings.foveal)
+
+
+def prepare(settings: RenderDepth, given: Given) -> RenderDepthStep:
+    """Open and count the manifest. Raises ManifestError."""
+    assert given.job.model is not None
+    manifest, keep = open_manifest(settings.manifest, settings.keep, (), CLOUDS), tuple(settings.keep)
+    return RenderDepthStep(
+        settings, given.output, manifest, scan(manifest, keep), given.model(), given.job.model.precision, keep
+    )

@@ -1,0 +1,123 @@
+"""Step `score_captions`: pairs of a picture and a caption -> the `caption_scores` table, and their means in `metrics`."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import tables
+from clipray.errors import ManifestError
+from clipray.inputs.committed_rows import Stock
+from clipray.inputs.manifest import Manifest, is_texts, open_manifest
+from clipray.inputs.row_index import scan
+from clipray.inputs.vector_column import Vectors, open_vectors, refuse_another_model
+from clipray.inputs.vector_lookup import Lookup, open_lookup
+from clipray.job import ScoreCaptions
+from clipray.job.row_spec import PAIRS
+from clipray.pipelines.spec import PairSettings
+from clipray.steps.base.encode_step import EncodeStep
+from clipray.steps.base.step import Given
+from clipray.tables.metrics import Metric, write_metrics
+from clipray.tables.started import read_started
+
+REFERENCES = "references"
+
+
+@dataclass(frozen=True)
+class ScoreStep(EncodeStep[ScoreCaptions]):
+    """A `Step`; see `EncodeStep`. Captions are encoded here; the pictures' vectors come with the rows."""
+
+    source: Vectors
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity, "input": self.source.identity}
+
+    @functools.cached_property
+    def rests_on(self) -> str:
+        return self.source.digest.like((read_started(self.table) or {}).get("rests_on"))
+
+    def lookup(self) -> tuple[Lookup, str]:
+        return open_lookup(self.source), "image_id"
+
+    @property
+    def schema(self) -> pa.Schema:
+        kept = [self.manifest.schema.field(name).with_nullable(True) for name in self.keep]
+        return tables.arrow_schema("caption_scores", extra=kept)
+
+    @property
+    def made(self) -> dict[str, Any]:
+        source = self.source
+        return {
+            "input": {"name": source.name, "digest": self.rests_on, **source.identity},
+            "prefix": self.settings.prefix,
+        }
+
+    def encoder(self, precision: str, device: str, threads: int) -> PairSettings:
+        from clipray.engine.reader import GATHERED
+
+        return PairSettings(
+            model=self.model,
+            schema=self.schema,
+            precision=precision,
+            batch_size=self.settings.batch_size,
+            device=device,
+            threads=threads,
+            prefix=self.settings.prefix,
+            pictures=GATHERED,
+            source=self.source.name,
+        )
+
+    def figures(self, stock: Stock, made: dict[str, Any]) -> dict[str, Any]:
+        """Means, in one pass over the table's shards."""
+        names = ("clipscore", "ref_clipscore")
+        sums, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
+        for shard in stock.files:
+            data = tables.read_shard(self.table, shard.name, names)
+            for name in names:
+                values = data[name].drop_null().to_numpy().astype(np.float64)
+                sums[name] += float(values.sum())
+                counts[name] += len(values)
+        means = {name: sums[name] / counts[name] for name in names if counts[name]}
+        write_metrics(
+            self.output, self.name, [Metric(name, mean, n=counts[name]) for name, mean in means.items()], made
+        )
+        return {f"mean_{name}": round(mean, 6) for name, mean in means.items()}
+
+
+def prepare(settings: ScoreCaptions, given: Given) -> ScoreStep:
+    """Open the pairs and the pictures.
+
+    Raises:
+        ManifestError: no pairs there, or columns that are missing or of another type.
+        SchemaError: the table of pictures is not finished, or of another model than the job's.
+    """
+    assert given.job.model is not None
+    source = open_vectors(settings.input, given.output)
+    model = given.model()
+    refuse_another_model(source, model.identity(), model.embed_dim)
+    manifest = open_manifest(settings.manifest, settings.keep, [REFERENCES], PAIRS)
+    keep = (*_references(manifest), *settings.keep)
+    return ScoreStep(
+        settings, given.output, manifest, scan(manifest, keep), model, given.job.model.precision, keep, source
+    )
+
+
+def _references(manifest: Manifest) -> list[str]:
+    """The column of captions by people, where there is one."""
+    if REFERENCES not in manifest.schema.names:
+        return []
+    kind = manifest.schema.field(REFERENCES).type
+    if not is_texts(kind):
+        raise ManifestError(
+            f"{manifest.urls[0]}: column `{REFERENCES}` is {kind}; expected list<string>: for each pair the captions to compare with"
+        )
+    return [REFERENCES]

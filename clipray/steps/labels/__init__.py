@@ -1,0 +1,1 @@
+"""Steps that label rows, and that measure labels."""

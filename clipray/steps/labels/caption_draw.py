@@ -1,0 +1,84 @@
+"""Captions drawn from a whole table of regions, and the mean of their vectors: what a box has with any caption."""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clipray.inputs.row_index import hash_strings
+from clipray.inputs.vector_column import Piece, Vectors
+from clipray.models.imports import import_open_clip
+from clipray.models.resolve import ResolvedModel
+from clipray.storage.parquet import open_parquet
+
+CAPTION = "caption"
+Draw = tuple[int, str, str]
+"""A number drawn for a region, the region's id, its caption."""
+
+
+def drawn_captions(
+    source: Vectors, files: Sequence[list[Piece]], count: int, random_state: int, cpus: float, tick: Callable[[int], None]
+) -> list[str]:  # fmt: skip
+    """`count` captions of different regions, or all where there are fewer; drawn by the regions' ids.
+
+    So the same ones are drawn however the rows lie in files.
+    """
+    from clipray.engine.tasks import map_tasks
+
+    least: list[Draw] = []
+    for draws in map_tasks(draw_of_file, [(source, pieces, count, random_state) for pieces in files], cpus, tick):
+        least = heapq.nsmallest(count, [*least, *draws])
+    return [caption for _, _, caption in least]
+
+
+def draw_of_file(item: tuple[Vectors, list[Piece], int, int]) -> list[Draw]:
+    """Runs in a worker: the `count` lowest draws of some pieces."""
+    source, pieces, count, random_state = item
+    least: list[Draw] = []
+    for piece in pieces:
+        with open_parquet(piece.path) as parquet:
+            regions = parquet.read_row_group(piece.row_group, [source.ids[-1], CAPTION])
+        ids = regions[source.ids[-1]].cast(pa.string())
+        numbers = hash_strings(ids, f"{random_state:016d}"[-16:]).tolist()
+        draws = zip(numbers, ids.to_pylist(), regions[CAPTION].to_pylist(), strict=True)
+        captioned = (draw for draw in draws if draw[2] and draw[2].strip())
+        least = heapq.nsmallest(count, [*least, *captioned])
+    return least
+
+
+def mean_vector(
+    model: ResolvedModel, precision: str, template: str, captions: Sequence[str], cpus: float
+) -> np.ndarray:
+    """(d,) float32, of the captions' vectors of unit length; computed in a worker."""
+    from clipray.engine.tasks import map_tasks
+
+    return next(map_tasks(_mean_vector, [(model, precision, template, captions)], cpus, lambda _: None))
+
+
+def _mean_vector(item: tuple[ResolvedModel, str, str, Sequence[str]]) -> np.ndarray:
+    mean: np.ndarray = encode_captions(*item).mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean
+
+
+def encode_captions(model: ResolvedModel, precision: str, template: str, captions: Sequence[str]) -> np.ndarray:
+    """(n, d) float32 of unit length, of captions put in a template."""
+    vectors: np.ndarray = _encoder(json.dumps(asdict(model)), precision).encode(
+        [template.replace("{}", caption) for caption in captions]
+    )[0]
+    return vectors
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(model: str, precision: str) -> Any:
+    """The text tower, once in a worker. model: a `ResolvedModel` as JSON."""
+    import_open_clip()
+    from clipray.models.text_encoder import TextEncoder
+
+    return TextEncoder(ResolvedModel(**json.loads(model)), precision=precision, batch_size=64)

@@ -1,0 +1,228 @@
+"""Step `evaluate_labels`: tables of labels and what is known -> `label_figures`, and what was taken for what.
+
+The labels are read once, shard by shard, in the driver, which keeps 12 bytes of each row with a known label, and one more
+for each style. Figures and their intervals come from counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import tables
+from clipray.analysis import label_figures as lf
+from clipray.errors import JobError
+from clipray.inputs.known_labels import Labelled, mark_of, read_labelled
+from clipray.job import EvaluateLabels
+from clipray.report import plots
+from clipray.steps.base.step import Given, Run, Ticker
+from clipray.steps.base.table_step import TableStep
+from clipray.steps.labels.label_tally import UNLABELLED, Entry, LabelTable, open_labels, tally
+from clipray.tables.digests import Digest, combined, files_digest, without_hashes
+from clipray.tables.metrics import Metric
+
+FILE = "part-000000.parquet"
+DRAWN_CLASSES = 1_000  # of a confusion matrix, at most
+
+
+@dataclass(frozen=True)
+class EvaluateLabelsStep(TableStep[EvaluateLabels]):
+    """A `Step`; see `TableStep`. Beside its table lies the confusion.
+
+    Attributes:
+        opened: the tables of labels, by what the job calls them.
+        compared: of each data set what made its labels and its truth. files: the digest of all of them.
+    """
+
+    kind: ClassVar[str] = "label_figures"
+
+    opened: dict[str, LabelTable]
+    compared: dict[str, Any]
+    files: Digest
+
+    @property
+    def total(self) -> int:
+        """Rows of labels."""
+        return sum(table.record.rows for table in self.opened.values())
+
+    @property
+    def inputs_digest(self) -> Digest:
+        return self.files
+
+    @property
+    def rests_on(self) -> dict[str, Any]:
+        return {"inputs": self.compared}
+
+    @property
+    def made(self) -> dict[str, Any]:
+        return self.rests_on
+
+    @property
+    def inputs(self) -> list[str]:
+        return list(self.opened)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return tables.arrow_schema(self.kind)
+
+    def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
+        return [f"{self.name}: {self.total} rows of {', '.join(self.opened)}"]
+
+    def make(self, run: Run, began: float) -> tables.Record:
+        """Read, count, compare, commit.
+
+        Raises:
+            SchemaError: labels and what is known do not fit together.
+        """
+        entries, baselines = self._tallied(Ticker(run, self.name, self.total, "counting"))
+        rows = [
+            row for entry in entries for row in self._rows(entry, _baseline(self.settings, entry, entries, baselines))
+        ]
+        tables.clear(self.beside, "confusion")
+        self.begin(keep=False)
+        return self._commit(entries, rows, began)
+
+    def _tallied(self, ticker: Ticker) -> tuple[list[Entry], dict[str, list[Entry]]]:
+        """All styles of all data sets, and those of the tables that a data set is compared with."""
+        known: dict[str, Labelled] = {}
+        entries: list[Entry] = []
+        baselines: dict[str, list[Entry]] = {}
+        grouped, done = self.settings.by is not None, 0
+        for name, given in self.settings.data_sets.items():
+            mark = given.truth if isinstance(given.truth, str) else given.truth.model_dump_json()
+            if mark not in known:
+                known[mark] = read_labelled(given.truth, self.output, self.settings.by)
+            found = tally(name, self.opened[given.labels], known[mark], grouped=grouped)
+            if given.baseline:
+                for entry in tally(name, self.opened[given.baseline], known[mark], grouped=grouped):
+                    baselines.setdefault(entry.data_set, []).append(entry)
+            entries += found
+            done += self.opened[given.labels].record.rows
+            ticker.at(done, 0)
+        if grouped and len(self.settings.data_sets) == 1:
+            for entry in [*entries, *(e for es in baselines.values() for e in es)]:
+                entry.data_set = entry.data_set.partition("/")[2]
+            baselines = {name.partition("/")[2]: found for name, found in baselines.items()}
+        return entries, baselines
+
+    def _rows(self, entry: Entry, other: tuple[str, Entry] | None) -> Iterator[dict[str, Any]]:
+        """The figures of an entry, as rows of the table."""
+        settings = self.settings
+        drawn = lf.bootstrap(entry.state, settings.bootstrap, settings.random_state)
+        against = self._difference(entry, other[1], drawn) if other else {}
+        told = {*(f"top{top}" for top in entry.table.tops), "mean_per_class", "ece"}
+        for metric, value in lf.figures(entry.state).items():
+            if metric not in told:
+                continue
+            low, high = lf.interval(drawn[metric], settings.confidence)
+            less, bounds = against.get(metric, (None, (None, None)))
+            yield {
+                "data_set": entry.data_set, "style": entry.style, "metric": metric, "value": value, "low": low, "high": high,
+                "n": entry.state.n, "baseline": other[0] if other and less is not None else None, "difference": less,
+                "difference_low": bounds[0], "difference_high": bounds[1],
+            }  # fmt: skip
+
+    def _difference(self, a: Entry, b: Entry, drawn: dict[str, np.ndarray]) -> dict[str, tuple[float, Any]]:
+        """By metric the difference and its interval: over the rows that both have, or, of other rows, drawn apart."""
+        settings = self.settings
+        if a.truth is b.truth and a.group == b.group and a.table.classes == b.table.classes:
+            both = np.flatnonzero((a.ranks != UNLABELLED) & (b.ranks != UNLABELLED) & (a.truth.group_codes == a.group))
+            cells = lf.joint_cells(a.codes[both], a.ranks[both], b.ranks[both], len(a.table.classes))
+            values = lf.differences(lf.accuracies(cells.sum(axis=-1)), lf.accuracies(cells.sum(axis=-2)))
+            samples = lf.paired_differences(cells, settings.bootstrap, settings.random_state)
+        else:
+            theirs = lf.figures(b.state)
+            values = {name: np.array(value - theirs[name]) for name, value in lf.figures(a.state).items()}
+            samples = lf.differences(drawn, lf.bootstrap(b.state, settings.bootstrap, settings.random_state + 1))
+        tops = {f"top{top}" for top in set(lf.TOPS) - set(b.table.tops)}
+        return {
+            name: (float(values[name]), lf.interval(samples[name], settings.confidence))
+            for name in samples
+            if name not in tops
+        }
+
+    def _commit(self, entries: list[Entry], rows: list[dict[str, Any]], began: float) -> tables.Record:
+        pairs = [(e.data_set, e.style, *row) for e in entries for row in e.pairs_rows()]
+        schema = tables.arrow_schema("confusion")
+        columns = [pa.array(column, field.type) for column, field in zip(zip(*pairs, strict=True), schema, strict=True)]
+        beside = tables.write_shard(self.beside, FILE, "confusion", pa.table(columns, schema=schema), self.stamp)
+        for entry in entries:
+            self._draw(entry)
+        self.finish(self.beside, "confusion", schema, [beside])
+        data = pa.Table.from_pylist(rows, schema=self.schema)
+        own = tables.write_shard(self.table, FILE, self.kind, data, self.stamp)
+        unlabelled = {
+            f"{e.data_set}/{e.style}": int(((e.ranks == UNLABELLED) & (e.truth.group_codes == e.group)).sum())
+            for e in entries
+        }
+        top1 = {f"{r['data_set']}/{r['style']}": round(r["value"], 6) for r in rows if r["metric"] == "top1"}
+        figures = {"top1": top1, "known_but_not_labelled": unlabelled}
+        metrics = [Metric(row["metric"], row["value"], f"{row['data_set']}/{row['style']}", row["n"]) for row in rows]
+        return self.commit([own], began, figures=figures, metrics=metrics, row_for_row=False)
+
+    def _draw(self, entry: Entry) -> None:
+        """The confusion matrix as a picture, beside its table."""
+        classes = entry.table.classes
+        if len(classes) > DRAWN_CLASSES:
+            return
+        counts, number = np.zeros((len(classes),) * 2, np.int64), {name: n for n, name in enumerate(classes)}
+        for known, given, n in entry.pairs_rows():
+            if given is not None:
+                counts[number[known], number[given]] = n
+        title = f"{entry.data_set}, {entry.style}: {lf.figures(entry.state)['top1']:.1%} of {entry.state.n} right"
+        name = re.sub(r"[^\w.-]+", "_", f"{entry.data_set}-{entry.style}")
+        self.beside.write(f"{name}.png", plots.confusion(counts, classes, title=title))
+
+
+def _baseline(
+    settings: EvaluateLabels, entry: Entry, entries: list[Entry], tables_: dict[str, list[Entry]]
+) -> tuple[str, Entry] | None:
+    """What an entry is compared with, and its name: its own baseline, the data set or the style that the job names."""
+    own = tables_.get(entry.data_set, [])
+    found = next((e for e in own if e.style == entry.style), own[0] if len(own) == 1 else None)
+    if found:
+        return found.table.name, found
+    wanted = settings.baseline
+    if wanted is None or wanted in (entry.data_set, entry.style):
+        return None
+    for other in entries:
+        if (other.data_set, other.style) == (wanted, entry.style) or (other.data_set, other.style) == (
+            entry.data_set,
+            wanted,
+        ):
+            return wanted, other
+    if not any(wanted in (e.data_set, e.style) for e in entries):
+        known = dict.fromkeys([*(e.data_set for e in entries), *(e.style for e in entries)])
+        raise JobError(
+            f"{settings.name}: baseline {wanted!r} is no data set and no style; there are: {', '.join(known)}"
+        )
+    return None
+
+
+def prepare(settings: EvaluateLabels, given: Given) -> EvaluateLabelsStep:
+    """Open the tables of labels.
+
+    Raises:
+        JobError, SchemaError, ManifestError: one of the inputs is not there or is none.
+    """
+    opened: dict[str, LabelTable] = {}
+    inputs: dict[str, Any] = {}
+    digests: list[Digest] = []
+    before: list[Any] = []
+    for name, data in settings.data_sets.items():
+        truth, digest = mark_of(data.truth, given.output)
+        inputs[name] = {"truth": truth}
+        digests.append(digest)
+        before.append(digest.before)
+        for role, table in {"labels": data.labels, "baseline": data.baseline}.items():
+            if table is not None:
+                opened.setdefault(table, open_labels(table, given.output))
+                inputs[name][role] = opened[table].record.fingerprint
+                digests.append(files_digest(opened[table].record.files))
+                before.append(without_hashes(opened[table].record.files))
+    return EvaluateLabelsStep(settings, given.output, opened, inputs, combined(digests, before))

@@ -1,0 +1,192 @@
+"""Step `label`: CLIP vectors of pictures -> the `labels` table, by what is said of each class.
+
+First a worker encodes what is said, into the table of classes. Then each part of the input is read once and labelled in
+every style; a file holds the rows of one part in one style. A kill costs what was not written.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import tables
+from clipray.analysis.lengths import unit
+from clipray.inputs.classes import prompt_styles
+from clipray.inputs.vector_column import (
+    Piece,
+    Vectors,
+    groups,
+    open_vectors,
+    read_finite,
+    read_piece,
+    refuse_another_model,
+)
+from clipray.job import Label
+from clipray.job.load import fingerprint
+from clipray.steps.base.shard_writer import make_parts
+from clipray.steps.base.step import Given, Run, Ticker
+from clipray.steps.base.table_step import VectorStep
+from clipray.steps.labels.label_classes import Said, read_classes, write_classes
+from clipray.storage.folder import Folder
+
+
+@dataclass(frozen=True)
+class LabelStep(VectorStep[Label]):
+    """A `Step`; see `VectorStep`. Beside its table lie the classes."""
+
+    kind: ClassVar[str] = "labels"
+
+    said: Said
+
+    @property
+    def total(self) -> int:
+        """A row for each row of the input and each style."""
+        return self.source.n_samples * len(self.said.styles)
+
+    @property
+    def rests_on(self) -> dict[str, Any]:
+        return {**super().rests_on, "classes": self.said.identity}
+
+    @property
+    def made(self) -> dict[str, Any]:
+        return {**super().made, "classes": fingerprint(self.said.identity)}
+
+    def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
+        source, styles = self.source, self.said.styles
+        said = ", ".join(f"{style.name} ({len(style.labels)} classes)" for style in styles)
+        return [f"{self.name}: {source.n_samples} vectors of {source.n_features} from {source.name}, styles: {said}"]
+
+    def make(self, run: Run, began: float) -> tables.Record:
+        """Encode the classes unless that is done, label what is missing, commit.
+
+        Raises:
+            SchemaError: vectors that are not finite.
+            JobError, ModelError: the model cannot label in this way.
+        """
+        self.begin()
+        encoding = Ticker(run, self.name, self.total, "encoding classes")
+        classes = write_classes(self.said, self.beside, run.cluster().cpus, lambda _: encoding.at(0, 0))
+        if classes.provenance["prompts_truncated"]:
+            run.say(
+                f"{self.name}: {classes.provenance['prompts_truncated']} prompts were longer than the model reads, and cut"
+            )
+        figures = {"styles": {style.name: len(style.labels) for style in self.said.styles}}
+        return self.commit(self._label(run), began, figures=figures)
+
+    def _label(self, run: Run) -> list[tables.Shard]:
+        work = groups(self.source.pieces, self.settings.rows_per_file)
+        parts = [(group, [f"part-{n:06d}-{s.name}.parquet" for s in self.said.styles]) for n, group in enumerate(work)]
+        return make_parts(self, parts, self.stamp, label_group, run, "labelling", given=self.of_a_task)
+
+    @property
+    def of_a_task(self) -> Task:
+        """What a task must know, and not all that is said of 20,000 classes."""
+        how = self.settings.model_copy(update={"classes": "", "styles": None})
+        mark = self.stamp["classes"]
+        return Task(self.source, self.table, self.beside.url, mark, how, self.schema, self.stamp)
+
+
+def prepare(settings: Label, given: Given) -> LabelStep:
+    """Open the input, read the classes, hold the model against the vectors.
+
+    Raises:
+        JobError, SchemaError, ManifestError: no such input or classes, or vectors of another space than the model's.
+    """
+    source, model = open_vectors(settings.input, given.output), given.model()
+    refuse_another_model(source, model.identity(), model.embed_dim)
+    styles = tuple(prompt_styles(settings.classes, settings.styles))
+    asked = given.job.model.precision if given.job.model else "auto"
+    precision = "fp32" if asked == "auto" else asked  # classes are few, and every row rests on them
+    return LabelStep(settings, given.output, source, Said(model, precision, styles, settings.multi_label))
+
+
+@dataclass(frozen=True)
+class Task:
+    """Work on a part of the input; see `LabelStep`. classes, mark: where the classes lie, and their fingerprint."""
+
+    source: Vectors
+    table: Folder
+    classes: str
+    mark: str
+    settings: Label
+    schema: pa.Schema
+    stamp: dict[str, Any]
+
+
+def label_group(item: tuple[Task, list[Piece], list[str]]) -> list[tables.Shard]:
+    """Runs in a worker: labels pieces in some styles and writes the rows of each."""
+    task, group, names = item
+    styles = {name.removesuffix(".parquet").split("-", 2)[2]: name for name in names}
+    parts: dict[str, list[pa.Table]] = {style: [] for style in styles}
+    known = task.source.provenance.get("normalize") == "l2"
+    for piece in group:
+        ids, x = read_piece(task.source, piece)
+        x = x if known and x.dtype == np.float32 else unit(x)
+        for style in styles:
+            parts[style].append(_labelled(task, style, ids, x))
+            if not np.isfinite(parts[style][-1]["probability"].to_numpy()).all():
+                read_finite(task.source, piece)  # says which
+    return [
+        tables.write_shard(task.table, name, "labels", pa.concat_tables(parts[style]), task.stamp)
+        for style, name in styles.items()
+    ]
+
+
+@functools.lru_cache(maxsize=8)
+def _classifier(url: str, mark: str, style: str, top: int, precision: str, alone: bool) -> Any:
+    """A style's classes ready to label, once in a worker."""
+    from clipray.analysis.zero_shot import ZeroShot
+
+    found = read_classes(url, mark)[style]
+    bias = found.logit_bias if alone and found.negatives is None else None
+    return ZeroShot(
+        found.vectors,
+        found.logit_scale,
+        top=top,
+        precision=precision,  # type: ignore[arg-type]
+        negatives=found.negatives,
+        logit_bias=bias,
+    )
+
+
+def _labelled(task: Task, style: str, ids: pa.Table, x: np.ndarray) -> pa.Table:
+    settings, multi = task.settings, task.settings.multi_label
+    classifier = _classifier(task.classes, task.mark, style, settings.top, settings.precision, multi is not None)
+    found = classifier.label(x)
+    labels = read_classes(task.classes, task.mark)[style].labels
+    kept = None if multi is None else found.probabilities >= multi.threshold
+    return labels_table(ids, style, labels, found.classes, found.probabilities, task.schema, kept)
+
+
+def labels_table(
+    ids: pa.Table, style: str, labels: pa.Array, classes: np.ndarray, p: np.ndarray, schema: pa.Schema,
+    kept: np.ndarray | None = None,
+) -> pa.Table:  # fmt: skip
+    """Rows of the `labels` table.
+
+    Args:
+        labels: names of all classes. classes: (n, top), the most probable first. p: (n, top) float32, their probabilities.
+        kept: (n, top) bool, which of them count as labels; None: all.
+    """
+    n, top = p.shape
+    margin = p[:, 0] - p[:, 1] if top > 1 else p[:, 0]
+    lengths = np.full(n, top) if kept is None else kept.sum(axis=1)
+    flat = slice(None) if kept is None else kept.ravel()
+    names = labels.take(pa.array(classes.ravel()[flat]))
+    kind = schema.field("top").type
+    ranking = pa.StructArray.from_arrays([names, pa.array(p.ravel()[flat])], fields=list(kind.value_type))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    best = labels.take(pa.array(classes[:, 0], mask=None if kept is None else ~kept[:, 0]))
+    columns = [
+        *ids.columns,
+        pa.array([style], pa.string()).take(pa.array(np.zeros(n, np.int32))),
+        best,
+        pa.array(p[:, 0]),
+        pa.array(margin),
+        pa.ListArray.from_arrays(offsets, ranking, type=kind),
+    ]
+    return pa.table(columns, schema=schema)

@@ -1,0 +1,190 @@
+"""Step `refer`: regions with captions -> the `referred` table: for each caption the box of its picture that it fits best.
+
+The regions of a picture lie in one file, so each file of the input is a part of its own: a task encodes its captions and
+goes from picture to picture.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import tables
+from clipray.analysis.lengths import unit
+from clipray.analysis.referring import others, refer
+from clipray.errors import SchemaError
+from clipray.inputs.vector_column import Piece, open_vectors, read_finite, refuse_another_model
+from clipray.job import Refer
+from clipray.models.resolve import ResolvedModel
+from clipray.steps.base.shard_writer import make_parts
+from clipray.steps.base.step import Given, Run, Ticker
+from clipray.steps.base.table_step import VectorStep
+from clipray.steps.labels.caption_draw import CAPTION, drawn_captions, encode_captions, mean_vector
+from clipray.tables.metrics import Metric
+
+BOX = "box_xyxy"
+IDS = ("image_id", "region_id")
+
+
+@dataclass(frozen=True)
+class ReferStep(VectorStep[Refer]):
+    """A `Step`; see `VectorStep`. precision: of the text tower."""
+
+    kind: ClassVar[str] = "referred"
+
+    model: ResolvedModel
+    precision: str
+
+    @property
+    def rests_on(self) -> dict[str, Any]:
+        return {**super().rests_on, "model": {**self.model.identity(), "precision": self.precision}}
+
+    @property
+    def schema(self) -> pa.Schema:
+        return tables.arrow_schema("referred")
+
+    def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
+        return [f"{self.name}: captions and boxes of {self.total} regions from {self.source.name}"]
+
+    def make(self, run: Run, began: float) -> tables.Record:
+        """Compare file by file, measure, commit.
+
+        Raises:
+            SchemaError: vectors that are not finite; no region has a caption.
+        """
+        self.begin()
+        files = [list(pieces) for _, pieces in itertools.groupby(self.source.pieces, lambda piece: piece.path)]
+        parts = [(pieces, [f"part-{n:06d}.parquet"]) for n, pieces in enumerate(files)]
+        task = Task(self, *self._dataset(files, run))
+        shards = make_parts(self, parts, self.stamp, refer_file, run, "comparing", row_for_row=False, given=task)
+        if not sum(shard.rows for shard in shards):
+            raise SchemaError(
+                f"input {self.source.name}: no region has a caption; `box_captions` of the manifest has them"
+            )
+        measured = self._metrics(shards)
+        figures = {metric.metric: round(metric.value, 6) for metric in measured}
+        if task.drawn:
+            figures["captions_drawn"] = task.drawn
+        return self.commit(shards, began, figures=figures, metrics=measured, row_for_row=False)
+
+    def _dataset(self, files: list[list[Piece]], run: Run) -> tuple[np.ndarray | None, int]:
+        """The mean vector of captions drawn from the whole input, and how many; None where they are not wanted."""
+        if self.settings.subtract != "dataset":
+            return None, 0
+        cpus, ticker = run.cluster().cpus, Ticker(run, self.name, self.total, "drawing captions")
+        captions = drawn_captions(
+            self.source,
+            files,
+            self.settings.dataset_captions,
+            self.settings.random_state,
+            cpus,
+            lambda _: ticker.at(0, 0),
+        )
+        if not captions:
+            return None, 0
+        return mean_vector(self.model, self.precision, self.settings.template, captions, cpus), len(captions)
+
+    def _metrics(self, shards: list[tables.Shard]) -> list[Metric]:
+        data = pa.concat_tables(tables.read_shard(self.table, shard.name, ["boxes", "correct"]) for shard in shards)
+        boxes, correct = data["boxes"].to_numpy(), data["correct"].to_numpy()
+        measured, several = [Metric("accuracy", _mean(correct), n=len(data))], boxes > 1
+        if several.any():  # with a single box there is nothing to find
+            n = int(several.sum())
+            measured.append(Metric("accuracy_of_several", _mean(correct[several]), n=n))
+            measured.append(Metric("chance_of_several", _mean(1 / boxes[several]), n=n))
+        return measured
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.astype(np.float64).mean())
+
+
+def prepare(settings: Refer, given: Given) -> ReferStep:
+    """Open the regions, hold the model against their vectors.
+
+    Raises:
+        JobError, SchemaError, ManifestError: no such input, one of another model, or one without captions.
+    """
+    source, model = open_vectors(settings.input, given.output), given.model()
+    refuse_another_model(source, model.identity(), model.embed_dim)
+    missing = [name for name in (*IDS, BOX, CAPTION) if name not in source.schema.names]
+    if missing:
+        raise SchemaError(
+            f"input {source.name}: no column `{missing[0]}`; expected regions with captions: `embed_regions` writes them, "
+            f"from a manifest with `boxes` and `box_captions`; found: {', '.join(source.schema.names)}"
+        )
+    asked = given.job.model.precision if given.job.model else "auto"
+    return ReferStep(settings, given.output, source, model, "fp32" if asked == "auto" else asked)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a worker must know. dataset: (d,) float32, mean vector of `drawn` captions, where that is subtracted."""
+
+    step: ReferStep
+    dataset: np.ndarray | None
+    drawn: int
+
+
+def refer_file(item: tuple[Task, list[Piece], list[str]]) -> list[tables.Shard]:
+    """Runs in a worker: the captions of one file's pictures."""
+    task, pieces, (name,) = item
+    step, wanted = task.step, (*IDS, BOX, CAPTION)
+    read = [read_finite(step.source, piece, wanted) for piece in pieces]
+    regions, x = pa.concat_tables([ids for ids, _ in read]), unit(np.concatenate([x for _, x in read]))
+    said = regions[CAPTION].to_pylist()
+    texts = list(dict.fromkeys(text for text in said if text and text.strip()))
+    vectors = encode_captions(step.model, step.precision, step.settings.template, texts)
+    place = {text: n for n, text in enumerate(texts)}
+    rows = [
+        row
+        for picture in _pictures(regions["image_id"])
+        for row in _of_picture(regions, x, picture, [place.get(said[n]) for n in picture], vectors, task)
+    ]
+    data = pa.Table.from_pylist(rows, schema=tables.arrow_schema("referred"))
+    return [tables.write_shard(step.table, name, "referred", data, step.stamp)]
+
+
+def _pictures(ids: pa.ChunkedArray) -> Iterator[np.ndarray]:
+    """Places of the rows of each picture, in the order in which pictures come."""
+    codes = ids.combine_chunks().dictionary_encode().indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(order) else ()
+
+
+def _of_picture(
+    regions: pa.Table, x: np.ndarray, rows: np.ndarray, captions: list[int | None], vectors: np.ndarray, task: Task
+) -> Iterator[dict[str, Any]]:
+    """A row for each region that has a caption. captions: places in `vectors`."""
+    own = [n for n, place in enumerate(captions) if place is not None]
+    if not own:
+        return
+    picture = regions.take(pa.array(rows)).select([*IDS, BOX, CAPTION]).to_pylist()
+    similarity = x[rows] @ vectors[[place for place in captions if place is not None]].T  # (boxes, captions)
+    found = refer(similarity, _baseline(task, similarity, x[rows]))
+    for m, n in enumerate(own):
+        best = int(found.best[m])
+        margin = float(found.margin[m])
+        yield {
+            **picture[best],
+            CAPTION: picture[n][CAPTION],
+            "similarity": float(similarity[best, m]),
+            "score": float(found.scores[best, m]),
+            "margin": None if np.isnan(margin) else margin,
+            "boxes": len(rows),
+            "truth": picture[n]["region_id"],
+            "rank": found.rank(n, m),
+            "correct": picture[best][CAPTION] == picture[n][CAPTION],
+        }
+
+
+def _baseline(task: Task, similarity: np.ndarray, x: np.ndarray) -> np.ndarray | float:
+    """What each of a picture's boxes has with any caption; x: (b, d), their vectors."""
+    if task.dataset is not None:
+        return (x @ task.dataset)[:, None]
+    return others(similarity) if task.step.settings.subtract == "others" else 0.0

@@ -1,0 +1,181 @@
+"""Step `evaluate_retrieval`: a vector column or ranked lists, and what should be found -> the table `retrieval`.
+
+All rows are ranked, exactly, but no ranking is ever made: see `clipray.steps.retrieval.ranks`. The driver holds the ground
+truth and the vectors that it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import tables
+from clipray.analysis import retrieval as rt
+from clipray.errors import SchemaError
+from clipray.inputs.relevance import GroundTruth, Source, open_relevance, read_relevance
+from clipray.inputs.vector_column import Vectors, comparable, open_vectors
+from clipray.job import EvaluateRetrieval
+from clipray.steps.base.step import Given, Run
+from clipray.steps.base.table_step import TableStep
+from clipray.steps.retrieval.lists import NOT_FOUND, Lists, negatives_listed, open_lists
+from clipray.steps.retrieval.ranks import negatives_before
+from clipray.tables.digests import Digest, combined, files_digest, without_hashes
+from clipray.tables.metrics import Metric
+
+FILE = "part-000000.parquet"
+GIVEN = "given"  # the distance of a list that the job gives
+Row = tuple[dict[str, Any], rt.QueryFigures]
+
+
+@dataclass(frozen=True)
+class EvaluateRetrievalStep(TableStep[EvaluateRetrieval]):
+    """A `Step`; see `TableStep`. `ranked`: what is ranked, or lists that are; `queries`: another column of theirs."""
+
+    kind: ClassVar[str] = "retrieval"
+
+    ranked: Vectors | Lists
+    queries: Vectors | None
+    relevance: Source
+
+    @property
+    def total(self) -> int:
+        """Rows that are ranked, or entries of the lists."""
+        return self.ranked.n_samples if isinstance(self.ranked, Vectors) else self.ranked.record.rows
+
+    @property
+    def rests_on(self) -> dict[str, Any]:
+        given: dict[str, Any] = {"ground_truth": self.relevance.identity}
+        if isinstance(self.ranked, Lists):
+            return {**given, "neighbours": self.ranked.record.fingerprint}
+        queries = self.queries.identity if self.queries else None
+        return {**given, "input": self.ranked.identity, "queries": queries}
+
+    @property
+    def made(self) -> dict[str, Any]:
+        inputs = {"name": self.ranked.name, "ground_truth": self.relevance.identity, "digest": self.digest}
+        return {"inputs": {**inputs, "queries": self.queries.name if self.queries else None}}
+
+    @property
+    def inputs(self) -> str:
+        return self.ranked.name
+
+    @property
+    def schema(self) -> pa.Schema:
+        return tables.arrow_schema(self.kind)
+
+    @property
+    def inputs_digest(self) -> Digest:
+        ranked, queries = self.ranked, self.queries.digest if self.queries else None
+        if not isinstance(ranked, Lists):
+            return combined([ranked.digest, queries, self.relevance.digest])
+        files = ranked.record.files
+        before = [without_hashes(files), queries and queries.before, self.relevance.digest]
+        return combined([files_digest(files), queries, self.relevance.digest], before)
+
+    def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
+        what = "entries of" if isinstance(self.ranked, Lists) else "rows ranked of"
+        return [f"{self.name}: {self.total} {what} {self.ranked.name}, by {self.relevance.path}"]
+
+    def make(self, run: Run, began: float) -> tables.Record:
+        """Count, measure, commit.
+
+        Raises:
+            SchemaError: ids of the ground truth that are not there; vectors that cannot be ranked.
+        """
+        truth = read_relevance(self.relevance)
+        if self.queries is None:
+            truth = truth.without_own()
+        if not truth.positive.any():
+            raise SchemaError(f"{self.relevance.path}: no query has a positive")
+        if isinstance(self.ranked, Lists):
+            before = {GIVEN: negatives_listed(self.ranked, truth)}
+        else:
+            before = negatives_before(self.ranked, self.queries, truth, self.settings.distances, run, self.name)
+        rows = [row for distance, counts in before.items() for row in _figures(truth, distance, counts)]
+        self.begin(keep=False)
+        return self._commit(truth, rows, began)
+
+    def _commit(self, truth: GroundTruth, rows: list[Row], began: float) -> tables.Record:
+        found, metrics = _means(truth, rows), []
+        for (protocol, distance), values in found.items():
+            n = sum(row["protocol"] == protocol and row["distance"] == distance for row, _ in rows)
+            group = protocol if distance == GIVEN else f"{protocol}/{distance}"
+            metrics += [Metric(name, value, group, n) for name, value in values.items()]
+        data = pa.Table.from_pylist([row for row, _ in rows], schema=self.schema)
+        shard = tables.write_shard(self.table, FILE, self.kind, data, self.stamp)
+        left_out = {
+            protocol: len(truth.queries) - len(np.unique(truth.query[np.isin(truth.relation, wanted)]))
+            for protocol, wanted in truth.protocols.items()
+        }
+        figures: dict[str, Any] = {
+            "queries": len(truth.queries),
+            "queries_without_positives": left_out,
+            **{m: {f"{p}/{d}": round(f[m], 6) for (p, d), f in found.items()} for m in ("mAP", "mP@10", "recall@5")},
+        }
+        return self.commit([shard], began, figures=figures, metrics=metrics, row_for_row=False)
+
+
+def _figures(truth: GroundTruth, distance: str, before: np.ndarray) -> Iterator[Row]:
+    """Rows of the table, each with its figures. before: (m,) of the pairs that are positive in some protocol."""
+    relation, bounds = truth.relation[truth.positive], _runs(truth.query[truth.positive], len(truth.queries))
+    named = np.bincount(truth.query, minlength=len(truth.queries))
+    for q, query_id in enumerate(truth.queries.to_pylist()):
+        own, counts = relation[bounds[q] : bounds[q + 1]], before[bounds[q] : bounds[q + 1]]
+        for protocol, wanted in truth.protocols.items():
+            mine = counts[np.isin(own, wanted)]
+            if not len(mine):
+                continue
+            figures = rt.query_figures(mine[mine != NOT_FOUND], len(mine))
+            row = {
+                "query_id": query_id, "protocol": protocol, "distance": distance, "ap": figures.ap,
+                **{f"p_at_{k}": value for k, value in zip(rt.TOPS, figures.precision, strict=True)},
+                "first_rank": figures.first_rank, "positives": len(mine), "found": figures.found,
+                "junk": int(named[q]) - len(mine),
+            }  # fmt: skip
+            yield row, figures
+
+
+def _runs(values: np.ndarray, n: int) -> np.ndarray:
+    """(n + 1,) where each of 0 … n - 1 begins in sorted values, and the end."""
+    return np.searchsorted(values, np.arange(n + 1))
+
+
+def _means(truth: GroundTruth, rows: list[Row]) -> dict[tuple[str, str], dict[str, float]]:
+    """Means over the queries by protocol and distance."""
+    by: dict[tuple[str, str], list[rt.QueryFigures]] = {}
+    for row, figures in rows:
+        by.setdefault((row["protocol"], row["distance"]), []).append(figures)
+    order = list(truth.protocols)
+    return {key: rt.means(by[key]) for key in sorted(by, key=lambda key: (key[1], order.index(key[0])))}
+
+
+def prepare(settings: EvaluateRetrieval, given: Given) -> EvaluateRetrievalStep:
+    """Open what is ranked, the queries and the ground truth.
+
+    Raises:
+        JobError, SchemaError, ManifestError: one of them is not there or is none; queries of another width or space.
+    """
+    relevance = open_relevance(settings.ground_truth, settings.query_id, settings.answer_id)
+    if settings.neighbours is not None:
+        lists = open_lists(settings.neighbours, given.output, settings.answer_id)
+        return EvaluateRetrievalStep(settings, given.output, lists, None, relevance)
+    assert settings.input is not None
+    source = open_vectors(settings.input, given.output)
+    queries = open_vectors(settings.queries, given.output) if settings.queries is not None else None
+    if queries is not None:
+        _refuse_other_space(settings.name, source, queries)
+    return EvaluateRetrievalStep(settings, given.output, source, queries, relevance)
+
+
+def _refuse_other_space(name: str, source: Vectors, queries: Vectors) -> None:
+    if source.n_features != queries.n_features:
+        raise SchemaError(
+            f"{name}: queries of {queries.n_features} in {queries.name}, but vectors of {source.n_features} in {source.name}"
+        )
+    why = comparable(source.space, queries.space)
+    if why:
+        raise SchemaError(f"{name}: {queries.name} and {source.name} cannot be compared: {why}")

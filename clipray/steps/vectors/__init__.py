@@ -1,0 +1,1 @@
+"""Steps over vectors: components, clusters, duplicates, index, search."""

@@ -1,0 +1,217 @@
+"""Step `cluster`: a vector column -> the `clusters` table, by K-means over vectors that actors hold in memory.
+
+The centroids are kept after every iteration, with all that the next one needs, so that a killed run goes on from there
+and ends in the same centroids to the bit. The last pass ranks in fp32 and writes the table.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import time
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import tables
+from clipray.analysis.kmeans import KMeans, best_start, kmeans
+from clipray.analysis.mini_batch import mini_batch_kmeans
+from clipray.errors import ClipRayError, SchemaError
+from clipray.inputs.vector_column import open_vectors
+from clipray.job import Cluster
+from clipray.steps.base.step import Given, Run, Ticker
+from clipray.steps.base.table_step import VectorStep
+from clipray.steps.vectors.cluster_metrics import cluster_metrics
+from clipray.storage.folder import Folder
+from clipray.tables.started import read_started
+
+CHECKPOINT = "_checkpoint.npz"
+CENTROIDS = "part-000000.parquet"
+
+
+@dataclass(frozen=True)
+class ClusterStep(VectorStep[Cluster]):
+    """A `Step`; see `VectorStep`. Beside its table lie the centroids."""
+
+    kind: ClassVar[str] = "clusters"
+
+    def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
+        source, settings = self.source, self.settings
+        size = {"float16": 2, "none": 0}.get("none" if settings.mini_batch else settings.hold, 6)
+        held = (
+            f"{source.n_samples * source.n_features * size / 2**20:.1f} MiB in memory" if size else "not held in memory"
+        )
+        return [
+            f"{self.name}: {source.n_samples} vectors of {source.n_features} from {source.name}, {held}, {settings.clusters} clusters"
+        ]
+
+    def make(self, run: Run, began: float) -> tables.Record:
+        """Iterate from the last checkpoint, assign, commit.
+
+        Raises:
+            SchemaError, JobError: vectors that cannot be clustered: not finite, fewer distinct ones than clusters.
+        """
+        from clipray.engine.vector_actors import Holding, held
+
+        cluster, settings = run.cluster(), self.settings
+        self._forget_another_input()
+        tables.clear(self.beside, "centroids")
+        self.begin(keep=False)
+        normalize = settings.spherical or settings.normalize == "l2"
+        hold = "none" if settings.mini_batch else settings.hold
+        with held(self.source, cluster, Holding(normalize, hold, settings.precision), settings.actors) as data:
+            facts = data.facts()
+            if not facts["held"]:
+                run.say(f"{self.name}: the vectors are read again at each iteration, not held in memory")
+            loaded_s = time.monotonic() - began
+            state = self._iterate(run, data)
+            iterations_s = time.monotonic() - began - loaded_s
+            made = data.finish(state.centroids, _Writer(self, facts["precision"]), settings.rows_per_file)
+            sample = data.sample(min(5_000, self.total), settings.random_state)
+        figures = {
+            "iterations": state.n_iterations,
+            "converged": state.converged,
+            "loading_s": round(loaded_s, 2),
+            "iterations_s": round(iterations_s, 2),
+            **facts,
+        }
+        return self._commit(state, made, sample, figures, began)
+
+    def _forget_another_input(self) -> None:
+        """Remove a checkpoint of other vectors, before the note says that these are begun."""
+        before = read_started(self.table) or {}
+        if (before.get("fingerprint"), before.get("digest")) != (self.fingerprint, self.digest):
+            self.table.remove(CHECKPOINT)
+
+    def _iterate(self, run: Run, data: Any) -> KMeans:
+        settings = self.settings
+        start: KMeans | np.ndarray | None = _load(self.table)
+        if isinstance(start, KMeans):
+            run.say(f"{self.name}: goes on after iteration {start.n_iterations}")
+        ticker = Ticker(run, self.name, self.total, "iterating")
+        algorithm = (
+            functools.partial(mini_batch_kmeans, batch_rows=settings.mini_batch) if settings.mini_batch else kmeans
+        )
+
+        def keep(state: KMeans) -> None:
+            _save(self.table, state)
+            ticker.at(0, 0, f"iteration {state.n_iterations}, inertia {state.inertia[-1]:.6g}")
+
+        try:
+            if start is None and settings.n_init > 1:
+                start = best_start(data, settings.clusters, settings.n_init, settings.random_state, settings.spherical)
+            return algorithm(
+                data,
+                settings.clusters,
+                max_iterations=settings.max_iterations,
+                tolerance=settings.tolerance,
+                random_state=settings.random_state,
+                spherical=settings.spherical,
+                start=start,
+                on_iteration=keep,
+            )
+        except ClipRayError as error:
+            raise type(error)(f"{self.name}: {self.source.name}: {error}") from error
+
+    def _commit(
+        self, state: KMeans, made: list[Part], sample: np.ndarray, figures: dict[str, Any], began: float
+    ) -> tables.Record:
+        key, own = self.source.ids[-1], {"precision": figures["precision"]}
+        sizes, inertia = (np.sum([getattr(part, name) for part in made], axis=0) for name in ("sizes", "inertia"))
+        schema = tables.arrow_schema("centroids", {self.source.column: self.source.n_features})
+        columns = [
+            pa.array(range(len(state.centroids)), pa.int32()),
+            pa.array(sizes),
+            pa.array(inertia),
+            pa.array(_nearest_ids(made), pa.string()),
+            tables.vector_array(state.centroids, schema.field(self.source.column).type),
+        ]
+        centroids = pa.table(columns, schema=schema)
+        beside = tables.write_shard(self.beside, CENTROIDS, "centroids", centroids, {**self.stamp, **own})
+        metrics = cluster_metrics(self.settings, self.output, self.table, key, state, sizes, inertia, sample)
+        figures = {**figures, **{m.metric: round(m.value, 6) for m in metrics if m.group is None}}
+        self.finish(self.beside, "centroids", schema, [beside], provenance=own)
+        shards = [part.shard for part in made]
+        record = self.commit(shards, began, figures=figures, metrics=metrics, provenance=own)
+        self.table.remove(CHECKPOINT)
+        return record
+
+
+@dataclass(frozen=True)
+class Part:
+    """A shard of the table, and by cluster its rows' number (k,), inertia (k,), and nearest row: distance, identity."""
+
+    shard: tables.Shard
+    sizes: np.ndarray
+    inertia: np.ndarray
+    nearest: dict[int, tuple[float, str]]
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes shards where the vectors are."""
+
+    step: ClusterStep
+    precision: str
+
+    def __call__(self, ids: pa.Table, labels: np.ndarray, squares: np.ndarray, first_row: int) -> Part:
+        step, k = self.step, self.step.settings.clusters
+        rows = pa.table([*ids.columns, pa.array(labels), pa.array(np.sqrt(squares))], schema=step.schema)
+        shard = tables.write_shard(
+            step.table, f"part-{first_row:012d}.parquet", "clusters", rows, {**step.stamp, "precision": self.precision}
+        )
+        order = np.lexsort((squares, labels))
+        firsts = order[np.unique(labels[order], return_index=True)[1]]
+        keys = ids[step.source.ids[-1]].take(pa.array(firsts)).to_pylist()
+        nearest = {int(labels[n]): (float(squares[n]), key) for n, key in zip(firsts, keys, strict=True)}
+        return Part(shard, np.bincount(labels, minlength=k), np.bincount(labels, squares, k), nearest)
+
+
+def _nearest_ids(parts: list[Part]) -> list[str | None]:
+    """Identity of the row nearest to each centroid; of two equally near the one whose identity sorts first."""
+    best: dict[int, tuple[float, str]] = {}
+    for part in parts:
+        for label, found in part.nearest.items():
+            best[label] = min(found, best.get(label, found))
+    return [best[label][1] if label in best else None for label in range(len(parts[0].sizes))]
+
+
+def _save(folder: Folder, state: KMeans) -> None:
+    sink = io.BytesIO()
+    facts = json.dumps({"converged": state.converged}).encode()
+    counts: dict[str, Any] = {} if state.counts is None else {"counts": state.counts}
+    inertia = np.array(state.inertia)
+    np.savez(sink, centroids=state.centroids, inertia=inertia, facts=np.frombuffer(facts, np.uint8), **counts)
+    folder.write(CHECKPOINT, sink.getvalue())
+
+
+def _load(folder: Folder) -> KMeans | None:
+    data = folder.read(CHECKPOINT)
+    if data is None:
+        return None
+    try:
+        with np.load(io.BytesIO(data)) as kept:
+            converged = json.loads(kept["facts"].tobytes())["converged"]
+            counts = kept.get("counts")
+            return KMeans(kept["centroids"], tuple(kept["inertia"].tolist()), converged, counts)
+    except (ValueError, KeyError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        return None  # damaged, as the checksums of its members say: the iterations begin anew
+
+
+def prepare(settings: Cluster, given: Given) -> ClusterStep:
+    """Open the input.
+
+    Raises:
+        JobError, SchemaError, ManifestError: it is not there, or has fewer rows than clusters.
+    """
+    source = open_vectors(settings.input, given.output)
+    if source.n_samples < settings.clusters:
+        raise SchemaError(
+            f"{settings.name}: n_samples={source.n_samples} of {source.name} should be >= clusters={settings.clusters}"
+        )
+    return ClusterStep(settings, given.output, source)

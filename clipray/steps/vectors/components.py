@@ -1,0 +1,48 @@
+"""The components of a fitted reduction as a table: a row per component, and one for the mean."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import tables
+from clipray.analysis.pca import Projection
+from clipray.storage.folder import Folder
+
+COMPONENTS = "part-000000.parquet"
+MEAN = -1  # `component` of the row that holds the mean
+
+
+def components_schema(n_features: int) -> pa.Schema:
+    return tables.arrow_schema("components", {"vector": n_features}, element="float64")
+
+
+def components_table(fitted: Projection, n_features: int) -> pa.Table:
+    """The mean and the k components as k + 1 rows."""
+    schema = components_schema(n_features)
+    k = len(fitted.variance)
+    none = np.array([np.nan])
+
+    def column(values: np.ndarray) -> pa.Array:
+        return pa.array(np.concatenate([none, values]), pa.float64(), from_pandas=True)
+
+    vectors = np.vstack([fitted.mean[None], fitted.components])
+    return pa.table(
+        [
+            pa.array([MEAN, *range(k)], pa.int32()),
+            column(fitted.variance),
+            column(fitted.variance_ratio),
+            column(fitted.scale),
+            tables.vector_array(vectors, schema.field("vector").type),
+        ],
+        schema=schema,
+    )
+
+
+def read_projection(folder: Folder) -> Projection:
+    """What `components_table` wrote. Raises SchemaError where it is not there."""
+    data = tables.read_shard(folder, COMPONENTS)
+    order = np.argsort(data["component"].to_numpy())
+    vectors = data["vector"].combine_chunks().flatten().to_numpy().reshape(len(data), -1)[order]
+    variance, ratio, scale = (data[name].to_numpy()[order][1:] for name in ("variance", "variance_ratio", "scale"))
+    return Projection(vectors[0], vectors[1:], variance, ratio, scale)

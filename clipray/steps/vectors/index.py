@@ -1,0 +1,270 @@
+"""Step `index`: a vector column -> a FAISS index with a measured recall, and the table of its ids.
+
+Files of a build have names of their own, and `_table.json` changes last: a build that is killed leaves the index before
+it as it was. New files of the input are added to the index that is there, as long as it was trained on half of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from clipray import tables
+from clipray.analysis.vector_index import choose_type, empty_index, mergeable, training_rows
+from clipray.errors import ClipRayError, SchemaError, StaleTableError
+from clipray.inputs.index_files import broken_files, hash_of
+from clipray.inputs.vector_column import Piece, Vectors, comparable, groups, open_vectors
+from clipray.job import Index
+from clipray.steps.base.step import Given, Run, State, Ticker
+from clipray.steps.base.table_step import VectorStep
+from clipray.storage.folder import TEMPORARY, Folder
+from clipray.tables.digests import is_same_file
+from clipray.tables.started import read_started, write_started
+
+OUTGROWN = 2  # times the rows that an index was built of: beyond it is built anew
+OURS = re.compile(
+    r"index-[0-9a-f]{8}\.faiss(\.lists)?|part-[0-9a-f]{8}-\d{12}\.parquet|"
+    + re.escape(TEMPORARY)
+    + ".*|"
+    + re.escape(tables.DAMAGED)
+)
+"""Names of files that earlier builds may have left."""
+SHARE = 0.5  # of the memory that Ray's workers may take
+
+
+@dataclass(frozen=True)
+class IndexStep(VectorStep[Index]):
+    """A `Step`; see `VectorStep`."""
+
+    kind: ClassVar[str] = "index"
+
+    queries: Vectors | None = None  # `settings.queries`, opened
+
+    @property
+    def rests_on(self) -> dict[str, Any]:
+        return {**super().rests_on, **({"queries": self.queries.identity} if self.queries else {})}
+
+    @property
+    def made(self) -> dict[str, Any]:
+        return {**super().made, "metric": self.settings.metric}
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([*tables.arrow_schema("index"), *self.source.id_fields])
+
+    def inspect(self, *, count: bool = True) -> State:
+        state = super().inspect(count=count)
+        record = tables.record_to_go_on(self.table)
+        if state.kind == "finished" and record is not None and not has_index(self.table, record):
+            return State("partial")
+        return state
+
+    def describe(self, cluster: Any) -> list[str]:
+        source = self.source
+        kind = self._type(cluster.memory_bytes)[0]
+        return [f"{self.name}: {kind} of {source.n_samples} vectors of {source.n_features} from {source.name}"]
+
+    def make(self, run: Run, began: float) -> tables.Record:
+        """Build or extend, commit, and remove what is not used any more.
+
+        Raises:
+            SchemaError, JobError: vectors that are not finite; too few for the type.
+        """
+        from clipray.engine.index_build import build
+        from clipray.engine.index_order import Order
+
+        self._refuse_others()
+        self._write_started()
+        cluster, before = run.cluster(), self._extendable()
+        kind, on_disk = self._type(cluster.memory_bytes)
+        if before is not None:
+            kind, on_disk = before.figures["type"], False
+            run.say(f"{self.name}: {self.total - before.rows} new vectors are added to the {before.rows} of the index")
+        parts, build_id = self._parts(before), os.urandom(4).hex()
+        order = Order(
+            self.source, kind, self.settings.metric, self.settings.recall, self.settings.random_state, parts,
+            self.table, f"index-{build_id}.faiss", self.queries, before.provenance["index_file"] if before else None,
+            on_disk,
+        )  # fmt: skip
+        ticker = Ticker(run, self.name, self.total, f"building {kind}")
+        try:
+            figures, shards = build(order, _WriteIds(self, build_id), cluster, lambda n: ticker.at(n, 0))
+        except ClipRayError as error:
+            raise type(error)(f"{self.name}: {error}") from error
+        self._say_what_is_missed(run, kind, {**before.figures, **figures} if before else figures)
+        return self._commit(order.name, parts, before, shards, figures, began)
+
+    def _refuse_others(self) -> None:
+        for name in tables.shard_names(self.table):
+            if not OURS.fullmatch(name):
+                raise StaleTableError(f"{self.table.path(name)} is no file of this index; move it away")
+
+    def _say_what_is_missed(self, run: Run, kind: str, figures: dict[str, Any]) -> None:
+        reached = figures.get("queries", figures).get("recall@10", 1.0)
+        if reached < self.settings.recall:
+            run.say(
+                f"{self.name}: recall@10 is {reached:.3f}, below the wanted {self.settings.recall}, with the greatest "
+                f"effort that {kind} has; another `type` finds more"
+            )
+        if "parameter" not in figures:
+            run.say(f"{self.name}: recall is not measured: {kind} has no rows, or takes none, that could be held out")
+
+    def _write_started(self) -> None:
+        started = read_started(self.table) or {}
+        facts = {"settings": self.identity, "fingerprint": self.fingerprint, "digest": self.digest}
+        write_started(self.table, {**facts, "started_at": started.get("started_at", tables.now())})
+
+    def _type(self, memory_bytes: float) -> tuple[str, bool]:
+        """The factory string, and whether the lists must lie on disk."""
+        settings, source = self.settings, self.source
+        bound = settings.memory_gib * 2**30 if settings.memory_gib else memory_bytes * SHARE
+        kind = settings.type
+        if kind == "auto":
+            return choose_type(source.n_samples, source.n_features, bound), False
+        too_large = bool(bound) and ",Flat" in kind and source.n_samples * (4 * source.n_features + 8) > bound
+        return kind, too_large and mergeable(empty_index(kind, source.n_features, settings.metric))
+
+    def _extendable(self) -> tables.Record | None:
+        """The record of an index of these very files and fewer, if it can be extended."""
+        record = tables.record_to_go_on(self.table)
+        if record is None or record.provenance["lists_file"] or not self._is_whole(record):
+            return None
+        before = record.provenance["indexed"]
+        same = all(is_same_file(sign, self.source.files.get(path)) for path, sign in before["files"].items())
+        return record if same and before["files"] and self.total <= OUTGROWN * before["built_of"] else None
+
+    def _is_whole(self, record: tables.Record) -> bool:
+        """Whether every byte of the index is as it was built."""
+        if tables.noted_as_damaged(self.table) is not None or broken_files(self.table, record):
+            return False
+        names = [file["name"] for file in record.files]
+        return len(tables.verify_shards(self.table, names)[0]) == len(names)
+
+    def _parts(self, before: tables.Record | None) -> list[Any]:
+        """Parts in the order of their rows: those that are in the index, then the new ones."""
+        from clipray.engine.index_order import Part
+
+        known = before.provenance["indexed"]["pieces"] if before else {}
+        old = sorted(((known[_key(p)], p) for p in self.source.pieces if _key(p) in known), key=lambda pair: pair[0])
+        parts = [Part([piece], first, _place(before, first)) for first, piece in old] if before else []
+        start = before.rows if before else 0
+        for group in groups([p for p in self.source.pieces if _key(p) not in known], self.settings.rows_per_task):
+            parts.append(Part(group, start))
+            start += sum(piece.rows for piece in group)
+        return parts
+
+    def _commit(
+        self, name: str, parts: list[Any], before: tables.Record | None, shards: list[tables.Shard],
+        figures: dict[str, Any], began: float,
+    ) -> tables.Record:  # fmt: skip
+        old = [tables.Shard(**file) for file in before.files] if before else []
+        rows = sum(shard.rows for shard in [*old, *shards])
+        if rows != figures["vectors"]:
+            raise AssertionError(f"{rows} ids, but {figures['vectors']} vectors")
+        sizes = figures.pop("files")
+        sha256 = {file: hash_of(self.table, file) for file in sizes}
+        indexed = {
+            "files": self.source.files,
+            "pieces": _piece_ids(parts),
+            "built_of": before.provenance["indexed"]["built_of"] if before else rows,
+        }
+        files = {
+            "index_file": name,
+            "lists_file": f"{name}.lists" if f"{name}.lists" in sizes else None,
+            "sizes": sizes,
+            "sha256": sha256,
+        }
+        made = {
+            **files,
+            "width": self.source.n_features,
+            "model": self.source.provenance.get("model"),
+            "indexed": indexed,
+        }
+        # Where too few rows are new to measure anything, the effort and the recall of before stay.
+        measured = before.figures if before else {}
+        figures = {"trained_on": 0, **measured, **figures, "index_bytes": sum(sizes.values())}
+        record = self.commit([*old, *shards], began, figures=figures, provenance=made)
+        keep = {*sizes, *(file["name"] for file in record.files)}
+        for file in set(self.table.sizes()) - keep:
+            if OURS.fullmatch(file):
+                self.table.remove(file)
+        return record
+
+
+@dataclass(frozen=True)
+class _WriteIds:
+    """Writes the ids of a part, where it is filled."""
+
+    step: IndexStep
+    build_id: str
+
+    def __call__(self, ids: pa.Table, numbers: np.ndarray, first_row: int) -> tables.Shard:
+        rows = pa.table([pa.array(numbers), *ids.columns], schema=self.step.schema)
+        name = f"part-{self.build_id}-{first_row:012d}.parquet"
+        return tables.write_shard(self.step.table, name, "index", rows, self.step.stamp)
+
+
+def has_index(folder: Folder, record: tables.Record) -> bool:
+    """Whether all files of the index are there, with their sizes; files of a build that was killed may lie beside them."""
+    sizes = folder.sizes()
+    wanted = {**record.provenance["sizes"], **{file["name"]: file["bytes"] for file in record.files}}
+    return all(sizes.get(name) == size for name, size in wanted.items())
+
+
+def _place(record: tables.Record, row: int) -> tuple[str, int]:
+    """The shard that holds a row of the table of ids, and where in it."""
+    start = 0
+    for file in record.files:
+        if row < start + file["rows"]:
+            return file["name"], row - start
+        start += file["rows"]
+    raise AssertionError(f"row {row} is in no shard of {record.rows} rows: this is a defect in clipray")
+
+
+def _key(piece: Piece) -> str:
+    return f"{piece.path}#{piece.row_group}"
+
+
+def _piece_ids(parts: list[Any]) -> dict[str, int]:
+    """The first row of each row group, of all rows in the order in which they came."""
+    found = {}
+    for part in parts:
+        start = part.first_row
+        for piece in part.pieces:
+            found[_key(piece)] = start
+            start += piece.rows
+    return found
+
+
+def prepare(settings: Index, given: Given) -> IndexStep:
+    """Open the input.
+
+    Raises:
+        JobError, SchemaError, ManifestError: it is not there; faiss knows no such type; there are too few rows for it;
+            queries of another width or space.
+    """
+    source = open_vectors(settings.input, given.output)
+    queries = open_vectors(settings.queries, given.output) if settings.queries else None
+    if queries is not None:
+        _refuse_other_queries(settings.name, queries, source)
+    if settings.type != "auto":
+        try:
+            training_rows(empty_index(settings.type, source.n_features, settings.metric), source.n_samples)
+        except ClipRayError as error:
+            raise type(error)(f"{settings.name}: {source.name}: {error}") from error
+    return IndexStep(settings, given.output, source, queries)
+
+
+def _refuse_other_queries(name: str, queries: Vectors, source: Vectors) -> None:
+    if queries.n_features != source.n_features:
+        raise SchemaError(
+            f"{name}: queries {queries.name} are vectors of {queries.n_features}, {source.name} has {source.n_features}"
+        )
+    why = comparable(source.space, queries.space)
+    if why:
+        raise SchemaError(f"{name}: queries {queries.name} cannot be searched for in {source.name}: {why}")

@@ -1,0 +1,165 @@
+"""A vector column sorted by cluster, aside on disk: so that a task can read the rows of a cluster and no others.
+
+Neighbouring small clusters share a bucket; a large one has one of its own. Each file holds the rows of some row groups, a row
+group for each bucket, within it by cluster. Vectors are there in unit length.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from clipray import tables
+from clipray.analysis.lengths import unit
+from clipray.errors import SchemaError
+from clipray.inputs.row_index import hash_strings
+from clipray.inputs.vector_column import Piece, Vectors, read_finite
+from clipray.storage.folder import Folder
+from clipray.storage.parquet import open_parquet_on
+
+SALT = "clipray-clusters"  # 16 bytes
+FILE_BYTES = 2**27  # of vectors, about; a task holds them a few times
+BATCH_ROWS = 8_192
+CLUSTER, DISTANCE, VECTOR = "cluster_id", "distance", "<vector>"
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """Which cluster each row is in, by a hash of its identity: 16 bytes a row.
+
+    Attributes:
+        keys: (n,) uint64, sorted. cluster: (n,) int32. distance: (n,) float32, to the centroid.
+        buckets: (k,) int64, of each cluster; no cluster's is below that of one before it.
+    """
+
+    name: str
+    keys: np.ndarray
+    cluster: np.ndarray
+    distance: np.ndarray
+    buckets: np.ndarray
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The rows of some clusters. parts: file, row group, rows; single: whether it is of one cluster."""
+
+    number: int
+    parts: tuple[tuple[str, int, int], ...]
+    single: bool
+
+    @property
+    def rows(self) -> int:
+        return sum(rows for _, _, rows in self.parts)
+
+
+def file_rows(n_features: int) -> int:
+    """Rows of a file."""
+    return max(BATCH_ROWS, FILE_BYTES // (4 * n_features))
+
+
+def read_clusters(name: str, folder: Folder, key: str, bucket_rows: int) -> Clusters:
+    """Read a table of clusters. key: its column that names a row.
+
+    Raises:
+        SchemaError: an identity stands there twice.
+    """
+    columns: list[tuple[np.ndarray, ...]] = []
+    for part in tables.iter_table(folder.url, [key, CLUSTER, DISTANCE]):
+        columns.append((hash_strings(part[key], SALT), part[CLUSTER].to_numpy(), part[DISTANCE].to_numpy()))
+    keys, cluster, distance = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    order = np.argsort(keys)
+    keys = keys[order]
+    if (keys[1:] == keys[:-1]).any():
+        raise SchemaError(f"clusters {name}: a value of {key!r} stands in two rows; each row should be in one cluster")
+    return Clusters(name, keys, cluster[order], distance[order], _buckets(np.bincount(cluster), bucket_rows))
+
+
+def _buckets(sizes: np.ndarray, rows: int) -> np.ndarray:
+    """(k,) int64: neighbouring clusters together, up to about `rows` rows."""
+    numbers, number, filled = np.zeros(len(sizes), np.int64), 0, 0
+    for cluster, size in enumerate(sizes.tolist()):
+        if filled and filled + size > rows:
+            number, filled = number + 1, 0
+        numbers[cluster], filled = number, filled + size
+    return numbers
+
+
+def write_sorted(item: tuple[Folder, str, Vectors, list[Piece]], clusters: Clusters) -> list[tuple[int, int]]:
+    """Write the rows of some pieces, sorted by cluster, as one file. Returns each of its row groups' bucket and rows.
+
+    Raises:
+        SchemaError: a row is in no cluster, with its identity.
+    """
+    folder, name, source, group = item
+    parts = [_sorted_piece(source, piece, clusters) for piece in group]
+    data = pa.concat_tables(parts)
+    cluster = data[CLUSTER].to_numpy()
+    order = np.argsort(cluster, kind="stable")
+    buckets = clusters.buckets[cluster[order]]
+    sink, found = io.BytesIO(), []
+    with pq.ParquetWriter(sink, data.schema, compression="none", use_dictionary=False) as writer:
+        for bucket, first, rows in zip(*np.unique(buckets, return_index=True, return_counts=True), strict=True):
+            writer.write_table(data.take(pa.array(order[first : first + rows])), row_group_size=int(rows))
+            found.append((int(bucket), int(rows)))
+    folder.write(name, sink.getvalue())
+    return found
+
+
+def _sorted_piece(source: Vectors, piece: Piece, clusters: Clusters) -> pa.Table:
+    ids, x = read_finite(source, piece)
+    names = ids[source.ids[-1]]
+    keys = hash_strings(names, SALT)
+    at = np.minimum(np.searchsorted(clusters.keys, keys), len(clusters.keys) - 1)
+    lost = np.flatnonzero(clusters.keys[at] != keys)
+    if len(lost):
+        some = ", ".join(map(repr, names.take(pa.array(lost[:5])).to_pylist()))
+        raise SchemaError(
+            f"{source.name}: rows that are not in {clusters.name}, {source.ids[-1]}: {some}; cluster this very table"
+        )
+    vectors = tables.vector_array(unit(x), tables.vector_type(source.n_features))
+    beside = [pa.array(clusters.cluster[at]), pa.array(clusters.distance[at]), vectors]
+    return pa.table([*ids.columns, *beside], [*ids.column_names, CLUSTER, DISTANCE, VECTOR])
+
+
+def buckets_of(names: Sequence[str], found: Sequence[Sequence[tuple[int, int]]], clusters: Clusters) -> list[Bucket]:
+    """The buckets that have rows, in order, of what `write_sorted` returned for each file."""
+    parts: dict[int, list[tuple[str, int, int]]] = {}
+    for name, groups in zip(names, found, strict=True):
+        for group, (bucket, rows) in enumerate(groups):
+            parts.setdefault(bucket, []).append((name, group, rows))
+    of_one = np.bincount(clusters.buckets) == 1
+    return [Bucket(number, tuple(parts[number]), bool(of_one[number])) for number in sorted(parts)]
+
+
+def batches(folder: Folder, bucket: Bucket, columns: Sequence[str], first: int = 0) -> Iterator[tuple[int, pa.Table]]:
+    """Rows of a bucket from `first` on, a few thousand at a time: (number of the first row, rows)."""
+    start = 0
+    for name, group, rows in bucket.parts:
+        if start + rows > first:
+            with open_parquet_on(folder.fs, folder.path(name)) as parquet:
+                at = start
+                for batch in parquet.iter_batches(BATCH_ROWS, [group], columns):
+                    skip = min(max(first - at, 0), batch.num_rows)
+                    if skip < batch.num_rows:
+                        yield at + skip, pa.Table.from_batches([batch.slice(skip)])
+                    at += batch.num_rows
+        start += rows
+
+
+def matrix(rows: pa.Table) -> np.ndarray:
+    """(n, d) float32 vectors of rows that `batches` gave."""
+    column = rows[VECTOR].combine_chunks()
+    return column.flatten().to_numpy().reshape(len(column), -1)
+
+
+def sorted_names(rows: pa.Table, column: str) -> np.ndarray:
+    """(n,) int64: the place of each row when they are sorted by a column of strings."""
+    places = np.empty(len(rows), np.int64)
+    places[pc.sort_indices(rows[column]).to_numpy()] = np.arange(len(rows))
+    return places

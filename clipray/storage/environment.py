@@ -1,0 +1,88 @@
+"""What a machine does to a program, told in one line: full disks, missing rights, no memory, storage that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+
+from clipray.errors import ClipRayError, RunError, StorageError
+from clipray.storage.folder import LIBRARIES
+
+KEPT = "what is written is kept, and the same command goes on from there"
+HELP = {
+    errno.ENOSPC: f"free some space and run again; {KEPT}",
+    errno.EDQUOT: f"free some space or raise the quota and run again; {KEPT}",
+    errno.EIO: f"the disk or the network behind it fails; {KEPT}",
+    errno.EMFILE: "raise the limit of open files, `ulimit -n`",
+    errno.ENFILE: "this machine has too many files open",
+    errno.EACCES: "expected the right to read or write there",
+    errno.EPERM: "expected the right to read or write there",
+    errno.EROFS: "expected a place that can be written",
+    errno.ENOTDIR: "expected a folder where a file is",
+    errno.EEXIST: "expected a folder, or nothing yet",
+    errno.EISDIR: "expected a file where a folder is",
+    errno.ENAMETOOLONG: "expected a shorter path",
+}
+OF_THE_PATH = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.ELOOP,
+    errno.EEXIST,
+)  # fmt: skip
+
+
+def environment_error(error: BaseException) -> ClipRayError | None:
+    """The error as one of ours, where the machine or the storage is at fault; None where the program may be."""
+    if isinstance(error, ClipRayError):
+        return error
+    if isinstance(error, MemoryError):
+        return RunError(f"out of memory: {_one_line(error) or 'this machine has no more'}; {KEPT}")
+    if isinstance(error, OSError):
+        return _of_the_system(error)
+    if type(error).__module__.split(".")[0] in LIBRARIES:
+        return StorageError(f"{type(error).__name__}: {_one_line(error)}")
+    return None
+
+
+def _of_the_system(error: OSError) -> ClipRayError:
+    number = error.errno
+    where = "" if error.filename is None else f"{_path(error.filename)}: "
+    what = (error.strerror if number else None) or _one_line(error) or type(error).__name__
+    advice = f"; {HELP[number]}" if number in HELP else ""
+    theirs = number in OF_THE_PATH or isinstance(error, FileNotFoundError)
+    return (StorageError if theirs else RunError)(f"{where}{what}{advice}")
+
+
+def _path(name: str | bytes | int) -> str:
+    return name.decode(errors="backslashreplace") if isinstance(name, bytes) else str(name)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:600]
+
+
+@contextlib.contextmanager
+def environment_errors() -> Iterator[None]:
+    """Raise what the machine or the storage did as a `ClipRayError`. Also a decorator."""
+    try:
+        yield
+    except (ClipRayError, BrokenPipeError):  # a closed pipe is no error of the work
+        raise
+    except Exception as error:
+        known = environment_error(error)
+        if known is None:
+            raise
+        raise known from error
+
+
+def need_room(folder: str, what: str, room_bytes: int) -> None:
+    """Raises RunError where a disk has less free room than that. folder: on it, may be yet to be made."""
+    folder = os.path.abspath(folder)
+    while not os.path.exists(folder) and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    free = shutil.disk_usage(folder).free
+    if free < room_bytes:
+        raise RunError(
+            f"{what} {folder}: {free // 2**20} MiB free, expected at least {room_bytes // 2**20}; free some space"
+        )

@@ -1,0 +1,140 @@
+"""Opening Parquet: page checksums are verified, and the threads of Arrow never hold a Python object.
+
+A file is often read row group by row group. Its footer grows with their number, so the last footers are held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from clipray.storage.folder import explained, filesystem
+
+FOOTERS, FOOTER_BYTES = 8, 32 * 2**20  # that are held; the last one whatever its size
+SETTLED_S = 2.0  # a file that was changed since may change again without another time
+
+
+class ParquetReader:
+    """An open Parquet file. Reads raise OSError or `pyarrow.ArrowInvalid` where the file is not whole.
+
+    Timestamps in the old INT96 are read in microseconds: nanoseconds would wrap round after the year 2262.
+    """
+
+    def __init__(self, source: Any, *, threads: bool, version: _Version | None = None) -> None:
+        held = _FOOTERS.get(version)
+        self._file = pq.ParquetFile(
+            source, metadata=held, page_checksum_verification=True, coerce_int96_timestamp_unit="us"
+        )
+        self._threads = threads
+        if held is None:
+            _FOOTERS.hold(version, self._file.metadata)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._file.schema_arrow
+
+    @property
+    def metadata(self) -> pq.FileMetaData:
+        return self._file.metadata
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The whole file. columns: None for all."""
+        return self._file.read(_listed(columns), use_threads=self._threads)
+
+    def read_row_group(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        return self._file.read_row_group(number, _listed(columns), use_threads=self._threads)
+
+    def iter_batches(
+        self, rows: int, row_groups: Sequence[int] | None = None, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of at most `rows` rows. row_groups: None for all."""
+        groups = None if row_groups is None else list(row_groups)
+        return self._file.iter_batches(rows, groups, _listed(columns), use_threads=self._threads)
+
+
+_Version = tuple[Any, ...]
+"""Of a file: its path, and what changes when it does."""
+
+
+class _Footers:
+    """The footers that were read last. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._held: dict[_Version, pq.FileMetaData] = {}
+        self._lock = threading.Lock()
+
+    def get(self, version: _Version | None) -> pq.FileMetaData | None:
+        with self._lock:
+            return self._held.get(version) if version else None
+
+    def hold(self, version: _Version | None, footer: pq.FileMetaData) -> None:
+        if version is None:
+            return
+        with self._lock:
+            self._held[version] = footer
+            while len(self._held) > FOOTERS or (len(self._held) > 1 and self._bytes() > FOOTER_BYTES):
+                del self._held[next(iter(self._held))]
+
+    def _bytes(self) -> int:
+        return sum(footer.serialized_size for footer in self._held.values())
+
+
+_FOOTERS = _Footers()
+
+
+def _listed(columns: Sequence[str] | None) -> list[str] | None:
+    return None if columns is None else list(columns)
+
+
+@contextlib.contextmanager
+def open_parquet(url: str) -> Iterator[ParquetReader]:
+    """Open the Parquet file at a path or URL. Raises as `open_parquet_on`."""
+    fs, path = filesystem(url)
+    with open_parquet_on(fs, path) as parquet:
+        yield parquet
+
+
+@contextlib.contextmanager
+def open_parquet_on(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[ParquetReader]:
+    """Open the Parquet file at a path of a filesystem.
+
+    A local file is opened by Arrow itself. A remote one is a Python object, which Arrow's threads would release when
+    they please, also while the interpreter ends, and so abort the process: there the calling thread reads alone.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        OSError, pyarrow.ArrowInvalid: it is no regular file, cannot be read, or is not whole.
+        StorageError: remote storage denies it, breaks off, or does not answer.
+    """
+    if isinstance(fs, LocalFileSystem):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise OSError(f"{path}: not a regular file")
+        with pa.OSFile(path) as file:
+            yield ParquetReader(file, threads=True, version=_local_version(path, status))
+    else:
+        with explained(fs.unstrip_protocol(path)), fs.open(path, "rb") as file:
+            yield ParquetReader(file, threads=False, version=_remote_version(path, file))
+
+
+def _local_version(path: str, status: os.stat_result) -> _Version | None:
+    changed_s = max(status.st_mtime, status.st_ctime)
+    if time.time() - changed_s < SETTLED_S:
+        return None
+    return path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _remote_version(path: str, file: Any) -> _Version | None:
+    details = getattr(file, "details", None) or {}
+    tag = details.get("ETag") or details.get("etag")
+    return (path, tag) if tag else None

@@ -1,0 +1,209 @@
+"""Commit records: `_table.json`, which is written last and makes a folder of shards a finished table."""
+
+from __future__ import annotations
+
+import os
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from clipray.errors import DamagedError, SchemaError
+from clipray.storage.folder import Folder
+from clipray.storage.seals import open_json, sealed_json
+from clipray.tables.schema import table_schema
+from clipray.tables.shards import Shard, read_shard, remove_own, shard_names, shard_stamp
+from clipray.tables.started import wrong_fields
+
+RECORD = "_table.json"
+DAMAGED = "_damaged.json"  # written by `clipray verify`
+FILE = {"name": str, "rows": int, "bytes": int}  # of `files`
+
+
+@dataclass(frozen=True)
+class Record:
+    """The commit record of a finished table, `_table.json`."""
+
+    table: str
+    schema_version: int
+    columns: dict[str, str]
+    rows: int
+    rejects: int
+    files: list[dict[str, Any]]
+    fingerprint: str
+    inputs: dict[str, Any]
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+    rejects_by_reason: dict[str, int] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    rows_per_s: float = 0.0
+    finished_at: str = ""
+
+
+def commit(folder: Folder, record: Record) -> None:
+    """Write the commit record: from here on the table is finished."""
+    folder.write(RECORD, sealed_json(asdict(record)))
+
+
+def finish(
+    folder: Folder, table: str, schema: pa.Schema, files: Sequence[Shard], *, rejects: int = 0, **facts: Any
+) -> Record:
+    """Commit a table of these shards; `facts` are the other fields of its `Record`."""
+    record = Record(
+        table,
+        table_schema(table)["version"],
+        {field.name: str(field.type) for field in schema},
+        rows=sum(shard.rows for shard in files),
+        rejects=rejects,
+        files=[shard.entry() for shard in files],
+        **facts,
+    )
+    commit(folder, record)
+    return record
+
+
+def now() -> str:
+    """The time in ISO 8601, UTC, to the second, as records hold it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read_record(folder: Folder) -> Record | None:
+    """The commit record, or None when the table is not finished.
+
+    Raises:
+        DamagedError: it has changed since it was written.
+    """
+    data = folder.read(RECORD)
+    if data is None:
+        return None
+    try:
+        values, sealed = open_json(data)
+        record = Record(**{name: values[name] for name in Record.__dataclass_fields__ if name in values})
+        wrong = wrong_fields(asdict(record), typing.get_type_hints(Record))
+        wrong += ["files"] * any(wrong_fields(file, FILE) or FILE.keys() - file.keys() for file in record.files)
+        if wrong:
+            raise ValueError(f"not as clipray writes it: {', '.join(wrong)}")
+        if not sealed and (values.keys() - asdict(record).keys() or any("sha256" in file for file in record.files)):
+            raise ValueError("its checksum is missing")
+    except (TypeError, ValueError) as error:
+        raise DamagedError(
+            f"{folder.path(RECORD)} is damaged, or of another version of clipray: {error}; "
+            "`clipray verify` says what is whole, `clipray run` mends it"
+        ) from error
+    return record
+
+
+def record_to_go_on(folder: Folder) -> Record | None:
+    """The commit record, for a run, to which a table with a damaged one is not finished."""
+    try:
+        return read_record(folder)
+    except DamagedError:
+        return None
+
+
+def finished(folder: Folder, what: str) -> Record:
+    """The commit record of an input, which errors call `what`. Raises SchemaError where the table is not finished."""
+    record = read_record(folder)
+    if record is None:
+        raise SchemaError(f"{what}: {folder.url} is no finished table; finish it with `clipray run`")
+    return record
+
+
+def reopen(folder: Folder) -> None:
+    """Make a table unfinished, to write more of its shards; those that are noted as damaged are removed."""
+    for name in (RECORD, *folder.leftovers()):
+        folder.remove(name)
+    drop_damaged(folder)
+
+
+def clear(folder: Folder, table: str) -> None:
+    """Make a table of type `table` unfinished and empty.
+
+    Raises:
+        StaleTableError: Parquet of somebody else lies there; then nothing is removed.
+    """
+    remove_own(folder, shard_names(folder), table)
+    reopen(folder)
+
+
+def note_damaged(folder: Folder, names: Iterable[str]) -> None:
+    """Note which files of a table are damaged, so that the next run makes their rows again."""
+    folder.write(DAMAGED, sealed_json({"files": sorted(names)}))
+
+
+def noted_as_damaged(folder: Folder) -> list[str] | None:
+    """Files of a table that `note_damaged` named; None where there is no note, empty where it is damaged itself."""
+    data = folder.read(DAMAGED)
+    if data is None:
+        return None
+    try:
+        names = open_json(data)[0].get("files", [])
+    except ValueError:
+        return []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def is_broken(folder: Folder) -> bool:
+    """Whether a table is noted as damaged, or finished but not as its record says."""
+    try:
+        record = read_record(folder)
+    except DamagedError:
+        return True
+    return noted_as_damaged(folder) is not None if record is None else not intact(folder, record)
+
+
+def drop_damaged(folder: Folder) -> None:
+    """Remove the shards that are noted as damaged, and the note. Raises StaleTableError: one is somebody else's."""
+    names = noted_as_damaged(folder)
+    if names is not None:
+        remove_own(folder, set(names) & set(shard_names(folder)))
+        folder.remove(DAMAGED)
+
+
+def intact(folder: Folder, record: Record) -> bool:
+    """Whether the folder holds the very files of its record, by names and sizes, and none is noted as damaged."""
+    sizes = folder.sizes()
+    if DAMAGED in sizes:
+        return False
+    found = {
+        name: size for name, size in sizes.items() if name.endswith(".parquet") and not name.startswith((".", "_"))
+    }
+    return found == {file["name"]: file["bytes"] for file in record.files}
+
+
+def iter_table(url: str | os.PathLike[str], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The shards of a finished table, one after the other.
+
+    Raises:
+        SchemaError: the table is not finished, a shard is missing or torn, or a shard belongs to another space.
+    """
+    folder = Folder(url := os.fspath(url))
+    record = read_record(folder)
+    if record is None:
+        raise SchemaError(f"{url}: no {RECORD}, so the table is not finished; finish it with `clipray run`")
+    unknown = sorted(set(columns or ()) - set(record.columns))
+    if unknown:
+        raise SchemaError(f"{url}: no column {unknown[0]!r}; there are: {', '.join(record.columns)}")
+    for file in record.files:
+        try:
+            _, schema, stamp = shard_stamp(folder, file["name"])
+        except FileNotFoundError as error:
+            raise SchemaError(f"{url}: {file['name']} is missing; `clipray run` makes its rows again") from error
+        if stamp.get("fingerprint") != record.fingerprint:
+            raise SchemaError(f"{url}: {file['name']} was made with other settings than the rest of the table")
+        if {f.name: str(f.type) for f in schema} != record.columns:
+            raise SchemaError(f"{url}: {file['name']}: expected columns {record.columns}, found {schema.names}")
+        yield read_shard(folder, file["name"], columns)
+
+
+def read_table(url: str | os.PathLike[str], columns: Sequence[str] | None = None) -> pa.Table:
+    """A finished table as one Arrow table, validated shard by shard. See `iter_table` for larger ones."""
+    parts = list(iter_table(url, columns))
+    if not parts:
+        raise SchemaError(f"{url}: the table has no rows")
+    return pa.concat_tables(parts)

@@ -1,1 +1,0 @@
-"""Finished indexes, opened and searched: no Ray, no torch."""
