@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from clipray.demo.scenes import Picture, draw, sample_scene
+from clipray.demo.scenes import Drawing, draw, sample_scene
 from clipray.job import Foveal, Model
 from clipray.models.foveal import FovealTower, attention_maps
 from clipray.models.load import load, split_transform
@@ -25,7 +25,7 @@ MODEL = resolve(Model(name="demo"))
 HOT = np.array([[0, 0, 0], [90, 10, 110], [220, 50, 40], [255, 170, 20], [255, 255, 200]], np.float64)
 
 
-def maps_of(scenes: list[Picture], boxes: torch.Tensor) -> dict[int, np.ndarray]:
+def maps_of(scenes: list[Drawing], boxes: torch.Tensor) -> dict[int, np.ndarray]:
     """By alpha (n, 8, 8): the class token's attention, mean of the last two blocks and of all heads."""
     to_pixels, mean, std = split_transform(MODEL)
     pixels = np.stack([to_pixels(Image.fromarray(scene.pixels)) for scene in scenes])
@@ -57,7 +57,7 @@ def within(attention: np.ndarray, box: np.ndarray) -> float:
     return float(attention[inside].sum())
 
 
-def sheet(scenes: list[Picture], boxes: np.ndarray, maps: dict[int, np.ndarray]) -> Image.Image:
+def sheet(scenes: list[Drawing], boxes: np.ndarray, maps: dict[int, np.ndarray]) -> Image.Image:
     step, font = SIDE_PX + GAP_PX, ImageFont.load_default(14)
     canvas = Image.new("RGB", (step * (1 + len(ALPHAS)) + GAP_PX, (step + FOOT_PX) * len(scenes) + GAP_PX), "white")
     pen = ImageDraw.Draw(canvas)

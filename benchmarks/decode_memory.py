@@ -124,7 +124,7 @@ def measured(data: bytes, max_pixels: int, threads: int) -> dict[str, Any]:
 
     from clipray.job import Model
     from clipray.models.resolve import resolve
-    from clipray.pipelines.decode import Picture
+    from clipray.pipelines.decode import DecodedImage
     from clipray.pipelines.decode_ahead import PictureLoader
     from clipray.pipelines.limits import Limits
     from clipray.pipelines.spec import EncodeSettings
@@ -141,7 +141,8 @@ def measured(data: bytes, max_pixels: int, threads: int) -> dict[str, Any]:
     results = list(loader.load(block, len(block)))
     peak = status_bytes("VmHWM") - idle
     said = [
-        f"{result.height} x {result.width} px" if isinstance(result, Picture) else result.reason for result in results
+        f"{result.height} x {result.width} px" if isinstance(result, DecodedImage) else result.reason
+        for result in results
     ]
     return {"peak_bytes": peak, "seconds": time.perf_counter() - start, "said": ", ".join(sorted(set(said)))}
 

@@ -23,7 +23,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from clipray.analysis.kmeans import KMeans, kmeans
-from clipray.analysis.vector_partition import LocalShards, Shard
+from clipray.analysis.vector_partition import LocalShards, VectorPartition
 
 PARTS = {
     "product": ("aten::mm", "aten::addmm"),
@@ -50,10 +50,10 @@ def clip_like(n: int, d: int, clusters: int, seed: int = 0) -> np.ndarray:
 
 def run_clipray(
     x: np.ndarray, start: np.ndarray, iterations: int, precision: str
-) -> tuple[float, float, list[np.ndarray], Shard]:
+) -> tuple[float, float, list[np.ndarray], VectorPartition]:
     """Seconds of an iteration, of the processor too, the last centroids but one and the last, the shard."""
     begin = time.perf_counter()
-    shard = Shard(x, np.arange(len(x)), precision=precision)
+    shard = VectorPartition(x, np.arange(len(x)), precision=precision)
     built, busy = time.perf_counter(), time.process_time()
     ends, seen = [built], [start]
 
@@ -92,7 +92,7 @@ def run_sklearn(x: np.ndarray, start: np.ndarray, iterations: int) -> tuple[floa
 
 def parts_of_an_iteration(x: np.ndarray, before: np.ndarray, after: np.ndarray, precision: str) -> str:
     """Where the time of an iteration goes, by torch's operators; of one thread, as the profiler sees but one."""
-    shard = Shard(x, np.arange(len(x)), precision=precision, threads=1)
+    shard = VectorPartition(x, np.arange(len(x)), precision=precision, threads=1)
     shard.assign(before)
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         shard.assign(after)

@@ -33,9 +33,9 @@ from clipray.inputs.vector_column import groups, open_vectors, read_piece
 from clipray.job import Column, Label
 from clipray.job.load import fingerprint
 from clipray.models.resolve import ResolvedModel
-from clipray.steps.base.step import Run
+from clipray.steps.base.step import RunContext
 from clipray.steps.labels import label as step_of_label
-from clipray.steps.labels.label_classes import CLASSES, Said
+from clipray.steps.labels.label_classes import CLASSES, PromptSet
 from clipray.storage.events import Events
 from clipray.storage.folder import Folder
 
@@ -77,7 +77,7 @@ def make_step(home: Path, c: np.ndarray) -> step_of_label.LabelStep:
     k, d = c.shape
     output = Folder(str(home / "run"))
     model = ResolvedModel("bench", None, None, 0, "random:0", d, {})
-    said = Said(model, "fp32", (PromptStyle("template", tuple(f"class {n}" for n in range(k)), ("a {}",)),), None)
+    said = PromptSet(model, "fp32", (PromptStyle("template", tuple(f"class {n}" for n in range(k)), ("a {}",)),), None)
     settings = Label(input=Column(path=str(home / "vectors"), column="clip"), classes=["unused"])
     source = dataclasses.replace(open_vectors(settings.input, output), provenance={"normalize": "l2"})
     step = step_of_label.LabelStep(settings, output, source, said)
@@ -157,7 +157,7 @@ def side_by_side(step: step_of_label.LabelStep, c: np.ndarray, repetitions: int,
 def whole_step(step: step_of_label.LabelStep) -> None:
     shutil.rmtree(step.table.url)  # what the tasks have made
     with connected(None) as cluster:
-        run = Run(lambda: cluster, Events(step.output), lambda _: None, print)
+        run = RunContext(lambda: cluster, Events(step.output), lambda _: None, print)
         start = time.perf_counter()
         record = step.run(run)
         print(f"the step on Ray: {time.perf_counter() - start:.2f} s for {record.rows:,} rows, workers' start included")

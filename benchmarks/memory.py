@@ -28,7 +28,7 @@ KINDS = {
     "Reader": "reader",
     "_moments_of": "moments",
     "_project_group": "projection",
-    "_Holder": "holder",
+    "VectorActor": "holder",
     "_Builder": "builder",
     "_filled": "part",
     "_drawn": "sample",

@@ -56,7 +56,7 @@ def combine(states: Iterable[Assigned]) -> Assigned:
     return Assigned(sums, counts, squares)
 
 
-class Vectors(Protocol):
+class KMeansData(Protocol):
     """A table of n vectors of d values, wherever it lies."""
 
     @property
@@ -98,7 +98,7 @@ class KMeans:
 
 
 def kmeans(
-    data: Vectors,
+    data: KMeansData,
     n_clusters: int,
     *,
     max_iterations: int = 100,
@@ -138,7 +138,9 @@ def kmeans(
     return state
 
 
-def best_start(data: Vectors, n_clusters: int, n_init: int, random_state: int, spherical: bool = False) -> np.ndarray:
+def best_start(
+    data: KMeansData, n_clusters: int, n_init: int, random_state: int, spherical: bool = False
+) -> np.ndarray:
     """Of `n_init` starts (n_clusters, d) float32 the one that has the lowest inertia after TRIED iterations over all vectors.
 
     The first is that of `kmeans`; the others have samples and random numbers of their own. Raises as `kmeans` does.
@@ -156,7 +158,7 @@ def best_start(data: Vectors, n_clusters: int, n_init: int, random_state: int, s
 
 
 def started(
-    data: Vectors,
+    data: KMeansData,
     n_clusters: int,
     max_iterations: int,
     tolerance: float,
@@ -185,7 +187,7 @@ def started(
 
 
 def _iterated(
-    data: Vectors, state: KMeans, assigned: Assigned, tolerance: float, spherical: bool, rng: np.random.Generator
+    data: KMeansData, state: KMeans, assigned: Assigned, tolerance: float, spherical: bool, rng: np.random.Generator
 ) -> KMeans:
     inertia = float(assigned.inertia(state.centroids).sum())
     means = assigned.sums / np.maximum(assigned.counts, 1)[:, None]
@@ -199,7 +201,9 @@ def _iterated(
     return KMeans(centroids, (*state.inertia, inertia), moved <= tolerance * variance(assigned) / data.n_features)
 
 
-def refill(means: np.ndarray, empty: np.ndarray, assigned: Assigned, data: Vectors, rng: np.random.Generator) -> None:
+def refill(
+    means: np.ndarray, empty: np.ndarray, assigned: Assigned, data: KMeansData, rng: np.random.Generator
+) -> None:
     """Writes to `means` (k, d) of the `empty` clusters and of those that are split for them.
 
     The halves of a cluster lie to either side of its mean, a quarter of its radius away on a random line. Clusters whose

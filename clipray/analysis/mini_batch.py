@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from clipray.analysis.kmeans import Assigned, KMeans, Vectors, check_unit, combine, refill, started, unit, variance
+from clipray.analysis.kmeans import Assigned, KMeans, KMeansData, check_unit, combine, refill, started, unit, variance
 
 
-class Batches(Vectors, Protocol):
+class Batches(KMeansData, Protocol):
     """Vectors that come in batches."""
 
     def batches(self, rows: int, random_state: int) -> Sequence[Any]:

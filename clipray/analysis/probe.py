@@ -11,7 +11,7 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
+class LinearProbe:
     """Logits are x @ vectors.T + intercepts; probabilities their softmax.
 
     Attributes:
@@ -36,7 +36,7 @@ class Probe:
         return float((self.probabilities(x).argmax(axis=1) == codes).mean())
 
 
-def fit(x: np.ndarray, codes: np.ndarray, n_classes: int, c: float, max_iterations: int = 1_000) -> Probe:
+def fit(x: np.ndarray, codes: np.ndarray, n_classes: int, c: float, max_iterations: int = 1_000) -> LinearProbe:
     """Train on vectors (n, d) of classes (n,), each of `n_classes` being there, at least two.
 
     Columns are brought to mean 0 and variance 1 first, so that one C means the same for any vectors.
@@ -57,7 +57,7 @@ def fit(x: np.ndarray, codes: np.ndarray, n_classes: int, c: float, max_iteratio
     vectors, intercepts = model.coef_ / scale, model.intercept_
     if n_classes == 2:  # scikit-learn keeps one row, whose sigmoid is the softmax of it and of nothing
         vectors, intercepts = np.vstack([np.zeros_like(vectors), vectors]), np.concatenate([[0.0], intercepts])
-    return Probe(vectors, intercepts - vectors @ mean, not any(w.category is ConvergenceWarning for w in caught))
+    return LinearProbe(vectors, intercepts - vectors @ mean, not any(w.category is ConvergenceWarning for w in caught))
 
 
 def split(fractions: np.ndarray, validation: float, test: float) -> np.ndarray:

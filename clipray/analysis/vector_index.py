@@ -71,10 +71,10 @@ def train(index: faiss.Index, x: np.ndarray, random_state: int) -> None:
     centroids = _flat_centroids(index)
     if centroids is not None:
         from clipray.analysis.kmeans import kmeans
-        from clipray.analysis.vector_partition import LocalShards, Shard
+        from clipray.analysis.vector_partition import LocalShards, VectorPartition
 
         ivf = faiss.extract_index_ivf(index)
-        shard = LocalShards([Shard(x, np.arange(len(x)))])
+        shard = LocalShards([VectorPartition(x, np.arange(len(x)))])
         spherical = ivf.metric_type == faiss.METRIC_INNER_PRODUCT and abs(float(np.square(x).sum(1).mean()) - 1) < 0.01
         found = kmeans(shard, ivf.nlist, max_iterations=10, random_state=random_state, spherical=spherical)
         centroids.add(found.centroids)
@@ -126,10 +126,10 @@ def fill(index: faiss.Index, x: np.ndarray, first_row: int) -> None:
     elif centroids is None or not _by_distance(centroids):
         index.add_with_ids(x, ids)
     else:
-        from clipray.analysis.vector_partition import Shard
+        from clipray.analysis.vector_partition import VectorPartition
 
         table = centroids.reconstruct_n(0, centroids.ntotal)
-        shard = Shard(x, ids)
+        shard = VectorPartition(x, ids)
         lists = shard.nearest(table, shard.precision)[0].astype(np.int64)
         faiss.extract_index_ivf(index).add_core(len(x), *(faiss.swig_ptr(a) for a in (x, ids, lists)))
 

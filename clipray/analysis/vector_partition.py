@@ -31,7 +31,7 @@ LONGEST = 1e12  # beyond it products would overflow
 BLURRED = 1e-2  # of the squared lengths, about the mean: below it the vectors are 10 times their spread from the origin
 
 
-class Shard:
+class VectorPartition:
     """Vectors held in memory, and what K-means asks of them.
 
     Memory of a value: 4 bytes for float32 in fp32; 6 in bf16, with the copy that is multiplied; 2 for float16 and
@@ -236,7 +236,7 @@ class Shard:
 class LocalShards:
     """Vectors in the memory of this process, as `kmeans.Vectors`: what any other implementation should agree with."""
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
+    def __init__(self, shards: Sequence[VectorPartition]) -> None:
         """Raises SchemaError unless all shards, at least one, have the same number of columns."""
         widths = [shard.n_features for shard in shards]
         if len(set(widths)) != 1:
@@ -252,7 +252,7 @@ class LocalShards:
         return np.concatenate([shard.rows(some) for shard, some in zip(self.shards, rows)])[order]
 
     def nearest(self, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `Shard.nearest`, shard after shard."""
+        """As `VectorPartition.nearest`, shard after shard."""
         labels, distances = zip(*(shard.nearest(centroids) for shard in self.shards))
         return np.concatenate(labels), np.concatenate(distances)
 

@@ -1,7 +1,7 @@
 """Scenes of the demo world: one to four things on a ground, or a written word, drawn with NumPy from a seed.
 
 A `Scene` says what there is; `draw` gives its pixels. The same seed and index give the same scene and, on one set of
-library versions, the same pixels. Lengths in a scene are shares of the picture's side; boxes of a drawn `Picture` are
+library versions, the same pixels. Lengths in a scene are shares of the picture's side; boxes of a drawn `Drawing` are
 pixels, xyxy, half-open, origin top left, and span the whole thing inside the picture, also where something hides it.
 
 ``python -m clipray.demo.contact_sheet docs/demo-scenes.jpg`` draws a contact sheet.
@@ -57,7 +57,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Drawing:
     """A drawn scene: `pixels` uint8 [height, width, 3]; `boxes` float32 [n, 4], pixels xyxy; one caption a box."""
 
     pixels: np.ndarray
@@ -137,7 +137,7 @@ def contradicting_word(scene: Scene) -> str:
     return _pick(np.random.default_rng([scene.seed, scene.index, 2]), others)
 
 
-def draw(scene: Scene, side_px: int = 192) -> Picture:
+def draw(scene: Scene, side_px: int = 192) -> Drawing:
     """Draw a scene as a square picture of `side_px` pixels."""
     rng = np.random.default_rng([scene.seed, scene.index, side_px, 3])
     palette = Palette.sample(rng)
@@ -148,7 +148,7 @@ def draw(scene: Scene, side_px: int = 192) -> Picture:
     if scene.word:
         draw_word(canvas, rng, scene.word, beside=scene.things[0] if scene.things else None)
     pixels = finish(canvas, rng, scene.lighting)
-    return Picture(
+    return Drawing(
         pixels=pixels,
         boxes=np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
         box_captions=tuple(prompts.with_article(thing.label) for thing in scene.things),

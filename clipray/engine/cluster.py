@@ -24,7 +24,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Cluster:
+class ClusterResources:
     """What a run can use.
 
     Attributes:
@@ -52,7 +52,7 @@ class Cluster:
     def memory_bytes(self) -> float:
         return sum(node.memory_bytes for node in self.members)
 
-    def where(self, selector: Mapping[str, str]) -> Cluster:
+    def where(self, selector: Mapping[str, str]) -> ClusterResources:
         """The part of the cluster whose nodes have these labels. Of nodes to come the labels are not known."""
         return replace(self, members=tuple(node for node in self.members if matches(node.labels, selector)))
 

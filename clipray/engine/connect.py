@@ -23,7 +23,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core writes t
 
 import ray
 
-from clipray.engine.cluster import Cluster, Node
+from clipray.engine.cluster import ClusterResources, Node
 from clipray.engine.machine import ready_for_ray
 from clipray.engine.ray_patches import quiet_raylet, without_helpers, without_our_path
 from clipray.errors import PlanError
@@ -47,7 +47,7 @@ def local_cpus() -> int:
 
 
 @contextlib.contextmanager
-def connected(address: str | None = None, say: Callable[[str], None] = lambda _: None) -> Iterator[Cluster]:
+def connected(address: str | None = None, say: Callable[[str], None] = lambda _: None) -> Iterator[ClusterResources]:
     """Ray for the time of the block: the running instance of this process, the cluster at `address` (or in
     RAY_ADDRESS), else a new one on this machine, which ends with the block.
 
@@ -206,14 +206,14 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def look_again(cluster: Cluster) -> Cluster:
+def look_again(cluster: ClusterResources) -> ClusterResources:
     """The same cluster as it is now."""
     return _cluster(local=cluster.local)
 
 
-def _cluster(*, local: bool) -> Cluster:
+def _cluster(*, local: bool) -> ClusterResources:
     members = tuple(_node(found["Resources"], found["Labels"]) for found in ray.nodes() if found["Alive"])
-    return Cluster(members, local, () if local else _to_come(members))
+    return ClusterResources(members, local, () if local else _to_come(members))
 
 
 def _node(resources: Mapping[str, float], labels: Mapping[str, str]) -> Node:

@@ -20,13 +20,13 @@ from clipray import tables
 from clipray.analysis import vector_index as vi
 from clipray.analysis.lengths import unit
 from clipray.analysis.recall import TOPS, Nearest, nearest_exactly
-from clipray.engine.cluster import Cluster
+from clipray.engine.cluster import ClusterResources
 from clipray.engine.health import answers_of
 from clipray.engine.index_builder import Builder
-from clipray.engine.index_order import QUERIES, Order, Part, Probes
+from clipray.engine.index_order import QUERIES, IndexPart, IndexSpec, Probes
 from clipray.engine.vector_actors import SALT
 from clipray.inputs.row_index import hash_strings
-from clipray.inputs.vector_column import Piece, Vectors, groups, read_finite
+from clipray.inputs.vector_column import Piece, VectorColumn, groups, read_finite
 
 AHEAD = 2  # parts under way for each CPU
 PART_ROWS = 65_536  # of the queries that a task reads
@@ -36,7 +36,7 @@ Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def build(
-    order: Order, write: Write, cluster: Cluster, tick: Callable[[int], None]
+    order: IndexSpec, write: Write, cluster: ClusterResources, tick: Callable[[int], None]
 ) -> tuple[dict[str, Any], list[Any]]:
     """Build `order.name` in `order.folder`.
 
@@ -69,11 +69,11 @@ def build(
         ray.kill(builder)
 
 
-def query_parts(queries: Vectors) -> list[Part]:
-    return [Part(pieces, pieces[0].first_row) for pieces in groups(queries.pieces, PART_ROWS)]
+def query_parts(queries: VectorColumn) -> list[IndexPart]:
+    return [IndexPart(pieces, pieces[0].first_row) for pieces in groups(queries.pieces, PART_ROWS)]
 
 
-def _samples(order: Any, parts: Sequence[Part], wanted: int, *, of_queries: bool = False) -> list[Any]:
+def _samples(order: Any, parts: Sequence[IndexPart], wanted: int, *, of_queries: bool = False) -> list[Any]:
     """References to the `Sample` of each part: together about a fifth more than the `wanted` rows."""
     draw: Any = ray.remote(num_cpus=1, max_retries=3)(_drawn)
     share = min(1.0, 1.2 * wanted / max(1, sum(part.rows for part in parts)))
@@ -81,7 +81,7 @@ def _samples(order: Any, parts: Sequence[Part], wanted: int, *, of_queries: bool
 
 
 def _fill(
-    parts: Sequence[Part], builder: Any, given: tuple[Any, Any, Any], write: Write, cluster: Cluster,
+    parts: Sequence[IndexPart], builder: Any, given: tuple[Any, Any, Any], write: Write, cluster: ClusterResources,
     tick: Callable[[int], None],
 ) -> list[Any]:  # fmt: skip
     """What `write` made of each part, which the builder merges in order; a bounded number under way."""
@@ -100,12 +100,12 @@ def _fill(
     return answers_of(written)
 
 
-def _vectors(order: Order, source: Vectors, piece: Piece) -> tuple[pa.Table, np.ndarray]:
+def _vectors(order: IndexSpec, source: VectorColumn, piece: Piece) -> tuple[pa.Table, np.ndarray]:
     ids, x = read_finite(source, piece)
     return ids, unit(x) if order.metric == "cosine" else np.ascontiguousarray(x, np.float32)
 
 
-def _drawn(order: Order, part: Part, share: float, of_queries: bool) -> Sample:
+def _drawn(order: IndexSpec, part: IndexPart, share: float, of_queries: bool) -> Sample:
     """About `share` of the rows, chosen by the hash of their identities."""
     source = order.queries if of_queries and order.queries else order.source
     keys, rows, vectors, start = [], [], [], part.first_row
@@ -122,7 +122,7 @@ def _drawn(order: Order, part: Part, share: float, of_queries: bool) -> Sample:
 
 
 def _trained(
-    order: Order, wanted: int, threads: int, n_samples: int, *samples: Sample
+    order: IndexSpec, wanted: int, threads: int, n_samples: int, *samples: Sample
 ) -> tuple[np.ndarray, int, Probes]:
     """The empty index as bytes, how many rows it was trained on, and what recall is measured with.
 
@@ -147,7 +147,7 @@ def _trained(
 
 
 def _filled(
-    part: Part, order: Order, trained: np.ndarray, probes: Probes, write: Write
+    part: IndexPart, order: IndexSpec, trained: np.ndarray, probes: Probes, write: Write
 ) -> tuple[np.ndarray | None, Nearest, Any]:
     """The part of the index as bytes, or its vectors where parts cannot be merged; the rows nearest to the probes; and
     what `write` made of the identities. Rows that are held out are only written."""
@@ -175,7 +175,7 @@ def _filled(
     return filled, nearest, shard
 
 
-def _numbers(order: Order, part: Part) -> np.ndarray:
+def _numbers(order: IndexSpec, part: IndexPart) -> np.ndarray:
     """Numbers (n,) int64 in the index of the rows of a part that is in it."""
     assert part.numbers is not None
     name, start = part.numbers

@@ -13,7 +13,7 @@ import numpy as np
 
 from clipray.analysis import vector_index as vi
 from clipray.analysis.recall import TOPS, Nearest, Queries, best_of, query_ms, recalls, tune
-from clipray.engine.index_order import Order, Probes
+from clipray.engine.index_order import IndexSpec, Probes
 from clipray.inputs.index_reader import read_faiss
 from clipray.storage.folder import Folder
 
@@ -23,7 +23,7 @@ OURS = re.compile(r"(\d{6,}|index-[0-9a-f]{8})\.faiss(\.lists)?")  # files of a 
 class Builder:
     """An actor that holds the index."""
 
-    def __init__(self, order: Order, threads: int) -> None:
+    def __init__(self, order: IndexSpec, threads: int) -> None:
         self._order, self._threads = order, threads
         self._parts: list[Path] = []
         self._nearest: list[Nearest] = []
@@ -127,7 +127,7 @@ class Builder:
         return figures
 
     def _measured(self) -> dict[str, Any]:
-        """Recall for the rows that are held out and for `Order.queries`, tuned for the latter where there are any."""
+        """Recall for the rows that are held out and for `IndexSpec.queries`, tuned for the latter where there are any."""
         order, probes, metric = self._order, self._probes, self._order.metric
         (nearest,), count = self._nearest, len(probes.x)
         held_out = Queries(probes.x, nearest.of(slice(count)))

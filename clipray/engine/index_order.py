@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipray.analysis import vector_index as vi
-from clipray.inputs.vector_column import Piece, Vectors
+from clipray.inputs.vector_column import Piece, VectorColumn
 from clipray.storage.folder import Folder
 
 QUERIES = 1_000  # that recall is measured with, at most
@@ -16,7 +16,7 @@ FEWEST = 100  # new rows of an index that grows: with fewer nothing is measured
 
 
 @dataclass(frozen=True)
-class Part:
+class IndexPart:
     """Neighbouring row groups; their rows are `first_row`, `first_row` + 1, … of all.
 
     Attributes:
@@ -37,7 +37,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Order:
+class IndexSpec:
     """What to build.
 
     Attributes:
@@ -47,15 +47,15 @@ class Order:
         on_disk: lists are merged on disk, beside the index.
     """
 
-    source: Vectors
+    source: VectorColumn
     kind: str
     metric: str
     recall: float
     random_state: int
-    parts: list[Part]
+    parts: list[IndexPart]
     folder: Folder
     name: str
-    queries: Vectors | None = None
+    queries: VectorColumn | None = None
     grown_from: str | None = None
     on_disk: bool = False
 
@@ -75,7 +75,7 @@ class Probes:
 
     Attributes:
         held_out: (h,) int64, the rows that are held out, ascending. x: (h, d) float32, their vectors.
-        others: (q, d) float32, of `Order.queries`.
+        others: (q, d) float32, of `IndexSpec.queries`.
         rows: of the table, which has that many numbers.
     """
 

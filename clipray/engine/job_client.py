@@ -25,7 +25,7 @@ OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 @dataclass(frozen=True)
-class Attempt:
+class Submission:
     """One submission of a run. `state`: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED, as Ray says it."""
 
     id: str
@@ -55,7 +55,7 @@ class JobServer:
         self.ray_version = _version(self.address, headers)
         self._client = _client(self.address, headers)
 
-    def attempts(self, run: str) -> list[Attempt]:
+    def attempts(self, run: str) -> list[Submission]:
         """The submissions of a run, oldest first. Their ids end in `-RUN-1`, `-RUN-2`, …"""
         with self._explained():
             jobs = {job.submission_id or "": job for job in self._client.list_jobs()}
@@ -69,7 +69,7 @@ class JobServer:
                 submission_id=attempt, entrypoint=entrypoint, runtime_env=runtime_env, metadata=metadata
             )
 
-    def look(self, attempt: str) -> Attempt:
+    def look(self, attempt: str) -> Submission:
         with self._explained():
             return _attempt(self._client.get_job_info(attempt))
 
@@ -78,7 +78,7 @@ class JobServer:
         with self._explained():
             self._client.stop_job(attempt)
 
-    def follow(self, attempt: str, write: Callable[[str], None]) -> Attempt:
+    def follow(self, attempt: str, write: Callable[[str], None]) -> Submission:
         """Hand on what the job prints until it is over; returns how it ended.
 
         Raises:
@@ -117,8 +117,8 @@ def _said(error: BaseException) -> str:
     return (lines[-1] if "Traceback" in lines[0] else " ".join(lines))[:600]
 
 
-def _attempt(job: Any) -> Attempt:
-    return Attempt(job.submission_id, str(job.status.value), job.message or "", job.driver_exit_code)
+def _attempt(job: Any) -> Submission:
+    return Submission(job.submission_id, str(job.status.value), job.message or "", job.driver_exit_code)
 
 
 def _broken() -> tuple[type[BaseException], ...]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from clipray.engine.cluster import Cluster, Node, selected
+from clipray.engine.cluster import ClusterResources, Node, selected
 from clipray.errors import PlanError
 from clipray.job import Encoding
 
@@ -76,7 +76,7 @@ class _Hosts:
         return sum(self.places)
 
 
-def make_plan(settings: Encoding, cluster: Cluster) -> Plan:
+def make_plan(settings: Encoding, cluster: ClusterResources) -> Plan:
     """Lay the encoders out so that reading and decoding always find room.
 
     Args:
@@ -148,7 +148,9 @@ def _cpu_places(node: Node) -> int:
     return max(1, round(node.cpus / CORES_PER_CPU_ACTOR)) if node.cpus >= 1 else 0
 
 
-def _pool(settings: Encoding, cluster: Cluster, hosts: _Hosts, now: _Hosts, gpus_each: float) -> tuple[int, int]:
+def _pool(
+    settings: Encoding, cluster: ClusterResources, hosts: _Hosts, now: _Hosts, gpus_each: float
+) -> tuple[int, int]:
     """Smallest and largest number of encoders."""
     asked = settings.actors
     if asked == "auto":
@@ -167,7 +169,7 @@ def _pool(settings: Encoding, cluster: Cluster, hosts: _Hosts, now: _Hosts, gpus
     return low, high
 
 
-def _nowhere(settings: Encoding, cluster: Cluster, gpus_each: float) -> str:
+def _nowhere(settings: Encoding, cluster: ClusterResources, gpus_each: float) -> str:
     if not cluster.where(settings.encode_on).members:
         return f"encode_on: no node has {selected(settings.encode_on)}; the cluster has {cluster}"
     if gpus_each:
@@ -178,7 +180,7 @@ def _nowhere(settings: Encoding, cluster: Cluster, gpus_each: float) -> str:
     return f"no node{_with(settings.encode_on)} has a CPU to encode on; the cluster has {cluster}"
 
 
-def _rest_on(hosts: _Hosts, cluster: Cluster, settings: Encoding, decode_in: str) -> float:
+def _rest_on(hosts: _Hosts, cluster: ClusterResources, settings: Encoding, decode_in: str) -> float:
     """CPUs that reading and decoding need on the encoders' own nodes, as far as no other node has them."""
     rest = READ_CPUS + (DECODE_CPUS if decode_in == "tasks" else 0)
     named = (cluster.where(settings.decoding_on) if decode_in == "tasks" else cluster).members

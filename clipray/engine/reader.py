@@ -16,7 +16,7 @@ from clipray.inputs.content_versions import CONTENT_HASH, Contents
 from clipray.inputs.manifest import Piece, joined, read_piece
 from clipray.inputs.row_index import contains, hash_strings
 from clipray.inputs.vector_lookup import Gatherer, Lookup
-from clipray.job.row_spec import PICTURES, Kind
+from clipray.job.row_spec import PICTURES, RowSpec
 from clipray.pipelines.messages import fatal
 
 GATHERED = "gathered"
@@ -26,7 +26,7 @@ LISTED_ROWS = 65_536  # whose files are looked at together: a folder is listed o
 
 
 @dataclass(frozen=True)
-class Pass:
+class ReadPlan:
     """One pass: what to read and how finely.
 
     Attributes:
@@ -49,7 +49,7 @@ class Pass:
     rows_per_block: int
     careful: bool = False
     contents: Contents | None = None
-    kind: Kind = PICTURES
+    kind: RowSpec = PICTURES
     schema: pa.Schema | None = None
     lookup: Lookup | None = None
     by: str = ""
@@ -63,7 +63,7 @@ class Reader:
     """A piece -> the wanted rows in it, in blocks."""
 
     def __init__(
-        self, this: Pass, wanted: list[Any], refused: list[Any], lookup: list[Any], rows: int, report: Reporter
+        self, this: ReadPlan, wanted: list[Any], refused: list[Any], lookup: list[Any], rows: int, report: Reporter
     ) -> None:
         self.columns, self.salt, self.kind, self.by = tuple(this.columns), this.salt, this.kind, this.by
         self.contents, self.schema = this.contents, this.schema

@@ -14,7 +14,7 @@ import ray
 
 from clipray.engine.failures import unwrapped
 from clipray.engine.health import LOOK_S, Health, waited
-from clipray.job.row_spec import PICTURES, Kind
+from clipray.job.row_spec import PICTURES, RowSpec
 from clipray.pipelines.region_boxes import unfolded
 from clipray.storage.folder import Folder
 from clipray.tables import Shard, rejects_schema, write_shard
@@ -45,7 +45,7 @@ class Target:
     rows_per_file: int
     flush_s: float
     regions: Regions | None = None
-    kind: Kind = PICTURES
+    kind: RowSpec = PICTURES
 
 
 @dataclass

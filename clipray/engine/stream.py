@@ -25,7 +25,7 @@ from clipray.engine.health import Health, refuse_dying
 from clipray.engine.plan import DECODE_CPUS, READ_CPUS, Plan
 from clipray.engine.progress import Progress, Reporter
 from clipray.engine.ray_patches import without_data_actors
-from clipray.engine.reader import Pass, Reader
+from clipray.engine.reader import Reader, ReadPlan
 from clipray.engine.sink import Sink, Target, Written
 from clipray.engine.workers import Decode, Encode
 from clipray.errors import RunError
@@ -37,7 +37,7 @@ LOST_BLOCKS, LOST_SHARE = 64, 0.1  # more lost blocks than both in one pass, and
 
 
 def run_pass(
-    this: Pass,
+    this: ReadPlan,
     plan: Plan,
     settings: EncodeSettings | TextSettings,
     target: Target,
@@ -85,7 +85,7 @@ def run_pass(
     return written
 
 
-def _dataset(this: Pass, plan: Plan, settings: EncodeSettings | TextSettings, report: Reporter) -> Any:
+def _dataset(this: ReadPlan, plan: Plan, settings: EncodeSettings | TextSettings, report: Reporter) -> Any:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False  # clipray's are shown
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # which Ray Data sets anew when it is imported

@@ -15,12 +15,12 @@ import ray
 from clipray.analysis.kmeans import Assigned, combine
 from clipray.analysis.lengths import unit
 from clipray.analysis.sampling import Draw, choose, merged
-from clipray.engine.cluster import Cluster
+from clipray.engine.cluster import ClusterResources
 from clipray.engine.health import answers_of
 from clipray.engine.plan import CORES_PER_CPU_ACTOR
 from clipray.errors import RunError, SchemaError
 from clipray.inputs.row_index import hash_strings
-from clipray.inputs.vector_column import Piece, Vectors, groups, read_piece
+from clipray.inputs.vector_column import Piece, VectorColumn, groups, read_piece
 
 Write = Callable[[pa.Table, np.ndarray, np.ndarray, int], Any]
 TREE_BYTES = 64 * 2**20  # states larger than this meet in pairs, on the workers
@@ -46,10 +46,12 @@ class Holding:
     budget_bytes: float = 0.0
 
 
-class _Holder:
+class VectorActor:
     """An actor: its share of the column, in memory or read anew, part by part, for each answer."""
 
-    def __init__(self, source: Vectors, pieces: Sequence[Piece], holding: Holding, device: str, threads: int) -> None:
+    def __init__(
+        self, source: VectorColumn, pieces: Sequence[Piece], holding: Holding, device: str, threads: int
+    ) -> None:
         self._source, self._pieces, self._holding, self._device = source, list(pieces), holding, device
         self._threads, self._precision, self._loaded = threads, "", False
         self._held: tuple[list[pa.Table], Any] | None = None
@@ -134,7 +136,7 @@ class _Holder:
         )
 
     def _parts(self) -> Iterator[tuple[list[pa.Table], Any]]:
-        """Identities of each piece and the `Shard`, part by part; the next is read while one is at work."""
+        """Identities of each piece and the `VectorPartition`, part by part; the next is read while one is at work."""
         self._load()
         if self._held is not None:
             yield self._held
@@ -162,14 +164,14 @@ class _Holder:
         return tables, x
 
     def _part(self, read: tuple[list[pa.Table], np.ndarray]) -> tuple[list[pa.Table], Any]:
-        from clipray.analysis.vector_partition import LONGEST, Shard
+        from clipray.analysis.vector_partition import LONGEST, VectorPartition
 
         tables, x = read
         source, key = self._source, self._source.ids[-1]
         keys = [hash_strings(ids[key], SALT) for ids in tables]
         precision: Any = self._holding.precision
         try:
-            shard = Shard(x, np.concatenate(keys), precision=precision, device=self._device)
+            shard = VectorPartition(x, np.concatenate(keys), precision=precision, device=self._device)
         except SchemaError as error:
             lengths = np.linalg.norm(x.astype(np.float64), axis=1)
             bad = np.flatnonzero(~(lengths <= LONGEST))[:5].tolist()
@@ -180,10 +182,10 @@ class _Holder:
         return tables, shard
 
 
-class HeldVectors:
+class VectorActorPool:
     """`mini_batch.Batches` of a cluster: each method asks all actors and combines what they say."""
 
-    def __init__(self, source: Vectors, actors: list[Any]) -> None:
+    def __init__(self, source: VectorColumn, actors: list[Any]) -> None:
         self.n_samples, self.n_features = source.n_samples, source.n_features
         self._actors, self._pieces = actors, source.pieces
         self._combine: Any = ray.remote(num_cpus=0)(_combined)
@@ -221,7 +223,7 @@ class HeldVectors:
         return {"precision": min(f["precision"] for f in facts), "held": all(f["held"] for f in facts)}
 
     def finish(self, centroids: np.ndarray, write: Write, rows_per_file: int) -> list[Any]:
-        """What `write` made of the rows of each file, in their order. See `_Holder.finish`."""
+        """What `write` made of the rows of each file, in their order. See `VectorActor.finish`."""
         sent = ray.put(centroids)
         parts = answers_of([actor.finish.remote(sent, write, rows_per_file) for actor in self._actors])
         return [made for part in parts for made in part]
@@ -232,7 +234,9 @@ def _combined(*states: Assigned) -> Assigned:
 
 
 @contextmanager
-def held(source: Vectors, cluster: Cluster, holding: Holding, actors: int | str) -> Iterator[HeldVectors]:
+def held(
+    source: VectorColumn, cluster: ClusterResources, holding: Holding, actors: int | str
+) -> Iterator[VectorActorPool]:
     """The column in the memory of actors: one per GPU, or one per 8 CPUs of each node; they end with the block."""
     on_gpu = cluster.gpus >= 1
     fit = (
@@ -246,13 +250,13 @@ def held(source: Vectors, cluster: Cluster, holding: Holding, actors: int | str)
     kind: Any = ray.remote(
         num_cpus=min(0.5, max(1.0, cluster.cpus) / 2 / count), num_gpus=1 if on_gpu else 0, max_restarts=3, max_task_retries=3,
         scheduling_strategy="SPREAD",
-    )(_Holder)  # fmt: skip
+    )(VectorActor)  # fmt: skip
     workers = [
         kind.remote(source, pieces, holding, "cuda" if on_gpu else "cpu", threads)
         for pieces in _shares(source.pieces, count)
     ]
     try:
-        yield HeldVectors(source, workers)
+        yield VectorActorPool(source, workers)
     finally:
         for worker in workers:
             ray.kill(worker)

@@ -25,7 +25,7 @@ KNOWN_SUFFIXES = (".yaml", ".yml", ".json", ".parquet", ".pq", ".csv", ".txt")
 LARGEST_BYTES = 16 * 2**20  # of a class file of text: ten descriptions for each of 20,000 classes take a quarter
 CLASS_COLUMNS = ("label", "style", "prompt", "description")
 KINDS = ("template", "description", "name_is_description")
-Said = str | list[str]
+PromptSet = str | list[str]
 
 
 def prompt_styles(
@@ -76,14 +76,14 @@ def _style(name: str, style: Style, classes: Classes) -> PromptStyle:
     return PromptStyle(name, labels, descriptions=texts, named=style.prompt == "name_is_description")
 
 
-def _templates(given: Said) -> tuple[str, ...]:
+def _templates(given: PromptSet) -> tuple[str, ...]:
     if isinstance(given, str):
         sets = {"photo": lambda: PHOTO_TEMPLATES, "openai": openai_templates}
         return tuple(sets[given]()) if given in sets else (given,)
     return tuple(given)
 
 
-def _texts(said: Said) -> list[str]:
+def _texts(said: PromptSet) -> list[str]:
     return [said] if isinstance(said, str) else said
 
 
@@ -128,7 +128,7 @@ def _read_yaml(path: str) -> Any:
     return load_yaml(_read(path), path)[0]
 
 
-def _descriptions(path: str) -> dict[str, Said]:
+def _descriptions(path: str) -> dict[str, PromptSet]:
     values = _read_yaml(path)
     if not isinstance(values, dict):
         raise JobError(f"{path}: expected a mapping of class names to descriptions, found {type(values).__name__}")

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from clipray.errors import DamagedError, SchemaError, StaleTableError
 from clipray.inputs.content_versions import CONTENT_HASH, same_content
-from clipray.inputs.row_index import Scan, places, row_keys
+from clipray.inputs.row_index import RowIndex, places, row_keys
 from clipray.storage.folder import Folder
 from clipray.tables import (
     Shard,
@@ -47,7 +47,7 @@ class RegionFolders:
 
 
 @dataclass
-class Stock:
+class CommittedRows:
     """What is on disk.
 
     Attributes:
@@ -88,18 +88,18 @@ def regions_of_another(regions: RegionFolders, fingerprint: str, name: str) -> s
     return None
 
 
-def take_stock(
+def check_committed(
     table: Folder,
     rejects: Folder,
-    scan: Scan,
+    scan: RowIndex,
     keep: Sequence[str],
     fingerprint: str,
     *,
     regions: RegionFolders | None = None,
-    mend: bool = True,
+    repair: bool = True,
     verified: dict[str, Shard] | None = None,
-) -> Stock:
-    """Count what is written and rejected; with `mend`, verify the shards, remove and rewrite what does not belong.
+) -> CommittedRows:
+    """Count what is written and rejected; with `repair`, verify the shards, remove and rewrite what does not belong.
 
     Args:
         verified: shards by path that need not be verified again; those that are verified here are added.
@@ -107,27 +107,36 @@ def take_stock(
     Raises:
         StaleTableError: the folder holds Parquet that was made with other settings, or by somebody else.
     """
-    stock = Stock(np.zeros(len(scan.keys), bool), verified={} if verified is None else verified)
-    if mend:
+    stock = CommittedRows(np.zeros(len(scan.keys), bool), verified={} if verified is None else verified)
+    if repair:
         _drop_broken(table, rejects, regions, stock)
     for folder, is_table in ((table, True), (rejects, False)):
-        for name in sorted(folder.leftovers()) if mend else ():
+        for name in sorted(folder.leftovers()) if repair else ():
             folder.remove(name)
         sizes, damaged = folder.sizes(), noted_as_damaged(folder) or ()
         for name in shard_names(folder):
             if name in damaged:  # a run removes it first
                 continue
             shard = _count_shard(
-                folder, name, sizes[name], is_table, scan, keep, fingerprint, stock, regions if is_table else None, mend
+                folder,
+                name,
+                sizes[name],
+                is_table,
+                scan,
+                keep,
+                fingerprint,
+                stock,
+                regions if is_table else None,
+                repair,
             )
             if shard is not None:
                 (stock.files if is_table else stock.reject_files).append(shard)
-    if regions is not None and mend:
+    if regions is not None and repair:
         _match_regions(table, regions, stock)
     return stock
 
 
-def _drop_broken(table: Folder, rejects: Folder, regions: RegionFolders | None, stock: Stock) -> None:
+def _drop_broken(table: Folder, rejects: Folder, regions: RegionFolders | None, stock: CommittedRows) -> None:
     """Remove shards that are not what was written. Pictures whose refused boxes are lost are made again with them."""
     beside = (regions.table, regions.rejects) if regions else ()
     for folder in (table, rejects, *beside):
@@ -159,7 +168,7 @@ def _bytes_of(shard: Shard | None) -> int | None:
 def take_back(rejects: Folder, fingerprint: str, verified: dict[str, Shard]) -> int:
     """Remove the rows whose reason may pass from a table's rejects, so that they are to be done again.
 
-    A kill in between leaves some of them rejected, the others to do, and none lost. verified: as of `take_stock`, kept
+    A kill in between leaves some of them rejected, the others to do, and none lost. verified: as of `check_committed`, kept
     true. Returns how many there were.
     """
     count = 0
@@ -179,12 +188,12 @@ def _count_shard(
     name: str,
     size: int,
     is_table: bool,
-    scan: Scan,
+    scan: RowIndex,
     keep: Sequence[str],
     fingerprint: str,
-    stock: Stock,
+    stock: CommittedRows,
     regions: RegionFolders | None,
-    mend: bool,
+    repair: bool,
 ) -> Shard | None:
     try:
         rows, _, stamp = shard_stamp(folder, name)
@@ -197,7 +206,7 @@ def _count_shard(
         ids = read_shard(folder, name, [*scan.kind.named, *hashed, *counted, *(keep if is_table else ())])
     except (SchemaError, FileNotFoundError):
         _note(stock, "torn_files", 1)
-        if mend:
+        if repair:
             folder.remove(name)
         return None
     reasons = None if is_table else read_shard(folder, name, ["reason"])["reason"]
@@ -206,12 +215,12 @@ def _count_shard(
     if reasons is not None:
         for item in pc.value_counts(reasons.filter(pa.array(good))).to_pylist():
             stock.rejects[item["values"]] = stock.rejects.get(item["values"], 0) + item["counts"]
-    if not mend:
+    if not repair:
         return Shard(name, int(good.sum()), size)
     return _kept(folder, name, good, stock)
 
 
-def _with_regions(ids: pa.Table, regions: Folder, name: str, stock: Stock) -> np.ndarray:
+def _with_regions(ids: pa.Table, regions: Folder, name: str, stock: CommittedRows) -> np.ndarray:
     """(rows,) bool: pictures of a shard whose regions are all there."""
     try:
         found = read_shard(regions, name, ["image_id"])["image_id"]
@@ -225,7 +234,7 @@ def _with_regions(ids: pa.Table, regions: Folder, name: str, stock: Stock) -> np
     return whole
 
 
-def _match_regions(table: Folder, regions: RegionFolders, stock: Stock) -> None:
+def _match_regions(table: Folder, regions: RegionFolders, stock: CommittedRows) -> None:
     """Remove regions whose picture is not in the shard of the same name."""
     pictures = {shard.name for shard in stock.files}
     for folder, files in ((regions.table, stock.region_files), (regions.rejects, stock.refused_box_files)):
@@ -240,14 +249,14 @@ def _match_regions(table: Folder, regions: RegionFolders, stock: Stock) -> None:
                 files.append(shard)
 
 
-def _match_shard(table: Folder, folder: Folder, name: str, stock: Stock) -> Shard | None:
+def _match_shard(table: Folder, folder: Folder, name: str, stock: CommittedRows) -> Shard | None:
     ids = read_shard(folder, name, ["image_id"])["image_id"]
     good = pc.is_in(ids, value_set=read_shard(table, name, ["image_id"])["image_id"].combine_chunks()).to_numpy()
     return _kept(folder, name, good, stock)
 
 
 def _belongs(
-    ids: pa.Table, is_table: bool, scan: Scan, keep: Sequence[str], stock: Stock, whole: np.ndarray
+    ids: pa.Table, is_table: bool, scan: RowIndex, keep: Sequence[str], stock: CommittedRows, whole: np.ndarray
 ) -> np.ndarray:
     """(rows,) bool: whole rows that are rows of the manifest, unchanged, and not counted before. Marks them as taken."""
     keys, sources, kept = row_keys(ids, scan.salt, keep if is_table else (), scan.kind)
@@ -271,7 +280,7 @@ def _belongs(
     return good
 
 
-def _kept(folder: Folder, name: str, good: np.ndarray, stock: Stock) -> Shard | None:
+def _kept(folder: Folder, name: str, good: np.ndarray, stock: CommittedRows) -> Shard | None:
     """The shard with its good rows alone; None where it has none. good: (rows,) bool."""
     if good.all():
         return stock.verified[folder.path(name)]
@@ -290,6 +299,6 @@ def _rewrite(folder: Folder, name: str, good: np.ndarray, verified: dict[str, Sh
     return shard
 
 
-def _note(stock: Stock, what: str, count: int) -> None:
+def _note(stock: CommittedRows, what: str, count: int) -> None:
     if count:
         stock.repaired[what] = stock.repaired.get(what, 0) + count

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipray.inputs.manifest import Manifest, Piece, joined
-from clipray.inputs.row_index import SCAN_ROWS, Scan, hash_strings, mixed, places, read_safely
+from clipray.inputs.row_index import SCAN_ROWS, RowIndex, hash_strings, mixed, places, read_safely
 from clipray.storage.folder import filesystem, listed_version, local_version
 from clipray.storage.uris import is_chain, is_local, parse
 
@@ -94,7 +94,7 @@ def _listing(folder: str) -> dict[str, str]:
     return {os.path.basename(entry["name"]): listed_version(entry) for entry in entries if entry["type"] == "file"}
 
 
-def with_contents(manifest: Manifest, scan: Scan, contents: Contents, files: Collection[int]) -> Scan:
+def with_contents(manifest: Manifest, scan: RowIndex, contents: Contents, files: Collection[int]) -> RowIndex:
     """The scan, with the contents of the rows of these files of the manifest (by number) in its `sources`.
 
     A row whose file cannot be looked at stands there as before, so that it counts as unchanged.
@@ -133,6 +133,6 @@ def same_content(hashes: pa.ChunkedArray, sources: np.ndarray, expected: np.ndar
     return same | ((expected == without) & versions.to_numpy())
 
 
-def sources_digest(scan: Scan) -> str:
+def sources_digest(scan: RowIndex) -> str:
     """Of all sources of a scan, with their contents where it has them."""
     return hashlib.sha256(scan.sources.tobytes()).hexdigest()[:16]

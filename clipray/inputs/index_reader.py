@@ -16,7 +16,7 @@ from clipray.analysis import vector_index as vi
 from clipray.analysis.lengths import unit
 from clipray.errors import DamagedError, SchemaError
 from clipray.inputs.index_files import hashes, is_as_built
-from clipray.inputs.vector_column import Vectors, comparable
+from clipray.inputs.vector_column import VectorColumn, comparable
 from clipray.storage.folder import Folder
 from clipray.tables.digests import files_digest
 
@@ -69,7 +69,7 @@ class OpenIndex:
         return unit(queries) if self.metric == "cosine" else np.ascontiguousarray(queries, np.float32)
 
 
-def ready_index(name: str, output: Folder, source: Vectors) -> tables.Record:
+def ready_index(name: str, output: Folder, source: VectorColumn) -> tables.Record:
     """The record of the index that a job calls `name`, to be searched with vectors of `source`.
 
     Raises:
@@ -167,7 +167,7 @@ def refuse_stale_index(name: str, record: tables.Record, output: Folder) -> None
         raise SchemaError(f"index {name}: {source} has changed since it was built; `clipray run` brings it up to date")
 
 
-def refuse_other_space(name: str, record: tables.Record, queries: Vectors) -> None:
+def refuse_other_space(name: str, record: tables.Record, queries: VectorColumn) -> None:
     """Raises SchemaError where queries and index are of two spaces."""
     why = comparable(dict(record.provenance["space"]), queries.space)
     if why:

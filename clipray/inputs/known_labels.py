@@ -24,7 +24,7 @@ NONE = -1  # of a row without a label
 
 
 @dataclass(frozen=True, eq=False)
-class Labelled:
+class KnownLabels:
     """A label for each of n rows, and perhaps a group.
 
     Attributes:
@@ -53,7 +53,7 @@ class Labelled:
         return np.where(self.keys[at] == keys, at, NONE)
 
 
-def read_labelled(source: str | Column, output: Folder, group: str | None = None) -> Labelled:
+def read_labelled(source: str | Column, output: Folder, group: str | None = None) -> KnownLabels:
     """Read labels: `table.column` of the run at `output`, `FOLDER/table.column`, or a `Column` of any Parquet.
 
     Rows without a label are left out. Numbers are labels too, as they are written.
@@ -85,10 +85,10 @@ def read_labelled(source: str | Column, output: Folder, group: str | None = None
         raise SchemaError(f"{name}: {twice} rows have an id that stands in an earlier row; ids must be unique")
     own, by = (np.concatenate(codes[c])[order] if c else np.zeros(len(order), np.int32) for c in (column, group))
     names, groups = coders[column].names, coders[group].names if group else [""]
-    return Labelled(name, ids, tuple(names), found[order], own, tuple(groups), by)
+    return KnownLabels(name, ids, tuple(names), found[order], own, tuple(groups), by)
 
 
-def mark_of(source: str | Column, output: Folder) -> tuple[dict[str, Any], Digest]:
+def fingerprint_of(source: str | Column, output: Folder) -> tuple[dict[str, Any], Digest]:
     """What decides the labels, and a digest of the very files, without reading them. Raises as `read_labelled`."""
     if isinstance(source, Column):
         return source.identity(), plain(digest_of(signs(expand_parquet(absolute(source.path)))))

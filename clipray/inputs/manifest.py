@@ -29,7 +29,7 @@ from clipray.inputs.parquet_files import (
     rows_not_utf8,
     with_rows,
 )
-from clipray.job.row_spec import PICTURES, Kind
+from clipray.job.row_spec import PICTURES, RowSpec
 from clipray.storage.environment import environment_errors
 from clipray.storage.folder import Folder, absolute, as_url, split
 from clipray.storage.parquet import open_parquet
@@ -57,7 +57,7 @@ class Manifest:
     urls: tuple[str, ...]
     pieces: tuple[Piece, ...]
     schema: pa.Schema
-    kind: Kind = PICTURES
+    kind: RowSpec = PICTURES
 
     @property
     def rows(self) -> int:
@@ -75,7 +75,7 @@ class Manifest:
 
 
 def open_manifest(
-    source: str | Sequence[str], keep: Sequence[str] = (), also: Sequence[str] = (), kind: Kind = PICTURES
+    source: str | Sequence[str], keep: Sequence[str] = (), also: Sequence[str] = (), kind: RowSpec = PICTURES
 ) -> Manifest:
     """Open one Parquet file, a glob, a folder of Parquet, or a list of those, on any fsspec URL.
 
@@ -126,7 +126,7 @@ def _common_schema(files: Sequence[File], names: Iterable[str]) -> pa.Schema:
     return schema
 
 
-def _check_columns(file: File, keep: Sequence[str], also: Sequence[str], kind: Kind) -> None:
+def _check_columns(file: File, keep: Sequence[str], also: Sequence[str], kind: RowSpec) -> None:
     url, names = file.url, file.schema.names
     twice = [name for name in (kind.key, *kind.content, *keep, *also) if names.count(name) > 1]
     if twice:
@@ -211,7 +211,7 @@ def joined(pieces: Iterable[Piece], rows: int, size_bytes: int) -> list[Piece]:
 
 
 def read_piece(
-    piece: Piece, columns: Sequence[str], rows: int, kind: Kind = PICTURES, schema: pa.Schema | None = None
+    piece: Piece, columns: Sequence[str], rows: int, kind: RowSpec = PICTURES, schema: pa.Schema | None = None
 ) -> Iterator[tuple[int, pa.Table]]:
     """As `read_rows`: (number of the first row in its file, table of at most `rows` rows)."""
     for read in read_rows(piece, columns, rows, kind, schema):
@@ -219,7 +219,7 @@ def read_piece(
 
 
 def read_rows(
-    piece: Piece, columns: Sequence[str], rows: int, kind: Kind = PICTURES, schema: pa.Schema | None = None
+    piece: Piece, columns: Sequence[str], rows: int, kind: RowSpec = PICTURES, schema: pa.Schema | None = None
 ) -> Iterator[Rows]:
     """Stream a piece, at most `rows` rows at once.
 
@@ -245,7 +245,7 @@ def read_rows(
             start += batch.num_rows
 
 
-def _readable(table: pa.Table, kind: Kind, schema: pa.Schema | None) -> tuple[pa.Table, dict[str, np.ndarray]]:
+def _readable(table: pa.Table, kind: RowSpec, schema: pa.Schema | None) -> tuple[pa.Table, dict[str, np.ndarray]]:
     """The table with its columns' proper types and in UTF-8; and which rows were not."""
     not_utf8 = {}
     for at, name in enumerate(table.schema.names):
@@ -267,7 +267,7 @@ def _type_of(schema: pa.Schema | None, name: str) -> pa.DataType | None:
     return schema.field(name).type if schema is not None and name in schema.names else None
 
 
-def _derived_ids(table: pa.Table, kind: Kind) -> pa.Array:
+def _derived_ids(table: pa.Table, kind: RowSpec) -> pa.Array:
     """Identities made of the rows' sources: 16 hex digits each."""
     rows = zip(*(table[name].to_pylist() for name in kind.sources), strict=True)
     texts = (json.dumps(row, ensure_ascii=False) for row in rows)

@@ -65,7 +65,7 @@ class GroundTruth:
 
 
 @dataclass(frozen=True)
-class Source:
+class RelevanceSource:
     """A ground truth's files and columns, before it is read."""
 
     path: str
@@ -84,7 +84,7 @@ class Source:
         return digest_of(signs(self.urls))
 
 
-def open_relevance(path: str, query_id: str | None, answer_id: str) -> Source:
+def open_relevance(path: str, query_id: str | None, answer_id: str) -> RelevanceSource:
     """Find a ground truth's files and look at their columns.
 
     Args:
@@ -111,10 +111,10 @@ def open_relevance(path: str, query_id: str | None, answer_id: str) -> Source:
             here = file.schema.field(name).type
             if not is_text(here):
                 raise ManifestError(f"{file.url}: column {name!r} is {here}; expected string")
-    return Source(path, tuple(urls), query_id, answer_id, graded)
+    return RelevanceSource(path, tuple(urls), query_id, answer_id, graded)
 
 
-def read_relevance(source: Source) -> GroundTruth:
+def read_relevance(source: RelevanceSource) -> GroundTruth:
     """Read a ground truth. Equal rows count once.
 
     Raises:
@@ -155,7 +155,7 @@ def _texts(url: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     return texts
 
 
-def _relations(source: Source, column: pa.ChunkedArray) -> np.ndarray:
+def _relations(source: RelevanceSource, column: pa.ChunkedArray) -> np.ndarray:
     codes = pc.index_in(column, pa.array(RELATIONS))
     if codes.null_count:
         strange = pc.unique(column.filter(codes.is_null())).to_pylist()

@@ -20,7 +20,7 @@ from clipray import tables
 from clipray.errors import ManifestError
 from clipray.inputs.manifest import Manifest, Piece, Rows, joined, read_rows
 from clipray.inputs.parquet_files import is_text
-from clipray.job.row_spec import PICTURES, Kind
+from clipray.job.row_spec import PICTURES, RowSpec
 from clipray.storage.folder import file_versions
 
 NOT_IN_PYTHON = (ArithmeticError, LookupError, ValueError)  # of a value that Arrow holds and Python cannot
@@ -28,7 +28,7 @@ SCAN_ROWS, SCAN_BYTES = 131_072, 256 * 2**20  # that are read at once
 
 
 @dataclass(frozen=True)
-class Scan:
+class RowIndex:
     """What the driver knows of every row before work starts.
 
     Attributes:
@@ -54,13 +54,13 @@ class Scan:
     refused: dict[int, np.ndarray]
     rejects: pa.Table
     piece_keys: list[np.ndarray] = field(repr=False, default_factory=list)
-    kind: Kind = PICTURES
+    kind: RowSpec = PICTURES
     versions: dict[str, str] = field(default_factory=dict)
     contents: bool = False
 
 
 def row_keys(
-    table: pa.Table, salt: str, keep: Sequence[str] = (), kind: Kind = PICTURES
+    table: pa.Table, salt: str, keep: Sequence[str] = (), kind: RowSpec = PICTURES
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(n,) uint64 hashes of a table's rows: of the identity, of the source (a resolved `uri`), of the kept columns."""
     keys = hash_strings(table[kind.key], salt)
@@ -113,7 +113,7 @@ def hash_strings(column: pa.ChunkedArray | pa.Array, salt: str) -> np.ndarray:
     return pd.util.hash_array(values, hash_key=salt, categorize=False)
 
 
-def scan(manifest: Manifest, keep: Sequence[str] = ()) -> Scan:
+def scan(manifest: Manifest, keep: Sequence[str] = ()) -> RowIndex:
     """Read ids, sources and kept columns of the whole manifest: find null and repeated ids and what is not UTF-8, hash the rest.
 
     Of rows with the same id the first is kept; the others become rejects.
@@ -135,7 +135,7 @@ def _versions(manifest: Manifest, versions: dict[str, str], refused: dict[int, n
     }
 
 
-def _scan(manifest: Manifest, keep: Sequence[str], salt: str) -> Scan | None:
+def _scan(manifest: Manifest, keep: Sequence[str], salt: str) -> RowIndex | None:
     kind = manifest.kind
     columns = [c for c in manifest.columns(keep) if c != kind.inline]
     columns_of: list[list[np.ndarray]] = []
@@ -159,7 +159,7 @@ def _scan(manifest: Manifest, keep: Sequence[str], salt: str) -> Scan | None:
     starts = np.cumsum([0, *(piece.rows for piece in manifest.pieces)])
     pieces = [keys[a:b][accepted[a:b]] for a, b in itertools.pairwise(starts)]
     order = np.argsort(keys[accepted], kind="stable")
-    return Scan(
+    return RowIndex(
         rows=len(keys),
         keys=keys[accepted][order],
         sources=sources[accepted][order],
@@ -254,7 +254,7 @@ def _digest(keys: np.ndarray, sources: np.ndarray, kept: np.ndarray) -> str:
     return hashlib.sha256(mixed.tobytes()).hexdigest()[:16]
 
 
-def pieces_with(manifest: Manifest, scan: Scan, keys: np.ndarray) -> list[Piece]:
+def pieces_with(manifest: Manifest, scan: RowIndex, keys: np.ndarray) -> list[Piece]:
     """The row groups that hold a row of `keys` ((n,) uint64, sorted)."""
     return [
         piece

@@ -36,7 +36,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Vectors:
+class VectorColumn:
     """An opened vector column; no rows are read yet.
 
     Attributes:
@@ -84,7 +84,7 @@ class Vectors:
 
 
 def comparable(space: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Why vectors of two spaces (`Vectors.space`) cannot be compared; "" where they can, or where one is not known."""
+    """Why vectors of two spaces (`VectorColumn.space`) cannot be compared; "" where they can, or where one is not known."""
     if not space or not other or space == other:
         return ""
     models = [_name_and_weights(each["model"]) if "model" in each else None for each in (space, other)]
@@ -102,7 +102,7 @@ def layer_of(space: Mapping[str, Any]) -> Any:
     return feature.get("layer") if isinstance(feature, Mapping) else feature
 
 
-def same_model(vectors: Vectors, model: Mapping[str, Any]) -> bool:
+def same_model(vectors: VectorColumn, model: Mapping[str, Any]) -> bool:
     """Whether a column's vectors can be compared with those that `model` makes of texts and pictures.
 
     `model` is an identity as `ResolvedModel.identity()` gives it, or the `model` of another column's `space`. Name and
@@ -121,7 +121,7 @@ def _name_and_weights(model: Mapping[str, Any]) -> tuple[str, Any]:
     return str(model.get("name")).split(":/")[0], model.get("weights")
 
 
-def refuse_another_model(vectors: Vectors, model: Mapping[str, Any], n_features: int) -> None:
+def refuse_another_model(vectors: VectorColumn, model: Mapping[str, Any], n_features: int) -> None:
     """Raises SchemaError where a column cannot be compared with what `model` makes: of another model, or no output."""
     wanted = f"{model.get('name')} ({str(model.get('weights'))[:19]}…)"
     if not same_model(vectors, model):
@@ -140,7 +140,7 @@ def refuse_another_model(vectors: Vectors, model: Mapping[str, Any], n_features:
         )
 
 
-def open_vectors(source: str | Column, output: Folder) -> Vectors:
+def open_vectors(source: str | Column, output: Folder) -> VectorColumn:
     """Open an input of a step.
 
     Args:
@@ -161,7 +161,7 @@ def open_vectors(source: str | Column, output: Folder) -> Vectors:
     return _open_table(source, output.named(table), column)
 
 
-def _open_table(name: str, folder: Folder, column: str) -> Vectors:
+def _open_table(name: str, folder: Folder, column: str) -> VectorColumn:
     record = tables.finished(folder, f"input {name}")
     vectors = [n for n, kind in record.columns.items() if kind.startswith("fixed_size_list") and n != "box_xyxy"]
     if column not in vectors:
@@ -178,7 +178,7 @@ def _open_table(name: str, folder: Folder, column: str) -> Vectors:
     return _opened(name, column, ids, urls, identity, files, files_digest(record.files), record.provenance)
 
 
-def _open_any(source: Column) -> Vectors:
+def _open_any(source: Column) -> VectorColumn:
     urls = expand_parquet(absolute(source.path))
     identity = {"path": absolute(source.path), "column": source.column, "id": source.id}
     files = signs(urls)
@@ -188,7 +188,7 @@ def _open_any(source: Column) -> Vectors:
 def _opened(
     name: str, column: str, ids: tuple[str, ...], urls: Sequence[str], identity: dict[str, Any], files: Any,
     digest: Digest, provenance: dict[str, Any],
-) -> Vectors:  # fmt: skip
+) -> VectorColumn:  # fmt: skip
     footers = [read_footer(url) for url in urls]
     holding = [footer for footer in with_rows(footers) if footer.rows]
     if not holding:
@@ -208,7 +208,7 @@ def _opened(
                 pieces.append(Piece(footer.url, group, start, rows))
             start += rows
     signs = dict(zip(urls, map(json.dumps, files), strict=True))
-    return Vectors(
+    return VectorColumn(
         name, column, ids, width, tuple(pieces), _common_schema(holding), identity, digest, provenance, signs
     )
 
@@ -252,7 +252,7 @@ def _width(name: str, url: str, field: pa.Field) -> int:
     return len(batch.column(0)[0].as_py() or ())
 
 
-def read_piece(vectors: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tuple[pa.Table, np.ndarray]:
+def read_piece(vectors: VectorColumn, piece: Piece, extra: Sequence[str] = ()) -> tuple[pa.Table, np.ndarray]:
     """(table of the identity columns and `extra`, (n, d) matrix of the column's own float type).
 
     Raises:
@@ -283,7 +283,7 @@ def read_piece(vectors: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tup
     return ids, values.to_numpy(zero_copy_only=True).reshape(-1, vectors.n_features)
 
 
-def _beside(vectors: Vectors, piece: Piece, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _beside(vectors: VectorColumn, piece: Piece, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """An identity as strings, or another column in its type of all files."""
     where = f"{piece.path}: row group {piece.row_group}"
     if name in vectors.ids and column.null_count:
@@ -304,7 +304,7 @@ def _cast(where: str, name: str, column: pa.ChunkedArray, kind: pa.DataType) -> 
         raise SchemaError(f"{where}: column {name!r}: {error}") from error
 
 
-def read_finite(source: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tuple[pa.Table, np.ndarray]:
+def read_finite(source: VectorColumn, piece: Piece, extra: Sequence[str] = ()) -> tuple[pa.Table, np.ndarray]:
     """Identities (with `extra`) and vectors (n, d). Raises SchemaError: some are not finite, or longer than float32 can
     square; with the first rows' ids."""
     ids, x = read_piece(source, piece, extra)
@@ -319,7 +319,7 @@ def read_finite(source: Vectors, piece: Piece, extra: Sequence[str] = ()) -> tup
     return ids, x
 
 
-def read_ids(vectors: Vectors, piece: Piece) -> pa.Array:
+def read_ids(vectors: VectorColumn, piece: Piece) -> pa.Array:
     """What names the rows of a row group, as strings; their vectors are not read."""
     name = vectors.ids[-1]
     with open_parquet(piece.path) as parquet:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from clipray import tables
 from clipray.errors import SchemaError
 from clipray.inputs.row_index import hash_strings
-from clipray.inputs.vector_column import Vectors, read_ids, read_piece
+from clipray.inputs.vector_column import VectorColumn, read_ids, read_piece
 
 SALTS = ("clipray-lookup-0", "clipray-lookup-1", "clipray-lookup-2")
 
@@ -25,7 +25,7 @@ class Lookup:
         places: (n,) int64 row in the whole column, of each key.
     """
 
-    vectors: Vectors
+    vectors: VectorColumn
     salt: str
     keys: np.ndarray
     places: np.ndarray
@@ -36,7 +36,7 @@ class Lookup:
         return tables.vector_type(self.vectors.n_features)
 
 
-def open_lookup(vectors: Vectors) -> Lookup:
+def open_lookup(vectors: VectorColumn) -> Lookup:
     """Read the ids of a column.
 
     Raises:

@@ -72,7 +72,7 @@ class StepSettings(Settings):
         return (self.name,)
 
     @property
-    def books(self) -> str:
+    def primary_table(self) -> str:
         """The table by whose rows and rejects the step counts what comes in; its own, but for steps that write several rows for one."""
         return self.name
 
@@ -82,7 +82,7 @@ class StepSettings(Settings):
         return ()
 
     @property
-    def looks_inside(self) -> bool:
+    def needs_architecture(self) -> bool:
         """Whether the driver must know the network's layers, and not only what it returns."""
         return False
 

@@ -143,7 +143,7 @@ class EmbedImages(Pictures, Embedding):
         return next((name for name, feature in self.features.items() if feature.regions), None)
 
     @property
-    def looks_inside(self) -> bool:
+    def needs_architecture(self) -> bool:
         return self.preprocess != "model" or any(feature.layer != "output" for feature in self.features.values())
 
     @property

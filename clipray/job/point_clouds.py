@@ -62,5 +62,5 @@ class RenderDepth(Encoding):
         return listed_schemes(self.schemes) if self.check_sources == "size_mtime" else ()
 
     @property
-    def looks_inside(self) -> bool:
+    def needs_architecture(self) -> bool:
         return self.prompt == "foveal"

@@ -120,16 +120,16 @@ class EmbedRegions(Pictures, Embedding):
         return "actors"
 
     @property
-    def looks_inside(self) -> bool:
+    def needs_architecture(self) -> bool:
         return self.prompt == "foveal"
 
     @property
-    def books(self) -> str:
+    def primary_table(self) -> str:
         return f"{self.name}_pictures"
 
     @property
     def tables(self) -> tuple[str, ...]:
-        return (self.name, self.books)
+        return (self.name, self.primary_table)
 
 
 class Refer(StepSettings):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Kind:
+class RowSpec:
     """A kind of row, by the names of its columns.
 
     Attributes:
@@ -35,9 +35,9 @@ class Kind:
         return (self.key, *self.sources)
 
 
-PICTURES = Kind("images", "image_id", ("uri",), "bytes")
-TEXTS = Kind("texts", "text_id", ("text",))
-PAIRS = Kind("caption_scores", "pair_id", ("image_id", "caption"), derived=True)
-ATTACKS = Kind("attacks", "image_id", ("uri",), "bytes")
-CLOUDS = Kind("clouds", "cloud_id", ("uri",), "bytes")
-REGION_PICTURES = Kind("region_pictures", "image_id", ("uri",), "bytes")
+PICTURES = RowSpec("images", "image_id", ("uri",), "bytes")
+TEXTS = RowSpec("texts", "text_id", ("text",))
+PAIRS = RowSpec("caption_scores", "pair_id", ("image_id", "caption"), derived=True)
+ATTACKS = RowSpec("attacks", "image_id", ("uri",), "bytes")
+CLOUDS = RowSpec("clouds", "cloud_id", ("uri",), "bytes")
+REGION_PICTURES = RowSpec("region_pictures", "image_id", ("uri",), "bytes")

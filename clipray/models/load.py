@@ -17,7 +17,7 @@ from clipray.errors import ModelError
 from clipray.models.geometry import keep_aspect_size, scaled_size, scaling_pixels
 from clipray.models.preprocess import MAX_PIXELS, Preprocess, scaling_bytes
 from clipray.models.resolve import ResolvedModel, folder_sha256, pair, quiet, sha256
-from clipray.tables.reasons import Refused
+from clipray.tables.reasons import Rejected
 
 
 def register(config: str) -> None:
@@ -82,7 +82,7 @@ def too_large_scaled(height: int, width: int, scaled: tuple[int, int], max_pixel
 def _check_scaled(image: Image.Image, scaled: tuple[int, int], max_pixels: int) -> None:
     message = too_large_scaled(image.height, image.width, scaled, max_pixels)
     if message:
-        raise Refused("decode", "too_many_pixels", message)
+        raise Rejected("decode", "too_many_pixels", message)
 
 
 def _resample(model: ResolvedModel) -> Image.Resampling:
@@ -105,7 +105,7 @@ def keeping_aspect(
 ) -> Preprocess:
     """To (H, W, 3) uint8 of the whole picture: no crop, the long side `long_px`, both sides a `multiple`.
 
-    `rounded`: as in `split_transform`. What is returned raises Refused: too_many_pixels.
+    `rounded`: as in `split_transform`. What is returned raises Rejected: too_many_pixels.
     """
     resample = _resample(model)
 
@@ -130,7 +130,7 @@ def split_transform(
 
     Returns:
         (what makes a PIL image (H, W, 3) uint8, mean (3, 1, 1) float32, std (3, 1, 1) float32); the first raises
-        Refused: too_many_pixels, where the image would be scaled to more than `max_pixels`.
+        Rejected: too_many_pixels, where the image would be scaled to more than `max_pixels`.
     """
     transform = image_transform_v2(PreprocessCfg(**model.preprocess), is_train=False)
     normalize = next(t for t in transform.transforms if isinstance(t, Normalize))

@@ -16,12 +16,12 @@ from PIL import Image
 from clipray.analysis.zero_shot import ZeroShot
 from clipray.models.image_encoder import ImageEncoder
 from clipray.pipelines.block_encoder import start_encoder
-from clipray.pipelines.decode import Picture
+from clipray.pipelines.decode import DecodedImage
 from clipray.pipelines.decode_ahead import PictureLoader, refusal_columns
 from clipray.pipelines.messages import Report, fatal, worker_facts
 from clipray.pipelines.spec import AttackSettings
 from clipray.pipelines.typography import place_of, write_word, wrong_label
-from clipray.tables.reasons import Refused
+from clipray.tables.reasons import Rejected
 
 
 class AttackBlocks:
@@ -72,16 +72,16 @@ class AttackBlocks:
             for image_id, word in zip(block["image_id"].to_pylist(), words, strict=True)
         ]
 
-    def _label(self, chunk: list[tuple[str | None, Picture | Refused]]) -> list[dict[str, Any] | Refused]:
+    def _label(self, chunk: list[tuple[str | None, DecodedImage | Rejected]]) -> list[dict[str, Any] | Rejected]:
         """For each picture its size, and its label before and after; or why there are none."""
         start = time.perf_counter()
-        good = [p for label, p in chunk if isinstance(p, Picture) and label is not None]
+        good = [p for label, p in chunk if isinstance(p, DecodedImage) and label is not None]
         found = iter(self._try(good))
         self.report({"stage": "encode", "rows": len(chunk), "seconds": time.perf_counter() - start})
-        no_label = Refused("manifest", "no_label", "no `label`")
-        return [no_label if label is None else p if isinstance(p, Refused) else next(found) for label, p in chunk]
+        no_label = Rejected("manifest", "no_label", "no `label`")
+        return [no_label if label is None else p if isinstance(p, Rejected) else next(found) for label, p in chunk]
 
-    def _try(self, pictures: list[Picture]) -> list[dict[str, Any] | Refused]:
+    def _try(self, pictures: list[DecodedImage]) -> list[dict[str, Any] | Rejected]:
         if not pictures:
             return []
         try:
@@ -91,16 +91,16 @@ class AttackBlocks:
                 raise
             if len(pictures) > 1:
                 return [row for picture in pictures for row in self._try([picture])]
-            return [Refused("encode", "encode_failed", f"{type(error).__name__}: {error}")]
+            return [Rejected("encode", "encode_failed", f"{type(error).__name__}: {error}")]
 
-    def _rows(self, pictures: list[Picture]) -> list[dict[str, Any] | Refused]:
+    def _rows(self, pictures: list[DecodedImage]) -> list[dict[str, Any] | Rejected]:
         pixels = np.concatenate([picture.pixels for picture in pictures])  # (2 n, H, W, 3): before, after, before, …
         vectors = self._encoder.encode(pixels).vectors["clip"]
         top = self._classifier.label(vectors)
-        rows: list[dict[str, Any] | Refused] = []
+        rows: list[dict[str, Any] | Rejected] = []
         for n, picture in enumerate(pictures):
             if not np.isfinite(vectors[2 * n : 2 * n + 2]).all():
-                rows.append(Refused("encode", "encode_failed", "the vector is not finite"))
+                rows.append(Rejected("encode", "encode_failed", "the vector is not finite"))
                 continue
             row: dict[str, Any] = {"height": picture.height, "width": picture.width}
             for name, at in (("before", 2 * n), ("after", 2 * n + 1)):
@@ -109,7 +109,7 @@ class AttackBlocks:
             rows.append(row)
         return rows
 
-    def _table(self, block: pa.Table, words: list[str | None], rows: list[dict[str, Any] | Refused]) -> pa.Table:
+    def _table(self, block: pa.Table, words: list[str | None], rows: list[dict[str, Any] | Rejected]) -> pa.Table:
         columns: dict[str, pa.Array | pa.ChunkedArray] = {}
         for field in self.settings.schema:
             if field.name == "word":

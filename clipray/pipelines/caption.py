@@ -9,13 +9,13 @@ from clipray.analysis.caption_scores import clip_score, ref_clip_score, referenc
 from clipray.analysis.lengths import unit
 from clipray.pipelines.spec import PairSettings
 from clipray.pipelines.text import TextWork, refusal
-from clipray.tables.reasons import Refused
+from clipray.tables.reasons import Rejected
 
 
 class ScorePairs(TextWork[PairSettings]):
     """Rows with `image_id`, `caption`, perhaps `references`, and the picture's vector -> rows of `caption_scores`."""
 
-    def _made(self, block: pa.Table) -> tuple[dict[str, pa.Array], list[Refused | None]]:
+    def _made(self, block: pa.Table) -> tuple[dict[str, pa.Array], list[Rejected | None]]:
         pictures = block[self.settings.pictures].combine_chunks()
         captions, images, x = block["caption"].to_pylist(), block["image_id"].to_pylist(), _matrix(pictures)
         refused = [
@@ -38,13 +38,13 @@ class ScorePairs(TextWork[PairSettings]):
             "truncated": _spread(found.cut[: len(good)], good, len(block)),
         }, refused
 
-    def _no_picture(self, image: str | None, vector: np.ndarray | None) -> Refused | None:
+    def _no_picture(self, image: str | None, vector: np.ndarray | None) -> Rejected | None:
         if image is None:
-            return Refused("manifest", "no_source", "no `image_id`")
+            return Rejected("manifest", "no_source", "no `image_id`")
         if vector is None:
-            return Refused("manifest", "no_such_image", f"{self.settings.source} has no picture {image!r}")
+            return Rejected("manifest", "no_such_image", f"{self.settings.source} has no picture {image!r}")
         if not np.isfinite(vector).all():
-            return Refused(
+            return Rejected(
                 "encode", "encode_failed", f"the vector of {image!r} in {self.settings.source} is not finite"
             )
         return None

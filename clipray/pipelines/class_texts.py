@@ -14,14 +14,14 @@ from clipray.pipelines.spec import ClassTexts
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedClasses:
     """Of each range the class vectors (k, d) float32 and the numbers of texts (k,) int64; what the tower says of itself."""
 
     parts: list[tuple[np.ndarray, np.ndarray]]
     facts: dict[str, Any]
 
 
-def encode_classes(work: ClassTexts) -> Encoded:
+def encode_classes(work: ClassTexts) -> EncodedClasses:
     """Load the text tower and encode; for a process of its own, whose torch gets `threads`."""
     torch.set_num_threads(work.threads)
     encoder = TextEncoder(work.model, precision=work.precision, batch_size=64)
@@ -31,4 +31,4 @@ def encode_classes(work: ClassTexts) -> Encoded:
         parts.append((vectors, counts))
         cut += truncated
     facts = {"logit_scale": encoder.logit_scale, "logit_bias": encoder.logit_bias, "prompts_truncated": cut}
-    return Encoded(parts, {**facts, "text_precision": encoder.precision})
+    return EncodedClasses(parts, {**facts, "text_precision": encoder.precision})

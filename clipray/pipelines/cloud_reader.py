@@ -1,6 +1,6 @@
 """Point clouds from files: NumPy's `.npy`, Stanford's `.ply` (text and binary), Geomview's `.off`, whose faces are sampled.
 
-The format is told by the first bytes, not by the name. Nothing here raises for a bad cloud but `Refused`.
+The format is told by the first bytes, not by the name. Nothing here raises for a bad cloud but `Rejected`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from itertools import islice, pairwise
 
 import numpy as np
 
-from clipray.tables.reasons import Refused
+from clipray.tables.reasons import Rejected
 
 LEAST_POINTS = 8
 PLY_TYPES = {
@@ -27,25 +27,25 @@ def read_cloud(data: bytes, sampled: int) -> np.ndarray:
         sampled: how many points are drawn from the surface of a mesh.
 
     Raises:
-        Refused: not_a_point_cloud, not_finite or too_few_points.
+        Rejected: not_a_point_cloud, not_finite or too_few_points.
     """
     try:
         points = _points(data, sampled)
-    except Refused:
+    except Rejected:
         raise
     except Exception as error:  # a broken file can break a parser anywhere
         raise _no_cloud(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
     bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
     if len(bad):
         where = f"{len(bad)} of {len(points)} points have a coordinate that is no finite number, the first is point {bad[0]}"
-        raise Refused("decode", "not_finite", where)
+        raise Rejected("decode", "not_finite", where)
     if len(points) < LEAST_POINTS:
-        raise Refused("decode", "too_few_points", f"{len(points)} points, fewer than {LEAST_POINTS}")
+        raise Rejected("decode", "too_few_points", f"{len(points)} points, fewer than {LEAST_POINTS}")
     return points
 
 
-def _no_cloud(why: str) -> Refused:
-    return Refused("decode", "not_a_point_cloud", f"{why}; expected .npy of (n, 3) numbers, .ply, or .off")
+def _no_cloud(why: str) -> Rejected:
+    return Rejected("decode", "not_a_point_cloud", f"{why}; expected .npy of (n, 3) numbers, .ply, or .off")
 
 
 def _points(data: bytes, sampled: int) -> np.ndarray:
@@ -85,7 +85,7 @@ def _ply(data: bytes) -> np.ndarray:
         table = np.frombuffer(body, record, count)
         columns = {name: table[name] for name in names}
     if len(columns["x"]) != count:
-        raise Refused("decode", "truncated", f"{len(columns['x'])} of the {count} vertices that its header names")
+        raise Rejected("decode", "truncated", f"{len(columns['x'])} of the {count} vertices that its header names")
     return np.stack([columns[axis].astype(np.float64) for axis in "xyz"], axis=1)
 
 
@@ -99,7 +99,7 @@ def _off(data: bytes, sampled: int) -> np.ndarray:
     vertices = np.array([row[:3] for row in words[1 : 1 + n]], np.float64).reshape(-1, 3)
     polygons = [list(map(int, row[1 : 1 + int(row[0])])) for row in words[1 + n : 1 + n + faces]]
     if len(vertices) != n or len(polygons) != faces:
-        raise Refused("decode", "truncated", f"{len(vertices)} of {n} vertices and {len(polygons)} of {faces} faces")
+        raise Rejected("decode", "truncated", f"{len(vertices)} of {n} vertices and {len(polygons)} of {faces} faces")
     triangles = np.array([(p[0], a, b) for p in polygons for a, b in pairwise(p[1:])], np.int64).reshape(-1, 3)
     if not len(triangles) or not np.isfinite(vertices).all():
         return vertices

@@ -1,6 +1,6 @@
 """A picture from its URI or bytes to pixels: fetch, decode as people see it, preprocess as the model's own transform.
 
-Nothing here raises for a bad picture but `Refused`, which carries the reason for the `rejects` table.
+Nothing here raises for a bad picture but `Rejected`, which carries the reason for the `rejects` table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clipray.pipelines.image_fetch import checked_bytes, fetch
 from clipray.pipelines.limits import Limits
 from clipray.pipelines.png_metadata import without_large_metadata
 from clipray.pipelines.to_rgb import to_rgb
-from clipray.tables.reasons import Refused
+from clipray.tables.reasons import Rejected
 
 # First bytes of the formats that people keep pictures in: such a file that does not open is a broken picture.
 SIGNATURES = (
@@ -64,7 +64,7 @@ def decode(data: bytes, limits: Limits, *, draft_px: int | None = None) -> Image
         draft_px: let a JPEG decode at a reduced scale, with both sides still at least this long.
 
     Raises:
-        Refused: not_an_image, truncated, undecodable or too_many_pixels.
+        Rejected: not_an_image, truncated, undecodable or too_many_pixels.
     """
     return Opened(data, limits).decoded(draft_px)[0]
 
@@ -120,7 +120,7 @@ class Opened:
 def _check_size(image: Image.Image, limits: Limits) -> None:
     if image.height * image.width > limits.max_pixels:
         message = f"{image.height} x {image.width} px, more than max_pixels={limits.max_pixels}"
-        raise Refused("decode", "too_many_pixels", message)
+        raise Rejected("decode", "too_many_pixels", message)
 
 
 @contextlib.contextmanager
@@ -132,12 +132,12 @@ def _refusing(data: bytes, limits: Limits) -> Iterator[None]:
     Image.MAX_IMAGE_PIXELS = limits.max_pixels
     try:
         yield
-    except Refused:
+    except Rejected:
         raise
     except Image.DecompressionBombError as error:
-        raise Refused("decode", "too_many_pixels", f"more than max_pixels={limits.max_pixels}: {error}") from error
+        raise Rejected("decode", "too_many_pixels", f"more than max_pixels={limits.max_pixels}: {error}") from error
     except UnclearGrey as error:
-        raise Refused("decode", "undecodable", str(error)) from error
+        raise Rejected("decode", "undecodable", str(error)) from error
     except Exception as error:  # Pillow's plugins raise nearly anything
         raise _refusal(data, error) from error
 
@@ -148,26 +148,26 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in Image.ID if name not in NOT_PICTURES)
 
 
-def _refusal(data: bytes, error: Exception) -> Refused:
+def _refusal(data: bytes, error: Exception) -> Rejected:
     text = f"{type(error).__name__}: {error}".replace("\n", " ")
     webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
     if webp and len(data) < 8 + int.from_bytes(data[4:8], "little"):  # Pillow does not say so
-        return Refused(
+        return Rejected(
             "decode",
             "truncated",
             f"{len(data)} bytes of the {int.from_bytes(data[4:8], 'little') + 8} that its header names",
         )
     if isinstance(error, UnidentifiedImageError):
         if webp or data.startswith(SIGNATURES) or data[4:12] in (b"ftypavif", b"ftypavis"):
-            return Refused(
+            return Rejected(
                 "decode", "undecodable", f"starts like a picture, but its header cannot be read ({len(data)} bytes)"
             )
-        return Refused(
+        return Rejected(
             "decode", "not_an_image", f"{len(data)} bytes starting {data[:8]!r} are no picture that Pillow knows"
         )
     if isinstance(error, EOFError) or "truncated" in text.lower():
-        return Refused("decode", "truncated", text)
-    return Refused("decode", "undecodable", text)
+        return Rejected("decode", "truncated", text)
+    return Rejected("decode", "undecodable", text)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -178,7 +178,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """Pixels ready for the encoder, (H, W, 3) uint8, and the original's size in px."""
 
     pixels: np.ndarray
@@ -193,7 +193,7 @@ def load_picture(
     preprocess: Callable[..., np.ndarray],
     draft_px: int | None = None,
     memory: DecodeMemory | None = None,
-) -> Picture | Refused:
+) -> DecodedImage | Rejected:
     """Fetch (unless `data` is given), decode and preprocess one picture; a bad one comes back as its refusal.
 
     `preprocess` takes the image; a `Preprocess` also the original's height and width, which a JPEG that was decoded at a
@@ -201,22 +201,22 @@ def load_picture(
     """
     try:
         if data is None and not uri:
-            raise Refused("manifest", "no_source", "neither `uri` nor `bytes`")
+            raise Rejected("manifest", "no_source", "neither `uri` nor `bytes`")
         raw = checked_bytes(data, limits) if data is not None else fetch(str(uri), limits)
         opened = Opened(raw, limits)
         needed = _bytes_needed(opened, preprocess, limits)
         with memory.hold(needed) if memory else contextlib.nullcontext():
             image, height, width = opened.decoded(draft_px)
             sized = isinstance(preprocess, Preprocess)
-            return Picture(preprocess(image, height, width) if sized else preprocess(image), height, width)
-    except Refused as refused:
+            return DecodedImage(preprocess(image, height, width) if sized else preprocess(image), height, width)
+    except Rejected as refused:
         return refused
     except Exception as error:  # a row is never worth the job
-        return Refused("decode", "undecodable", f"{type(error).__name__}: {error}")
+        return Rejected("decode", "undecodable", f"{type(error).__name__}: {error}")
 
 
 def _bytes_needed(opened: Opened, preprocess: Callable[..., np.ndarray], limits: Limits) -> int:
-    """To decode and to preprocess. Raises Refused: too_many_pixels, where that is more than all may take together."""
+    """To decode and to preprocess. Raises Rejected: too_many_pixels, where that is more than all may take together."""
     height, width = opened.stored_size
     scratch = 0
     if isinstance(preprocess, Preprocess):  # which of the two is the height may be known later
@@ -228,5 +228,5 @@ def _bytes_needed(opened: Opened, preprocess: Callable[..., np.ndarray], limits:
             f"{height} x {width} px of {opened.format} take {needed} bytes to decode and scale, more than the {most} "
             f"that go with max_pixels={limits.max_pixels}"
         )
-        raise Refused("decode", "too_many_pixels", message)
+        raise Rejected("decode", "too_many_pixels", message)
     return needed

@@ -19,20 +19,20 @@ from PIL import Image
 from clipray.models.load import keeping_aspect, split_transform
 from clipray.models.preprocess import RGB_BYTES, Preprocess
 from clipray.pipelines.budget import Budget
-from clipray.pipelines.decode import Picture, load_picture, prepare_pillow
+from clipray.pipelines.decode import DecodedImage, load_picture, prepare_pillow
 from clipray.pipelines.decode_memory import DecodeMemory, decode_budget
 from clipray.pipelines.image_fetch import Fetcher, NoRoom
 from clipray.pipelines.messages import Report, fatal
 from clipray.pipelines.spec import EncodeSettings
 from clipray.storage.uris import is_local
-from clipray.tables.reasons import Refused
+from clipray.tables.reasons import Rejected
 
 DECODE_NICENESS = 19
 REMOTE_THREADS = 32  # waiting for a network, not computing
 REMOTE_BYTES = 64 * 2**20  # of files from servers that are not decoded yet
 ROOM_BYTES = REMOTE_BYTES // REMOTE_THREADS  # for a file of which nothing is known
 
-Loaded = Picture | Refused
+Loaded = DecodedImage | Rejected
 
 
 class PictureLoader:
@@ -57,7 +57,7 @@ class PictureLoader:
 
     def load(
         self, block: pa.Table, ahead: int, ways: Iterable[Preprocess] | None = None
-    ) -> Iterator[Picture | Refused]:
+    ) -> Iterator[DecodedImage | Rejected]:
         """One result per row of `block` (columns `uri` and/or `bytes`), in its order.
 
         `ways`: how each row's picture is preprocessed, where it is not as usual.
@@ -96,7 +96,7 @@ class PictureLoader:
     def _fetch_then_decode(self, uri: str, preprocess: Preprocess) -> Future[Loaded]:
         try:
             raw = self._fetch(uri)
-        except Refused as refused:
+        except Rejected as refused:
             done: Future[Loaded] = Future()
             done.set_result(refused)
             return done
@@ -156,7 +156,7 @@ class DecodeBlocks:
         start = time.perf_counter()
         loaded = list(self._loader.load(block, max(REMOTE_THREADS, 2 * self.settings.threads)))
         self.report({"stage": "decode", "rows": len(block), "seconds": time.perf_counter() - start})
-        good = [p if isinstance(p, Picture) else None for p in loaded]
+        good = [p if isinstance(p, DecodedImage) else None for p in loaded]
         columns = {
             "pixels": pa.array([p and p.pixels.tobytes() for p in good], pa.binary()),
             "height": pa.array([p and p.height for p in good], pa.int32()),
@@ -168,7 +168,7 @@ class DecodeBlocks:
 
 
 def refusal_columns(results: Iterable[Any]) -> dict[str, pa.Array]:
-    refused = [r if isinstance(r, Refused) else None for r in results]
+    refused = [r if isinstance(r, Rejected) else None for r in results]
     return {
         name: pa.array([r and getattr(r, name) for r in refused], pa.string())
         for name in ("stage", "reason", "message")

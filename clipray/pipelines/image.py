@@ -18,13 +18,13 @@ import torch
 from clipray.models.geometry import Geometry, geometry, keep_aspect_geometry, keep_aspect_size
 from clipray.models.image_encoder import ImageEncoder
 from clipray.pipelines.block_encoder import start_encoder
-from clipray.pipelines.decode import Picture
+from clipray.pipelines.decode import DecodedImage
 from clipray.pipelines.decode_ahead import PictureLoader, refusal_columns
 from clipray.pipelines.messages import Report, fatal, worker_facts
 from clipray.pipelines.region_boxes import PictureRegions, picture_regions, region_columns, sort_boxes
 from clipray.pipelines.spec import EncodeSettings
 from clipray.tables import fits
-from clipray.tables.reasons import Refused
+from clipray.tables.reasons import Rejected
 
 SIZES_AT_ONCE = 4  # batches that are gathered before pictures are grouped by size
 
@@ -71,8 +71,8 @@ class EncodeBlocks:
         work = zip(pictures, boxes, strict=False)
         # Pictures of many sizes are encoded size by size: the more at once, the fuller the batches.
         chunk_size = batch_size * (SIZES_AT_ONCE if self.settings.keep_aspect else 1)
-        waiting: deque[Future[list[Row | Refused]]] = deque()
-        rows: list[Row | Refused] = []
+        waiting: deque[Future[list[Row | Rejected]]] = deque()
+        rows: list[Row | Rejected] = []
         chunk = list(itertools.islice(work, chunk_size))
         with self._turn:
             while chunk:
@@ -84,32 +84,34 @@ class EncodeBlocks:
             rows += future.result()
         return result_table(block, rows, self.settings)
 
-    def _unpacked(self, block: pa.Table) -> Iterator[Picture | Refused]:
+    def _unpacked(self, block: pa.Table) -> Iterator[DecodedImage | Rejected]:
         names = ("pixels", "height", "width", "stage", "reason", "message")
         for pixels, height, width, stage, reason, message in zip(*(block[n] for n in names), strict=True):
             if reason.is_valid:
-                yield Refused(stage.as_py(), reason.as_py(), message.as_py())
+                yield Rejected(stage.as_py(), reason.as_py(), message.as_py())
                 continue
             shape = self._input_size(height.as_py(), width.as_py())
-            yield Picture(np.frombuffer(pixels.as_buffer(), np.uint8).reshape(*shape, 3), height.as_py(), width.as_py())
+            yield DecodedImage(
+                np.frombuffer(pixels.as_buffer(), np.uint8).reshape(*shape, 3), height.as_py(), width.as_py()
+            )
 
     def _input_size(self, height: int, width: int) -> tuple[int, int]:
         keep = self.settings.keep_aspect
         return keep_aspect_size(height, width, *keep) if keep else self.settings.model.image_size
 
-    def _geometry(self, picture: Picture) -> Geometry:
+    def _geometry(self, picture: DecodedImage) -> Geometry:
         keep = self.settings.keep_aspect
         if keep:
             return keep_aspect_geometry(picture.height, picture.width, *keep)
         return geometry(picture.height, picture.width, self.settings.model.preprocess)
 
-    def _encode(self, chunk: list[tuple[Picture | Refused, Any]]) -> list[Row | Refused]:
+    def _encode(self, chunk: list[tuple[DecodedImage | Rejected, Any]]) -> list[Row | Rejected]:
         """One result per picture; a picture that the network cannot take is refused alone."""
         start = time.perf_counter()
         result: list[Any] = [picture for picture, _ in chunk]
         sizes: dict[tuple[int, ...], list[int]] = {}
         for n, (picture, _) in enumerate(chunk):
-            if isinstance(picture, Picture):
+            if isinstance(picture, DecodedImage):
                 sizes.setdefault(picture.pixels.shape, []).append(n)
         for places in sizes.values():
             encoded = self._try([(chunk[n][0], chunk[n][1]) for n in places])
@@ -118,7 +120,7 @@ class EncodeBlocks:
         self.report({"stage": "encode", "rows": len(chunk), "seconds": time.perf_counter() - start})
         return result
 
-    def _try(self, work: list[tuple[Any, Any]]) -> list[Row | Refused]:
+    def _try(self, work: list[tuple[Any, Any]]) -> list[Row | Rejected]:
         """`work`: pictures of one size, and their boxes."""
         try:
             return self._rows(work)
@@ -127,9 +129,9 @@ class EncodeBlocks:
                 raise
             if len(work) > 1:
                 return [result for one in work for result in self._try([one])]
-            return [Refused("encode", "encode_failed", f"{type(error).__name__}: {error}")]
+            return [Rejected("encode", "encode_failed", f"{type(error).__name__}: {error}")]
 
-    def _rows(self, work: list[tuple[Picture, Any]]) -> list[Row | Refused]:
+    def _rows(self, work: list[tuple[DecodedImage, Any]]) -> list[Row | Rejected]:
         regional = self.settings.region_schema is not None
         places = [self._geometry(picture) for picture, _ in work] if regional else []
         given = (
@@ -139,7 +141,7 @@ class EncodeBlocks:
             np.stack([picture.pixels for picture, _ in work]), [boxes.on_input for boxes in given] or None
         )
         starts = np.cumsum([0, *(len(boxes.number) for boxes in given)])
-        rows: list[Row | Refused] = []
+        rows: list[Row | Rejected] = []
         for n, (picture, _) in enumerate(work):
             vectors = {name: matrix[n] for name, matrix in made.vectors.items()}
             regions = None
@@ -158,7 +160,7 @@ class EncodeBlocks:
             rows.append(
                 Row(picture.height, picture.width, vectors, regions)
                 if self._fit(vectors, regions)
-                else Refused("encode", "encode_failed", "the vector is not finite, or too large for its column")
+                else Rejected("encode", "encode_failed", "the vector is not finite, or too large for its column")
             )
         return rows
 
@@ -168,7 +170,7 @@ class EncodeBlocks:
         return of_an_image and (regions is None or fits(regions.vectors, next(iter(kinds.values()))))
 
 
-def result_table(block: pa.Table, rows: list[Row | Refused], settings: EncodeSettings) -> pa.Table:
+def result_table(block: pa.Table, rows: list[Row | Rejected], settings: EncodeSettings) -> pa.Table:
     """The table's columns for every row, null where the row was refused, the refusals' columns, and nested regions."""
     columns: dict[str, pa.Array] = {}
     nested = {}
@@ -190,9 +192,9 @@ def result_table(block: pa.Table, rows: list[Row | Refused], settings: EncodeSet
     return pa.table({**columns, **nested, **refusal_columns(rows)})
 
 
-def _vector_column(rows: list[Row | Refused], field: pa.Field) -> pa.Array:
+def _vector_column(rows: list[Row | Rejected], field: pa.Field) -> pa.Array:
     """n results -> fixed_size_list column of n rows, null where refused."""
-    refused = np.array([isinstance(row, Refused) for row in rows], bool)
+    refused = np.array([isinstance(row, Rejected) for row in rows], bool)
     matrix = np.zeros((len(rows), field.type.list_size), field.type.value_type.to_pandas_dtype())
     for n, row in enumerate(rows):
         if isinstance(row, Row):

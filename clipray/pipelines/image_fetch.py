@@ -21,7 +21,7 @@ from clipray.pipelines.limits import Limits
 from clipray.pipelines.retries import Failure, Retries
 from clipray.storage.folder import filesystem
 from clipray.storage.uris import LOCAL, is_chain, parse
-from clipray.tables.reasons import Reason, Refused, http_reason
+from clipray.tables.reasons import Reason, Rejected, http_reason
 
 HTTP = ("http", "https")
 REDIRECTS = 10
@@ -70,12 +70,12 @@ class Fetcher:
 
         Raises:
             NoRoom: it has more than `room` bytes.
-            Refused: stage `fetch`, with a status (`http_404`) where a server answered with one.
+            Rejected: stage `fetch`, with a status (`http_404`) where a server answered with one.
         """
         limits = self._limits
         scheme, path = parse(uri)
         if scheme not in limits.schemes or is_chain(uri):
-            raise Refused(
+            raise Rejected(
                 "fetch", "scheme_not_allowed", f"{uri}: scheme {scheme!r} is not among {', '.join(limits.schemes)}"
             )
         if scheme == LOCAL:
@@ -95,7 +95,7 @@ class Fetcher:
             return _read_object(uri, self._limits, seconds, room)
         except NoRoom:
             raise
-        except Refused as refused:
+        except Rejected as refused:
             raise Failure(refused, answered=True) from refused
         except Exception as error:  # every filesystem has its own errors
             raise _failure(uri, error, self._limits) from error
@@ -124,7 +124,7 @@ class Fetcher:
         to = urljoin(url, location)
         scheme = parse(to)[0]
         if scheme not in HTTP or scheme not in self._limits.schemes:
-            raise Refused("fetch", "scheme_not_allowed", f"{url}: redirects to {to}, whose scheme is not allowed")
+            raise Rejected("fetch", "scheme_not_allowed", f"{url}: redirects to {to}, whose scheme is not allowed")
         return to
 
 
@@ -136,9 +136,9 @@ def fetch(uri: str, limits: Limits) -> bytes:
 def checked_bytes(data: bytes, limits: Limits) -> bytes:
     """`data` itself. Raises Refused when it is empty or too large."""
     if len(data) > limits.max_bytes:
-        raise Refused("fetch", "too_many_bytes", f"more than max_bytes={limits.max_bytes}")
+        raise Rejected("fetch", "too_many_bytes", f"more than max_bytes={limits.max_bytes}")
     if not data:
-        raise Refused("fetch", "empty", "the file has 0 bytes")
+        raise Rejected("fetch", "empty", "the file has 0 bytes")
     return data
 
 
@@ -146,17 +146,17 @@ def _read_local(path: str, limits: Limits) -> bytes:
     try:
         mode = os.stat(path)
         if not stat.S_ISREG(mode.st_mode):  # opening a pipe or a device would wait for ever
-            raise Refused("fetch", "not_a_file", f"{path}: not a regular file")
+            raise Rejected("fetch", "not_a_file", f"{path}: not a regular file")
         if mode.st_size > limits.max_bytes:
             said = f"{path}: {mode.st_size} bytes, more than max_bytes={limits.max_bytes}"
-            raise Refused("fetch", "too_many_bytes", said)
+            raise Rejected("fetch", "too_many_bytes", said)
         with open(path, "rb") as file:
             return file.read(limits.max_bytes + 1)
     except OSError as error:  # what is not known to last may be a network disk's
         reason = LASTING_ERRNOS.get(error.errno or 0, "unreachable")
-        raise Refused("fetch", reason, f"{path}: {error.strerror or error}") from error
+        raise Rejected("fetch", reason, f"{path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise Refused("fetch", "invalid_uri", f"{path!r}: {error}") from error
+        raise Rejected("fetch", "invalid_uri", f"{path!r}: {error}") from error
 
 
 def _read_object(uri: str, limits: Limits, seconds: float, room: int) -> bytes:
@@ -174,7 +174,7 @@ async def _bounded(response: aiohttp.ClientResponse, url: str, limits: Limits, r
     max_bytes, window_s = limits.max_bytes, limits.fetch_timeout_s / WINDOWS
     if (response.content_length or 0) > max_bytes:
         said = f"{url}: {response.content_length} bytes, more than max_bytes={max_bytes}"
-        raise Refused("fetch", "too_many_bytes", said)
+        raise Rejected("fetch", "too_many_bytes", said)
     if (response.content_length or 0) > room:
         raise NoRoom(response.content_length or 0)
     data = bytearray()
@@ -187,7 +187,7 @@ async def _bounded(response: aiohttp.ClientResponse, url: str, limits: Limits, r
                 raise TimeoutError
             since, before = clock(), len(data)
         if len(data) > max_bytes:
-            raise Refused("fetch", "too_many_bytes", f"{url}: more than max_bytes={max_bytes}")
+            raise Rejected("fetch", "too_many_bytes", f"{url}: more than max_bytes={max_bytes}")
         if len(data) > room:
             raise NoRoom(max_bytes)
     return bytes(data)
@@ -198,25 +198,25 @@ def _failure(uri: str, error: Exception, limits: Limits) -> Failure:
     causes = list(_causes(error))
     if any(isinstance(cause, aiohttp.ClientPayloadError) for cause in causes):
         said = f"{uri}: the connection broke off before the whole file was there"
-        return Failure(Refused("fetch", "unreachable", said), answered=True)
+        return Failure(Rejected("fetch", "unreachable", said), answered=True)
     status, headers = _answer(causes)
     if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and parse(uri)[0] not in HTTP:  # no first byte
-        return Failure(Refused("fetch", "empty", f"{uri}: the file has 0 bytes"), answered=True)
+        return Failure(Rejected("fetch", "empty", f"{uri}: the file has 0 bytes"), answered=True)
     for known, reason in STORED:
         if isinstance(error, known):
-            return Failure(Refused("fetch", reason, f"{uri}: {_said(error)}"), answered=True)
+            return Failure(Rejected("fetch", reason, f"{uri}: {_said(error)}"), answered=True)
     if any(isinstance(cause, TimeoutError) for cause in causes):
         said = f"{uri}: no whole answer within {limits.fetch_timeout_s:g} s"
-        return Failure(Refused("fetch", "timed_out", said), answered=False)
+        return Failure(Rejected("fetch", "timed_out", said), answered=False)
     if status:
         said = f"{uri}: {status} {_phrase(status, error)}".rstrip()
         wait = _retry_after_s(headers.get("Retry-After"))
-        return Failure(Refused("fetch", http_reason(status), said), answered=True, retry_after_s=wait)
+        return Failure(Rejected("fetch", http_reason(status), said), answered=True, retry_after_s=wait)
     without = any(isinstance(cause, ImportError) for cause in causes)
     if isinstance(error, ValueError | ClipRayError) and not isinstance(error, OSError) and not without:
-        return Failure(Refused("fetch", "invalid_uri", f"{uri}: cannot be fetched: {_said(error)}"), answered=True)
+        return Failure(Rejected("fetch", "invalid_uri", f"{uri}: cannot be fetched: {_said(error)}"), answered=True)
     hopeless = without or "Credentials" in type(error).__name__
-    refused = Refused("fetch", "unreachable", f"{uri}: {type(error).__name__}: {_said(error)}")
+    refused = Rejected("fetch", "unreachable", f"{uri}: {type(error).__name__}: {_said(error)}")
     return Failure(refused, answered=False, again=not hopeless)
 
 

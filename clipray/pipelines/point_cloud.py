@@ -28,7 +28,7 @@ from clipray.pipelines.image_fetch import Fetcher, checked_bytes
 from clipray.pipelines.messages import Report, fatal, worker_facts
 from clipray.pipelines.spec import CloudSettings
 from clipray.tables import vector_array
-from clipray.tables.reasons import Refused
+from clipray.tables.reasons import Rejected
 
 VIEWS = 6
 
@@ -69,8 +69,8 @@ class CloudBlocks:
                 waiting.append(self._networks.submit(self._encode, chunk))
             return self._table(block, [row for future in waiting for row in future.result()])
 
-    def _load(self, block: pa.Table, ahead: int) -> Iterator[Rendered | Refused]:
-        waiting: deque[Future[Rendered | Refused]] = deque()
+    def _load(self, block: pa.Table, ahead: int) -> Iterator[Rendered | Rejected]:
+        waiting: deque[Future[Rendered | Rejected]] = deque()
         empty = [None] * len(block)
         uris, data = (block[name].to_pylist() if name in block.column_names else empty for name in ("uri", "bytes"))
         for uri, raw in zip(uris, data, strict=True):
@@ -80,27 +80,27 @@ class CloudBlocks:
         while waiting:
             yield waiting.popleft().result()
 
-    def _render(self, uri: str | None, data: bytes | None) -> Rendered | Refused:
+    def _render(self, uri: str | None, data: bytes | None) -> Rendered | Rejected:
         limits = self.settings.limits
         try:
             if data is None and not uri:
-                raise Refused("manifest", "no_source", "neither `uri` nor `bytes`")
+                raise Rejected("manifest", "no_source", "neither `uri` nor `bytes`")
             raw = checked_bytes(data, limits) if data is not None else self._fetcher.fetch(str(uri))
             points = read_cloud(raw, self.how.sampled)
             maps = depth_maps(points, self.settings.model.image_size[0], self.how.size, self.how.radius)
             boxes = boxes_of_masks(torch.from_numpy(maps != EMPTY)).numpy()
             return Rendered(len(points), painted(maps, *self._colours), boxes, view_weights(maps, self.how.weights))
-        except Refused as refused:
+        except Rejected as refused:
             return refused
 
-    def _encode(self, chunk: list[Rendered | Refused]) -> list[tuple[int, np.ndarray] | Refused]:
+    def _encode(self, chunk: list[Rendered | Rejected]) -> list[tuple[int, np.ndarray] | Rejected]:
         start = time.perf_counter()
         good = [cloud for cloud in chunk if isinstance(cloud, Rendered)]
         found = iter(self._vectors(good))
         self.report({"stage": "encode", "rows": len(chunk), "seconds": time.perf_counter() - start})
         return [next(found) if isinstance(cloud, Rendered) else cloud for cloud in chunk]
 
-    def _vectors(self, clouds: list[Rendered]) -> list[tuple[int, np.ndarray] | Refused]:
+    def _vectors(self, clouds: list[Rendered]) -> list[tuple[int, np.ndarray] | Rejected]:
         """Of each cloud its number of points and the weighted sum of its views' unit vectors, a unit vector again."""
         if not clouds:
             return []
@@ -115,15 +115,15 @@ class CloudBlocks:
         return [
             (cloud.points, vector)
             if np.isfinite(vector).all()
-            else Refused("encode", "encode_failed", "the vector is not finite")
+            else Rejected("encode", "encode_failed", "the vector is not finite")
             for cloud, vector in zip(clouds, x, strict=True)
         ]
 
-    def _table(self, block: pa.Table, rows: list[tuple[int, np.ndarray] | Refused]) -> pa.Table:
+    def _table(self, block: pa.Table, rows: list[tuple[int, np.ndarray] | Rejected]) -> pa.Table:
         schema, width = self.settings.schema, self.settings.model.embed_dim
-        matrix = np.stack([np.zeros(width, np.float32) if isinstance(row, Refused) else row[1] for row in rows])
+        matrix = np.stack([np.zeros(width, np.float32) if isinstance(row, Rejected) else row[1] for row in rows])
         made = {
-            "points": pa.array([None if isinstance(row, Refused) else row[0] for row in rows], pa.int32()),
+            "points": pa.array([None if isinstance(row, Rejected) else row[0] for row in rows], pa.int32()),
             VECTOR: vector_array(matrix, schema.field(VECTOR).type),
         }
         columns = {

@@ -21,7 +21,7 @@ from clipray.models.image_encoder import ImageEncoder
 from clipray.models.load import split_transform, too_large_scaled
 from clipray.models.preprocess import RGB_BYTES, Preprocess
 from clipray.pipelines.block_encoder import start_encoder
-from clipray.pipelines.decode import Picture
+from clipray.pipelines.decode import DecodedImage
 from clipray.pipelines.decode_ahead import PictureLoader
 from clipray.pipelines.image import Row, result_table
 from clipray.pipelines.messages import Report, fatal, worker_facts
@@ -29,7 +29,7 @@ from clipray.pipelines.region_boxes import Boxes, PictureRegions, refuse_boxes, 
 from clipray.pipelines.region_prompts import views, whole_px
 from clipray.pipelines.spec import RegionSettings
 from clipray.tables import fits
-from clipray.tables.reasons import Refused
+from clipray.tables.reasons import Rejected
 
 COPIES = {"crop": 1, "blur": 2, "circle": 1}  # of the whole picture that a prompt makes at most
 VIEWS_OF_A_PICTURE = 4  # that a chunk is made for, where each box is a picture of its own
@@ -113,13 +113,13 @@ class RegionBlocks:
 
         return Preprocess(to_pixels, scratch_bytes)
 
-    def _encode(self, chunk: list[tuple[Picture | Refused, dict[str, Any]]]) -> list[Row | Refused]:
+    def _encode(self, chunk: list[tuple[DecodedImage | Rejected, dict[str, Any]]]) -> list[Row | Rejected]:
         start = time.perf_counter()
-        found = self._try([(picture, row) for picture, row in chunk if isinstance(picture, Picture)])
+        found = self._try([(picture, row) for picture, row in chunk if isinstance(picture, DecodedImage)])
         self.report({"stage": "encode", "rows": len(chunk), "seconds": time.perf_counter() - start})
-        return [next(found) if isinstance(picture, Picture) else picture for picture, _ in chunk]
+        return [next(found) if isinstance(picture, DecodedImage) else picture for picture, _ in chunk]
 
-    def _try(self, work: list[tuple[Picture, dict[str, Any]]]) -> Iterator[Row | Refused]:
+    def _try(self, work: list[tuple[DecodedImage, dict[str, Any]]]) -> Iterator[Row | Rejected]:
         """A picture that the network cannot take is refused alone."""
         if not work:
             return iter(())
@@ -130,9 +130,9 @@ class RegionBlocks:
                 raise
             if len(work) > 1:
                 return (row for one in work for row in self._try([one]))
-            return iter([Refused("encode", "encode_failed", f"{type(error).__name__}: {error}")])
+            return iter([Rejected("encode", "encode_failed", f"{type(error).__name__}: {error}")])
 
-    def _rows(self, work: list[tuple[Picture, dict[str, Any]]]) -> list[Row | Refused]:
+    def _rows(self, work: list[tuple[DecodedImage, dict[str, Any]]]) -> list[Row | Rejected]:
         given = [self._sorted(row["boxes"], p.height, p.width) for p, row in work]
         counts = [len(boxes.number) for boxes in given]
         vectors = np.split(self._vectors([p for p, _ in work], given), np.cumsum(counts)[:-1])
@@ -141,11 +141,11 @@ class RegionBlocks:
         return [
             _row(*one, boxes, x)
             if fits(x, kind)
-            else Refused("encode", "encode_failed", "a vector is not finite, or too large for its column")
+            else Rejected("encode", "encode_failed", "a vector is not finite, or too large for its column")
             for one, boxes, x in zip(work, given, vectors, strict=True)
         ]
 
-    def _vectors(self, pictures: list[Picture], given: list[Boxes]) -> np.ndarray:
+    def _vectors(self, pictures: list[DecodedImage], given: list[Boxes]) -> np.ndarray:
         """(K, d) float32, of all boxes of all pictures."""
         if self._foveal:
             found = self._encoder.encode(np.stack([p.pixels for p in pictures]), [boxes.on_input for boxes in given])
@@ -168,23 +168,23 @@ def _sides(box: list[float]) -> tuple[int, int]:
     return bottom - top, right - left
 
 
-def refusal(row: dict[str, Any], max_regions: int) -> Refused | None:
+def refusal(row: dict[str, Any], max_regions: int) -> Rejected | None:
     """Why a manifest's row cannot be worked on, from its lists of boxes and of what is said of them."""
     count = len(row["boxes"] or ())
     said = {name: row[name] for name in OF_BOXES if row.get(name)}
     if said and not count:
-        return Refused("manifest", "no_boxes", f"`{next(iter(said))}` without `boxes`: there is nothing to refer to")
+        return Rejected("manifest", "no_boxes", f"`{next(iter(said))}` without `boxes`: there is nothing to refer to")
     for name, values in said.items():
         if len(values) != count:
-            return Refused(
+            return Rejected(
                 "manifest", "unequal_lists", f"`{name}` has {len(values)} entries for {count} boxes; expected one each"
             )
     if count > max_regions:
-        return Refused("manifest", "too_many_boxes", f"{count} boxes, more than max_regions={max_regions}")
+        return Rejected("manifest", "too_many_boxes", f"{count} boxes, more than max_regions={max_regions}")
     return None
 
 
-def _row(picture: Picture, row: dict[str, Any], boxes: Boxes, vectors: np.ndarray) -> Row:
+def _row(picture: DecodedImage, row: dict[str, Any], boxes: Boxes, vectors: np.ndarray) -> Row:
     said = {
         column: [row[name][n] if row.get(name) else None for n in boxes.number.tolist()]
         for name, column in OF_BOXES.items()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from clipray.tables.reasons import Refused, is_passing
+from clipray.tables.reasons import Rejected, is_passing
 
 ATTEMPTS = 3
 FIRST_WAIT_S = 0.5
@@ -24,7 +24,7 @@ class Failure(Exception):
         retry_after_s: how long the server asks to wait.
     """
 
-    def __init__(self, refused: Refused, *, answered: bool, again: bool = True, retry_after_s: float = 0.0) -> None:
+    def __init__(self, refused: Rejected, *, answered: bool, again: bool = True, retry_after_s: float = 0.0) -> None:
         super().__init__(refused.message)
         self.refused, self.answered, self.retry_after_s = refused, answered, retry_after_s
         self.again = again and is_passing(refused.reason)
@@ -79,13 +79,13 @@ class Retries:
                 the server answers at all.
 
         Raises:
-            Refused: why the last request failed.
+            Rejected: why the last request failed.
         """
         began = self.clock()
         attempts = ATTEMPTS * patience
         for attempt in range(1, attempts + 1):
             if self.servers.is_silent(server):
-                raise Refused("fetch", "unreachable", f"{uri}: {server} did not answer a moment ago")
+                raise Rejected("fetch", "unreachable", f"{uri}: {server} did not answer a moment ago")
             asked = self.clock()
             try:
                 data = request(min(timeout_s, began + patience * timeout_s - asked))

@@ -18,18 +18,18 @@ from clipray.pipelines.decode_ahead import refusal_columns
 from clipray.pipelines.messages import Report, fatal, worker_facts
 from clipray.pipelines.spec import TextSettings
 from clipray.tables import fits, vector_array
-from clipray.tables.reasons import Refused
+from clipray.tables.reasons import Rejected
 
 AnyTexts = TypeVar("AnyTexts", bound=TextSettings)
 
 
 @dataclass
-class Encoded:
+class EncodedTexts:
     """Texts encoded: `vectors` (n, d) float32, `cut` (n,) bool, and the reasons of those that failed, by their place."""
 
     vectors: np.ndarray
     cut: np.ndarray
-    failed: dict[int, Refused] = field(default_factory=dict)
+    failed: dict[int, Rejected] = field(default_factory=dict)
 
 
 class TextWork(ABC, Generic[AnyTexts]):
@@ -54,17 +54,17 @@ class TextWork(ABC, Generic[AnyTexts]):
             return pa.table({**columns, **refusal_columns(refused)})
 
     @abstractmethod
-    def _made(self, block: pa.Table) -> tuple[dict[str, pa.Array], list[Refused | None]]:
+    def _made(self, block: pa.Table) -> tuple[dict[str, pa.Array], list[Rejected | None]]:
         """The columns that are made, and who is refused."""
 
-    def _encode(self, texts: Sequence[str], places: Sequence[int]) -> Encoded:
+    def _encode(self, texts: Sequence[str], places: Sequence[int]) -> EncodedTexts:
         """Encode the texts at `places`, the others' rows staying zero; one that fails is refused alone."""
         width = self.settings.model.embed_dim
-        result = Encoded(np.zeros((len(texts), width), np.float32), np.zeros(len(texts), bool))
+        result = EncodedTexts(np.zeros((len(texts), width), np.float32), np.zeros(len(texts), bool))
         self._fill(texts, places, result)
         return result
 
-    def _fill(self, texts: Sequence[str], places: Sequence[int], result: Encoded) -> None:
+    def _fill(self, texts: Sequence[str], places: Sequence[int], result: EncodedTexts) -> None:
         if not places:
             return
         try:
@@ -75,36 +75,36 @@ class TextWork(ABC, Generic[AnyTexts]):
             if isinstance(error, torch.OutOfMemoryError):  # at a batch of one: no row's fault
                 raise
             if len(places) == 1:
-                result.failed[places[0]] = Refused("encode", "encode_failed", f"{type(error).__name__}: {error}")
+                result.failed[places[0]] = Rejected("encode", "encode_failed", f"{type(error).__name__}: {error}")
                 return
             for place in places:
                 self._fill(texts, [place], result)
         for n in places:
             if not np.isfinite(result.vectors[n]).all():
-                result.failed[n] = Refused("encode", "encode_failed", "the vector is not finite")
+                result.failed[n] = Rejected("encode", "encode_failed", "the vector is not finite")
 
 
 class EncodeTexts(TextWork[TextSettings]):
     """Manifest rows -> rows of `texts`."""
 
-    def _made(self, block: pa.Table) -> tuple[dict[str, pa.Array], list[Refused | None]]:
+    def _made(self, block: pa.Table) -> tuple[dict[str, pa.Array], list[Rejected | None]]:
         texts = block["text"].to_pylist()
         refused = [refusal(text, "text") for text in texts]
         found = self._encode(texts, [n for n, no in enumerate(refused) if no is None])
         kind = self.settings.schema.field("embedding").type
         for n in (n for n, x in enumerate(found.vectors) if n not in found.failed and not fits(x, kind)):
-            found.failed[n] = Refused("encode", "encode_failed", "the vector is too large for its column")
+            found.failed[n] = Rejected("encode", "encode_failed", "the vector is too large for its column")
             found.vectors[n] = 0
         made = {"embedding": vector_array(found.vectors, kind), "truncated": pa.array(found.cut)}
         return made, [found.failed.get(n, no) for n, no in enumerate(refused)]
 
 
-def refusal(text: str | None, column: str) -> Refused | None:
+def refusal(text: str | None, column: str) -> Rejected | None:
     """Why a text cannot become a row, if it cannot."""
     if text is None:
-        return Refused("manifest", "no_source", f"no `{column}`")
+        return Rejected("manifest", "no_source", f"no `{column}`")
     if not text.strip():
-        return Refused("manifest", "empty", f"the {column} is empty or nothing but space")
+        return Rejected("manifest", "empty", f"the {column} is empty or nothing but space")
     return None
 
 

@@ -90,7 +90,7 @@ def _label(paths: Sequence[str], style: PromptStyle, model: Model, top: int) -> 
     from clipray.models.load import split_transform
     from clipray.models.resolve import resolve
     from clipray.models.text_encoder import TextEncoder
-    from clipray.pipelines.decode import Picture, load_picture, prepare_pillow
+    from clipray.pipelines.decode import DecodedImage, load_picture, prepare_pillow
     from clipray.pipelines.limits import Limits
 
     found = resolve(model)
@@ -105,14 +105,14 @@ def _label(paths: Sequence[str], style: PromptStyle, model: Model, top: int) -> 
     preprocess = split_transform(found, limits.max_pixels)[0]
     for start in range(0, len(paths), AT_ONCE):
         some = [load_picture(absolute(path), None, limits, preprocess) for path in paths[start : start + AT_ONCE]]
-        good = [picture.pixels for picture in some if isinstance(picture, Picture)]
+        good = [picture.pixels for picture in some if isinstance(picture, DecodedImage)]
         rows: Iterator[Any] = iter(())
         if good:
             x = images.encode(np.stack(good)).vectors["clip"]
             best = classifier.label(x)
             rows = zip(best.classes.tolist(), best.probabilities.tolist(), strict=True)
         for path, picture in zip(paths[start : start + AT_ONCE], some, strict=True):
-            if isinstance(picture, Picture):
+            if isinstance(picture, DecodedImage):
                 classes, p = next(rows)
                 yield Look(utf8_name(path), tuple((style.labels[c], v) for c, v in zip(classes, p, strict=True)))
             else:

@@ -124,13 +124,13 @@ def _encoded(opened: OpenIndex, text: str | None, image: str | None, model: Mode
 def _encoded_picture(found: Any, image: str) -> np.ndarray:
     from clipray.models.image_encoder import ImageEncoder
     from clipray.models.load import split_transform
-    from clipray.pipelines.decode import Picture, load_picture, prepare_pillow
+    from clipray.pipelines.decode import DecodedImage, load_picture, prepare_pillow
     from clipray.pipelines.limits import Limits
 
     prepare_pillow()
     limits = Limits(schemes=SCHEMES)
     picture = load_picture(absolute(image), None, limits, split_transform(found, limits.max_pixels)[0])
-    if not isinstance(picture, Picture):
+    if not isinstance(picture, DecodedImage):
         raise ManifestError(f"--image {image}: {picture.reason}: {picture.message}")
     return ImageEncoder(found, precision="fp32", batch_size=1).encode(np.stack([picture.pixels])).vectors["clip"]
 

@@ -11,7 +11,7 @@ from clipray.pipelines.decode import decode
 from clipray.pipelines.image_fetch import fetch
 from clipray.pipelines.limits import Limits
 from clipray.queries.search import Answer, Hit
-from clipray.tables.reasons import Refused
+from clipray.tables.reasons import Rejected
 
 SIDE_PX = 320
 LIMITS = Limits(schemes=SCHEMES)
@@ -35,7 +35,7 @@ def _shown(hit: Hit, measure: str) -> dict[str, Any]:
         return facts
     try:
         data, (width, height) = _thumbnail(hit.uri)
-    except Refused as refused:
+    except Rejected as refused:
         return {**facts, "missing": f"{hit.uri} cannot be shown: {refused.reason}"}
     box = None
     if hit.box is not None:

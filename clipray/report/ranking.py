@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipray.analysis.lengths import unit
-from clipray.inputs.vector_column import Vectors, read_ids, read_piece
+from clipray.inputs.vector_column import VectorColumn, read_ids, read_piece
 from clipray.report.run_tables import RunTable
 
 MOST_ROWS = 1_000_000  # that a page ranks
@@ -27,7 +27,7 @@ def listed(table: RunTable, queries: Sequence[str], top: int) -> dict[str, list[
     return {query: [(ids, score) for _, ids, score in rows] for query, rows in ordered.items()}
 
 
-def vectors_of(source: Vectors, names: Sequence[str]) -> dict[str, np.ndarray]:
+def vectors_of(source: VectorColumn, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The vectors (d,) of these rows, by their names; a row that is not there is left out."""
     found: dict[str, np.ndarray] = {}
     wanted = pa.array(sorted(set(names)), pa.string())
@@ -41,7 +41,7 @@ def vectors_of(source: Vectors, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def ranked(
-    source: Vectors, queries: dict[str, np.ndarray], top: int, *, distance: str, without_own: bool
+    source: VectorColumn, queries: dict[str, np.ndarray], top: int, *, distance: str, without_own: bool
 ) -> dict[str, list[tuple[Row, float]]]:
     """The `top` rows nearest to each query, the nearest first.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from clipray.inputs.vector_column import Vectors, open_vectors, read_piece
+from clipray.inputs.vector_column import VectorColumn, open_vectors, read_piece
 from clipray.report.label_source import label_sources
 from clipray.report.run_tables import RunTable, RunTables
 from clipray.report.section import LeftOut, Section
@@ -109,7 +109,7 @@ def _plot(run: RunTables, reduced: RunTable, clusters: RunTable | None, points: 
     return Plot(reduced.name, note, _axes(run, reduced), panels, zero)
 
 
-def sample(vectors: Vectors, points: int) -> tuple[pa.Table, np.ndarray]:
+def sample(vectors: VectorColumn, points: int) -> tuple[pa.Table, np.ndarray]:
     """About `points` rows of a vector column, the same ones each time, from row groups all over it.
 
     Returns:

@@ -19,7 +19,7 @@ from clipray.pipelines.image_fetch import fetch
 from clipray.pipelines.limits import Limits
 from clipray.storage.parquet import open_parquet
 from clipray.storage.uris import is_local, parse
-from clipray.tables.reasons import Refused
+from clipray.tables.reasons import Rejected
 
 LIMITS = Limits(max_bytes=64 * 2**20, max_pixels=50_000_000, fetch_timeout_s=10.0, schemes=SCHEMES)
 QUALITIES = (80, 65, 50, 35)
@@ -31,7 +31,7 @@ BATCH_ROWS = 64
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Where a picture lies.
 
     Attributes:
@@ -45,7 +45,7 @@ class Source:
     manifests: tuple[str, ...] = ()
     box: tuple[float, ...] | None = None
 
-    def with_box(self, box: Iterable[float]) -> Source:
+    def with_box(self, box: Iterable[float]) -> ImageSource:
         return replace(self, box=tuple(box))
 
 
@@ -59,23 +59,23 @@ class Thumbnails:
         self._side_px, self._most_bytes = side_px, most_bytes
         self._slow = Counter[str]()
 
-    def of_uri(self, source: Source) -> tuple[str | None, str]:
+    def of_uri(self, source: ImageSource) -> tuple[str | None, str]:
         place = "" if is_local(str(source.uri)) else "://".join(parse(str(source.uri))).split("/")[2]
         if place and self._slow[place] >= PATIENCE:
             return None, "its storage does not answer"
         began = time.monotonic()
         try:
             data = fetch(str(source.uri), LIMITS)
-        except Refused as refused:
+        except Rejected as refused:
             self._slow[place] = self._slow[place] + 1 if time.monotonic() - began >= SLOW_S else 0
             return None, _said(refused)
         self._slow[place] = 0
         return self.of_bytes(data, source)
 
-    def of_bytes(self, data: bytes, source: Source) -> tuple[str | None, str]:
+    def of_bytes(self, data: bytes, source: ImageSource) -> tuple[str | None, str]:
         try:
             image = decode(data, LIMITS, draft_px=2 * self._side_px)
-        except Refused as refused:
+        except Rejected as refused:
             return None, _said(refused)
         image.thumbnail((self._side_px, self._side_px), Image.Resampling.LANCZOS)
         if source.box is not None:
@@ -95,13 +95,13 @@ class Thumbnails:
             image.thumbnail((max(image.width * 3 // 4, 1), max(image.height * 3 // 4, 1)))
 
 
-def _said(refused: Refused) -> str:
+def _said(refused: Rejected) -> str:
     if refused.stage == "fetch" and refused.reason not in ("scheme_not_allowed", "too_many_bytes", "empty"):
         return "cannot be read"
     return refused.reason.replace("_", " ")
 
 
-def _draw_box(image: Image.Image, source: Source) -> None:
+def _draw_box(image: Image.Image, source: ImageSource) -> None:
     """The region's box on the picture, its size known from the table."""
     assert source.box is not None
     scale = [side / max(whole, 1) for side, whole in zip(image.size, source.size, strict=True)] * 2
@@ -110,7 +110,7 @@ def _draw_box(image: Image.Image, source: Source) -> None:
     pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=MARK, width=2)
 
 
-def inline_pictures(sources: Iterable[Source]) -> Iterator[tuple[str, bytes]]:
+def inline_pictures(sources: Iterable[ImageSource]) -> Iterator[tuple[str, bytes]]:
     """Id and bytes of pictures that lie in the manifests themselves, read a few rows at a time."""
     wanted: dict[str, set[str]] = {}
     for source in sources:

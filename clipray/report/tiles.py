@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from clipray.report.run_tables import RunTables
-from clipray.report.thumbnails import Source, Thumbnails, inline_pictures
+from clipray.report.thumbnails import ImageSource, Thumbnails, inline_pictures
 
 TOTAL_BYTES = 1_100_000  # of all pictures of a page, before base64
 LARGEST_BYTES = 12_000  # of one of them
@@ -94,20 +94,22 @@ class Album:
         for tile in maybe:
             tile.text = found.get(tile.name)
 
-    def _sources(self, run: RunTables, tiles: list[Tile]) -> dict[tuple[str, str], Source | None]:
+    def _sources(self, run: RunTables, tiles: list[Tile]) -> dict[tuple[str, str], ImageSource | None]:
         """Where the pictures lie, by image and region; None where no table knows; and what they are known to show."""
-        found: dict[str, Source] = {}
+        found: dict[str, ImageSource] = {}
         known: dict[str, str] = {}
         for table in run.pictures:
             labelled = [run.label] if run.has_label(table) else []
             columns = ["image_id", "uri", "height", "width", *labelled]
             for row in table.where("image_id", {tile.image_id for tile in tiles}, columns):
                 manifests = () if row["uri"] else tuple(map(str, table.record.inputs.get("manifest", ())))
-                found[row["image_id"]] = Source(row["image_id"], row["uri"], (row["width"], row["height"]), manifests)
+                found[row["image_id"]] = ImageSource(
+                    row["image_id"], row["uri"], (row["width"], row["height"]), manifests
+                )
                 if labelled and row[run.label] is not None:
                     known[row["image_id"]] = str(row[run.label])
         boxes = self._boxes(run, tiles)
-        result: dict[tuple[str, str], Source | None] = {}
+        result: dict[tuple[str, str], ImageSource | None] = {}
         for tile in tiles:
             source, region = found.get(tile.image_id), tile.ids.get("region_id", "")
             result[_key(tile)] = source.with_box(boxes[region]) if source and region in boxes else source

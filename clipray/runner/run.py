@@ -19,12 +19,12 @@ from clipray.job import Job
 from clipray.job.load import load_job, steps_of
 from clipray.report.run_tables import finished_tables
 from clipray.runner.status import StepReport, status
-from clipray.steps.base.step import Given, Run, State, Step
+from clipray.steps.base.step import RunContext, State, Step, StepContext
 from clipray.steps.open_step import check, prepare
 from clipray.storage.environment import environment_errors, need_room
 from clipray.storage.events import Events, read_events
 from clipray.storage.folder import Folder, absolute
-from clipray.tables.metrics import mend_metrics
+from clipray.tables.metrics import repair_metrics
 from clipray.tables.reasons import passing
 from clipray.tables.started import STARTED
 
@@ -87,20 +87,20 @@ def _run_steps(
     watch: Callable[[Any], None], say: Callable[[str], None],
 ) -> list[StepReport]:  # fmt: skip
     settings = steps_of(job)
-    mend_metrics(output)
+    repair_metrics(output)
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as aside:
         connect = functools.cache(lambda: stack.enter_context(_connected(address or job.address, say)))
         model = aside.submit(_resolve, job)
-        unfinished = [s for s in settings if _is_unfinished(output.sub(s.books), retry)]
-        if any(s.looks_inside for s in unfinished):
+        unfinished = [s for s in settings if _is_unfinished(output.sub(s.primary_table), retry)]
+        if any(s.needs_architecture for s in unfinished):
             aside.submit(importlib.import_module, "clipray.models.layers")  # and torch: seconds, in which Ray starts
         if any(s.needs_cluster for s in unfinished):
             connect()
         for s in unfinished:
             check(s, model.result)
         metered = _metered(watch, job.name, lambda: connect.cache_info().currsize > 0)
-        here = Run(lambda: _as_it_is(connect()), events, metered, say)
-        given = Given(job, output, model.result, retry)
+        here = RunContext(lambda: _as_it_is(connect()), events, metered, say)
+        given = StepContext(job, output, model.result, retry)
         return [report for s in settings for report in _run_step(prepare(s, given), here, s.tables)]
 
 
@@ -113,7 +113,7 @@ def _make_undone(job: Job, output: Folder, fresh: Sequence[str], retry_rejects: 
             _delete_table(output, table)
     if retry_rejects:
         for step in settings:
-            _forget_rejects(output, step.books)
+            _forget_rejects(output, step.primary_table)
 
 
 def _is_unfinished(table: Folder, retry: bool) -> bool:
@@ -122,7 +122,7 @@ def _is_unfinished(table: Folder, retry: bool) -> bool:
     return record is None or (retry and passing(record.rejects_by_reason) > 0)
 
 
-def _run_step(step: Step, run: Run, names: Sequence[str]) -> Iterator[StepReport]:
+def _run_step(step: Step, run: RunContext, names: Sequence[str]) -> Iterator[StepReport]:
     """Run the step unless it is finished; a report for each table that it writes, `names`, its own first."""
     note = ""
     if caveat := getattr(step, "caveat", ""):
@@ -292,7 +292,7 @@ def plan_job(job: Job | str | os.PathLike[str], *, address: str | None = None) -
     """
     job = job if isinstance(job, Job) else load_job(job)  # before anything heavy: a typing error shows at once
     output = Folder(job.output)
-    given = Given(job, output, functools.cache(lambda: _resolve(job)))
+    given = StepContext(job, output, functools.cache(lambda: _resolve(job)))
     here = _machine(address or job.address)
     reports: list[StepReport] = []
     lines: list[str] = [] if here.local else [f"cluster: {here}"]
@@ -340,7 +340,7 @@ def _left(rows: int, again: int) -> str:
 
 def _machine(address: str | None) -> Any:
     """What the cluster at `address` has, or this machine, without starting Ray on it."""
-    from clipray.engine.cluster import Cluster, Node
+    from clipray.engine.cluster import ClusterResources, Node
     from clipray.engine.connect import connected, local_cpus
 
     if address and address != "local":
@@ -348,4 +348,4 @@ def _machine(address: str | None) -> Any:
             return cluster
     import torch
 
-    return Cluster((Node(float(max(2, local_cpus())), float(torch.cuda.device_count())),), local=True)
+    return ClusterResources((Node(float(max(2, local_cpus())), float(torch.cuda.device_count())),), local=True)

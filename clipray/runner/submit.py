@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from clipray.engine.job_client import Attempt, JobServer
+from clipray.engine.job_client import JobServer, Submission
 from clipray.errors import ClusterError, JobError, Stopped
 from clipray.job import Encoding, Job
 from clipray.job.load import load_job, steps_of
@@ -84,19 +84,19 @@ def plan(path: str, address: str, *, write: Callable[[str], None]) -> int:
     return _outcome(_followed(server, look, write), lambda _: None)
 
 
-def _followed(server: JobServer, attempt: str, write: Callable[[str], None]) -> Attempt:
+def _followed(server: JobServer, attempt: str, write: Callable[[str], None]) -> Submission:
     try:
         return server.follow(attempt, write)
     except KeyboardInterrupt:
         raise Stopped(f"{attempt} is no longer followed, and goes on") from None
 
 
-def state(output: str, address: str) -> Attempt | None:
+def state(output: str, address: str) -> Submission | None:
     """How the last submission of a run stands; None where it was not submitted to this cluster."""
     return next(reversed(JobServer(address).attempts(mark(output))), None)
 
 
-def stop(output: str, address: str) -> Attempt:
+def stop(output: str, address: str) -> Submission:
     """Stop a run, which writes what is finished; returns how it stands then. Raises ClusterError."""
     run = mark(output)
     server = JobServer(address)
@@ -162,7 +162,7 @@ def _portable(path: str) -> tuple[Job, str]:
     return job, str(full.relative_to(Path.cwd()))
 
 
-def _outcome(end: Attempt, say: Callable[[str], None]) -> int:
+def _outcome(end: Submission, say: Callable[[str], None]) -> int:
     if end.state == "SUCCEEDED":
         say(f"{end.id} succeeded")
         return 0

@@ -10,7 +10,7 @@ from typing import Any
 from clipray.job import EmbedImages, EmbedRegions, RenderDepth, StepSettings
 from clipray.job.load import step_kind
 from clipray.steps.base.encode_step import EncodeStep
-from clipray.steps.base.step import Given, Step
+from clipray.steps.base.step import Step, StepContext
 from clipray.steps.encode import embed_images, embed_regions, render_depth
 
 _HOMES = {
@@ -37,7 +37,7 @@ _HOMES = {
 
 def check(settings: StepSettings, model: Callable[[], Any]) -> None:
     """Before the first step starts: what can be known of a step that may come hours later. Raises ModelError."""
-    if isinstance(settings, EmbedImages) and settings.looks_inside:
+    if isinstance(settings, EmbedImages) and settings.needs_architecture:
         embed_images.layers_of(settings, model())
     if isinstance(settings, EmbedRegions):
         embed_regions.look_inside(settings, model())
@@ -45,7 +45,7 @@ def check(settings: StepSettings, model: Callable[[], Any]) -> None:
         render_depth.look_inside(settings, model())
 
 
-def prepare(settings: StepSettings, given: Given) -> Step:
+def prepare(settings: StepSettings, given: StepContext) -> Step:
     """Open and count the step's inputs, by the function `prepare` of the step's own module.
 
     Raises:

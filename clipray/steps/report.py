@@ -18,7 +18,7 @@ from clipray.job import Report
 from clipray.job.load import steps_of
 from clipray.report.page import make_page
 from clipray.report.run_tables import RunTables, open_run
-from clipray.steps.base.step import Given, Run, State
+from clipray.steps.base.step import RunContext, State, StepContext
 from clipray.steps.base.table_step import TableStep
 from clipray.tables.digests import Digest, digest_of, plain
 
@@ -46,7 +46,7 @@ class ReportStep(TableStep[Report]):
         return self.table.path(PAGE) if self.table.local else f"{self.table.url}/{PAGE}"
 
     @property
-    def rests_on(self) -> dict[str, Any]:
+    def input_fingerprint(self) -> dict[str, Any]:
         made_of = {table.name: table.record.fingerprint for table in self.shown.tables}
         return {"clipray": __version__, "titled": self.title, "tables": made_of, "absent": list(self.shown.absent)}
 
@@ -77,7 +77,7 @@ class ReportStep(TableStep[Report]):
     def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
         return [f"{self.name}: a page of {self.total} tables"]
 
-    def run(self, run: Run) -> tables.Record:
+    def run(self, run: RunContext) -> tables.Record:
         """Make the page, whatever was there before; commit.
 
         Raises:
@@ -86,7 +86,7 @@ class ReportStep(TableStep[Report]):
         run.events.write("step_started", step=self.name, rows=self.total, fingerprint=self.fingerprint)
         return self.make(run, time.monotonic())
 
-    def make(self, run: Run, began: float) -> tables.Record:  # noqa: ARG002 - of the base
+    def make(self, run: RunContext, began: float) -> tables.Record:  # noqa: ARG002 - of the base
         self.begin(keep=False)
         made = make_page(self.shown, self.title, self.settings)
         self.table.write(PAGE, data := made.html.encode("utf-8", "replace"))
@@ -105,7 +105,7 @@ class ReportStep(TableStep[Report]):
         return pa.Table.from_pylist(rows, schema=self.schema)
 
 
-def prepare(settings: Report, given: Given) -> ReportStep:
+def prepare(settings: Report, given: StepContext) -> ReportStep:
     """Find the tables that it shows: those that it names, or those of the steps before it.
 
     Raises:
@@ -129,7 +129,7 @@ def prepare(settings: Report, given: Given) -> ReportStep:
     return ReportStep(settings, given.output, settings.title or given.job.name, shown)
 
 
-def earlier_tables(settings: Report, given: Given) -> list[str]:
+def earlier_tables(settings: Report, given: StepContext) -> list[str]:
     """All tables of the steps that stand before this one in the job, but other pages."""
     found: list[str] = []
     for step in steps_of(given.job):

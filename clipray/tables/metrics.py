@@ -38,7 +38,7 @@ def write_metrics(output: Folder, step: str, found: Iterable[Metric], provenance
     _commit(folder, {name for name in tables.noted_as_damaged(folder) or () if name != f"{step}.parquet"})
 
 
-def mend_metrics(output: Folder) -> None:
+def repair_metrics(output: Folder) -> None:
     """Write the record of the table anew where it is missing or damaged."""
     folder = output.sub(TABLE)
     if tables.shard_names(folder) and tables.record_to_go_on(folder) is None:

@@ -40,7 +40,7 @@ def passing(counts: Mapping[str, int]) -> int:
     return sum(count for reason, count in counts.items() if is_passing(reason))
 
 
-class Refused(Exception):
+class Rejected(Exception):
     """This row cannot become a row of the table."""
 
     def __init__(self, stage: Stage, reason: Reason | HttpReason, message: str) -> None:

@@ -103,10 +103,10 @@ def test_same_vectors_however_it_is_laid_out(
 
 
 def test_decoding_tasks_are_not_fused_into_the_encoder(tiny_model: str, finished: Path, tmp_path: Path) -> None:
-    from clipray.engine.cluster import Cluster, Node
+    from clipray.engine.cluster import ClusterResources, Node
     from clipray.engine.plan import make_plan
     from clipray.engine.progress import Progress
-    from clipray.engine.reader import Pass
+    from clipray.engine.reader import ReadPlan
     from clipray.engine.stream import _dataset
     from clipray.inputs.manifest import open_manifest
     from clipray.inputs.row_index import scan
@@ -125,8 +125,8 @@ def test_decoding_tasks_are_not_fused_into_the_encoder(tiny_model: str, finished
         tables.arrow_schema("images", {"clip": 32}),
         batch_size=16,
     )
-    work = Pass(manifest.pieces, manifest.columns(), counted.keys[:40], counted.salt, {}, 8)
-    data = _dataset(work, make_plan(settings, Cluster((Node(4),))), encode, Progress().reporter).materialize()
+    work = ReadPlan(manifest.pieces, manifest.columns(), counted.keys[:40], counted.salt, {}, 8)
+    data = _dataset(work, make_plan(settings, ClusterResources((Node(4),))), encode, Progress().reporter).materialize()
     assert data.count() == 40
     operators = [line for line in data.stats().splitlines() if line.startswith("Operator")]
     encoders = [line for line in operators if "(Encode)" in line]

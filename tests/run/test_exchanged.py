@@ -21,7 +21,7 @@ from clipray import tables
 from clipray.errors import Stopped
 from clipray.inputs.content_versions import CONTENT_HASH
 from clipray.inputs.manifest import make_manifest
-from clipray.steps.base.encode_run import Attempt
+from clipray.steps.base.encode_run import EncodeRun
 from clipray.storage.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -140,13 +140,13 @@ def test_a_kill_between_an_exchange_and_the_end_hides_nothing(
     contents["a"] = files[10]
     write(tmp_path / "m.parquet", contents)
     with monkeypatch.context() as patch:  # killed before it took stock
-        patch.setattr(Attempt, "_stock", _killed)
+        patch.setattr(EncodeRun, "_stock", _killed)
         with pytest.raises(Stopped):
             clipray.run(run)
     contents["b"] = files[11]
     write(tmp_path / "m.parquet", contents)
     with monkeypatch.context() as patch:  # and after that
-        patch.setattr(Attempt, "_pass", _killed)
+        patch.setattr(EncodeRun, "_pass", _killed)
         with pytest.raises(Stopped):
             clipray.run(run)
     assert json.loads((images / "_started.json").read_text())["content_hash"] is True

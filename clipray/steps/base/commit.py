@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipray import tables
-from clipray.inputs.committed_rows import RegionFolders, Stock
+from clipray.inputs.committed_rows import CommittedRows, RegionFolders
 from clipray.job.row_spec import PICTURES
 from clipray.steps.base.encode_step import EncodeStep
 
 
-def commit_step(step: EncodeStep[Any], stock: Stock, made: dict[str, Any], **figures: Any) -> tables.Record:
+def commit_step(step: EncodeStep[Any], stock: CommittedRows, made: dict[str, Any], **figures: Any) -> tables.Record:
     """Write the records of all tables of the step; `figures` are those of the run: `workers`, `seconds`, `rows_per_s`."""
     versions = step.comparison.facts(step.scan.versions)
     common: dict[str, Any] = {
@@ -35,7 +35,7 @@ def commit_step(step: EncodeStep[Any], stock: Stock, made: dict[str, Any], **fig
     return tables.finish(step.table, kind, step.schema, stock.files, rejects=stock.rejected, **common, **figures)
 
 
-def _commit_regions(folders: RegionFolders, schema: pa.Schema, stock: Stock, common: dict[str, Any]) -> None:
+def _commit_regions(folders: RegionFolders, schema: pa.Schema, stock: CommittedRows, common: dict[str, Any]) -> None:
     reasons, clipped = Counter[str](), 0
     for shard in stock.refused_box_files:
         reasons.update(tables.read_shard(folders.rejects, shard.name, ["reason"])["reason"].to_pylist())

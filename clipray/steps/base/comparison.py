@@ -8,7 +8,7 @@ from typing import Any
 
 from clipray.inputs.content_versions import CONTENT_HASH, Contents, sources_digest, with_contents
 from clipray.inputs.manifest import Manifest
-from clipray.inputs.row_index import Scan
+from clipray.inputs.row_index import RowIndex
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Comparison:
     """
 
     manifest: Manifest
-    scan: Scan
+    scan: RowIndex
     before: dict[str, Any] | None
     named: frozenset[str]
     schemes: tuple[str, ...]
@@ -74,7 +74,7 @@ class Comparison:
             return self.digest != (self.before or {}).get("sources_digest")
         return self.contents is not None and bool(self.changed_files)
 
-    def scan_with_contents(self) -> Scan:
+    def scan_with_contents(self) -> RowIndex:
         """The scan to compare a table with that earlier runs made."""
         if self.contents is None or self.before is None:
             return self.scan

@@ -15,13 +15,13 @@ import pyarrow as pa
 from clipray import tables
 from clipray.engine.plan import Plan
 from clipray.engine.progress import Progress
-from clipray.engine.reader import Pass
+from clipray.engine.reader import ReadPlan
 from clipray.engine.sink import Regions, Target, Written
 from clipray.engine.stream import run_pass
-from clipray.inputs.committed_rows import REFUSED, Stock, take_back, take_stock
+from clipray.inputs.committed_rows import REFUSED, CommittedRows, check_committed, take_back
 from clipray.inputs.content_versions import CONTENT_HASH, rows_at_once
 from clipray.inputs.manifest import joined, read_piece
-from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS, Scan, contains, hash_strings, pieces_with
+from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS, RowIndex, contains, hash_strings, pieces_with
 from clipray.pipelines.spec import EncodeSettings
 from clipray.steps.base.commit import commit_step
 from clipray.steps.base.encode_step import EncodeStep, told_by_shards
@@ -36,7 +36,7 @@ LAST_PATIENCE = 3  # times that a server may take for a row in the last pass,
 PATIENT_ROWS = 1_000  # unless there are more rows than these
 
 
-class Attempt:
+class EncodeRun:
     """One run of the step, from wherever the last one ended."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Attempt:
         self._check_rejects(stock)
         return self._commit(stock)
 
-    def _encode(self, stock: Stock, prefix: str, precision: str) -> Stock:
+    def _encode(self, stock: CommittedRows, prefix: str, precision: str) -> CommittedRows:
         """Encode what is not taken yet; rows whose worker dies come again in smaller blocks, and at last are rejected."""
         for number, (rows_per_block, careful) in enumerate(self._passes()):
             todo = self.step.scan.keys[~stock.taken]
@@ -113,14 +113,14 @@ class Attempt:
             "precision": before.get("precision"),
             "started_at": before.get("started_at", tables.now()),
         }
-        if step.rests_on:
-            facts["rests_on"] = step.rests_on
+        if step.input_fingerprint:
+            facts["rests_on"] = step.input_fingerprint
         comparison = step.comparison
         facts |= comparison.facts(comparison.versions_before)
         if scaling := step.made.get("draft_scaling"):
             facts["draft_scaling"] = scaling
         self._reopen()  # from here on the table is not finished
-        if before.get("rests_on", "") != step.rests_on:
+        if before.get("rests_on", "") != step.input_fingerprint:
             for folder in (step.table, step.rejects):
                 tables.remove_own(folder, tables.shard_names(folder))
         write_started(step.table, facts)
@@ -142,11 +142,11 @@ class Attempt:
         for folder in folders:
             tables.reopen(folder)
 
-    def _stock(self, compared: Scan | None = None) -> Stock:
+    def _stock(self, compared: RowIndex | None = None) -> CommittedRows:
         """`compared`: the scan with contents, for rows of earlier runs; those of this one may be newer than it."""
         step = self.step
         scan = compared or step.scan
-        stock = take_stock(
+        stock = check_committed(
             step.table, step.rejects, scan, step.keep, step.fingerprint, regions=step.regions, verified=self._verified
         )
         if stock.repaired:
@@ -179,7 +179,7 @@ class Attempt:
             write_started(self.step.table, self._facts)
 
     def _pass(
-        self, todo: np.ndarray, rows_per_block: int, careful: bool, prefix: str, precision: str, stock: Stock
+        self, todo: np.ndarray, rows_per_block: int, careful: bool, prefix: str, precision: str, stock: CommittedRows
     ) -> None:
         step, settings = self.step, self.step.settings
         encode = step.encoder(precision, self.plan.device, self.plan.threads)
@@ -198,7 +198,7 @@ class Attempt:
             step.manifest.kind,
         )
         columns = step.manifest.columns(step.keep)
-        work = Pass(
+        work = ReadPlan(
             pieces_with(step.manifest, step.scan, todo),
             columns,
             todo,
@@ -226,7 +226,7 @@ class Attempt:
             self._streaming_s += time.monotonic() - began
             self.events.write("pass_ended", step=settings.name, rows_by_node=self.progress.state()["nodes"])
 
-    def _observe(self, stock: Stock, written: Written, board: dict[str, Any]) -> None:
+    def _observe(self, stock: CommittedRows, written: Written, board: dict[str, Any]) -> None:
         """Once a second: keep the workers' precision for the next attempt, show, log, stop when too much is rejected."""
         name, now = self.step.settings.name, time.monotonic()
         self._learn_precision(board)
@@ -277,7 +277,7 @@ class Attempt:
         stages = [stage for stage in ("read", "decode", "encode", "write") if stage in passed]
         return {after: max(0, passed[before] - passed[after]) for before, after in itertools.pairwise(stages)}
 
-    def _reject_the_dead(self, stock: Stock, prefix: str) -> None:
+    def _reject_the_dead(self, stock: CommittedRows, prefix: str) -> None:
         """Rows that were alone when their worker died, twice, in the last pass."""
         dead = step_rows(self.step, self.step.scan.keys[~stock.taken])
         if not dead.num_rows:
@@ -294,7 +294,7 @@ class Attempt:
         data = pa.Table.from_pylist(rows, schema=self.step.rejects_schema)
         tables.write_shard(self.step.rejects, f"{prefix}-dead.parquet", "rejects", data, self._provenance())
 
-    def _check_rejects(self, stock: Stock, *, at_start: bool = False) -> None:
+    def _check_rejects(self, stock: CommittedRows, *, at_start: bool = False) -> None:
         rows, limit = self.step.scan.rows, self.step.settings.max_reject_rate
         own = self.step.scan.rejects
         if at_start and own.num_rows:
@@ -304,12 +304,12 @@ class Attempt:
         if rejected > limit * rows:
             raise too_many(self.step, stock.rejects)
 
-    def _reconcile(self, stock: Stock) -> None:
+    def _reconcile(self, stock: CommittedRows) -> None:
         rows = self.step.scan.rows
         if stock.rows + stock.rejected != rows or not stock.taken.all():
             raise AssertionError(f"rows in = {rows}, but {stock.rows} written + {stock.rejected} rejected")
 
-    def _commit(self, stock: Stock) -> tables.Record:
+    def _commit(self, stock: CommittedRows) -> tables.Record:
         return commit_step(
             self.step,
             stock,

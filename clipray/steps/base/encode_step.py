@@ -13,17 +13,17 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.errors import SchemaError
-from clipray.inputs.committed_rows import RegionFolders, Stock, take_stock
+from clipray.inputs.committed_rows import CommittedRows, RegionFolders, check_committed
 from clipray.inputs.content_versions import CONTENT_HASH
 from clipray.inputs.manifest import Manifest
-from clipray.inputs.row_index import Scan
+from clipray.inputs.row_index import RowIndex
 from clipray.inputs.vector_lookup import Lookup
 from clipray.job import Encoding
 from clipray.job.load import fingerprint, step_kind
 from clipray.models.resolve import ResolvedModel, provenance
 from clipray.pipelines.spec import EncodeSettings, TextSettings
 from clipray.steps.base.comparison import Comparison
-from clipray.steps.base.step import Run, State, standing
+from clipray.steps.base.step import RunContext, State, standing
 from clipray.storage.folder import Folder
 from clipray.tables.metrics import are_damaged
 from clipray.tables.reasons import passing
@@ -44,7 +44,7 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
     settings: AnyEncoding
     output: Folder
     manifest: Manifest
-    scan: Scan
+    scan: RowIndex
     model: ResolvedModel
     precision: str
     keep: tuple[str, ...]
@@ -70,20 +70,20 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
         """What each encoder must know of the step."""
 
     @property
-    def rests_on(self) -> str:
+    def input_fingerprint(self) -> str:
         """Digest of other inputs than the manifest; when it changes, every row is made again."""
         return ""
 
     @property
     def digest(self) -> str:
         """Of all rows that come in, and of what else they rest on."""
-        return f"{self.scan.digest}-{self.rests_on}" if self.rests_on else self.scan.digest
+        return f"{self.scan.digest}-{self.input_fingerprint}" if self.input_fingerprint else self.scan.digest
 
     def lookup(self) -> tuple[Lookup, str] | None:
         """Vectors that rows get on their way, and the rows' column with their ids. Raises SchemaError."""
         return None
 
-    def figures(self, _stock: Stock, _made: dict[str, Any]) -> dict[str, Any]:
+    def figures(self, _stock: CommittedRows, _made: dict[str, Any]) -> dict[str, Any]:
         """What the finished table is summed up in, for its record; written into `metrics` too."""
         return {}
 
@@ -174,8 +174,8 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
         if state.kind != "partial" or not count:
             return state
         scan = self.comparison.scan_with_contents()
-        stock = take_stock(
-            self.table, self.rejects, scan, self.keep, self.fingerprint, regions=self.regions, mend=False
+        stock = check_committed(
+            self.table, self.rejects, scan, self.keep, self.fingerprint, regions=self.regions, repair=False
         )
         return State("partial", stock, again=passing(stock.rejects) if self.retry else 0)
 
@@ -208,11 +208,11 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
             *([f"{self.name}: {self.caveat}"] if self.caveat else []),
         ]
 
-    def run(self, run: Run) -> tables.Record:
+    def run(self, run: RunContext) -> tables.Record:
         _ = self.widths  # an unknown layer is told before any work
         from clipray.engine.plan import make_plan
         from clipray.engine.progress import Progress
-        from clipray.steps.base.encode_run import Attempt
+        from clipray.steps.base.encode_run import EncodeRun
 
         refused = self.scan.rejects
         if refused.num_rows:
@@ -225,7 +225,7 @@ class EncodeStep(ABC, Generic[AnyEncoding]):
         run.events.write(
             "step_started", step=self.name, rows=self.total, plan=plan.sentence(), fingerprint=self.fingerprint
         )
-        return Attempt(self, plan, Progress(), run.events, run.watch).run()
+        return EncodeRun(self, plan, Progress(), run.events, run.watch).run()
 
 
 def told_by_shards(table: Folder) -> dict[str, Any]:

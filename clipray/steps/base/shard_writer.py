@@ -7,7 +7,7 @@ from typing import Any
 
 from clipray import tables
 from clipray.inputs.vector_column import Piece, groups
-from clipray.steps.base.step import Run, Ticker
+from clipray.steps.base.step import RunContext, Ticker
 from clipray.steps.base.table_step import TableStep
 
 Part = tuple[list[Piece], list[str]]
@@ -20,7 +20,7 @@ def numbered(pieces: Sequence[Piece], rows: int) -> list[Part]:
 
 
 def make_parts(
-    step: TableStep[Any], parts: Sequence[Part], stamp: Mapping[str, Any], make: Callable[[Any], list[tables.Shard]], run: Run,
+    step: TableStep[Any], parts: Sequence[Part], stamp: Mapping[str, Any], make: Callable[[Any], list[tables.Shard]], run: RunContext,
     phase: str, *, row_for_row: bool = True, given: Any = None,
 ) -> list[tables.Shard]:  # fmt: skip
     """The shards of a step's table, in the order of `parts`; shards that belong to none, or are damaged, are removed.

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from clipray import tables
 from clipray.errors import SchemaError, StaleTableError
-from clipray.inputs.committed_rows import Stock
+from clipray.inputs.committed_rows import CommittedRows
 from clipray.job import Job
 from clipray.job.load import changes, fingerprint
 from clipray.storage.events import Events
@@ -27,7 +27,7 @@ class State:
     """
 
     kind: str
-    stock: Stock | None = None
+    stock: CommittedRows | None = None
     changed: tuple[str, ...] = ()
     again: int = 0
 
@@ -56,7 +56,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Given:
+class StepContext:
     """What a step is prepared from, beside its settings.
 
     Attributes:
@@ -71,7 +71,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunContext:
     """What a step gets from the run: a cluster when it asks for one, and who listens."""
 
     cluster: Callable[[], Any]
@@ -83,7 +83,7 @@ class Run:
 class Ticker:
     """Tells the display and the event log, now and then, how far a step has come."""
 
-    def __init__(self, run: Run, step: str, total: int, phase: str) -> None:
+    def __init__(self, run: RunContext, step: str, total: int, phase: str) -> None:
         self._run, self._step, self._total, self._phase = run, step, total, phase
         self._began = self._logged = time.monotonic()
 
@@ -125,7 +125,7 @@ class Step(Protocol):
     def describe(self, cluster: Any) -> list[str]:
         """Lines for `clipray plan`."""
 
-    def run(self, run: Run) -> tables.Record:
+    def run(self, run: RunContext) -> tables.Record:
         """Make what is missing, from wherever the last run ended; commit."""
 
 

@@ -17,10 +17,10 @@ import pyarrow as pa
 
 from clipray import __version__, tables
 from clipray.errors import SchemaError
-from clipray.inputs.vector_column import Vectors
+from clipray.inputs.vector_column import VectorColumn
 from clipray.job import StepSettings
 from clipray.job.load import changes, fingerprint, step_kind
-from clipray.steps.base.step import Run, State, refuse_stale, standing
+from clipray.steps.base.step import RunContext, State, refuse_stale, standing
 from clipray.storage.folder import Folder, absolute
 from clipray.tables.digests import Digest
 from clipray.tables.metrics import Metric, are_damaged, write_metrics
@@ -61,7 +61,7 @@ class TableStep(ABC, Generic[AnySettings]):
 
     @property
     @abstractmethod
-    def rests_on(self) -> dict[str, Any]:
+    def input_fingerprint(self) -> dict[str, Any]:
         """What made the inputs, by the settings that name them."""
 
     @property
@@ -80,7 +80,7 @@ class TableStep(ABC, Generic[AnySettings]):
         """Of the table."""
 
     @abstractmethod
-    def make(self, run: Run, began: float) -> tables.Record:
+    def make(self, run: RunContext, began: float) -> tables.Record:
         """Write what is missing, commit. began: when, by `time.monotonic`."""
 
     @property
@@ -100,7 +100,7 @@ class TableStep(ABC, Generic[AnySettings]):
     def identity(self) -> dict[str, Any]:
         version = tables.table_schema(self.kind)["version"]
         own = {"step": step_kind(self.settings), "schema_version": version}
-        return {**own, **self.rests_on, **self.settings.identity()}
+        return {**own, **self.input_fingerprint, **self.settings.identity()}
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -123,7 +123,7 @@ class TableStep(ABC, Generic[AnySettings]):
                 return State("partial")
         return state
 
-    def run(self, run: Run) -> tables.Record:
+    def run(self, run: RunContext) -> tables.Record:
         """Make what is missing, commit.
 
         Raises:
@@ -181,7 +181,7 @@ class TableStep(ABC, Generic[AnySettings]):
 class VectorStep(TableStep[AnySettings]):
     """A `TableStep` over a vector column."""
 
-    source: Vectors
+    source: VectorColumn
 
     @property
     def total(self) -> int:
@@ -192,7 +192,7 @@ class VectorStep(TableStep[AnySettings]):
         return self.source.digest
 
     @property
-    def rests_on(self) -> dict[str, Any]:
+    def input_fingerprint(self) -> dict[str, Any]:
         return {"input": self.source.identity}
 
     @property
@@ -216,7 +216,7 @@ def open_fit(fit: str, suffix: str, output: Folder) -> tuple[Folder, tables.Reco
     return fitted, tables.finished(fitted, f"fit {fit}")
 
 
-def refuse_other_fit(step: str, fit: str, width: int, space: Mapping[str, Any], source: Vectors) -> None:
+def refuse_other_fit(step: str, fit: str, width: int, space: Mapping[str, Any], source: VectorColumn) -> None:
     """Raises SchemaError where `fit` was made of vectors of another width or space than those of `source`."""
     if width != source.n_features:
         raise SchemaError(f"{step}: {fit} was fitted on vectors of {width}, {source.name} has {source.n_features}")

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from clipray import tables
 from clipray.errors import JobError, ManifestError
 from clipray.inputs.classes import prompt_styles
-from clipray.inputs.committed_rows import Stock
+from clipray.inputs.committed_rows import CommittedRows
 from clipray.inputs.manifest import Manifest, joined, open_manifest, read_rows
 from clipray.inputs.parquet_files import is_text
 from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS, scan
@@ -28,8 +28,8 @@ from clipray.job.row_spec import ATTACKS
 from clipray.pipelines.limits import Limits
 from clipray.pipelines.spec import AttackSettings
 from clipray.steps.base.encode_step import EncodeStep
-from clipray.steps.base.step import Given, Run, State, Ticker, refuse_stale
-from clipray.steps.labels.label_classes import Classes, Said, read_classes, write_classes
+from clipray.steps.base.step import RunContext, State, StepContext, Ticker, refuse_stale
+from clipray.steps.labels.label_classes import ClassVectors, PromptSet, read_classes, write_classes
 from clipray.storage.folder import Folder
 from clipray.tables.metrics import Metric, write_metrics
 
@@ -41,7 +41,7 @@ NAMED = 5  # labels that an error names
 class AttackStep(EncodeStep[Attack]):
     """A `Step`; see `EncodeStep`."""
 
-    said: Said
+    said: PromptSet
 
     @property
     def classes(self) -> Folder:
@@ -94,14 +94,14 @@ class AttackStep(EncodeStep[Attack]):
             return State("partial")
         return state
 
-    def run(self, run: Run) -> tables.Record:
+    def run(self, run: RunContext) -> tables.Record:
         """Encode the classes unless that is done; then as all encoding steps."""
         refuse_stale(self.table, self.inspect(count=False))
         ticker = Ticker(run, self.name, self.total, "encoding classes")
         write_classes(self.said, self.classes, run.cluster().cpus, lambda _: ticker.at(0, 0))
         return super().run(run)
 
-    def figures(self, stock: Stock, made: dict[str, Any]) -> dict[str, Any]:
+    def figures(self, stock: CommittedRows, made: dict[str, Any]) -> dict[str, Any]:
         """Rates, in one pass over the table's shards."""
         found, n = Counter[str](), 0
         for shard in stock.files:
@@ -118,7 +118,7 @@ class AttackStep(EncodeStep[Attack]):
         return {name: round(rate, 6) for name, rate in rates.items()}
 
 
-def prepare(settings: Attack, given: Given) -> AttackStep:
+def prepare(settings: Attack, given: StepContext) -> AttackStep:
     """Open and count the pictures, read the classes, hold the labels against them.
 
     Raises:
@@ -132,11 +132,11 @@ def prepare(settings: Attack, given: Given) -> AttackStep:
     _check_labels(manifest, styles[0].labels)
     keep, asked = (LABEL, *settings.keep), given.job.model.precision
     model = given.model()
-    said = Said(model, "fp32" if asked == "auto" else asked, tuple(styles[:1]), None)
+    said = PromptSet(model, "fp32" if asked == "auto" else asked, tuple(styles[:1]), None)
     return AttackStep(settings, given.output, manifest, scan(manifest, keep), model, asked, keep, said)
 
 
-def _classes(url: str, mark: str, style: str) -> Classes:
+def _classes(url: str, mark: str, style: str) -> ClassVectors:
     """For a worker."""
     return read_classes(url, mark)[style]
 

@@ -19,7 +19,7 @@ from clipray.models.resolve import ResolvedModel
 from clipray.pipelines.limits import Limits
 from clipray.pipelines.spec import EncodeSettings
 from clipray.steps.base.encode_step import EncodeStep
-from clipray.steps.base.step import Given, State
+from clipray.steps.base.step import State, StepContext
 
 ORIGINAL = "original"  # JPEGs that `decode: fast` decodes smaller are scaled by their originals' sides
 
@@ -113,7 +113,7 @@ def _feature(feature: Feature) -> dict[str, Any] | str:
     return {"layer": feature.layer, **said} if said else feature.layer
 
 
-def prepare(settings: EmbedImages, given: Given) -> EmbedStep:
+def prepare(settings: EmbedImages, given: StepContext) -> EmbedStep:
     """Open and count the manifest. Raises ManifestError."""
     assert given.job.model is not None
     manifest = open_manifest(settings.manifest, settings.keep, ["boxes"] if _use_of_boxes(settings) else ())
@@ -154,7 +154,7 @@ class Layers:
 def layers_of(settings: EmbedImages, model: ResolvedModel) -> Layers:
     """Look the features' layers up, without weights. Raises ModelError: the network has no such layer."""
     wanted = {feature.layer for feature in settings.features.values()}
-    if not settings.looks_inside:
+    if not settings.needs_architecture:
         return Layers(dict.fromkeys(settings.features, model.embed_dim))  # seconds sooner: no torch in the driver
     import_open_clip()
     from clipray.models import layers

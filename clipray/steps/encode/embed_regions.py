@@ -23,7 +23,7 @@ from clipray.models.resolve import ResolvedModel
 from clipray.pipelines.limits import Limits
 from clipray.pipelines.spec import RegionSettings
 from clipray.steps.base.encode_step import EncodeStep
-from clipray.steps.base.step import Given, State
+from clipray.steps.base.step import State, StepContext
 from clipray.storage.folder import Folder
 
 
@@ -38,11 +38,11 @@ class EmbedRegionsStep(EncodeStep[EmbedRegions]):
 
     @property
     def table(self) -> Folder:
-        return self.output.sub(self.settings.books)
+        return self.output.sub(self.settings.primary_table)
 
     @property
     def rejects(self) -> Folder:
-        return self.output.sub(f"rejects/{self.settings.books}")
+        return self.output.sub(f"rejects/{self.settings.primary_table}")
 
     @property
     def regions(self) -> RegionFolders:
@@ -104,14 +104,14 @@ class EmbedRegionsStep(EncodeStep[EmbedRegions]):
 
 def look_inside(settings: EmbedRegions, model: ResolvedModel) -> None:
     """Raises ModelError: the network's attention cannot be turned to a box, or not in these blocks or heads."""
-    if settings.looks_inside:
+    if settings.needs_architecture:
         import_open_clip()
         from clipray.models import foveal, layers
 
         foveal.check(layers.tower_without_weights(model), settings.foveal)
 
 
-def prepare(settings: EmbedRegions, given: Given) -> EmbedRegionsStep:
+def prepare(settings: EmbedRegions, given: StepContext) -> EmbedRegionsStep:
     """Open and count the manifest.
 
     Raises:

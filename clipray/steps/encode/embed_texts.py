@@ -16,7 +16,7 @@ from clipray.job import EmbedTexts
 from clipray.job.row_spec import TEXTS
 from clipray.pipelines.spec import TextSettings
 from clipray.steps.base.encode_step import EncodeStep
-from clipray.steps.base.step import Given
+from clipray.steps.base.step import StepContext
 
 VECTOR = "embedding"
 PICTURE = "image_id"
@@ -55,7 +55,7 @@ class EmbedTextsStep(EncodeStep[EmbedTexts]):
         )
 
 
-def prepare(settings: EmbedTexts, given: Given) -> EmbedTextsStep:
+def prepare(settings: EmbedTexts, given: StepContext) -> EmbedTextsStep:
     """Open and count the manifest. Raises ManifestError."""
     assert given.job.model is not None
     manifest = open_manifest(settings.manifest, settings.keep, [PICTURE], TEXTS)

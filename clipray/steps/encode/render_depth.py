@@ -21,7 +21,7 @@ from clipray.models.resolve import ResolvedModel
 from clipray.pipelines.limits import Limits
 from clipray.pipelines.spec import CloudSettings
 from clipray.steps.base.encode_step import EncodeStep
-from clipray.steps.base.step import Given
+from clipray.steps.base.step import StepContext
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ class RenderDepthStep(EncodeStep[RenderDepth]):
 
 def look_inside(settings: RenderDepth, model: ResolvedModel) -> None:
     """Raises ModelError: the network's attention cannot be turned to the foreground."""
-    if settings.looks_inside:
+    if settings.needs_architecture:
         import_open_clip()
         from clipray.models import foveal, layers
 
         foveal.check(layers.tower_without_weights(model), settings.foveal)
 
 
-def prepare(settings: RenderDepth, given: Given) -> RenderDepthStep:
+def prepare(settings: RenderDepth, given: StepContext) -> RenderDepthStep:
     """Open and count the manifest. Raises ManifestError."""
     assert given.job.model is not None
     manifest, keep = open_manifest(settings.manifest, settings.keep, (), CLOUDS), tuple(settings.keep)

@@ -11,16 +11,16 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.errors import ManifestError
-from clipray.inputs.committed_rows import Stock
+from clipray.inputs.committed_rows import CommittedRows
 from clipray.inputs.manifest import Manifest, is_texts, open_manifest
 from clipray.inputs.row_index import scan
-from clipray.inputs.vector_column import Vectors, open_vectors, refuse_another_model
+from clipray.inputs.vector_column import VectorColumn, open_vectors, refuse_another_model
 from clipray.inputs.vector_lookup import Lookup, open_lookup
 from clipray.job import ScoreCaptions
 from clipray.job.row_spec import PAIRS
 from clipray.pipelines.spec import PairSettings
 from clipray.steps.base.encode_step import EncodeStep
-from clipray.steps.base.step import Given
+from clipray.steps.base.step import StepContext
 from clipray.tables.metrics import Metric, write_metrics
 from clipray.tables.started import read_started
 
@@ -31,7 +31,7 @@ REFERENCES = "references"
 class ScoreStep(EncodeStep[ScoreCaptions]):
     """A `Step`; see `EncodeStep`. Captions are encoded here; the pictures' vectors come with the rows."""
 
-    source: Vectors
+    source: VectorColumn
 
     @property
     def widths(self) -> dict[str, int]:
@@ -42,7 +42,7 @@ class ScoreStep(EncodeStep[ScoreCaptions]):
         return {**super().identity, "input": self.source.identity}
 
     @functools.cached_property
-    def rests_on(self) -> str:
+    def input_fingerprint(self) -> str:
         return self.source.digest.like((read_started(self.table) or {}).get("rests_on"))
 
     def lookup(self) -> tuple[Lookup, str]:
@@ -57,7 +57,7 @@ class ScoreStep(EncodeStep[ScoreCaptions]):
     def made(self) -> dict[str, Any]:
         source = self.source
         return {
-            "input": {"name": source.name, "digest": self.rests_on, **source.identity},
+            "input": {"name": source.name, "digest": self.input_fingerprint, **source.identity},
             "prefix": self.settings.prefix,
         }
 
@@ -76,7 +76,7 @@ class ScoreStep(EncodeStep[ScoreCaptions]):
             source=self.source.name,
         )
 
-    def figures(self, stock: Stock, made: dict[str, Any]) -> dict[str, Any]:
+    def figures(self, stock: CommittedRows, made: dict[str, Any]) -> dict[str, Any]:
         """Means, in one pass over the table's shards."""
         names = ("clipscore", "ref_clipscore")
         sums, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
@@ -93,7 +93,7 @@ class ScoreStep(EncodeStep[ScoreCaptions]):
         return {f"mean_{name}": round(mean, 6) for name, mean in means.items()}
 
 
-def prepare(settings: ScoreCaptions, given: Given) -> ScoreStep:
+def prepare(settings: ScoreCaptions, given: StepContext) -> ScoreStep:
     """Open the pairs and the pictures.
 
     Raises:

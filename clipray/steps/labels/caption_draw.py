@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipray.inputs.row_index import hash_strings
-from clipray.inputs.vector_column import Piece, Vectors
+from clipray.inputs.vector_column import Piece, VectorColumn
 from clipray.models.imports import import_open_clip
 from clipray.models.resolve import ResolvedModel
 from clipray.storage.parquet import open_parquet
@@ -24,7 +24,7 @@ Draw = tuple[int, str, str]
 
 
 def drawn_captions(
-    source: Vectors, files: Sequence[list[Piece]], count: int, random_state: int, cpus: float, tick: Callable[[int], None]
+    source: VectorColumn, files: Sequence[list[Piece]], count: int, random_state: int, cpus: float, tick: Callable[[int], None]
 ) -> list[str]:  # fmt: skip
     """`count` captions of different regions, or all where there are fewer; drawn by the regions' ids.
 
@@ -38,7 +38,7 @@ def drawn_captions(
     return [caption for _, _, caption in least]
 
 
-def draw_of_file(item: tuple[Vectors, list[Piece], int, int]) -> list[Draw]:
+def draw_of_file(item: tuple[VectorColumn, list[Piece], int, int]) -> list[Draw]:
     """Runs in a worker: the `count` lowest draws of some pieces."""
     source, pieces, count, random_state = item
     least: list[Draw] = []

@@ -17,10 +17,10 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis import label_figures as lf
 from clipray.errors import JobError
-from clipray.inputs.known_labels import Labelled, mark_of, read_labelled
+from clipray.inputs.known_labels import KnownLabels, fingerprint_of, read_labelled
 from clipray.job import EvaluateLabels
 from clipray.report import plots
-from clipray.steps.base.step import Given, Run, Ticker
+from clipray.steps.base.step import RunContext, StepContext, Ticker
 from clipray.steps.base.table_step import TableStep
 from clipray.steps.labels.label_tally import UNLABELLED, Entry, LabelTable, open_labels, tally
 from clipray.tables.digests import Digest, combined, files_digest, without_hashes
@@ -55,12 +55,12 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
         return self.files
 
     @property
-    def rests_on(self) -> dict[str, Any]:
+    def input_fingerprint(self) -> dict[str, Any]:
         return {"inputs": self.compared}
 
     @property
     def made(self) -> dict[str, Any]:
-        return self.rests_on
+        return self.input_fingerprint
 
     @property
     def inputs(self) -> list[str]:
@@ -73,7 +73,7 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
     def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
         return [f"{self.name}: {self.total} rows of {', '.join(self.opened)}"]
 
-    def make(self, run: Run, began: float) -> tables.Record:
+    def make(self, run: RunContext, began: float) -> tables.Record:
         """Read, count, compare, commit.
 
         Raises:
@@ -89,7 +89,7 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
 
     def _tallied(self, ticker: Ticker) -> tuple[list[Entry], dict[str, list[Entry]]]:
         """All styles of all data sets, and those of the tables that a data set is compared with."""
-        known: dict[str, Labelled] = {}
+        known: dict[str, KnownLabels] = {}
         entries: list[Entry] = []
         baselines: dict[str, list[Entry]] = {}
         grouped, done = self.settings.by is not None, 0
@@ -204,7 +204,7 @@ def _baseline(
     return None
 
 
-def prepare(settings: EvaluateLabels, given: Given) -> EvaluateLabelsStep:
+def prepare(settings: EvaluateLabels, given: StepContext) -> EvaluateLabelsStep:
     """Open the tables of labels.
 
     Raises:
@@ -215,7 +215,7 @@ def prepare(settings: EvaluateLabels, given: Given) -> EvaluateLabelsStep:
     digests: list[Digest] = []
     before: list[Any] = []
     for name, data in settings.data_sets.items():
-        truth, digest = mark_of(data.truth, given.output)
+        truth, digest = fingerprint_of(data.truth, given.output)
         inputs[name] = {"truth": truth}
         digests.append(digest)
         before.append(digest.before)

@@ -18,7 +18,7 @@ from clipray.analysis.lengths import unit
 from clipray.inputs.classes import prompt_styles
 from clipray.inputs.vector_column import (
     Piece,
-    Vectors,
+    VectorColumn,
     groups,
     open_vectors,
     read_finite,
@@ -28,9 +28,9 @@ from clipray.inputs.vector_column import (
 from clipray.job import Label
 from clipray.job.load import fingerprint
 from clipray.steps.base.shard_writer import make_parts
-from clipray.steps.base.step import Given, Run, Ticker
+from clipray.steps.base.step import RunContext, StepContext, Ticker
 from clipray.steps.base.table_step import VectorStep
-from clipray.steps.labels.label_classes import Said, read_classes, write_classes
+from clipray.steps.labels.label_classes import PromptSet, read_classes, write_classes
 from clipray.storage.folder import Folder
 
 
@@ -40,7 +40,7 @@ class LabelStep(VectorStep[Label]):
 
     kind: ClassVar[str] = "labels"
 
-    said: Said
+    said: PromptSet
 
     @property
     def total(self) -> int:
@@ -48,8 +48,8 @@ class LabelStep(VectorStep[Label]):
         return self.source.n_samples * len(self.said.styles)
 
     @property
-    def rests_on(self) -> dict[str, Any]:
-        return {**super().rests_on, "classes": self.said.identity}
+    def input_fingerprint(self) -> dict[str, Any]:
+        return {**super().input_fingerprint, "classes": self.said.identity}
 
     @property
     def made(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class LabelStep(VectorStep[Label]):
         said = ", ".join(f"{style.name} ({len(style.labels)} classes)" for style in styles)
         return [f"{self.name}: {source.n_samples} vectors of {source.n_features} from {source.name}, styles: {said}"]
 
-    def make(self, run: Run, began: float) -> tables.Record:
+    def make(self, run: RunContext, began: float) -> tables.Record:
         """Encode the classes unless that is done, label what is missing, commit.
 
         Raises:
@@ -77,7 +77,7 @@ class LabelStep(VectorStep[Label]):
         figures = {"styles": {style.name: len(style.labels) for style in self.said.styles}}
         return self.commit(self._label(run), began, figures=figures)
 
-    def _label(self, run: Run) -> list[tables.Shard]:
+    def _label(self, run: RunContext) -> list[tables.Shard]:
         work = groups(self.source.pieces, self.settings.rows_per_file)
         parts = [(group, [f"part-{n:06d}-{s.name}.parquet" for s in self.said.styles]) for n, group in enumerate(work)]
         return make_parts(self, parts, self.stamp, label_group, run, "labelling", given=self.of_a_task)
@@ -90,7 +90,7 @@ class LabelStep(VectorStep[Label]):
         return Task(self.source, self.table, self.beside.url, mark, how, self.schema, self.stamp)
 
 
-def prepare(settings: Label, given: Given) -> LabelStep:
+def prepare(settings: Label, given: StepContext) -> LabelStep:
     """Open the input, read the classes, hold the model against the vectors.
 
     Raises:
@@ -101,14 +101,14 @@ def prepare(settings: Label, given: Given) -> LabelStep:
     styles = tuple(prompt_styles(settings.classes, settings.styles))
     asked = given.job.model.precision if given.job.model else "auto"
     precision = "fp32" if asked == "auto" else asked  # classes are few, and every row rests on them
-    return LabelStep(settings, given.output, source, Said(model, precision, styles, settings.multi_label))
+    return LabelStep(settings, given.output, source, PromptSet(model, precision, styles, settings.multi_label))
 
 
 @dataclass(frozen=True)
 class Task:
     """Work on a part of the input; see `LabelStep`. classes, mark: where the classes lie, and their fingerprint."""
 
-    source: Vectors
+    source: VectorColumn
     table: Folder
     classes: str
     mark: str

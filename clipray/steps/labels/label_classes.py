@@ -24,7 +24,7 @@ TEXTS_OF_A_TASK = 4_096  # that make it worthwhile to load a text tower
 
 
 @dataclass(frozen=True)
-class Said:
+class PromptSet:
     """All that is said, and by which network: what decides the class vectors.
 
     Attributes:
@@ -53,7 +53,7 @@ class Said:
 
 
 @dataclass(frozen=True, eq=False)
-class Classes:
+class ClassVectors:
     """The classes of a style: names, (k, d) float32, and (k, d) or (1, d) of their negatives."""
 
     labels: pa.Array
@@ -63,7 +63,7 @@ class Classes:
     logit_bias: float | None
 
 
-def write_classes(said: Said, folder: Folder, cpus: float, tick: Callable[[int], None]) -> tables.Record:
+def write_classes(said: PromptSet, folder: Folder, cpus: float, tick: Callable[[int], None]) -> tables.Record:
     """Encode the classes in workers and write their table, unless it is there; its record."""
     from clipray.engine.tasks import map_tasks
     from clipray.engine.workers import encode_classes
@@ -99,7 +99,7 @@ def write_classes(said: Said, folder: Folder, cpus: float, tick: Callable[[int],
     )  # fmt: skip
 
 
-def _items(said: Said, styles: Sequence[PromptStyle], cpus: float) -> list[ClassTexts]:
+def _items(said: PromptSet, styles: Sequence[PromptStyle], cpus: float) -> list[ClassTexts]:
     """Work for as many tasks as are worthwhile: of each style a range of its classes."""
     texts = sum(len(style.labels) * max(1, len(style.templates)) for style in styles)
     parts = int(max(1, min(cpus, texts // TEXTS_OF_A_TASK)))
@@ -127,7 +127,7 @@ def _rows(style: PromptStyle, negative: bool, parts: Sequence[tuple[np.ndarray, 
 
 
 @functools.lru_cache(maxsize=2)
-def read_classes(url: str, mark: str) -> dict[str, Classes]:
+def read_classes(url: str, mark: str) -> dict[str, ClassVectors]:
     """The classes of each style, once in a worker. `mark`: their fingerprint."""
     data = tables.read_shard(Folder(url), CLASSES)
     stamp = tables.shard_stamp(Folder(url), CLASSES)[2]
@@ -141,7 +141,7 @@ def read_classes(url: str, mark: str) -> dict[str, Classes]:
         own = (styles == style) & ~negative
         against = vectors[(styles == style) & negative]
         labels = data["label"].combine_chunks().filter(pa.array(own))
-        found[style] = Classes(
+        found[style] = ClassVectors(
             labels, vectors[own], against if len(against) else None, stamp["logit_scale"], stamp["logit_bias"]
         )
     return found

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from clipray import tables
 from clipray.analysis import label_figures as lf
 from clipray.errors import SchemaError
-from clipray.inputs.known_labels import NONE, Labelled
+from clipray.inputs.known_labels import NONE, KnownLabels
 from clipray.storage.folder import Folder
 
 UNLABELLED = -1  # in `Entry.ranks`
@@ -51,7 +51,7 @@ class Entry:
     data_set: str
     style: str
     table: LabelTable
-    truth: Labelled
+    truth: KnownLabels
     group: int
     codes: np.ndarray  # (n,) int32 by row of `truth`: the number of the known label among the classes, or NONE
     ranks: np.ndarray
@@ -78,7 +78,7 @@ def open_labels(name: str, output: Folder) -> LabelTable:
     )
 
 
-def tally(data_set: str, table: LabelTable, truth: Labelled, *, grouped: bool) -> list[Entry]:
+def tally(data_set: str, table: LabelTable, truth: KnownLabels, *, grouped: bool) -> list[Entry]:
     """Count all styles of a table in all groups of `truth`.
 
     Raises:
@@ -113,7 +113,7 @@ def tally(data_set: str, table: LabelTable, truth: Labelled, *, grouped: bool) -
     return [found[key] for key in sorted(found)]
 
 
-def _refuse_unknown(table: LabelTable, truth: Labelled, at: np.ndarray, codes: np.ndarray) -> None:
+def _refuse_unknown(table: LabelTable, truth: KnownLabels, at: np.ndarray, codes: np.ndarray) -> None:
     strange = at[codes[at] == NONE]
     if len(strange):
         names = [truth.names[code] for code in np.unique(truth.codes[strange])]

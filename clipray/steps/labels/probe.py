@@ -16,11 +16,11 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis import probe as pb
 from clipray.errors import SchemaError
-from clipray.inputs.known_labels import mark_of
+from clipray.inputs.known_labels import fingerprint_of
 from clipray.inputs.vector_column import Piece, open_vectors, read_finite
 from clipray.job import Probe
 from clipray.steps.base.shard_writer import make_parts, numbered
-from clipray.steps.base.step import Given, Run, Ticker
+from clipray.steps.base.step import RunContext, StepContext, Ticker
 from clipray.steps.base.table_step import VectorStep, open_fit, refuse_other_fit
 from clipray.steps.labels.label import labels_table
 from clipray.steps.labels.probe_rows import labelled_rows
@@ -52,15 +52,15 @@ class ProbeStep(VectorStep[Probe]):
         return combined([self.source.digest, self.truth[1]]) if self.truth else self.source.digest
 
     @property
-    def rests_on(self) -> dict[str, Any]:
+    def input_fingerprint(self) -> dict[str, Any]:
         truth = {"truth": self.truth[0]} if self.truth else {}
-        return {**super().rests_on, **truth, **({"fit": self.fitted[1].fingerprint} if self.fitted else {})}
+        return {**super().input_fingerprint, **truth, **({"fit": self.fitted[1].fingerprint} if self.fitted else {})}
 
     def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
         source, how = self.source, f"C of {self.settings.c}" if self.fitted is None else f"fit {self.settings.fit}"
         return [f"{self.name}: {source.n_samples} vectors of {source.n_features} from {source.name}, {how}"]
 
-    def make(self, run: Run, began: float) -> tables.Record:
+    def make(self, run: RunContext, began: float) -> tables.Record:
         """Train unless that is done, label what is missing, commit.
 
         Raises:
@@ -72,7 +72,7 @@ class ProbeStep(VectorStep[Probe]):
         shards = make_parts(self, parts, self.stamp, _label_group, run, "labelling")
         return self.commit(shards, began, figures=figures, metrics=_metrics(figures))
 
-    def _trained(self, run: Run) -> dict[str, Any]:
+    def _trained(self, run: RunContext) -> dict[str, Any]:
         """Have the coefficients in their table; the figures of training."""
         record = tables.record_to_go_on(self.beside)
         if (
@@ -93,7 +93,7 @@ class ProbeStep(VectorStep[Probe]):
         self.finish(self.beside, "probe_classes", schema, [shard], figures)
         return figures
 
-    def _fit(self, run: Run) -> tuple[list[str], pb.Probe, dict[str, Any]]:
+    def _fit(self, run: RunContext) -> tuple[list[str], pb.LinearProbe, dict[str, Any]]:
         from clipray.engine.tasks import map_tasks
 
         settings, cpus = self.settings, run.cluster().cpus
@@ -135,7 +135,7 @@ def _try(item: tuple[ProbeStep, float]) -> dict[str, Any]:
     return {"validation_accuracy": found.accuracy(*rows.of("validation"))}
 
 
-def _finish(item: tuple[ProbeStep, float]) -> tuple[list[str], pb.Probe, dict[str, Any]]:
+def _finish(item: tuple[ProbeStep, float]) -> tuple[list[str], pb.LinearProbe, dict[str, Any]]:
     """Runs in a worker: train with the best C on train and validation rows, measured on these and on the test rows."""
     step, c = item
     rows = labelled_rows(step)
@@ -150,15 +150,15 @@ def _finish(item: tuple[ProbeStep, float]) -> tuple[list[str], pb.Probe, dict[st
 
 
 @functools.lru_cache(maxsize=2)
-def _read_probe(url: str, _mark: str) -> tuple[list[str], pb.Probe]:
+def _read_probe(url: str, _mark: str) -> tuple[list[str], pb.LinearProbe]:
     return read_probe(Folder(url))
 
 
-def read_probe(folder: Folder) -> tuple[list[str], pb.Probe]:
+def read_probe(folder: Folder) -> tuple[list[str], pb.LinearProbe]:
     """Labels and coefficients of a trained probe."""
     data = tables.read_shard(folder, CLASSES)
     vectors = data["vector"].combine_chunks().flatten().to_numpy().reshape(len(data), -1)
-    return data["label"].to_pylist(), pb.Probe(vectors, data["intercept"].to_numpy())
+    return data["label"].to_pylist(), pb.LinearProbe(vectors, data["intercept"].to_numpy())
 
 
 def _label_group(item: tuple[ProbeStep, list[Piece], list[str]]) -> list[tables.Shard]:
@@ -175,7 +175,7 @@ def _label_group(item: tuple[ProbeStep, list[Piece], list[str]]) -> list[tables.
     return [tables.write_shard(step.table, name, "labels", pa.concat_tables(parts), step.stamp)]
 
 
-def prepare(settings: Probe, given: Given) -> ProbeStep:
+def prepare(settings: Probe, given: StepContext) -> ProbeStep:
     """Open the input, and the labels or the fit.
 
     Raises:
@@ -184,7 +184,7 @@ def prepare(settings: Probe, given: Given) -> ProbeStep:
     source = open_vectors(settings.input, given.output)
     if settings.fit is None:
         assert settings.truth is not None
-        return ProbeStep(settings, given.output, source, mark_of(settings.truth, given.output), None)
+        return ProbeStep(settings, given.output, source, fingerprint_of(settings.truth, given.output), None)
     fitted, record = open_fit(settings.fit, "classes", given.output)
     if record.table != "probe_classes":
         raise SchemaError(f"fit {settings.fit}: expected a probe, found {record.table} beside it")

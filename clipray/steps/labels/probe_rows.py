@@ -10,7 +10,7 @@ import numpy as np
 
 from clipray.analysis.probe import SPLITS, split
 from clipray.errors import SchemaError
-from clipray.inputs.known_labels import NONE, Labelled, read_labelled
+from clipray.inputs.known_labels import NONE, KnownLabels, read_labelled
 from clipray.inputs.row_index import hash_strings
 from clipray.inputs.vector_column import read_finite
 
@@ -63,7 +63,7 @@ def labelled_rows(step: Any) -> Rows:
     return _checked(source.name, known, np.concatenate(xs), np.concatenate(names), np.concatenate(splits))
 
 
-def _given(known: Labelled, column: str) -> np.ndarray:
+def _given(known: KnownLabels, column: str) -> np.ndarray:
     """(n,) int8: the split that each labelled row is said to be in, -1 where in none."""
     of_group = np.array([SPLIT_NAMES.get(name.lower(), -1) for name in known.groups], np.int8)
     if not (of_group == 0).any():
@@ -73,7 +73,7 @@ def _given(known: Labelled, column: str) -> np.ndarray:
     return of_group[known.group_codes]
 
 
-def _checked(name: str, known: Labelled, x: np.ndarray, codes: np.ndarray, splits: np.ndarray) -> Rows:
+def _checked(name: str, known: KnownLabels, x: np.ndarray, codes: np.ndarray, splits: np.ndarray) -> Rows:
     counts = Counter(np.array(SPLITS)[splits].tolist())
     if not counts["train"] or not counts["validation"]:
         raise SchemaError(

@@ -22,7 +22,7 @@ from clipray.inputs.vector_column import Piece, open_vectors, read_finite, refus
 from clipray.job import Refer
 from clipray.models.resolve import ResolvedModel
 from clipray.steps.base.shard_writer import make_parts
-from clipray.steps.base.step import Given, Run, Ticker
+from clipray.steps.base.step import RunContext, StepContext, Ticker
 from clipray.steps.base.table_step import VectorStep
 from clipray.steps.labels.caption_draw import CAPTION, drawn_captions, encode_captions, mean_vector
 from clipray.tables.metrics import Metric
@@ -41,8 +41,8 @@ class ReferStep(VectorStep[Refer]):
     precision: str
 
     @property
-    def rests_on(self) -> dict[str, Any]:
-        return {**super().rests_on, "model": {**self.model.identity(), "precision": self.precision}}
+    def input_fingerprint(self) -> dict[str, Any]:
+        return {**super().input_fingerprint, "model": {**self.model.identity(), "precision": self.precision}}
 
     @property
     def schema(self) -> pa.Schema:
@@ -51,7 +51,7 @@ class ReferStep(VectorStep[Refer]):
     def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
         return [f"{self.name}: captions and boxes of {self.total} regions from {self.source.name}"]
 
-    def make(self, run: Run, began: float) -> tables.Record:
+    def make(self, run: RunContext, began: float) -> tables.Record:
         """Compare file by file, measure, commit.
 
         Raises:
@@ -72,7 +72,7 @@ class ReferStep(VectorStep[Refer]):
             figures["captions_drawn"] = task.drawn
         return self.commit(shards, began, figures=figures, metrics=measured, row_for_row=False)
 
-    def _dataset(self, files: list[list[Piece]], run: Run) -> tuple[np.ndarray | None, int]:
+    def _dataset(self, files: list[list[Piece]], run: RunContext) -> tuple[np.ndarray | None, int]:
         """The mean vector of captions drawn from the whole input, and how many; None where they are not wanted."""
         if self.settings.subtract != "dataset":
             return None, 0
@@ -104,7 +104,7 @@ def _mean(values: np.ndarray) -> float:
     return float(values.astype(np.float64).mean())
 
 
-def prepare(settings: Refer, given: Given) -> ReferStep:
+def prepare(settings: Refer, given: StepContext) -> ReferStep:
     """Open the regions, hold the model against their vectors.
 
     Raises:

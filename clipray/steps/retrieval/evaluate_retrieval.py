@@ -16,10 +16,10 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis import retrieval as rt
 from clipray.errors import SchemaError
-from clipray.inputs.relevance import GroundTruth, Source, open_relevance, read_relevance
-from clipray.inputs.vector_column import Vectors, comparable, open_vectors
+from clipray.inputs.relevance import GroundTruth, RelevanceSource, open_relevance, read_relevance
+from clipray.inputs.vector_column import VectorColumn, comparable, open_vectors
 from clipray.job import EvaluateRetrieval
-from clipray.steps.base.step import Given, Run
+from clipray.steps.base.step import RunContext, StepContext
 from clipray.steps.base.table_step import TableStep
 from clipray.steps.retrieval.lists import NOT_FOUND, Lists, negatives_listed, open_lists
 from clipray.steps.retrieval.ranks import negatives_before
@@ -37,17 +37,17 @@ class EvaluateRetrievalStep(TableStep[EvaluateRetrieval]):
 
     kind: ClassVar[str] = "retrieval"
 
-    ranked: Vectors | Lists
-    queries: Vectors | None
-    relevance: Source
+    ranked: VectorColumn | Lists
+    queries: VectorColumn | None
+    relevance: RelevanceSource
 
     @property
     def total(self) -> int:
         """Rows that are ranked, or entries of the lists."""
-        return self.ranked.n_samples if isinstance(self.ranked, Vectors) else self.ranked.record.rows
+        return self.ranked.n_samples if isinstance(self.ranked, VectorColumn) else self.ranked.record.rows
 
     @property
-    def rests_on(self) -> dict[str, Any]:
+    def input_fingerprint(self) -> dict[str, Any]:
         given: dict[str, Any] = {"ground_truth": self.relevance.identity}
         if isinstance(self.ranked, Lists):
             return {**given, "neighbours": self.ranked.record.fingerprint}
@@ -80,7 +80,7 @@ class EvaluateRetrievalStep(TableStep[EvaluateRetrieval]):
         what = "entries of" if isinstance(self.ranked, Lists) else "rows ranked of"
         return [f"{self.name}: {self.total} {what} {self.ranked.name}, by {self.relevance.path}"]
 
-    def make(self, run: Run, began: float) -> tables.Record:
+    def make(self, run: RunContext, began: float) -> tables.Record:
         """Count, measure, commit.
 
         Raises:
@@ -153,7 +153,7 @@ def _means(truth: GroundTruth, rows: list[Row]) -> dict[tuple[str, str], dict[st
     return {key: rt.means(by[key]) for key in sorted(by, key=lambda key: (key[1], order.index(key[0])))}
 
 
-def prepare(settings: EvaluateRetrieval, given: Given) -> EvaluateRetrievalStep:
+def prepare(settings: EvaluateRetrieval, given: StepContext) -> EvaluateRetrievalStep:
     """Open what is ranked, the queries and the ground truth.
 
     Raises:
@@ -171,7 +171,7 @@ def prepare(settings: EvaluateRetrieval, given: Given) -> EvaluateRetrievalStep:
     return EvaluateRetrievalStep(settings, given.output, source, queries, relevance)
 
 
-def _refuse_other_space(name: str, source: Vectors, queries: Vectors) -> None:
+def _refuse_other_space(name: str, source: VectorColumn, queries: VectorColumn) -> None:
     if source.n_features != queries.n_features:
         raise SchemaError(
             f"{name}: queries of {queries.n_features} in {queries.name}, but vectors of {source.n_features} in {source.name}"

@@ -16,16 +16,16 @@ import pyarrow.compute as pc
 from clipray.analysis.retrieval import count_from, scores, thresholds
 from clipray.errors import SchemaError
 from clipray.inputs.relevance import GroundTruth
-from clipray.inputs.vector_column import Piece, Vectors, groups, read_finite, read_ids
+from clipray.inputs.vector_column import Piece, VectorColumn, groups, read_finite, read_ids
 from clipray.steps.base.shard_writer import count_rows
-from clipray.steps.base.step import Run, Ticker
+from clipray.steps.base.step import RunContext, Ticker
 
 TASK_ROWS = 131_072
 QUERY_BLOCK, ROW_BLOCK = 512, 8_192  # of one product: 32 MiB of scores
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class RankingQuery:
     """What a task needs to count.
 
     Attributes:
@@ -43,7 +43,12 @@ class Asked:
 
 
 def negatives_before(
-    source: Vectors, queries: Vectors | None, truth: GroundTruth, distances: Sequence[str], run: Run, step: str
+    source: VectorColumn,
+    queries: VectorColumn | None,
+    truth: GroundTruth,
+    distances: Sequence[str],
+    run: RunContext,
+    step: str,
 ) -> dict[str, np.ndarray]:
     """By distance (m,) int64: the rows of `source` that are not named for a query and stand before each of its positives.
 
@@ -71,7 +76,7 @@ def negatives_before(
     return _count(source, asked, run, step)
 
 
-def gather(source: Vectors, ids: pa.Array, run: Run, step: str) -> tuple[np.ndarray, np.ndarray]:
+def gather(source: VectorColumn, ids: pa.Array, run: RunContext, step: str) -> tuple[np.ndarray, np.ndarray]:
     """Whether each of these distinct ids is there, (n,) bool, and its vector, (n, d) float64. Raises SchemaError."""
     from clipray.engine.tasks import map_tasks
 
@@ -91,7 +96,7 @@ def gather(source: Vectors, ids: pa.Array, run: Run, step: str) -> tuple[np.ndar
     return times > 0, x
 
 
-def _named(item: tuple[Vectors, list[Piece]], ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+def _named(item: tuple[VectorColumn, list[Piece]], ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Places among `ids` (k,) and vectors (k, d) of the rows that are named there."""
     source, group = item
     places, parts = [np.zeros(0, np.int64)], [np.zeros((0, source.n_features))]
@@ -106,7 +111,7 @@ def _named(item: tuple[Vectors, list[Piece]], ids: pa.Array) -> tuple[np.ndarray
 
 def _asked(
     truth: GroundTruth, ids: pa.Array, asking: np.ndarray, answers: np.ndarray, distances: Sequence[str], *, own: bool
-) -> Asked:
+) -> RankingQuery:
     """asking: (q, d) vectors of the queries. answers: (n, d) of `truth.answers`."""
     positive = truth.positive
     query, answer = truth.query[positive], truth.answer[positive]
@@ -118,7 +123,7 @@ def _asked(
         by = np.concatenate([by, pc.index_in(truth.queries, ids).to_numpy()])
         who = np.concatenate([who, np.arange(len(truth.queries))])
     order = np.argsort(by, kind="stable")
-    return Asked(
+    return RankingQuery(
         asking,
         _bounds(query, len(truth.queries)),
         starts,
@@ -133,7 +138,7 @@ def _bounds(values: np.ndarray, n: int) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.bincount(values, minlength=n))])
 
 
-def _count(source: Vectors, asked: Asked, run: Run, step: str) -> dict[str, np.ndarray]:
+def _count(source: VectorColumn, asked: RankingQuery, run: RunContext, step: str) -> dict[str, np.ndarray]:
     from clipray.engine.tasks import map_tasks
 
     work = groups(source.pieces, TASK_ROWS)
@@ -150,7 +155,7 @@ def _rows(work: Sequence[Sequence[Piece]]) -> int:
     return sum(count_rows(group) for group in work)
 
 
-def _count_group(item: tuple[Vectors, list[Piece]], asked: Asked) -> dict[str, np.ndarray]:
+def _count_group(item: tuple[VectorColumn, list[Piece]], asked: RankingQuery) -> dict[str, np.ndarray]:
     source, group = item
     counts = {name: np.zeros(int(asked.bounds[-1]), np.int64) for name in asked.starts}
     for piece in group:
@@ -162,7 +167,7 @@ def _count_group(item: tuple[Vectors, list[Piece]], asked: Asked) -> dict[str, n
     return counts
 
 
-def _count_block(asked: Asked, x: np.ndarray, named: np.ndarray, counts: dict[str, np.ndarray]) -> None:
+def _count_block(asked: RankingQuery, x: np.ndarray, named: np.ndarray, counts: dict[str, np.ndarray]) -> None:
     """Add the rows x (n, d) to the counts. named: (n,) place among `asked.names`, or -1."""
     rows = np.flatnonzero(named >= 0)
     hiders = [asked.hidden[slice(*asked.hidden_bounds[[n, n + 1]])] for n in named[rows]]

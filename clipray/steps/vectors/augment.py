@@ -14,7 +14,7 @@ from clipray.inputs.index_reader import OpenIndex, opened_once, ready_index
 from clipray.inputs.vector_column import Piece, open_vectors, read_finite
 from clipray.job import Augment
 from clipray.steps.base.shard_writer import make_parts, numbered
-from clipray.steps.base.step import Given, Run
+from clipray.steps.base.step import RunContext, StepContext
 from clipray.steps.base.table_step import VectorStep
 from clipray.tables.digests import Digest, combined
 
@@ -34,8 +34,8 @@ class AugmentStep(VectorStep[Augment]):
         return combined([self.source.digest, self.index.inputs["digest"]])
 
     @property
-    def rests_on(self) -> dict[str, Any]:
-        return {**super().rests_on, "index": self.index.fingerprint}
+    def input_fingerprint(self) -> dict[str, Any]:
+        return {**super().input_fingerprint, "index": self.index.fingerprint}
 
     @property
     def made(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class AugmentStep(VectorStep[Augment]):
         nearest = f"{self.settings.neighbours} nearest in {self.settings.index}"
         return [f"{self.name}: {self.total} vectors of {self.source.name}, each with its {nearest}"]
 
-    def make(self, run: Run, began: float) -> tables.Record:
+    def make(self, run: RunContext, began: float) -> tables.Record:
         """Average what is missing, commit. Raises SchemaError: vectors that are not finite."""
         self.begin()
         parts = numbered(self.source.pieces, self.settings.rows_per_file)
@@ -86,7 +86,7 @@ def _averaged(step: AugmentStep, opened: OpenIndex, own: np.ndarray, x: np.ndarr
     return averaged(x, vectors, known, step.settings.alpha, opened.metric)
 
 
-def prepare(settings: Augment, given: Given) -> AugmentStep:
+def prepare(settings: Augment, given: StepContext) -> AugmentStep:
     """Open the input and the index.
 
     Raises:

@@ -24,7 +24,7 @@ from clipray.analysis.mini_batch import mini_batch_kmeans
 from clipray.errors import ClipRayError, SchemaError
 from clipray.inputs.vector_column import open_vectors
 from clipray.job import Cluster
-from clipray.steps.base.step import Given, Run, Ticker
+from clipray.steps.base.step import RunContext, StepContext, Ticker
 from clipray.steps.base.table_step import VectorStep
 from clipray.steps.vectors.cluster_metrics import cluster_metrics
 from clipray.storage.folder import Folder
@@ -50,7 +50,7 @@ class ClusterStep(VectorStep[Cluster]):
             f"{self.name}: {source.n_samples} vectors of {source.n_features} from {source.name}, {held}, {settings.clusters} clusters"
         ]
 
-    def make(self, run: Run, began: float) -> tables.Record:
+    def make(self, run: RunContext, began: float) -> tables.Record:
         """Iterate from the last checkpoint, assign, commit.
 
         Raises:
@@ -88,7 +88,7 @@ class ClusterStep(VectorStep[Cluster]):
         if (before.get("fingerprint"), before.get("digest")) != (self.fingerprint, self.digest):
             self.table.remove(CHECKPOINT)
 
-    def _iterate(self, run: Run, data: Any) -> KMeans:
+    def _iterate(self, run: RunContext, data: Any) -> KMeans:
         settings = self.settings
         start: KMeans | np.ndarray | None = _load(self.table)
         if isinstance(start, KMeans):
@@ -119,7 +119,7 @@ class ClusterStep(VectorStep[Cluster]):
             raise type(error)(f"{self.name}: {self.source.name}: {error}") from error
 
     def _commit(
-        self, state: KMeans, made: list[Part], sample: np.ndarray, figures: dict[str, Any], began: float
+        self, state: KMeans, made: list[ClusteredShard], sample: np.ndarray, figures: dict[str, Any], began: float
     ) -> tables.Record:
         key, own = self.source.ids[-1], {"precision": figures["precision"]}
         sizes, inertia = (np.sum([getattr(part, name) for part in made], axis=0) for name in ("sizes", "inertia"))
@@ -143,7 +143,7 @@ class ClusterStep(VectorStep[Cluster]):
 
 
 @dataclass(frozen=True)
-class Part:
+class ClusteredShard:
     """A shard of the table, and by cluster its rows' number (k,), inertia (k,), and nearest row: distance, identity."""
 
     shard: tables.Shard
@@ -159,7 +159,7 @@ class _Writer:
     step: ClusterStep
     precision: str
 
-    def __call__(self, ids: pa.Table, labels: np.ndarray, squares: np.ndarray, first_row: int) -> Part:
+    def __call__(self, ids: pa.Table, labels: np.ndarray, squares: np.ndarray, first_row: int) -> ClusteredShard:
         step, k = self.step, self.step.settings.clusters
         rows = pa.table([*ids.columns, pa.array(labels), pa.array(np.sqrt(squares))], schema=step.schema)
         shard = tables.write_shard(
@@ -169,10 +169,10 @@ class _Writer:
         firsts = order[np.unique(labels[order], return_index=True)[1]]
         keys = ids[step.source.ids[-1]].take(pa.array(firsts)).to_pylist()
         nearest = {int(labels[n]): (float(squares[n]), key) for n, key in zip(firsts, keys, strict=True)}
-        return Part(shard, np.bincount(labels, minlength=k), np.bincount(labels, squares, k), nearest)
+        return ClusteredShard(shard, np.bincount(labels, minlength=k), np.bincount(labels, squares, k), nearest)
 
 
-def _nearest_ids(parts: list[Part]) -> list[str | None]:
+def _nearest_ids(parts: list[ClusteredShard]) -> list[str | None]:
     """Identity of the row nearest to each centroid; of two equally near the one whose identity sorts first."""
     best: dict[int, tuple[float, str]] = {}
     for part in parts:
@@ -203,7 +203,7 @@ def _load(folder: Folder) -> KMeans | None:
         return None  # damaged, as the checksums of its members say: the iterations begin anew
 
 
-def prepare(settings: Cluster, given: Given) -> ClusterStep:
+def prepare(settings: Cluster, given: StepContext) -> ClusterStep:
     """Open the input.
 
     Raises:

@@ -21,7 +21,7 @@ from clipray.errors import SchemaError
 from clipray.inputs.vector_column import groups, open_vectors
 from clipray.job import Deduplicate
 from clipray.steps.base.shard_writer import count_rows
-from clipray.steps.base.step import Given, Run, Ticker
+from clipray.steps.base.step import RunContext, StepContext, Ticker
 from clipray.steps.base.table_step import VectorStep
 from clipray.steps.vectors.sorted_by_cluster import (
     CLUSTER,
@@ -63,8 +63,8 @@ class DeduplicateStep(VectorStep[Deduplicate]):
         return combined([self.source.digest, files_digest(self.record.files)], before)
 
     @property
-    def rests_on(self) -> dict[str, Any]:
-        return {**super().rests_on, "clusters": self.record.fingerprint}
+    def input_fingerprint(self) -> dict[str, Any]:
+        return {**super().input_fingerprint, "clusters": self.record.fingerprint}
 
     @property
     def made(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class DeduplicateStep(VectorStep[Deduplicate]):
         mib = source.n_samples * source.n_features * 4 / 2**20
         return [f"{self.name}: {source.n_samples} vectors of {source.name}, {mib:.1f} MiB of them aside while it runs"]
 
-    def make(self, run: Run, began: float) -> tables.Record:
+    def make(self, run: RunContext, began: float) -> tables.Record:
         """Sort by cluster, compare, choose, commit.
 
         Raises:
@@ -98,7 +98,7 @@ class DeduplicateStep(VectorStep[Deduplicate]):
         return self.commit(shards, began, figures=figures, metrics=metrics, row_for_row=False)
 
     @contextlib.contextmanager
-    def _put_aside(self, run: Run) -> Iterator[list[Bucket]]:
+    def _put_aside(self, run: RunContext) -> Iterator[list[Bucket]]:
         """The vectors by cluster, on disk while this lasts."""
         from clipray.engine.tasks import map_tasks
 
@@ -121,7 +121,7 @@ class DeduplicateStep(VectorStep[Deduplicate]):
                 with contextlib.suppress(OSError):  # of somebody else's files in it
                     os.rmdir(self.aside.path(""))
 
-    def _linked(self, run: Run, buckets: list[Bucket]) -> list[dd.Links]:
+    def _linked(self, run: RunContext, buckets: list[Bucket]) -> list[dd.Links]:
         """Of each bucket what is linked."""
         from clipray.engine.tasks import map_tasks
 
@@ -136,7 +136,9 @@ class DeduplicateStep(VectorStep[Deduplicate]):
             found[bucket.number].append(part)
         return [dd.merged(found[bucket.number]) for bucket in buckets]
 
-    def _chosen(self, run: Run, buckets: list[Bucket], found: list[dd.Links]) -> list[tuple[tables.Shard, int, int]]:
+    def _chosen(
+        self, run: RunContext, buckets: list[Bucket], found: list[dd.Links]
+    ) -> list[tuple[tables.Shard, int, int]]:
         """Shards, each with its groups and the rows of its largest one."""
         from clipray.engine.tasks import map_tasks
 
@@ -223,7 +225,7 @@ def _here(rows: np.ndarray, first: int, n: int) -> slice:
     return slice(*np.searchsorted(rows, [first, first + n]))
 
 
-def prepare(settings: Deduplicate, given: Given) -> DeduplicateStep:
+def prepare(settings: Deduplicate, given: StepContext) -> DeduplicateStep:
     """Open the input and the clusters.
 
     Raises:

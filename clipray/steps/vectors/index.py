@@ -18,9 +18,9 @@ from clipray import tables
 from clipray.analysis.vector_index import choose_type, empty_index, mergeable, training_rows
 from clipray.errors import ClipRayError, SchemaError, StaleTableError
 from clipray.inputs.index_files import broken_files, hash_of
-from clipray.inputs.vector_column import Piece, Vectors, comparable, groups, open_vectors
+from clipray.inputs.vector_column import Piece, VectorColumn, comparable, groups, open_vectors
 from clipray.job import Index
-from clipray.steps.base.step import Given, Run, State, Ticker
+from clipray.steps.base.step import RunContext, State, StepContext, Ticker
 from clipray.steps.base.table_step import VectorStep
 from clipray.storage.folder import TEMPORARY, Folder
 from clipray.tables.digests import is_same_file
@@ -43,11 +43,11 @@ class IndexStep(VectorStep[Index]):
 
     kind: ClassVar[str] = "index"
 
-    queries: Vectors | None = None  # `settings.queries`, opened
+    queries: VectorColumn | None = None  # `settings.queries`, opened
 
     @property
-    def rests_on(self) -> dict[str, Any]:
-        return {**super().rests_on, **({"queries": self.queries.identity} if self.queries else {})}
+    def input_fingerprint(self) -> dict[str, Any]:
+        return {**super().input_fingerprint, **({"queries": self.queries.identity} if self.queries else {})}
 
     @property
     def made(self) -> dict[str, Any]:
@@ -69,14 +69,14 @@ class IndexStep(VectorStep[Index]):
         kind = self._type(cluster.memory_bytes)[0]
         return [f"{self.name}: {kind} of {source.n_samples} vectors of {source.n_features} from {source.name}"]
 
-    def make(self, run: Run, began: float) -> tables.Record:
+    def make(self, run: RunContext, began: float) -> tables.Record:
         """Build or extend, commit, and remove what is not used any more.
 
         Raises:
             SchemaError, JobError: vectors that are not finite; too few for the type.
         """
         from clipray.engine.index_build import build
-        from clipray.engine.index_order import Order
+        from clipray.engine.index_order import IndexSpec
 
         self._refuse_others()
         self._write_started()
@@ -86,7 +86,7 @@ class IndexStep(VectorStep[Index]):
             kind, on_disk = before.figures["type"], False
             run.say(f"{self.name}: {self.total - before.rows} new vectors are added to the {before.rows} of the index")
         parts, build_id = self._parts(before), os.urandom(4).hex()
-        order = Order(
+        order = IndexSpec(
             self.source, kind, self.settings.metric, self.settings.recall, self.settings.random_state, parts,
             self.table, f"index-{build_id}.faiss", self.queries, before.provenance["index_file"] if before else None,
             on_disk,
@@ -104,7 +104,7 @@ class IndexStep(VectorStep[Index]):
             if not OURS.fullmatch(name):
                 raise StaleTableError(f"{self.table.path(name)} is no file of this index; move it away")
 
-    def _say_what_is_missed(self, run: Run, kind: str, figures: dict[str, Any]) -> None:
+    def _say_what_is_missed(self, run: RunContext, kind: str, figures: dict[str, Any]) -> None:
         reached = figures.get("queries", figures).get("recall@10", 1.0)
         if reached < self.settings.recall:
             run.say(
@@ -147,14 +147,14 @@ class IndexStep(VectorStep[Index]):
 
     def _parts(self, before: tables.Record | None) -> list[Any]:
         """Parts in the order of their rows: those that are in the index, then the new ones."""
-        from clipray.engine.index_order import Part
+        from clipray.engine.index_order import IndexPart
 
         known = before.provenance["indexed"]["pieces"] if before else {}
         old = sorted(((known[_key(p)], p) for p in self.source.pieces if _key(p) in known), key=lambda pair: pair[0])
-        parts = [Part([piece], first, _place(before, first)) for first, piece in old] if before else []
+        parts = [IndexPart([piece], first, _place(before, first)) for first, piece in old] if before else []
         start = before.rows if before else 0
         for group in groups([p for p in self.source.pieces if _key(p) not in known], self.settings.rows_per_task):
-            parts.append(Part(group, start))
+            parts.append(IndexPart(group, start))
             start += sum(piece.rows for piece in group)
         return parts
 
@@ -241,7 +241,7 @@ def _piece_ids(parts: list[Any]) -> dict[str, int]:
     return found
 
 
-def prepare(settings: Index, given: Given) -> IndexStep:
+def prepare(settings: Index, given: StepContext) -> IndexStep:
     """Open the input.
 
     Raises:
@@ -260,7 +260,7 @@ def prepare(settings: Index, given: Given) -> IndexStep:
     return IndexStep(settings, given.output, source, queries)
 
 
-def _refuse_other_queries(name: str, queries: Vectors, source: Vectors) -> None:
+def _refuse_other_queries(name: str, queries: VectorColumn, source: VectorColumn) -> None:
     if queries.n_features != source.n_features:
         raise SchemaError(
             f"{name}: queries {queries.name} are vectors of {queries.n_features}, {source.name} has {source.n_features}"

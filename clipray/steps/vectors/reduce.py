@@ -19,10 +19,10 @@ from clipray.analysis import moments as mm
 from clipray.analysis import pca
 from clipray.analysis.lengths import unit
 from clipray.errors import SchemaError
-from clipray.inputs.vector_column import Piece, Vectors, groups, open_vectors, read_finite
+from clipray.inputs.vector_column import Piece, VectorColumn, groups, open_vectors, read_finite
 from clipray.job import Reduce
 from clipray.steps.base.shard_writer import count_rows, make_parts, numbered
-from clipray.steps.base.step import Given, Run, Ticker
+from clipray.steps.base.step import RunContext, StepContext, Ticker
 from clipray.steps.base.table_step import VectorStep, open_fit, refuse_other_fit
 from clipray.steps.vectors.components import COMPONENTS, components_schema, components_table, read_projection
 from clipray.storage.folder import Folder
@@ -40,8 +40,8 @@ class ReduceStep(VectorStep[Reduce]):
     fitted: tuple[Folder, tables.Record] | None
 
     @property
-    def rests_on(self) -> dict[str, Any]:
-        return {**super().rests_on, **({"fit": self.fitted[1].fingerprint} if self.fitted else {})}
+    def input_fingerprint(self) -> dict[str, Any]:
+        return {**super().input_fingerprint, **({"fit": self.fitted[1].fingerprint} if self.fitted else {})}
 
     @property
     def made(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class ReduceStep(VectorStep[Reduce]):
             f"{self.name}: {source.n_samples} vectors of {source.n_features} from {source.name}, in {len(source.pieces)} row groups"
         ]
 
-    def make(self, run: Run, began: float) -> tables.Record:
+    def make(self, run: RunContext, began: float) -> tables.Record:
         """Fit unless that is done, project what is missing, commit.
 
         Raises:
@@ -68,7 +68,7 @@ class ReduceStep(VectorStep[Reduce]):
         shards = make_parts(self, parts, self.stamp, _project, run, "projecting", given=(self, projection))
         return self._commit(shards, projection, began)
 
-    def _projection(self, run: Run) -> pca.Projection:
+    def _projection(self, run: RunContext) -> pca.Projection:
         """Have the components in their table, and as it holds them."""
         tables.drop_damaged(self.beside)
         whole, _ = tables.verify_shards(self.beside, tables.shard_names(self.beside))
@@ -79,7 +79,7 @@ class ReduceStep(VectorStep[Reduce]):
             tables.write_shard(self.beside, COMPONENTS, "components", data, self.stamp)
         return read_projection(self.beside)
 
-    def _fit(self, run: Run) -> pca.Projection:
+    def _fit(self, run: RunContext) -> pca.Projection:
         from clipray.engine.tasks import map_tasks
 
         settings, source = self.settings, self.source
@@ -125,7 +125,7 @@ class ReduceStep(VectorStep[Reduce]):
         return pa.schema([*self.source.id_fields, pa.field(self.source.column, kind, nullable=False)])
 
 
-def prepare(settings: Reduce, given: Given) -> ReduceStep:
+def prepare(settings: Reduce, given: StepContext) -> ReduceStep:
     """Open the input, and the fit where it is another run's.
 
     Raises:
@@ -144,13 +144,13 @@ def prepare(settings: Reduce, given: Given) -> ReduceStep:
     return ReduceStep(settings, given.output, source, None)
 
 
-def _read(source: Vectors, piece: Piece, normalize: bool) -> tuple[pa.Table, np.ndarray]:
+def _read(source: VectorColumn, piece: Piece, normalize: bool) -> tuple[pa.Table, np.ndarray]:
     """Identities and vectors of a piece, L2-normalised where `normalize`; a vector that is not finite is an error."""
     ids, x = read_finite(source, piece)
     return ids, unit(x) if normalize else x
 
 
-def _moments_of(item: tuple[Vectors, list[Piece], bool]) -> mm.Moments:
+def _moments_of(item: tuple[VectorColumn, list[Piece], bool]) -> mm.Moments:
     source, group, normalize = item
     state = mm.empty(source.n_features)
     for piece in group:

@@ -15,7 +15,7 @@ from clipray.inputs.index_reader import OpenIndex, opened_once, ready_index
 from clipray.inputs.vector_column import IDENTITIES, Piece, open_vectors, read_finite
 from clipray.job import Search
 from clipray.steps.base.shard_writer import make_parts, numbered
-from clipray.steps.base.step import Given, Run
+from clipray.steps.base.step import RunContext, StepContext
 from clipray.steps.base.table_step import VectorStep
 from clipray.steps.vectors.rerank import best_regions
 from clipray.tables.digests import Digest
@@ -33,7 +33,7 @@ class SearchStep(VectorStep[Search]):
     regions: tables.Record | None
 
     @property
-    def rests_on(self) -> dict[str, Any]:
+    def input_fingerprint(self) -> dict[str, Any]:
         rerank = self.regions.fingerprint if self.regions else None
         return {"queries": self.source.identity, "index": self.index.fingerprint, "rerank": rerank}
 
@@ -69,7 +69,7 @@ class SearchStep(VectorStep[Search]):
             f"{self.name}: {self.total} queries from {self.source.name} in {self.settings.index}, {kind} of {self.index.rows}"
         ]
 
-    def make(self, run: Run, began: float) -> tables.Record:
+    def make(self, run: RunContext, began: float) -> tables.Record:
         """Search for what is missing, commit. Raises SchemaError: vectors that are not finite."""
         self.begin()
         parts = numbered(self.source.pieces, self.settings.rows_per_file)
@@ -128,7 +128,7 @@ def _answered(step: SearchStep, opened: OpenIndex, queries: pa.Array, x: np.ndar
     return pa.table([columns[name] for name in step.schema.names], schema=step.schema)
 
 
-def prepare(settings: Search, given: Given) -> SearchStep:
+def prepare(settings: Search, given: StepContext) -> SearchStep:
     """Open queries and indexes.
 
     Raises:

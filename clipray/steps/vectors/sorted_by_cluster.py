@@ -19,7 +19,7 @@ from clipray import tables
 from clipray.analysis.lengths import unit
 from clipray.errors import SchemaError
 from clipray.inputs.row_index import hash_strings
-from clipray.inputs.vector_column import Piece, Vectors, read_finite
+from clipray.inputs.vector_column import Piece, VectorColumn, read_finite
 from clipray.storage.folder import Folder
 from clipray.storage.parquet import open_parquet_on
 
@@ -90,7 +90,7 @@ def _buckets(sizes: np.ndarray, rows: int) -> np.ndarray:
     return numbers
 
 
-def write_sorted(item: tuple[Folder, str, Vectors, list[Piece]], clusters: Clusters) -> list[tuple[int, int]]:
+def write_sorted(item: tuple[Folder, str, VectorColumn, list[Piece]], clusters: Clusters) -> list[tuple[int, int]]:
     """Write the rows of some pieces, sorted by cluster, as one file. Returns each of its row groups' bucket and rows.
 
     Raises:
@@ -111,7 +111,7 @@ def write_sorted(item: tuple[Folder, str, Vectors, list[Piece]], clusters: Clust
     return found
 
 
-def _sorted_piece(source: Vectors, piece: Piece, clusters: Clusters) -> pa.Table:
+def _sorted_piece(source: VectorColumn, piece: Piece, clusters: Clusters) -> pa.Table:
     ids, x = read_finite(source, piece)
     names = ids[source.ids[-1]]
     keys = hash_strings(names, SALT)

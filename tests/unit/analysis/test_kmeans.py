@@ -22,7 +22,7 @@ from clipray.analysis.kmeans import Assigned, KMeans, best_start, combine, kmean
 from clipray.analysis.mini_batch import mini_batch, mini_batch_kmeans
 from clipray.analysis.sampling import choose
 from clipray.analysis.seeding import plus_plus, seeds
-from clipray.analysis.vector_partition import LocalShards, Shard
+from clipray.analysis.vector_partition import LocalShards, VectorPartition
 from clipray.errors import ClipRayError, JobError, SchemaError
 
 
@@ -50,7 +50,7 @@ def local(
 ) -> LocalShards:
     """`x` in shards; a row's key is its number in `x`."""
     rows = np.array_split(np.arange(len(x)), parts)
-    return LocalShards([Shard(x[some], some, precision=precision, threads=threads) for some in rows])
+    return LocalShards([VectorPartition(x[some], some, precision=precision, threads=threads) for some in rows])
 
 
 def brute_force(x: np.ndarray, c: np.ndarray) -> np.ndarray:
@@ -140,22 +140,22 @@ def test_threads_give_the_same_bits(precision: str, monkeypatch: pytest.MonkeyPa
 
 def test_states_add_up_to_the_same_bits() -> None:
     start = X[:5]
-    labels = Shard(X, np.arange(len(X))).nearest(start)[0]
+    labels = VectorPartition(X, np.arange(len(X))).nearest(start)[0]
     far = X + 100 * labels[:, None]  # no row is near a border
     far /= np.linalg.norm(far, axis=1).max()
     centroids = np.stack([far[labels == i].mean(0) for i in range(5)])
-    expected = Shard(far, np.arange(len(X))).assign(centroids)
+    expected = VectorPartition(far, np.arange(len(X))).assign(centroids)
     np.testing.assert_array_equal(expected.counts, np.bincount(labels))
     np.testing.assert_allclose(expected.sums[2], far[labels == 2].astype(np.float64).sum(0), rtol=1e-8)
     order = np.random.default_rng(0).permutation(len(X))
     # The longest vector goes first: each shard then has one of that length.
     order = order[order != np.linalg.norm(far, axis=1).argmax()]
     for parts in (3, 50):
-        states = [Shard(far[some], some).assign(centroids) for some in np.array_split(order, parts)]
-        states.append(Shard(np.delete(far, order, 0), np.delete(np.arange(len(X)), order)).assign(centroids))
+        states = [VectorPartition(far[some], some).assign(centroids) for some in np.array_split(order, parts)]
+        states.append(VectorPartition(np.delete(far, order, 0), np.delete(np.arange(len(X)), order)).assign(centroids))
         for some in (states, states[::-1], [combine(states[:2]), combine(states[2:])]):
             np.testing.assert_allclose(combine(some).sums, expected.sums, rtol=1e-9)
-    unit = [Shard(X[some], some).assign(X[:1]) for some in np.array_split(order, 30)]
+    unit = [VectorPartition(X[some], some).assign(X[:1]) for some in np.array_split(order, 30)]
     for some in (unit[::-1], [combine(unit[:7]), combine(unit[7:])]):
         for field in ("sums", "counts", "squares"):
             np.testing.assert_array_equal(getattr(combine(some), field), getattr(combine(unit), field))
@@ -248,7 +248,7 @@ def test_samples_depend_on_neither_split_nor_order() -> None:
         for parts in (2, 7, 64):
             np.testing.assert_array_equal(local(X, parts).sample(100, 7, centroids), expected)
         order = np.random.default_rng(0).permutation(len(X))
-        shuffled = LocalShards([Shard(X[some], some, precision="fp32") for some in np.array_split(order, 5)])
+        shuffled = LocalShards([VectorPartition(X[some], some, precision="fp32") for some in np.array_split(order, 5)])
         np.testing.assert_array_equal(shuffled.sample(100, 7, centroids), expected)
         np.testing.assert_array_equal(local(X).sample(30, 7, centroids), expected[:30])
         assert not np.array_equal(local(X).sample(100, 8, centroids), expected)
@@ -260,7 +260,7 @@ def test_samples_depend_on_neither_split_nor_order() -> None:
 def test_samples_are_uniform_or_by_squared_distance() -> None:
     x = np.arange(8, dtype=np.float32)[:, None]
     counts, weighted = np.zeros(8), np.zeros(8)
-    shard = Shard(x, np.arange(8), precision="fp32")
+    shard = VectorPartition(x, np.arange(8), precision="fp32")
     for state in range(4000):
         counts[shard.draw(1, state).rows] += 1
         weighted[shard.draw(1, state, x[:1]).rows] += 1
@@ -293,7 +293,7 @@ def test_bf16_ends_where_fp32_does() -> None:
     theirs = sklearn.cluster.KMeans(70, init=start, n_init=1, max_iter=10, tol=0, algorithm="lloyd").fit(x)
     assert local(x).nearest(ours.centroids)[1].sum() == pytest.approx(theirs.inertia_, rel=1e-4)
     labels, distances = local(x).nearest(ours.centroids)
-    shard = Shard(x, np.arange(len(x)), precision="bf16")
+    shard = VectorPartition(x, np.arange(len(x)), precision="bf16")
     chosen, own = shard.nearest(ours.centroids, "bf16")
     assert_same_choice(chosen, labels, x, ours.centroids)
     np.testing.assert_allclose(own, distances, rtol=1e-5)
@@ -304,7 +304,7 @@ def test_close_scores_are_compared_exactly() -> None:
     rng = np.random.default_rng(0)
     x, c = rng.normal(size=(500, 32)).astype(np.float32), 9 * rng.normal(size=(500, 32)).astype(np.float32)
     c[[3, 5, 7, 131, 259, 400]] = 0.9 * x[0] + 3e-4 * rng.normal(size=(6, 32))
-    shard = Shard(x, np.arange(500), precision="bf16")
+    shard = VectorPartition(x, np.arange(500), precision="bf16")
     labels, distances = shard.nearest(c, "bf16")
     expected = brute_force(x, c)
     assert len(np.unique(labels)) == 6
@@ -352,7 +352,7 @@ def grid(side: int) -> np.ndarray:
 def test_near_ties_are_those_of_float64(name: str, precision: str) -> None:
     """Each row is at its nearest centroid, and at the first of equal ones."""
     x, c = (values.astype(np.float32) for values in near_ties(name))
-    labels, _ = Shard(x, np.arange(len(x)), precision=precision, threads=1).nearest(c, precision)
+    labels, _ = VectorPartition(x, np.arange(len(x)), precision=precision, threads=1).nearest(c, precision)
     np.testing.assert_array_equal(labels, brute_force(x, c).argmin(1))
 
 
@@ -374,8 +374,8 @@ def test_precision_follows_the_hardware_and_the_vectors(monkeypatch: pytest.Monk
         ({"avx512_f": True}, "fp32"),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
-        assert Shard(X, np.arange(len(X))).precision == expected
-        assert Shard(X + 100, np.arange(len(X))).precision == "fp32"
+        assert VectorPartition(X, np.arange(len(X))).precision == expected
+        assert VectorPartition(X + 100, np.arange(len(X))).precision == "fp32"
     assert nearest_centroid.native_bf16(torch.device("cpu")) is False
 
 
@@ -396,7 +396,7 @@ def test_vectors_are_read_only_and_may_be_of_any_number_type() -> None:
     frozen.flags.writeable = False
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        shard = Shard(frozen, np.arange(len(X)))
+        shard = VectorPartition(frozen, np.arange(len(X)))
         kmeans(LocalShards([shard]), 5, max_iterations=3)
     np.testing.assert_array_equal(frozen, X)
     assert shard._x.data_ptr() == frozen.ctypes.data
@@ -523,11 +523,14 @@ BAD = {
     "6 of 3000 vectors are not finite (or too long), in rows 3, 9, 11, 12, 13, …": (SchemaError, lambda: local(NAN)),
     "shards have 24, 23 columns": (
         SchemaError,
-        lambda: LocalShards([Shard(X, np.arange(len(X))), Shard(X[:, 1:], np.arange(len(X)))]),
+        lambda: LocalShards([VectorPartition(X, np.arange(len(X))), VectorPartition(X[:, 1:], np.arange(len(X)))]),
     ),
     "shards have no columns": (SchemaError, lambda: LocalShards([])),
-    "x (3000,) and keys (3000,) should be (n, d >= 1) and (n,)": (ValueError, lambda: Shard(X[:, 0], np.arange(3000))),
-    "x (3000, 24) and keys (5,) should be": (ValueError, lambda: Shard(X, np.arange(5))),
+    "x (3000,) and keys (3000,) should be (n, d >= 1) and (n,)": (
+        ValueError,
+        lambda: VectorPartition(X[:, 0], np.arange(3000)),
+    ),
+    "x (3000, 24) and keys (5,) should be": (ValueError, lambda: VectorPartition(X, np.arange(5))),
     "centroids have shape (2, 3), expected (k >= 1, 24)": (ValueError, lambda: local(X).assign(np.zeros((2, 3)))),
     "centroids should be finite": (ValueError, lambda: local(X).nearest(np.full((2, 24), np.nan))),
     "start has shape (4, 24), expected (5, 24), all finite": (ValueError, lambda: kmeans(local(X), 5, start=X[:4])),
@@ -546,6 +549,6 @@ def test_bad_input_is_named(message: str) -> None:
 
 
 def test_an_empty_shard_has_an_empty_state() -> None:
-    state = Shard(X[:0], np.arange(0)).assign(START)
+    state = VectorPartition(X[:0], np.arange(0)).assign(START)
     assert isinstance(state, Assigned)
     assert (state.sums.shape, state.counts.sum(), state.squares.sum()) == ((40, 24), 0, 0)

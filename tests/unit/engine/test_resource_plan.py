@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from clipray.engine.cluster import Cluster, Node, matches
+from clipray.engine.cluster import ClusterResources, Node, matches
 from clipray.engine.plan import DECODE_CPUS, READ_CPUS, Plan, make_plan
 from clipray.errors import PlanError
 from clipray.job import EmbedImages
@@ -27,10 +27,10 @@ def settings(**given: Any) -> EmbedImages:
 def planned(cpus: float, gpus: float, nodes: int = 1, **given: Any) -> Plan | str:
     """The plan for so many nodes alike (GPUs as evenly as they go), or the words of its refusal."""
     shares = [gpus // nodes + (n < gpus % nodes) for n in range(nodes)]
-    return planned_on(Cluster(tuple(Node(cpus / nodes, share) for share in shares), nodes == 1), **given)
+    return planned_on(ClusterResources(tuple(Node(cpus / nodes, share) for share in shares), nodes == 1), **given)
 
 
-def planned_on(cluster: Cluster, **given: Any) -> Plan | str:
+def planned_on(cluster: ClusterResources, **given: Any) -> Plan | str:
     try:
         return make_plan(settings(**given), cluster)
     except PlanError as error:
@@ -185,7 +185,7 @@ def test_an_encoder_told_to_ask_for_as_much_as_a_decoder() -> None:
 
 # --- nodes of several kinds
 
-MIXED = Cluster((Node(4), Node(16, labels={"tier": "cpu"}), Node(8, 2, labels={"tier": "gpu"}), Node(8, 2, labels={"tier": "gpu"})))  # fmt: skip
+MIXED = ClusterResources((Node(4), Node(16, labels={"tier": "cpu"}), Node(8, 2, labels={"tier": "gpu"}), Node(8, 2, labels={"tier": "gpu"})))  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -226,13 +226,13 @@ def test_encoders_on_the_cpus_of_some_nodes() -> None:
 
 def test_few_cores_beside_many_gpus_are_shared() -> None:
     """Half of the GPU node's own two cores, however many there are elsewhere."""
-    plan = planned_on(Cluster((Node(2, 4), Node(64))))
+    plan = planned_on(ClusterResources((Node(2, 4), Node(64))))
     assert isinstance(plan, Plan)
     assert (plan.max_actors, plan.cpus_per_actor) == (4, 0.25)
 
 
 def test_whole_gpus_lie_on_one_node() -> None:
-    assert planned_on(Cluster((Node(8, 3), Node(8, 3))), gpus_per_actor=2).max_actors == 2
+    assert planned_on(ClusterResources((Node(8, 3), Node(8, 3))), gpus_per_actor=2).max_actors == 2
 
 
 def test_a_pool_on_a_cluster_may_grow_beyond_its_gpus() -> None:
@@ -244,7 +244,7 @@ def test_a_pool_on_a_cluster_may_grow_beyond_its_gpus() -> None:
 
 def test_a_pool_on_cpus_may_grow_too() -> None:
     """An encoder for 8 cores now; Ray Data makes more of the same when there are more cores."""
-    cluster = Cluster((Node(16), Node(16)))
+    cluster = ClusterResources((Node(16), Node(16)))
     plan = planned_on(cluster, actors=(2, 64))
     assert isinstance(plan, Plan)
     assert (plan.min_actors, plan.max_actors, plan.cpus_per_actor, plan.threads) == (2, 64, 4.0, 8)
@@ -253,12 +253,12 @@ def test_a_pool_on_cpus_may_grow_too() -> None:
 
 
 def test_nodes_that_an_autoscaler_adds() -> None:
-    cluster = Cluster((Node(4),), growth=(Node(8, 1), Node(8, 1)))
+    cluster = ClusterResources((Node(4),), growth=(Node(8, 1), Node(8, 1)))
     plan = planned_on(cluster, gpus_per_actor=1)
     assert isinstance(plan, Plan)
     assert (plan.min_actors, plan.max_actors, plan.cpus_per_actor) == (1, 2, 0.9)
     assert planned_on(cluster).device == "cpu"  # unless they are asked for, no GPUs are added
-    head = planned_on(Cluster((Node(0),), growth=(Node(8),) * 3))
+    head = planned_on(ClusterResources((Node(0),), growth=(Node(8),) * 3))
     assert isinstance(head, Plan)
     assert (head.min_actors, head.max_actors) == (1, 3)
 

@@ -18,9 +18,16 @@ import pytest
 from clipray import tables
 from clipray.errors import StaleTableError
 from clipray.inputs import committed_rows
-from clipray.inputs.committed_rows import REFUSED, RegionFolders, Stock, regions_of_another, take_back, take_stock
+from clipray.inputs.committed_rows import (
+    REFUSED,
+    CommittedRows,
+    RegionFolders,
+    check_committed,
+    regions_of_another,
+    take_back,
+)
 from clipray.inputs.manifest import open_manifest
-from clipray.inputs.row_index import Scan, hash_strings, scan
+from clipray.inputs.row_index import RowIndex, hash_strings, scan
 from clipray.storage.events import Events, read_events
 from clipray.storage.folder import Folder
 
@@ -44,7 +51,7 @@ class Run:
             "label": ["duck" if n in relabelled else "hen" for n in numbers],
         }
         pq.write_table(pa.table(columns, pa.schema([(c, pa.string()) for c in columns])), self.home / "part-m.parquet")
-        self.scan: Scan = scan(open_manifest(str(self.home / "part-m.parquet"), self.keep), self.keep)
+        self.scan: RowIndex = scan(open_manifest(str(self.home / "part-m.parquet"), self.keep), self.keep)
 
     def shard(self, name: str, numbers: Sequence[int], stamp: dict[str, Any] = STAMP) -> None:
         schema = tables.arrow_schema("images", {"clip": 2}, extra=EXTRA if self.keep else ())
@@ -67,10 +74,10 @@ class Run:
         data = pa.Table.from_pylist(values, schema=tables.rejects_schema("image_id", "uri"))
         tables.write_shard(self.rejects, name, "rejects", data, STAMP)
 
-    def stock(self, *, mend: bool = True) -> Stock:
-        return take_stock(self.table, self.rejects, self.scan, self.keep, PRINT, mend=mend)
+    def stock(self, *, repair: bool = True) -> CommittedRows:
+        return check_committed(self.table, self.rejects, self.scan, self.keep, PRINT, repair=repair)
 
-    def taken(self, stock: Stock) -> list[int]:
+    def taken(self, stock: CommittedRows) -> list[int]:
         """The numbers of the manifest's rows that are marked as done."""
         found = set(self.scan.keys[stock.taken].tolist())
         ids = pq.read_table(self.home / "part-m.parquet")["image_id"]
@@ -299,7 +306,7 @@ def test_kept_strings_survive_the_way_through_a_shard(tmp_path: Path, kind: str)
             "label": pa.array(values[number : number + 2], pa.string()).cast(schema.field("label").type),
         }
         tables.write_shard(table, f"part-{number}.parquet", "images", pa.table(columns, schema), STAMP)
-    stock = take_stock(table, Folder(f"{tmp_path}/rejects/images"), found, ["label"], PRINT)
+    stock = check_committed(table, Folder(f"{tmp_path}/rejects/images"), found, ["label"], PRINT)
     assert (stock.repaired, stock.rows, stock.taken.all()) == ({}, 6, True)
 
 
@@ -309,11 +316,11 @@ def test_parquet_of_somebody_else_is_refused(run: Run, where: str) -> None:
     Path(folder.path("")).mkdir(parents=True)
     pq.write_table(pa.table({"image_id": ["id0"], "uri": ["/p/0"], "reason": ["empty"]}), folder.path("part-x.parquet"))
     before = run.bytes_of()
-    for mend in (True, False):
+    for repair in (True, False):
         with pytest.raises(
             StaleTableError, match=r"part-x.parquet was not made by this job with these settings; move it away"
         ):
-            run.stock(mend=mend)
+            run.stock(repair=repair)
     assert run.bytes_of() == before
 
 
@@ -348,7 +355,7 @@ def test_without_mending_nothing_is_touched(run: Run) -> None:
     run.reject("part-r.parquet", [(6, "empty"), (0, "empty")])
     run.manifest(range(19))
     before = run.bytes_of()
-    looked = run.stock(mend=False)
+    looked = run.stock(repair=False)
     assert run.bytes_of() == before
     assert looked.repaired == {"torn_files": 1, "rows_doubled": 3, "rows_gone": 1}
     mended = run.stock()
@@ -491,8 +498,8 @@ class Regional(Run):
             self.refused_boxes(name, refused)
         self.pictures(name, numbers)
 
-    def stock(self, *, mend: bool = True) -> Stock:
-        return take_stock(self.table, self.rejects, self.scan, (), PRINT, regions=self.folders, mend=mend)
+    def stock(self, *, repair: bool = True) -> CommittedRows:
+        return check_committed(self.table, self.rejects, self.scan, (), PRINT, regions=self.folders, repair=repair)
 
     def assert_complete(self) -> None:
         """Every picture has its regions in the shard of its name, and every region and refused box its picture."""
@@ -601,7 +608,7 @@ def test_looking_at_regions_touches_nothing(regional: Regional) -> None:
     regional.regions("part-a.parquet", [1, 2])
     regional.regions("part-b.parquet", [4])
     before = regional.bytes_of()
-    looked = regional.stock(mend=False)
+    looked = regional.stock(repair=False)
     assert regional.bytes_of() == before
     assert regional.taken(looked) == [1]
     assert regional.taken(regional.stock()) == [1]
@@ -648,7 +655,7 @@ def test_after_any_mess_every_picture_has_its_regions(tmp_path: Path, seed: int)
             run.regions(name, [*regions, *rng.integers(0, 40, 5).tolist()])
     left = sorted(rng.choice(40, 32, replace=False).tolist())
     run.manifest(left, moved=rng.choice(40, 4, replace=False).tolist())
-    looked = run.stock(mend=False)
+    looked = run.stock(repair=False)
     stock = run.stock()
     run.assert_complete()
     written = Counter(n for rows in run.on_disk().values() for n in rows)
@@ -697,7 +704,7 @@ def test_stock_knows_the_hash_of_each_shard(run: Run) -> None:
 def test_what_is_verified_is_not_read_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.shard("part-a.parquet", [0, 1])
     verified: dict[str, tables.Shard] = {}
-    before = take_stock(run.table, run.rejects, run.scan, (), PRINT, verified=verified)
+    before = check_committed(run.table, run.rejects, run.scan, (), PRINT, verified=verified)
     assert verified.keys() == {run.table.path("part-a.parquet")}
     run.shard("part-b.parquet", [2])
     seen = []
@@ -705,7 +712,7 @@ def test_what_is_verified_is_not_read_again(run: Run, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         committed_rows, "verify_shards", lambda folder, names: seen.extend(names) or verify(folder, names)
     )  # fmt: skip
-    after = take_stock(run.table, run.rejects, run.scan, (), PRINT, verified=verified)
+    after = check_committed(run.table, run.rejects, run.scan, (), PRINT, verified=verified)
     assert seen == ["part-b.parquet"]
     assert after.files[0] == before.files[0]
 
@@ -726,6 +733,6 @@ def test_looking_counts_no_shard_that_is_noted_as_damaged(run: Run) -> None:
     run.shard("part-b.parquet", [2, 3])
     tables.note_damaged(run.table, ["part-b.parquet"])
     before = run.bytes_of()
-    stock = run.stock(mend=False)
+    stock = run.stock(repair=False)
     assert (run.taken(stock), [shard.name for shard in stock.files]) == ([0, 1], ["part-a.parquet"])
     assert run.bytes_of() == before

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipray import tables
-from clipray.inputs.committed_rows import RegionFolders, Stock, take_stock
+from clipray.inputs.committed_rows import CommittedRows, RegionFolders, check_committed
 from clipray.inputs.content_versions import CONTENT_HASH, Contents, hash_contents, source_versions, with_contents
 from clipray.inputs.manifest import open_manifest
-from clipray.inputs.row_index import Scan, hash_strings, scan
+from clipray.inputs.row_index import RowIndex, hash_strings, scan
 from clipray.job.row_spec import REGION_PICTURES
 from clipray.steps.base.comparison import Comparison
 from clipray.steps.base.encode_run import step_rows
@@ -61,16 +61,16 @@ class Table:
         values = [{"image_id": i, "uri": u, CONTENT_HASH: oracle(data), **why} for i, u, data in rows]
         tables.write_shard(self.rejects, name, "rejects", pa.Table.from_pylist(values, schema), STAMP)
 
-    def scan(self, changed: Sequence[str], contents: Contents = INLINE) -> Scan:
+    def scan(self, changed: Sequence[str], contents: Contents = INLINE) -> RowIndex:
         """The scan with the contents of the files named `changed`."""
         manifest = open_manifest(str(self.home / "m"))
         numbers = {n for n, url in enumerate(manifest.urls) if os.path.basename(url) in changed}
         return with_contents(manifest, scan(manifest), contents, numbers)
 
-    def stock(self, changed: Sequence[str], contents: Contents = INLINE) -> tuple[Stock, set[str]]:
+    def stock(self, changed: Sequence[str], contents: Contents = INLINE) -> tuple[CommittedRows, set[str]]:
         """Take stock; the ids of rows that are left to do."""
         counted = self.scan(changed, contents)
-        stock = take_stock(self.table, self.rejects, counted, (), STAMP["fingerprint"])
+        stock = check_committed(self.table, self.rejects, counted, (), STAMP["fingerprint"])
         left = set(counted.keys[~stock.taken].tolist())
         ids = pa.concat_tables(pq.read_table(path, columns=["image_id"]) for path in (self.home / "m").iterdir())
         keys = hash_strings(ids["image_id"], counted.salt).tolist()
@@ -196,7 +196,7 @@ def test_a_file_counts_as_changed_when_others_of_its_rows_count(table: Table) ->
     first = comparison(table.home, None)
     (table.home / "m" / "0.parquet").unlink()
     after = comparison(table.home, first.facts(first.scan.versions))
-    stock = take_stock(table.table, table.rejects, after.scan_with_contents(), (), STAMP["fingerprint"])
+    stock = check_committed(table.table, table.rejects, after.scan_with_contents(), (), STAMP["fingerprint"])
     assert stock.repaired == {"rows_gone": 3, "rows_changed": 1}
     assert table.ids() == set("efgh")
 
@@ -218,7 +218,7 @@ def test_regions_follow_their_pictures(tmp_path: Path) -> None:
     tables.write_shard(folders.table, "x.parquet", "regions", data, STAMP)
     home.manifest("0.parquet", [ROWS[0], ("b", None, b"other"), ROWS[2]])
     manifest = open_manifest(f"{tmp_path}/m", kind=kind)
-    stock = take_stock(home.table, home.rejects, with_contents(manifest, scan(manifest), INLINE, {0}), (), STAMP["fingerprint"], regions=folders)  # fmt: skip
+    stock = check_committed(home.table, home.rejects, with_contents(manifest, scan(manifest), INLINE, {0}), (), STAMP["fingerprint"], regions=folders)  # fmt: skip
     assert stock.taken.sum() == 2
     assert tables.read_shard(folders.table, "x.parquet")["image_id"].to_pylist() == ["a", "c"]
 
@@ -304,7 +304,7 @@ class Sources:
         manifest = open_manifest(str(self.home / "m.parquet"))
         counted = with_contents(manifest, scan(manifest), contents, {0})
         table, rejects = Folder(f"{self.home}/images"), Folder(f"{self.home}/rejects/images")
-        take_stock(table, rejects, counted, (), STAMP["fingerprint"])
+        check_committed(table, rejects, counted, (), STAMP["fingerprint"])
         return set(tables.read_shard(table, "x.parquet")["image_id"].to_pylist())
 
 

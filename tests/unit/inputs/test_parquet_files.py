@@ -23,7 +23,7 @@ from clipray.inputs.parquet_files import as_utf8, common_type, expand_parquet
 from clipray.inputs.published_ground_truth import convert_ground_truth
 from clipray.inputs.relevance import open_relevance, read_relevance
 from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS, row_keys, scan
-from clipray.inputs.vector_column import Vectors, groups, open_vectors, read_finite, read_ids
+from clipray.inputs.vector_column import VectorColumn, groups, open_vectors, read_finite, read_ids
 from clipray.inputs.vector_column import read_piece as read_vectors
 from clipray.job import Column
 from clipray.job.load import load_job
@@ -46,11 +46,11 @@ def broken(*values: bytes) -> pa.Array:
     return pa.Array.from_buffers(pa.string(), len(values), pa.array(values, pa.binary()).buffers())
 
 
-def vectors_of(path: Path | str, **column: Any) -> Vectors:
+def vectors_of(path: Path | str, **column: Any) -> VectorColumn:
     return open_vectors(Column(path=str(path), **{"column": "v", "id": "id", **column}), Folder("/nowhere"))
 
 
-def rows_of(source: Vectors) -> dict[str, list[float]]:
+def rows_of(source: VectorColumn) -> dict[str, list[float]]:
     read = [read_vectors(source, piece) for piece in source.pieces]
     return {name: v.tolist() for ids, x in read for name, v in zip(ids["id"].to_pylist(), x, strict=True)}
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 
-from clipray.demo.scenes import Picture, draw, sample_scene
+from clipray.demo.scenes import Drawing, draw, sample_scene
 from clipray.errors import ClipRayError, ModelError
 from clipray.job import Foveal, Model
 from clipray.models.bumps import boxes_of_masks, bumps, falip_bumps
@@ -46,12 +46,12 @@ def demo() -> Any:
 
 
 @pytest.fixture(scope="module")
-def scenes() -> list[Picture]:
+def scenes() -> list[Drawing]:
     return [draw(sample_scene(3, n, kind="group"), 64) for n in range(12)]
 
 
 @pytest.fixture(scope="module")
-def given(scenes: list[Picture]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def given(scenes: list[Drawing]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(b, 3, 64, 64) as the demo model takes it, (K, 4) boxes, (K,) owners."""
     _, mean, std = split_transform(resolve(Model(name="demo")))
     pixels = torch.from_numpy(np.stack([scene.pixels for scene in scenes])).permute(0, 3, 1, 2) / 255
@@ -177,7 +177,7 @@ def test_attention_in_the_box_grows_with_alpha(demo: Any, given: Any) -> None:
     assert seen[-1].mean() > 0.7
 
 
-def test_an_encoder_gives_a_unit_vector_a_box(scenes: list[Picture]) -> None:
+def test_an_encoder_gives_a_unit_vector_a_box(scenes: list[Drawing]) -> None:
     model = resolve(Model(name="demo"))
     pixels, boxes = np.stack([scene.pixels for scene in scenes]), [scene.boxes for scene in scenes]
     boxes[1] = boxes[1][:0]

@@ -30,7 +30,7 @@ from clipray.models.load import keeping_aspect, load, split_transform
 from clipray.models.resolve import PREPROCESS, ResolvedModel, _builtin_config, resolve
 from clipray.pipelines.decode import decode
 from clipray.pipelines.limits import Limits
-from clipray.tables.reasons import Refused
+from clipray.tables.reasons import Rejected
 
 PHOTOS = Path(__file__).parents[3].parent / "shared" / "data" / "photos"
 KINDS = ("vit", "resnet", "timm")
@@ -129,7 +129,7 @@ def test_an_image_that_would_be_scaled_to_too_many_pixels_is_refused(
     """`vit` scales the short side, `timm` squashes: there the image in between is large."""
     to_pixels = split_transform(resolve(local(saved_models[kind])), 4_000_000)[0]
     scaled = {1: (64, 4_160_000), 65_000: (4_160_000, 64), 70_000: (64, 64)}[height]
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(Rejected) as refused:
         to_pixels(Image.new("RGB", (width, height)))
     assert refused.value.reason == "too_many_pixels"
     assert f"{height} x {width} px" in refused.value.message
@@ -141,7 +141,7 @@ def test_an_image_that_would_be_scaled_to_too_many_pixels_is_refused(
 def test_an_image_that_keeps_its_aspect_is_bounded_likewise(saved_models: dict[str, Path]) -> None:
     to_pixels = keeping_aspect(resolve(local(saved_models["vit"])), 64, 16, 1_000_000)
     assert to_pixels(Image.new("RGB", (1, 60_000)), 60_000, 1).shape == (64, 16, 3)
-    with pytest.raises(Refused, match=r"70000 x 1 px.*64 x 16 px"):  # 70,000 x 16 px in between
+    with pytest.raises(Rejected, match=r"70000 x 1 px.*64 x 16 px"):  # 70,000 x 16 px in between
         to_pixels(Image.new("RGB", (1, 70_000)), 70_000, 1)
 
 

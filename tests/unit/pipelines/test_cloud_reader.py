@@ -12,7 +12,7 @@ from clipray.analysis.depth_maps import EMPTY, VIEWS, depth_maps, painted, view_
 from clipray.demo.prompts import SHAPES
 from clipray.demo.solids import off, ply, solid_file
 from clipray.pipelines.cloud_reader import read_cloud, sample_surface
-from clipray.tables.reasons import Refused
+from clipray.tables.reasons import Rejected
 
 POINTS = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
 
@@ -82,7 +82,7 @@ def test_a_mesh_is_sampled_evenly_over_its_faces() -> None:
     ],
 )
 def test_what_is_refused(data: bytes, reason: str, message: str) -> None:
-    with pytest.raises(Refused, match=message) as caught:
+    with pytest.raises(Rejected, match=message) as caught:
         read_cloud(data, 100)
     assert caught.value.reason == reason
     assert "\n" not in caught.value.message

@@ -20,10 +20,10 @@ import pytest
 from PIL import Image, features
 
 from clipray.errors import SchemaError
-from clipray.pipelines.decode import Picture, decode, load_picture, prepare_pillow
+from clipray.pipelines.decode import DecodedImage, decode, load_picture, prepare_pillow
 from clipray.pipelines.limits import Limits
 from clipray.tables import check, rejects_schema, table_schema
-from clipray.tables.reasons import Reason, Refused, Stage, http_reason
+from clipray.tables.reasons import Reason, Rejected, Stage, http_reason
 
 LIMITS = Limits(schemes=("file", "http", "https", "s3", "memory"))
 HEIGHT, WIDTH = 40, 60
@@ -139,7 +139,7 @@ def test_a_bad_picture_has_its_reason(name: str, how: str, tmp_path: Path) -> No
     path.write_bytes(content)
     limits = replace(LIMITS, max_bytes=70_000)
     found = load(str(path), None, limits) if how == "file" else load(None, content, limits)
-    assert isinstance(found, Refused)
+    assert isinstance(found, Rejected)
     assert (found.stage, found.reason) == (stage, reason), found.message
     assert found.message
     assert "\n" not in found.message
@@ -160,13 +160,13 @@ def test_the_pixel_limit_is_the_jobs_own() -> None:
     assert load(data=huge, limits=replace(LIMITS, max_pixels=200_000_000)).reason == "truncated"
     assert load(data=huge, limits=replace(LIMITS, max_pixels=199_999_999)).reason == "too_many_pixels"
     at_limit = replace(LIMITS, max_pixels=HEIGHT * WIDTH)
-    assert isinstance(load(data=PNG, limits=at_limit), Picture)
+    assert isinstance(load(data=PNG, limits=at_limit), DecodedImage)
     assert load(data=PNG, limits=replace(at_limit, max_pixels=HEIGHT * WIDTH - 1)).reason == "too_many_pixels"
 
 
 def test_the_limit_of_one_job_is_not_that_of_the_next() -> None:
     assert load(data=PNG, limits=replace(LIMITS, max_pixels=HEIGHT * WIDTH // 3)).reason == "too_many_pixels"
-    assert isinstance(load(data=PNG, limits=LIMITS), Picture)
+    assert isinstance(load(data=PNG, limits=LIMITS), DecodedImage)
 
 
 def test_the_byte_limit_is_exact(tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_the_byte_limit_is_exact(tmp_path: Path) -> None:
     path.write_bytes(PNG)
     exact = replace(LIMITS, max_bytes=len(PNG))
     below = replace(LIMITS, max_bytes=len(PNG) - 1)
-    assert isinstance(load(str(path), None, exact), Picture)
-    assert isinstance(load(None, PNG, exact), Picture)
+    assert isinstance(load(str(path), None, exact), DecodedImage)
+    assert isinstance(load(None, PNG, exact), DecodedImage)
     assert load(str(path), None, below).reason == "too_many_bytes"
     assert load(None, PNG, below).reason == "too_many_bytes"
 
@@ -242,7 +242,7 @@ PLACES: list[tuple[Callable[[Path], str], str]] = [
 def test_a_place_without_a_picture_has_its_reason(number: int, tmp_path: Path) -> None:
     place, reason = PLACES[number]
     found = load(place(tmp_path))
-    assert isinstance(found, Refused)
+    assert isinstance(found, Rejected)
     assert (found.stage, found.reason) == ("fetch", reason), found.message
 
 
@@ -257,7 +257,7 @@ def test_a_scheme_that_the_job_does_not_list_is_refused(tmp_path: Path) -> None:
     path.write_bytes(PNG)
     assert load(str(path), limits=Limits(schemes=("s3",))).reason == "scheme_not_allowed"
     assert load(f"file://{path}", limits=Limits(schemes=("s3",))).reason == "scheme_not_allowed"
-    assert isinstance(load(f"file://{path}"), Picture)
+    assert isinstance(load(f"file://{path}"), DecodedImage)
 
 
 @pytest.mark.parametrize("name", ["plain.png", "with space.png", "ü#%20?.png", "a::b.png", "c:d.png", "[1]*.png"])
@@ -367,7 +367,7 @@ DAMAGED = {
 def test_damaged_exif_is_ignored(name: str, draft_px: int | None) -> None:
     plain = load(data=JPEG, draft_px=draft_px)
     picture = load(data=encoded("JPEG", quality=90, exif=DAMAGED[name]), draft_px=draft_px)
-    assert isinstance(picture, Picture)
+    assert isinstance(picture, DecodedImage)
     assert np.array_equal(picture.pixels, plain.pixels)
     assert (picture.height, picture.width) == (HEIGHT, WIDTH)
 

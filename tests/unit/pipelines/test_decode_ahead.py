@@ -18,12 +18,12 @@ from clipray.job import Model
 from clipray.models.resolve import resolve
 from clipray.pipelines import decode_ahead
 from clipray.pipelines.budget import Budget
-from clipray.pipelines.decode import Picture
+from clipray.pipelines.decode import DecodedImage
 from clipray.pipelines.decode_ahead import PictureLoader
 from clipray.pipelines.image_fetch import Fetcher, NoRoom
 from clipray.pipelines.limits import Limits
 from clipray.pipelines.spec import EncodeSettings
-from clipray.tables.reasons import Refused
+from clipray.tables.reasons import Rejected
 
 LIMITS = Limits(schemes=("file", "http", "memory"), max_bytes=600_000)
 ROWS = 60
@@ -49,8 +49,8 @@ def loader(threads: int = 2) -> PictureLoader:
     return PictureLoader(EncodeSettings(resolve(Model(name="demo")), LIMITS, {}, pa.schema([]), threads=threads))
 
 
-def colours(loaded: list[Picture | Refused]) -> list[int | str]:
-    return [item.reason if isinstance(item, Refused) else int(item.pixels[0, 0, 0]) for item in loaded]
+def colours(loaded: list[DecodedImage | Rejected]) -> list[int | str]:
+    return [item.reason if isinstance(item, Rejected) else int(item.pixels[0, 0, 0]) for item in loaded]
 
 
 def test_rows_come_in_their_order_from_wherever_they_are(site: Website) -> None:

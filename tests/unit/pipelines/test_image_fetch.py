@@ -16,7 +16,7 @@ from support import Answer, Website
 from clipray.pipelines.image_fetch import Fetcher, fetch
 from clipray.pipelines.limits import Limits
 from clipray.pipelines.retries import ATTEMPTS, LONGEST_WAIT_S, SILENT_S, Failure, Retries, Servers
-from clipray.tables.reasons import Refused, http_reason, is_passing
+from clipray.tables.reasons import Rejected, http_reason, is_passing
 
 LIMITS = Limits(schemes=("http", "https", "memory", "s3"), fetch_timeout_s=5.0, max_bytes=100_000)
 BODY = bytes(range(256)) * 100
@@ -53,8 +53,8 @@ def patient(limits: Limits = LIMITS) -> tuple[Fetcher, Clock]:
     return Fetcher(limits, retries(clock)), clock
 
 
-def refused(uri: str, fetcher: Fetcher) -> Refused:
-    with pytest.raises(Refused) as raised:
+def refused(uri: str, fetcher: Fetcher) -> Rejected:
+    with pytest.raises(Rejected) as raised:
         fetcher.fetch(uri)
     assert raised.value.stage == "fetch"
     return raised.value
@@ -205,17 +205,17 @@ def test_many_threads_share_a_fetcher(site: Website) -> None:
     with ThreadPoolExecutor(32) as pool:
         bodies = list(pool.map(lambda n: _or_refused(fetcher, f"{site.url}/{n}"), range(200)))
     site.bad = lambda _: {}
-    lost = [body for body in bodies if isinstance(body, Refused)]
-    assert all(body == BODY + bytes([n]) for n, body in enumerate(bodies) if not isinstance(body, Refused))
+    lost = [body for body in bodies if isinstance(body, Rejected)]
+    assert all(body == BODY + bytes([n]) for n, body in enumerate(bodies) if not isinstance(body, Rejected))
     assert all(is_passing(refusal.reason) for refusal in lost)
     assert len(lost) < 40  # each has three attempts, of which two in five fail
     assert len(site.requests) - before > 250
 
 
-def _or_refused(fetcher: Fetcher, uri: str) -> bytes | Refused:
+def _or_refused(fetcher: Fetcher, uri: str) -> bytes | Rejected:
     try:
         return fetcher.fetch(uri)
-    except Refused as refusal:
+    except Rejected as refusal:
         return refusal
 
 
@@ -224,25 +224,25 @@ def _or_refused(fetcher: Fetcher, uri: str) -> bytes | Refused:
 
 def failing(reason: str, **facts: object) -> Callable[[float], bytes]:
     def request(_: float) -> bytes:
-        raise Failure(Refused("fetch", reason, "said"), **{"answered": True, **facts})
+        raise Failure(Rejected("fetch", reason, "said"), **{"answered": True, **facts})
 
     return request
 
 
 def test_waits_grow_to_a_bound_and_end_with_the_time() -> None:
     clock = Clock()
-    with pytest.raises(Refused, match="said"):
+    with pytest.raises(Rejected, match="said"):
         retries(clock).run(failing("http_503"), "s", "s/a", 1_000, 3)
     assert clock.waits == [0.5, 1.0, 2.0, 4.0] + [LONGEST_WAIT_S] * (3 * ATTEMPTS - 5)
     clock = Clock()
-    with pytest.raises(Refused, match="said"):
+    with pytest.raises(Rejected, match="said"):
         retries(clock).run(failing("http_503"), "s", "s/a", 1.0, 1)
     assert clock.waits == [0.5]
 
 
 def test_waits_differ_by_the_jitter() -> None:
     clock = Clock()
-    with pytest.raises(Refused):
+    with pytest.raises(Rejected):
         Retries(Servers(clock), clock, clock.sleep, lambda: 0.0).run(failing("http_503"), "s", "s/a", 30, 1)
     assert clock.waits == [0.25, 0.5]
 
@@ -253,9 +253,9 @@ def test_each_request_may_take_no_more_than_is_left() -> None:
     def request(seconds: float) -> bytes:
         given.append(seconds)
         clock.now += 4
-        raise Failure(Refused("fetch", "timed_out", "said"), answered=True)
+        raise Failure(Rejected("fetch", "timed_out", "said"), answered=True)
 
-    with pytest.raises(Refused):
+    with pytest.raises(Rejected):
         retries(clock).run(request, "s", "s/a", 10, 1)
     assert given == [10, 5.5, 0.5]
 
@@ -268,9 +268,9 @@ def test_a_server_that_answers_others_meanwhile_is_not_silent() -> None:
         clock.now += 5
         servers.answered("s")
         clock.now += 5
-        raise Failure(Refused("fetch", "timed_out", "said"), answered=False)
+        raise Failure(Rejected("fetch", "timed_out", "said"), answered=False)
 
-    with pytest.raises(Refused):
+    with pytest.raises(Rejected):
         Retries(servers, clock, clock.sleep).run(request, "s", "s/a", 10, 1)
     assert not servers.is_silent("s")
     servers.did_not_answer("s")
@@ -281,11 +281,11 @@ def test_a_server_that_answers_others_meanwhile_is_not_silent() -> None:
 
 def test_patience_is_for_servers_that_answer() -> None:
     clock = Clock()
-    with pytest.raises(Refused):
+    with pytest.raises(Rejected):
         retries(clock).run(failing("unreachable"), "s", "s/a", 3, 3)
     assert clock.waits == [0.5, 1.0, 2.0, 4.0]
     clock = Clock()
-    with pytest.raises(Refused):
+    with pytest.raises(Rejected):
         retries(clock).run(failing("unreachable", answered=False), "s", "s/a", 3, 3)
     assert clock.waits == [0.5, 1.0]
 
@@ -293,7 +293,7 @@ def test_patience_is_for_servers_that_answer() -> None:
 def test_a_failure_that_another_request_does_not_mend_is_not_repeated() -> None:
     for request in (failing("http_404"), failing("unreachable", again=False), failing("empty")):
         clock = Clock()
-        with pytest.raises(Refused):
+        with pytest.raises(Rejected):
             retries(clock).run(request, "s", "s/a", 30, 3)
         assert clock.waits == []
 

@@ -15,7 +15,7 @@ from clipray.pipelines.decode import decode
 from clipray.pipelines.deep_grey import GreyType, white_of
 from clipray.pipelines.limits import Limits
 from clipray.pipelines.to_rgb import to_rgb
-from clipray.tables.reasons import Refused
+from clipray.tables.reasons import Rejected
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 MAX_SAMPLE, S_MAX_SAMPLE = 281, 341
@@ -95,7 +95,7 @@ def shown(data: bytes) -> np.ndarray:
 
 
 def refusal(data: bytes) -> str:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(Rejected) as refused:
         decode(data, Limits())
     assert (refused.value.stage, refused.value.reason) == ("decode", "undecodable")
     return refused.value.message

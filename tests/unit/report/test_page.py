@@ -28,8 +28,8 @@ from clipray.inputs.vector_column import open_vectors
 from clipray.job import Column, Job, Report
 from clipray.report.ranking import listed, ranked
 from clipray.report.run_tables import open_table
-from clipray.report.thumbnails import Source, Thumbnails
-from clipray.steps.base.step import Given
+from clipray.report.thumbnails import ImageSource, Thumbnails
+from clipray.steps.base.step import StepContext
 from clipray.steps.report import prepare
 from clipray.storage.folder import Folder
 
@@ -337,7 +337,7 @@ def test_labels_are_counted_and_held_against_what_is_known(small: Path) -> None:
 def test_a_page_is_made_again_when_what_it_shows_has_changed(small: Path) -> None:
     def state(**settings: Any) -> str:
         job = Job(name="out", output=str(small), steps=[{"report": settings}])
-        return prepare(Report(**settings), Given(job, Folder(str(small)), lambda: None)).inspect().kind
+        return prepare(Report(**settings), StepContext(job, Folder(str(small)), lambda: None)).inspect().kind
 
     path = Path(clipray.report(str(small)))
     stamp = path.stat().st_mtime_ns
@@ -428,7 +428,7 @@ def test_a_thumbnail_fits_into_its_bytes() -> None:
     sink = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 255, (400, 200, 3), np.uint8)
     Image.fromarray(noise).save(sink, "PNG")
-    source = Source("x", None, (200, 400))
+    source = ImageSource("x", None, (200, 400))
     for most in (20_000, 3_000, 700):
         data, missing = Thumbnails(128, most).of_bytes(sink.getvalue(), source)
         assert data is not None

@@ -13,12 +13,12 @@ from PIL import Image
 
 from clipray.inputs.manifest import make_manifest, open_manifest, read_piece, resolve
 from clipray.inputs.parquet_files import expand_parquet
-from clipray.pipelines.decode import Picture, load_picture
+from clipray.pipelines.decode import DecodedImage, load_picture
 from clipray.pipelines.limits import Limits
-from clipray.report.thumbnails import Source, Thumbnails
+from clipray.report.thumbnails import ImageSource, Thumbnails
 from clipray.storage.folder import Folder, absolute, filesystem
 from clipray.storage.uris import is_chain, is_local, is_relative, parse
-from clipray.tables.reasons import Refused
+from clipray.tables.reasons import Rejected
 
 NAMES = ["a b.jpg", "ü.jpg", "h#1.jpg", "q?.jpg", "a::b.jpg", "100%.jpg", "[1]*.jpg", "a%20b.jpg", "c:d.jpg"]
 
@@ -80,9 +80,9 @@ def test_every_form_of_a_local_name_is_that_image(name: str, photos: Path) -> No
     expected = load_picture(str(path), None, Limits(), np.asarray)
     for form in forms[:-1] if name == "a%20b.jpg" else forms:  # written so, it is the escape of another that is there
         loaded = load_picture(form, None, Limits(), np.asarray)
-        assert isinstance(loaded, Picture), form
+        assert isinstance(loaded, DecodedImage), form
         assert np.array_equal(loaded.pixels, expected.pixels), form
-        assert Thumbnails(8, 10_000).of_uri(Source(name, form, (8, 8)))[1] == ""
+        assert Thumbnails(8, 10_000).of_uri(ImageSource(name, form, (8, 8)))[1] == ""
 
 
 def test_a_manifest_of_such_names_finds_them_all_from_anywhere(photos: Path, tmp_path: Path) -> None:
@@ -125,5 +125,5 @@ def test_what_is_not_relative_is_left_by_a_manifest() -> None:
 def test_a_scheme_that_is_not_allowed_is_refused_in_capitals_too() -> None:
     for uri in ("FILE:///a", "file:/a", "/a", "S3A://b/c"):
         refused = load_picture(uri, None, Limits(schemes=("http",)), np.asarray)
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, Rejected)
         assert refused.reason == "scheme_not_allowed"

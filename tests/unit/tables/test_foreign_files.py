@@ -13,7 +13,7 @@ from clipray import tables
 from clipray.errors import StaleTableError
 from clipray.runner import run
 from clipray.steps.base import shard_writer
-from clipray.steps.base.step import Run
+from clipray.steps.base.step import RunContext
 from clipray.storage.folder import Folder
 from clipray.tables import metrics
 
@@ -70,7 +70,7 @@ def test_parts_refuse_a_foreign_file(folder: Folder, monkeypatch: pytest.MonkeyP
         table, kind, name, total = folder, "metrics", "table", 3
 
     monkeypatch.setattr("clipray.engine.tasks.map_tasks", lambda *_: [])
-    run = Run(lambda: pytest.fail("no cluster is needed"), None, None, None)  # type: ignore[arg-type]
+    run = RunContext(lambda: pytest.fail("no cluster is needed"), None, None, None)  # type: ignore[arg-type]
     with pytest.raises(StaleTableError, match=MESSAGE):
         shard_writer.make_parts(Step(), [], {}, lambda _: [], run, "making")  # type: ignore[arg-type]
     assert folder.sizes().keys() == {"part-000000.parquet", "mine.parquet", tables.RECORD}
@@ -119,7 +119,7 @@ def test_metrics_that_are_damaged_are_left_out_until_their_step_measures_again(t
     (tmp_path / "metrics/first.parquet").write_bytes(data)
     pq.write_table(pa.table({"mine": [1]}), folder.path("mine.parquet"))
     folder.write(tables.RECORD, b"{")
-    metrics.mend_metrics(output)
+    metrics.repair_metrics(output)
     record = tables.read_record(folder)
     assert record is not None
     assert [file["name"] for file in record.files] == ["second.parquet"]
