@@ -37,7 +37,7 @@ def search(
     """Search an index by text, by an image or by a row's id."""
     from dataclasses import asdict
 
-    from clipray.job.load import Model
+    from clipray.job import Model
     from clipray.queries.search import search as find
 
     spec = Model(name=model, pretrained=pretrained) if model else None

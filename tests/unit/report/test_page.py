@@ -29,6 +29,7 @@ from clipray.job import Column, Job, Report
 from clipray.report.ranking import listed, ranked
 from clipray.report.run_tables import open_table
 from clipray.report.thumbnails import ImageSource, Thumbnails
+from clipray.runner.run import write_report
 from clipray.steps.base.step import StepContext
 from clipray.steps.report import prepare
 from clipray.storage.folder import Folder
@@ -197,7 +198,7 @@ def write_run(out: Path, names: list[str], uris: list[str | None], labels: list[
 
 
 def page_of(out: Path) -> str:
-    return Path(clipray.report(str(out))).read_text(encoding="utf-8")
+    return Path(write_report(str(out))).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -339,9 +340,9 @@ def test_a_page_is_made_again_when_what_it_shows_has_changed(small: Path) -> Non
         job = Job(name="out", output=str(small), steps=[{"report": settings}])
         return prepare(Report(**settings), StepContext(job, Folder(str(small)), lambda: None)).inspect().kind
 
-    path = Path(clipray.report(str(small)))
+    path = Path(write_report(str(small)))
     stamp = path.stat().st_mtime_ns
-    assert clipray.report(str(small)) == str(path)
+    assert write_report(str(small)) == str(path)
     assert path.stat().st_mtime_ns == stamp
     assert state(of=["images", "clusters"]) == "stale"
     job = Job(name="out", output=str(small), steps=[{"report": {"of": ["images", "clusters"]}}])
@@ -375,7 +376,7 @@ def test_the_command_says_where_the_page_is(small: Path, tmp_path: Path) -> None
     assert done.stdout.replace("\n", "") == f"report: {small}/report/report.html"
     assert "<title>Mine</title>" in (small / "report" / "report.html").read_text(encoding="utf-8")
     with pytest.raises(JobError, match="no run there"):
-        clipray.report(str(tmp_path / "nothing"))
+        write_report(str(tmp_path / "nothing"))
 
 
 def test_pictures_in_the_manifest_itself_are_shown(tmp_path: Path) -> None:
@@ -477,7 +478,7 @@ def test_errors_are_ours(small: Path) -> None:
     """A shard that is gone: one line that says so."""
     (small / "clusters" / "part-0.parquet").unlink()
     with pytest.raises(ClipRayError, match=r"part-0\.parquet is missing"):
-        clipray.report(str(small))
+        write_report(str(small))
 
 
 def test_a_column_of_labels_that_is_named_must_be_there(small: Path) -> None:
@@ -553,7 +554,7 @@ def test_a_run_in_an_object_store_has_its_page_there(small: Path, s3: str) -> No
     rows = [{**row, "uri": f"{shelf}/{row['image_id']}.png"} for row in images.to_pylist()]
     write(small, "images", "images", rows, images.schema.remove_metadata())
     fs.put(str(small), f"{shelf}/out", recursive=True)
-    where = clipray.report(f"{shelf}/out")
+    where = write_report(f"{shelf}/out")
     assert where == f"{shelf}/out/report/report.html"
     page = fs.cat_file(where).decode()
     assert {name for name, _ in tiles(page)} == {"p0", "p2", "p3", "p4", "p5", "p6"}
