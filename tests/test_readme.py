@@ -29,7 +29,11 @@ def test_commands_make_what_the_readme_says(workplace: Path) -> None:
     assert len(list((workplace / "runs/job/images").glob("part-*.parquet"))) >= 1
 
 
-def test_every_verb_is_in_the_readme() -> None:
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+def test_every_verb_is_in_the_readme_or_the_docs() -> None:
     from clipray.cli import app
 
     text = CliRunner().invoke(app, ["--help"]).output
@@ -37,7 +41,17 @@ def test_every_verb_is_in_the_readme() -> None:
         c.name or c.callback.__name__ for c in app.registered_commands
     }
     assert len(verbs) == len(app.registered_commands)
-    assert not [verb for verb in verbs if f"clipray {verb}" not in README and f"make {verb}" not in README]
+    pages = "".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    assert not [verb for verb in verbs if f"clipray {verb}" not in pages]
+
+
+def test_the_tree_of_folders_is_what_is_there() -> None:
+    tree = README[README.index("clipray/      ") :]
+    wings = set(re.findall(r"^  (\w+)/", tree, re.MULTILINE))
+    assert wings == {path.name for path in (ROOT / "clipray").iterdir() if (path / "__init__.py").is_file()}
+    rooms = set(re.findall(r"^(\w+)/", tree, re.MULTILINE)) | set(re.findall(r"(\w+)/", tree.splitlines()[-2]))
+    assert {name for name in rooms if not (ROOT / name).is_dir()} == set()
+    assert rooms >= {"clipray", "jobs", "schemas", "deploy", "docs", "benchmarks", "tests", "tools"}
 
 
 def test_commands_that_need_the_network_are_at_least_spelled_right() -> None:
