@@ -29,7 +29,7 @@ from clipray import tables
 from clipray.analysis.nearest_centroid import native_bf16
 from clipray.analysis.prompts import PromptStyle
 from clipray.engine.connect import WORKER_ENV, connected
-from clipray.inputs.vector_column import groups, open_vectors, read_piece
+from clipray.inputs.vector_column import open_vectors, read_vectors
 from clipray.job import Column, Label
 from clipray.job.load import fingerprint
 from clipray.models.resolve import ResolvedModel
@@ -38,6 +38,7 @@ from clipray.steps.labels import label as step_of_label
 from clipray.steps.labels.label_classes import CLASSES, PromptSet
 from clipray.storage.events import Events
 from clipray.storage.folder import Folder
+from clipray.storage.parquet import chunked
 
 FILE_ROWS = 65_536
 PRODUCT_ROWS = 4_096
@@ -98,14 +99,14 @@ def make_step(home: Path, c: np.ndarray) -> step_of_label.LabelStep:
 
 def bound(item: tuple[step_of_label.LabelStep, list, np.ndarray]) -> np.ndarray:
     """Processor seconds to read and to multiply, with the conversion that the product's precision needs."""
-    step, pieces, c = item
+    step, row_groups, c = item
     kind = torch.bfloat16 if native_bf16(torch.device("cpu")) else torch.float32
     table = torch.from_numpy(c).to(kind)
     scores = torch.empty(PRODUCT_ROWS, len(c), dtype=kind)
     spent = np.zeros(2)
-    for piece in pieces:
+    for row_group in row_groups:
         start = time.process_time()
-        _, x = read_piece(step.source, piece)
+        _, x = read_vectors(step.source, row_group)
         read = time.process_time()
         for some in torch.from_numpy(x).split(PRODUCT_ROWS):
             torch.mm(some.to(kind), table.T, out=scores[: len(some)])
@@ -115,9 +116,9 @@ def bound(item: tuple[step_of_label.LabelStep, list, np.ndarray]) -> np.ndarray:
 
 def labelled(item: tuple[step_of_label.LabelStep, list, str]) -> np.ndarray:
     """A task of the step: its processor seconds, and the process's peak memory in MiB."""
-    step, pieces, name = item
+    step, row_groups, name = item
     start = time.process_time()
-    step_of_label.label_group((step.of_a_task, pieces, [name]))
+    step_of_label.label_group((step.of_a_task, row_groups, [name]))
     return np.array([time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024])
 
 
@@ -129,7 +130,7 @@ def one_thread() -> None:
 
 
 def side_by_side(step: step_of_label.LabelStep, c: np.ndarray, repetitions: int, processes: int) -> None:
-    work = groups(step.source.pieces, FILE_ROWS)
+    work = chunked(step.source.row_groups, FILE_ROWS)
     names = [f"part-{n:06d}-template.parquet" for n in range(len(work))]
     walls, cpus = np.zeros((2, repetitions)), np.zeros((2, repetitions))  # of the bound and of clipray
     with ProcessPoolExecutor(processes, get_context("spawn"), one_thread) as pool:

@@ -26,7 +26,8 @@ from clipray.engine.index_builder import Builder
 from clipray.engine.index_order import QUERIES, IndexPart, IndexSpec, Probes
 from clipray.engine.vector_actors import SALT
 from clipray.inputs.row_index import hash_strings
-from clipray.inputs.vector_column import Piece, VectorColumn, groups, read_finite
+from clipray.inputs.vector_column import VectorColumn, read_finite
+from clipray.storage.parquet import RowGroup, chunked
 
 AHEAD = 2  # parts under way for each CPU
 PART_ROWS = 65_536  # of the queries that a task reads
@@ -70,7 +71,7 @@ def build(
 
 
 def query_parts(queries: VectorColumn) -> list[IndexPart]:
-    return [IndexPart(pieces, pieces[0].first_row) for pieces in groups(queries.pieces, PART_ROWS)]
+    return [IndexPart(row_groups, row_groups[0].first_row) for row_groups in chunked(queries.row_groups, PART_ROWS)]
 
 
 def _samples(order: Any, parts: Sequence[IndexPart], wanted: int, *, of_queries: bool = False) -> list[Any]:
@@ -100,8 +101,8 @@ def _fill(
     return answers_of(written)
 
 
-def _vectors(order: IndexSpec, source: VectorColumn, piece: Piece) -> tuple[pa.Table, np.ndarray]:
-    ids, x = read_finite(source, piece)
+def _vectors(order: IndexSpec, source: VectorColumn, row_group: RowGroup) -> tuple[pa.Table, np.ndarray]:
+    ids, x = read_finite(source, row_group)
     return ids, unit(x) if order.metric == "cosine" else np.ascontiguousarray(x, np.float32)
 
 
@@ -109,14 +110,14 @@ def _drawn(order: IndexSpec, part: IndexPart, share: float, of_queries: bool) ->
     """About `share` of the rows, chosen by the hash of their identities."""
     source = order.queries if of_queries and order.queries else order.source
     keys, rows, vectors, start = [], [], [], part.first_row
-    for piece in part.pieces:
-        ids, x = _vectors(order, source, piece)
+    for row_group in part.row_groups:
+        ids, x = _vectors(order, source, row_group)
         key = hash_strings(ids[source.ids[-1]], SALT)
         key ^= np.uint64(order.random_state * 0x9E3779B97F4A7C15 % 2**64)
         chosen = np.flatnonzero(key <= np.uint64(min(share, 1 - 2**-53) * 2**64))
         keys.append(key[chosen])
         rows.append(start + chosen)
-        start += piece.rows
+        start += row_group.rows
         vectors.append(x[chosen])
     return np.concatenate(keys), np.concatenate(rows), np.concatenate(vectors)
 
@@ -156,7 +157,7 @@ def _filled(
 
     faiss.omp_set_num_threads(1)
     torch.set_num_threads(1)
-    read = [_vectors(order, order.source, piece) for piece in part.pieces]
+    read = [_vectors(order, order.source, row_group) for row_group in part.row_groups]
     x, rows = np.concatenate([vectors for _, vectors in read]), np.arange(part.first_row, part.first_row + part.rows)
     numbers, held_out = (_numbers(order, part), np.zeros(len(x), bool)) if part.numbers else probes.numbers(rows)
     shard = write(pa.concat_tables([ids for ids, _ in read]), numbers, part.first_row) if part.new else None

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipray.analysis import vector_index as vi
-from clipray.inputs.vector_column import Piece, VectorColumn
+from clipray.inputs.vector_column import VectorColumn
 from clipray.storage.folder import Folder
+from clipray.storage.parquet import RowGroup
 
 QUERIES = 1_000  # that recall is measured with, at most
 HELD_SHARE = 0.1  # of the rows that are held out, at most
@@ -23,7 +24,7 @@ class IndexPart:
         numbers: of a part that is in the index: the shard that has its rows' numbers there, and where they begin in it.
     """
 
-    pieces: list[Piece]
+    row_groups: list[RowGroup]
     first_row: int
     numbers: tuple[str, int] | None = None
 
@@ -33,7 +34,7 @@ class IndexPart:
 
     @property
     def rows(self) -> int:
-        return sum(piece.rows for piece in self.pieces)
+        return sum(row_group.rows for row_group in self.row_groups)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ import ray
 
 from clipray.engine.progress import Reporter
 from clipray.inputs.content_versions import CONTENT_HASH, Contents
-from clipray.inputs.manifest import Piece, joined, read_piece
+from clipray.inputs.manifest import read_rows
 from clipray.inputs.row_index import contains, hash_strings
 from clipray.inputs.vector_lookup import Gatherer, Lookup
 from clipray.job.row_spec import PICTURES, RowSpec
 from clipray.pipelines.messages import fatal
+from clipray.storage.parquet import RowGroup, merge_neighbours
 
 GATHERED = "gathered"
 READ_ROWS = 16_384  # of small row groups that one task reads together
@@ -30,7 +31,7 @@ class ReadPlan:
     """One pass: what to read and how finely.
 
     Attributes:
-        pieces: row groups that hold wanted rows.
+        row_groups: those that hold wanted rows.
         columns: columns to read.
         wanted: (n,) uint64 sorted keys of the rows to encode, under `salt`.
         refused: file number -> row numbers that are no work (repeated ids among them, whose key is wanted once).
@@ -41,7 +42,7 @@ class ReadPlan:
         lookup, by: rows get the vector of the id in their column `by`, as a column `GATHERED`; null where there is none.
     """
 
-    pieces: Sequence[Piece]
+    row_groups: Sequence[RowGroup]
     columns: Sequence[str]
     wanted: np.ndarray
     salt: str
@@ -54,13 +55,13 @@ class ReadPlan:
     lookup: Lookup | None = None
     by: str = ""
 
-    def items(self, size_bytes: int) -> list[Piece]:
+    def items(self, size_bytes: int) -> list[RowGroup]:
         """What a reading task gets: small row groups together, for a task costs as much as some thousands of rows."""
-        return joined(self.pieces, READ_ROWS, size_bytes)
+        return merge_neighbours(self.row_groups, READ_ROWS, size_bytes)
 
 
 class Reader:
-    """A piece -> the wanted rows in it, in blocks."""
+    """A row group -> the wanted rows in it, in blocks."""
 
     def __init__(
         self, this: ReadPlan, wanted: list[Any], refused: list[Any], lookup: list[Any], rows: int, report: Reporter
@@ -70,11 +71,11 @@ class Reader:
         # The references travel inside lists: bare ones would be replaced by copies of the arrays.
         self.wanted, self.refused, self.lookup, self.rows, self.report = wanted, refused, lookup, rows, report
 
-    def __call__(self, pieces: pa.Table) -> Iterator[pa.Table]:
+    def __call__(self, row_groups: pa.Table) -> Iterator[pa.Table]:
         with fatal(self.report):
             gather = Gatherer(ray.get(self.lookup[0])) if self.lookup else None
-            for piece in pieces.to_pylist():
-                for table in self._read(Piece(**piece), max(self.rows, self._together)):
+            for row_group in row_groups.to_pylist():
+                for table in self._read(RowGroup(**row_group), max(self.rows, self._together)):
                     rows = table.append_column(GATHERED, gather(table[self.by])) if gather else table
                     yield from (rows.slice(start, self.rows) for start in range(0, len(rows), self.rows))
 
@@ -84,13 +85,13 @@ class Reader:
         listed = self.contents is not None and self.contents.schemes
         return LISTED_ROWS if listed else GATHER_ROWS if self.lookup else 1
 
-    def _read(self, piece: Piece, rows: int) -> Iterator[pa.Table]:
+    def _read(self, row_group: RowGroup, rows: int) -> Iterator[pa.Table]:
         wanted, refused = ray.get([self.wanted[0], self.refused[0]])
         began = time.perf_counter()
-        for first, table in read_piece(piece, self.columns, rows, self.kind, self.schema):
-            keep = contains(wanted, hash_strings(table[self.kind.key], self.salt))
-            keep &= ~np.isin(np.arange(first, first + len(table)), refused.get(piece.file, ()))
-            kept = table if keep.all() else table.filter(pa.array(keep))
+        for read in read_rows(row_group, self.columns, rows, self.kind, self.schema):
+            keep = contains(wanted, hash_strings(read.table[self.kind.key], self.salt))
+            keep &= ~np.isin(read.numbers, refused.get(row_group.file, ()))
+            kept = read.table if keep.all() else read.table.filter(pa.array(keep))
             if self.contents:
                 kept = kept.append_column(CONTENT_HASH, self.contents.hashes(kept))
             if len(kept):

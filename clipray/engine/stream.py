@@ -91,14 +91,14 @@ def _dataset(this: ReadPlan, plan: Plan, settings: EncodeSettings | TextSettings
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # which Ray Data sets anew when it is imported
     wanted = ray.put(this.wanted)
     refused = ray.put(this.refused)
-    mean_bytes = sum(p.bytes for p in this.pieces) / max(1, sum(p.rows for p in this.pieces))
+    mean_bytes = sum(p.bytes for p in this.row_groups) / max(1, sum(p.rows for p in this.row_groups))
     rows = max(1, min(this.rows_per_block, int(BLOCK_BYTES / max(1.0, mean_bytes))))
     context.max_errored_blocks = -1 if this.careful else max(LOST_BLOCKS, int(LOST_SHARE * len(this.wanted) / rows))
     read = Reader(this, [wanted], [refused], [ray.put(this.lookup)] if this.lookup else [], rows, report)
     # A lost block comes again in the next, finer pass; only a row that was alone gets a second try at once, since
     # its loss is final.
     retries = 1 if this.careful else 0
-    items = [asdict(piece) for piece in this.items(BLOCK_BYTES)]
+    items = [asdict(row_group) for row_group in this.items(BLOCK_BYTES)]
     data: Any = ray.data.from_items(items, override_num_blocks=min(len(items), 4096))
     data = data.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS)
     data = data.repartition(target_num_rows_per_block=rows)

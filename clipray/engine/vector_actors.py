@@ -20,7 +20,8 @@ from clipray.engine.health import answers_of
 from clipray.engine.plan import CORES_PER_CPU_ACTOR
 from clipray.errors import RunError, SchemaError
 from clipray.inputs.row_index import hash_strings
-from clipray.inputs.vector_column import Piece, VectorColumn, groups, read_piece
+from clipray.inputs.vector_column import VectorColumn, read_vectors
+from clipray.storage.parquet import RowGroup, chunked
 
 Write = Callable[[pa.Table, np.ndarray, np.ndarray, int], Any]
 TREE_BYTES = 64 * 2**20  # states larger than this meet in pairs, on the workers
@@ -50,9 +51,9 @@ class VectorActor:
     """An actor: its share of the column, in memory or read anew, part by part, for each answer."""
 
     def __init__(
-        self, source: VectorColumn, pieces: Sequence[Piece], holding: Holding, device: str, threads: int
+        self, source: VectorColumn, row_groups: Sequence[RowGroup], holding: Holding, device: str, threads: int
     ) -> None:
-        self._source, self._pieces, self._holding, self._device = source, list(pieces), holding, device
+        self._source, self._row_groups, self._holding, self._device = source, list(row_groups), holding, device
         self._threads, self._precision, self._loaded = threads, "", False
         self._held: tuple[list[pa.Table], Any] | None = None
 
@@ -64,9 +65,9 @@ class VectorActor:
 
         torch.set_num_threads(self._threads)
         free = torch.cuda.mem_get_info()[0] if self._device == "cuda" else self._holding.budget_bytes
-        self._held = self._part(self._read(self._pieces)) if self._fits(free * SHARE) else None
+        self._held = self._part(self._read(self._row_groups)) if self._fits(free * SHARE) else None
         if self._held is None:
-            self._part(self._read(groups(self._pieces, PART_ROWS)[0]))  # the precision, and the first bad rows
+            self._part(self._read(chunked(self._row_groups, PART_ROWS)[0]))  # the precision, and the first bad rows
         self._loaded = True
 
     def facts(self) -> dict[str, Any]:
@@ -76,10 +77,10 @@ class VectorActor:
     def assign(self, centroids: np.ndarray) -> Assigned:
         return combine(shard.assign(centroids) for _, shard in self._parts())
 
-    def assign_pieces(self, pieces: Sequence[Piece], centroids: np.ndarray) -> Assigned:
-        """As `assign`, of any pieces of the column, which are read anew."""
+    def assign_row_groups(self, row_groups: Sequence[RowGroup], centroids: np.ndarray) -> Assigned:
+        """As `assign`, of any row groups of the column, which are read anew."""
         self._load()
-        return combine(self._part(self._read(part))[1].assign(centroids) for part in groups(pieces, PART_ROWS))
+        return combine(self._part(self._read(part))[1].assign(centroids) for part in chunked(row_groups, PART_ROWS))
 
     def draw(self, n: int, random_state: int, centroids: np.ndarray | None) -> Draw:
         draws, start = [], 0
@@ -100,14 +101,14 @@ class VectorActor:
         return x
 
     def finish(self, centroids: np.ndarray, write: Write, rows_per_file: int) -> list[Any]:
-        """`write(ids, labels, squared distances, first row)` for neighbouring pieces of a file; distances are exact."""
-        files, made = iter(groups(self._pieces, rows_per_file)), []
+        """`write(ids, labels, squared distances, first row)` for neighbouring row groups of a file; distances are exact."""
+        files, made = iter(chunked(self._row_groups, rows_per_file)), []
         file, waiting = next(files), list[tuple[pa.Table, np.ndarray, np.ndarray]]()
         for tables, shard in self._parts():
             labels, squares = shard.nearest(centroids)
             edges = np.cumsum([len(ids) for ids in tables])[:-1]
-            for piece in zip(tables, np.split(labels, edges), np.split(squares, edges), strict=True):
-                waiting.append(piece)
+            for row_group in zip(tables, np.split(labels, edges), np.split(squares, edges), strict=True):
+                waiting.append(row_group)
                 if len(waiting) == len(file):
                     ids, own_labels, own_squares = zip(*waiting, strict=True)
                     made.append(
@@ -122,7 +123,7 @@ class VectorActor:
         return made
 
     def _fits(self, budget_bytes: float) -> bool:
-        hold, rows = self._holding.hold, sum(piece.rows for piece in self._pieces)
+        hold, rows = self._holding.hold, sum(row_group.rows for row_group in self._row_groups)
         value_bytes = 2 if hold == "float16" else 6  # float32 and a copy in bf16
         needed = rows * (value_bytes * self._source.n_features + 12)
         if hold == "none" or not budget_bytes or needed <= budget_bytes:
@@ -136,13 +137,13 @@ class VectorActor:
         )
 
     def _parts(self) -> Iterator[tuple[list[pa.Table], Any]]:
-        """Identities of each piece and the `VectorPartition`, part by part; the next is read while one is at work."""
+        """Identities of each row group and the `VectorPartition`, part by part; the next is read while one is at work."""
         self._load()
         if self._held is not None:
             yield self._held
             return
         with ThreadPoolExecutor(1) as ahead:
-            parts = groups(self._pieces, PART_ROWS)
+            parts = chunked(self._row_groups, PART_ROWS)
             coming = ahead.submit(self._read, parts[0])
             for following in [*parts[1:], None]:
                 here = coming.result()
@@ -150,13 +151,13 @@ class VectorActor:
                     coming = ahead.submit(self._read, following)
                 yield self._part(here)
 
-    def _read(self, pieces: Sequence[Piece]) -> tuple[list[pa.Table], np.ndarray]:
+    def _read(self, row_groups: Sequence[RowGroup]) -> tuple[list[pa.Table], np.ndarray]:
         source, tables = self._source, list[pa.Table]()
         kind = np.float16 if self._holding.hold == "float16" else np.float32
-        x = np.empty((sum(piece.rows for piece in pieces), source.n_features), kind)
+        x = np.empty((sum(row_group.rows for row_group in row_groups), source.n_features), kind)
         start = 0
-        for piece in pieces:
-            ids, values = read_piece(source, piece)
+        for row_group in row_groups:
+            ids, values = read_vectors(source, row_group)
             with np.errstate(over="ignore"):  # what becomes infinite is refused
                 x[start : start + len(ids)] = unit(values) if self._holding.normalize else values
             tables.append(ids)
@@ -187,21 +188,21 @@ class VectorActorPool:
 
     def __init__(self, source: VectorColumn, actors: list[Any]) -> None:
         self.n_samples, self.n_features = source.n_samples, source.n_features
-        self._actors, self._pieces = actors, source.pieces
+        self._actors, self._row_groups = actors, source.row_groups
         self._combine: Any = ray.remote(num_cpus=0)(_combined)
 
     def assign(self, centroids: np.ndarray) -> Assigned:
         sent = ray.put(centroids)
         return self._together([actor.assign.remote(sent) for actor in self._actors], centroids.size)
 
-    def batches(self, rows: int, random_state: int) -> list[list[Piece]]:
+    def batches(self, rows: int, random_state: int) -> list[list[RowGroup]]:
         """Row groups in random order, put together until there are about `rows`."""
-        order = np.random.default_rng(random_state).permutation(len(self._pieces))
-        return groups([self._pieces[n] for n in order], rows)
+        order = np.random.default_rng(random_state).permutation(len(self._row_groups))
+        return chunked([self._row_groups[n] for n in order], rows)
 
-    def assign_batch(self, batch: list[Piece], centroids: np.ndarray) -> Assigned:
+    def assign_batch(self, batch: list[RowGroup], centroids: np.ndarray) -> Assigned:
         sent, count = ray.put(centroids), min(len(batch), len(self._actors))
-        states = [self._actors[n].assign_pieces.remote(batch[n::count], sent) for n in range(count)]
+        states = [self._actors[n].assign_row_groups.remote(batch[n::count], sent) for n in range(count)]
         return self._together(states, centroids.size)
 
     def _together(self, states: list[Any], values: int) -> Assigned:
@@ -244,7 +245,7 @@ def held(
         if on_gpu
         else cluster.nodes * max(1, round(cluster.cpus / cluster.nodes / CORES_PER_CPU_ACTOR))
     )
-    count = min(fit if actors == "auto" else int(actors), len(source.pieces))
+    count = min(fit if actors == "auto" else int(actors), len(source.row_groups))
     threads = max(1, int(cluster.cpus / max(count, cluster.nodes)))
     holding = replace(holding, budget_bytes=cluster.memory_bytes / count)
     kind: Any = ray.remote(
@@ -252,8 +253,8 @@ def held(
         scheduling_strategy="SPREAD",
     )(VectorActor)  # fmt: skip
     workers = [
-        kind.remote(source, pieces, holding, "cuda" if on_gpu else "cpu", threads)
-        for pieces in _shares(source.pieces, count)
+        kind.remote(source, row_groups, holding, "cuda" if on_gpu else "cpu", threads)
+        for row_groups in _shares(source.row_groups, count)
     ]
     try:
         yield VectorActorPool(source, workers)
@@ -262,11 +263,11 @@ def held(
             ray.kill(worker)
 
 
-def _shares(pieces: Sequence[Piece], count: int) -> list[list[Piece]]:
-    """Neighbouring pieces in `count` parts of about as many rows, none empty."""
-    total = sum(piece.rows for piece in pieces)
-    parts: list[list[Piece]] = [[] for _ in range(count)]
-    for n, piece in enumerate(pieces):
-        wanted = min(count - 1, piece.first_row * count // max(1, total))
-        parts[max(wanted, count - (len(pieces) - n))].append(piece)
+def _shares(row_groups: Sequence[RowGroup], count: int) -> list[list[RowGroup]]:
+    """Neighbouring row groups in `count` parts of about as many rows, none empty."""
+    total = sum(row_group.rows for row_group in row_groups)
+    parts: list[list[RowGroup]] = [[] for _ in range(count)]
+    for n, row_group in enumerate(row_groups):
+        wanted = min(count - 1, row_group.first_row * count // max(1, total))
+        parts[max(wanted, count - (len(row_groups) - n))].append(row_group)
     return [part for part in parts if part]

@@ -17,7 +17,6 @@ from clipray.inputs.parquet_files import as_utf8, expand_parquet, is_text, read_
 from clipray.job import CLASS_SETS, Classes, Style, distinct
 from clipray.job.plain_yaml import load_yaml, read_text
 from clipray.storage.folder import absolute
-from clipray.storage.parquet import open_parquet
 
 TEMPLATE = "a photo of a {}"
 KNOWN_SUFFIXES = (".yaml", ".yml", ".json", ".parquet", ".pq", ".csv", ".txt")
@@ -145,8 +144,7 @@ def _read_parquet(path: str) -> pa.Table:
         if reason := next(filter(None, map(file.without, named)), ""):
             raise JobError(f"{file.url}: {reason}")
         try:
-            with open_parquet(file.url) as parquet:
-                data = parquet.read(named)
+            data = file.whole.read(named)
         except (pa.ArrowInvalid, OSError) as error:
             raise ManifestError(f"{file.url}: not a whole Parquet file: {error}") from error
         parts.append(pa.table({name: _strings(file.url, name, data[name]) for name in named}))

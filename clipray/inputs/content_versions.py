@@ -18,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipray.inputs.manifest import Manifest, Piece, joined
+from clipray.inputs.manifest import Manifest
 from clipray.inputs.row_index import SCAN_ROWS, RowIndex, hash_strings, mixed, places, read_safely
 from clipray.storage.folder import filesystem, listed_version, local_version
+from clipray.storage.parquet import RowGroup, merge_neighbours
 from clipray.storage.uris import is_chain, is_local, parse
 
 CONTENT_HASH = "content_hash"
@@ -101,11 +102,12 @@ def with_contents(manifest: Manifest, scan: RowIndex, contents: Contents, files:
     """
     sources, key = scan.sources.copy(), manifest.kind.key
     columns = [key, *contents.columns]
-    for piece in joined((piece for piece in manifest.pieces if piece.file in files), SCAN_ROWS, READ_BYTES):
-        refused = scan.refused.get(piece.file, ())
-        for read in read_safely(manifest, piece, columns, rows_at_once(piece)):
-            numbers = np.arange(read.first, read.first + len(read.table))
-            rows = read.table.filter(pa.array(~np.isin(numbers, refused)))
+    for row_group in merge_neighbours(
+        (row_group for row_group in manifest.row_groups if row_group.file in files), SCAN_ROWS, READ_BYTES
+    ):
+        refused = scan.refused.get(row_group.file, ())
+        for read in read_safely(manifest, row_group, columns, rows_at_once(row_group)):
+            rows = read.table.filter(pa.array(~np.isin(read.numbers, refused)))
             hashes = contents.hashes(rows)
             at, known = places(scan.keys, hash_strings(rows[key], scan.salt))
             if contents.schemes:
@@ -114,9 +116,9 @@ def with_contents(manifest: Manifest, scan: RowIndex, contents: Contents, files:
     return dataclasses.replace(scan, sources=sources, contents=True)
 
 
-def rows_at_once(piece: Piece) -> int:
-    """Rows of a piece that are held together while their contents are read."""
-    return max(1, min(SCAN_ROWS, READ_BYTES * piece.rows // max(1, piece.bytes)))
+def rows_at_once(row_group: RowGroup) -> int:
+    """Rows of a row group that are held together while their contents are read."""
+    return max(1, min(SCAN_ROWS, READ_BYTES * row_group.rows // max(1, row_group.bytes)))
 
 
 def same_content(hashes: pa.ChunkedArray, sources: np.ndarray, expected: np.ndarray, salt: str) -> np.ndarray:

@@ -11,12 +11,11 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.errors import JobError, ManifestError, SchemaError
-from clipray.inputs.parquet_files import as_utf8, expand_parquet, is_text, read_footer, with_rows
+from clipray.inputs.parquet_files import READ_ROWS, as_utf8, expand_parquet, is_text, read_footer, with_rows
 from clipray.inputs.row_index import hash_strings
 from clipray.inputs.vector_column import IDENTITIES
 from clipray.job import Column
 from clipray.storage.folder import Folder, absolute, signs
-from clipray.storage.parquet import open_parquet
 from clipray.tables.digests import Digest, digest_of, files_digest, plain
 
 SALT = "clipray-labelled"
@@ -146,9 +145,7 @@ def _any(path: str, columns: list[str]) -> Iterator[pa.Table]:
         if reason := next(filter(None, map(file.without, columns)), ""):
             raise SchemaError(f"{file.url}: {reason}")
         try:
-            with open_parquet(file.url) as parquet:
-                for batch in parquet.iter_batches(131_072, columns=list(dict.fromkeys(columns))):
-                    yield pa.Table.from_batches([batch])
+            yield from file.whole.stream(list(dict.fromkeys(columns)), READ_ROWS)
         except (pa.ArrowInvalid, OSError) as error:
             raise ManifestError(f"{file.url}: not a whole Parquet file: {error}") from error
 

@@ -32,22 +32,9 @@ from clipray.inputs.parquet_files import (
 from clipray.job.row_spec import PICTURES, RowSpec
 from clipray.storage.environment import environment_errors
 from clipray.storage.folder import Folder, absolute, as_url, split
-from clipray.storage.parquet import open_parquet
+from clipray.storage.parquet import RowGroup
 from clipray.storage.uris import is_local, is_relative
 from clipray.tables import unwritable
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A row group of a manifest file, or several neighbouring ones: the unit in which a manifest is read."""
-
-    file: int
-    path: str
-    row_group: int
-    first_row: int
-    rows: int
-    bytes: int
-    row_groups: int = 1  # neighbouring ones, from `row_group` on
 
 
 @dataclass(frozen=True)
@@ -55,18 +42,18 @@ class Manifest:
     """An opened manifest: its files, row groups and columns; no rows are read yet."""
 
     urls: tuple[str, ...]
-    pieces: tuple[Piece, ...]
+    row_groups: tuple[RowGroup, ...]
     schema: pa.Schema
     kind: RowSpec = PICTURES
 
     @property
     def rows(self) -> int:
-        return sum(piece.rows for piece in self.pieces)
+        return sum(row_group.rows for row_group in self.row_groups)
 
     @property
     def bytes(self) -> int:
         """Uncompressed size of the manifest's columns."""
-        return sum(piece.bytes for piece in self.pieces)
+        return sum(row_group.bytes for row_group in self.row_groups)
 
     def columns(self, keep: Sequence[str] = ()) -> list[str]:
         """The columns that encoding reads."""
@@ -96,16 +83,13 @@ def open_manifest(
     for name in keep:
         if reason := unwritable(schema.field(name)):
             raise ManifestError(f"{urls[0]}: `keep` names {name!r}, {schema.field(name).type}: {reason}")
-    pieces = [piece for number, file in enumerate(files) for piece in _pieces(number, file)]
-    return Manifest(tuple(urls), tuple(pieces), schema, kind)
-
-
-def _pieces(number: int, file: File) -> Iterator[Piece]:
-    start = 0
-    for group, (rows, size_bytes) in enumerate(file.row_groups):
-        if rows:
-            yield Piece(number, file.url, group, start, rows, size_bytes)
-        start += rows
+    row_groups = [
+        replace(row_group, file=number)
+        for number, file in enumerate(files)
+        for row_group in file.row_groups
+        if row_group.rows
+    ]
+    return Manifest(tuple(urls), tuple(row_groups), schema, kind)
 
 
 def _common_schema(files: Sequence[File], names: Iterable[str]) -> pa.Schema:
@@ -187,41 +171,16 @@ class Rows:
     table: pa.Table
     not_utf8: Mapping[str, np.ndarray]
 
-
-def joined(pieces: Iterable[Piece], rows: int, size_bytes: int) -> list[Piece]:
-    """Neighbouring row groups as one piece, up to `rows` rows and `size_bytes`: what is read, or sent, in one go."""
-    result: list[Piece] = []
-    for piece in pieces:
-        last = result[-1] if result else None
-        if (
-            last is not None
-            and (last.file, last.row_group + last.row_groups) == (piece.file, piece.row_group)
-            and last.rows + piece.rows <= rows
-            and last.bytes + piece.bytes <= size_bytes
-        ):
-            result[-1] = replace(
-                last,
-                row_groups=last.row_groups + piece.row_groups,
-                rows=last.rows + piece.rows,
-                bytes=last.bytes + piece.bytes,
-            )
-        else:
-            result.append(piece)
-    return result
-
-
-def read_piece(
-    piece: Piece, columns: Sequence[str], rows: int, kind: RowSpec = PICTURES, schema: pa.Schema | None = None
-) -> Iterator[tuple[int, pa.Table]]:
-    """As `read_rows`: (number of the first row in its file, table of at most `rows` rows)."""
-    for read in read_rows(piece, columns, rows, kind, schema):
-        yield read.first, read.table
+    @property
+    def numbers(self) -> np.ndarray:
+        """(n,) int64: number of each row in its file."""
+        return np.arange(self.first, self.first + len(self.table))
 
 
 def read_rows(
-    piece: Piece, columns: Sequence[str], rows: int, kind: RowSpec = PICTURES, schema: pa.Schema | None = None
+    row_group: RowGroup, columns: Sequence[str], rows: int, kind: RowSpec = PICTURES, schema: pa.Schema | None = None
 ) -> Iterator[Rows]:
-    """Stream a piece, at most `rows` rows at once.
+    """Stream a row group of a manifest, at most `rows` rows at once.
 
     Args:
         schema: the manifest's, whose types the columns get; None leaves them as the file has them.
@@ -229,25 +188,22 @@ def read_rows(
     Raises:
         OSError, pyarrow.ArrowInvalid: the file is not whole, or a value does not fit its column's type.
     """
-    start = piece.first_row
-    with open_parquet(piece.path) as parquet:
-        derived = kind.derived and kind.key in columns and kind.key not in parquet.schema.names
-        read = [name for name in columns if not (derived and name == kind.key)]
-        groups = range(piece.row_group, piece.row_group + piece.row_groups)
-        for batch in parquet.iter_batches(rows, groups, read):
-            table, not_utf8 = _readable(pa.Table.from_batches([batch]).select(read), kind, schema)
-            if derived:
-                table = table.append_column(kind.key, _derived_ids(table, kind))
-            if "uri" in kind.sources and "uri" in read:
-                uris = pa.array([resolve(uri, piece.path) for uri in table["uri"].to_pylist()], pa.string())
-                table = table.set_column(table.schema.get_field_index("uri"), "uri", uris)
-            yield Rows(start, table.select(list(columns)), not_utf8)
-            start += batch.num_rows
+    start = row_group.first_row
+    for stored in row_group.stream(columns, rows):
+        table, not_utf8 = _readable(stored, columns, kind, schema)
+        if "uri" in kind.sources and "uri" in columns:
+            uris = pa.array([resolve(uri, row_group.path) for uri in table["uri"].to_pylist()], pa.string())
+            table = table.set_column(table.schema.get_field_index("uri"), "uri", uris)
+        yield Rows(start, table, not_utf8)
+        start += len(table)
 
 
-def _readable(table: pa.Table, kind: RowSpec, schema: pa.Schema | None) -> tuple[pa.Table, dict[str, np.ndarray]]:
-    """The table with its columns' proper types and in UTF-8; and which rows were not."""
-    not_utf8 = {}
+def _readable(
+    stored: pa.Table, columns: Sequence[str], kind: RowSpec, schema: pa.Schema | None
+) -> tuple[pa.Table, dict[str, np.ndarray]]:
+    """These columns in their proper types and in UTF-8, identities derived where none are stored; and which rows were not UTF-8."""
+    derived = kind.derived and kind.key in columns and kind.key not in stored.column_names
+    table, not_utf8 = stored.select([name for name in columns if not (derived and name == kind.key)]), {}
     for at, name in enumerate(table.schema.names):
         column = table[name]
         wanted = pa.string() if name in kind.named else _type_of(schema, name) or column.type
@@ -260,6 +216,8 @@ def _readable(table: pa.Table, kind: RowSpec, schema: pa.Schema | None) -> tuple
             not_utf8[name] = broken
         if table[name].type != wanted or column is not table[name]:
             table = table.set_column(at, name, column.cast(wanted))
+    if derived:
+        table = table.append_column(kind.key, _derived_ids(table, kind)).select(list(columns))
     return table, not_utf8
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import fsspec
@@ -15,8 +15,9 @@ from fsspec.implementations.local import LocalFileSystem
 from clipray.errors import ManifestError
 from clipray.storage.folder import as_url, explained, filesystem
 from clipray.storage.folder_listing import files_under, folders_below, is_glob
-from clipray.storage.parquet import open_parquet
+from clipray.storage.parquet import RowGroup, open_parquet
 
+READ_ROWS = 131_072  # of a file, at a time
 SUFFIXES = (".parquet", ".pq")
 TABLE_FILES = ("_table.json", "_started.json")  # in the folder of a table of ours
 RUN_FILE, RUN_FOLDERS = "events.jsonl", ("metrics", "rejects")  # in the output of a run
@@ -27,18 +28,23 @@ class File:
     """A Parquet file, as its footer describes it.
 
     Attributes:
-        row_groups: rows and uncompressed bytes of each.
+        row_groups: all, also those without rows; `first_row` counts in the file.
         int96: columns with timestamps in INT96 -> the type that nanoseconds give them.
     """
 
     url: str
     schema: pa.Schema
-    row_groups: tuple[tuple[int, int], ...]
+    row_groups: tuple[RowGroup, ...]
     int96: Mapping[str, pa.DataType]
 
     @property
     def rows(self) -> int:
-        return sum(rows for rows, _ in self.row_groups)
+        return sum(row_group.rows for row_group in self.row_groups)
+
+    @property
+    def whole(self) -> RowGroup:
+        """All row groups as one."""
+        return RowGroup(self.url, 0, 0, self.rows, count=len(self.row_groups))
 
     def type_of(self, column: str) -> pa.DataType | None:
         return self.schema.field(column).type if column in self.schema.names else None
@@ -125,12 +131,18 @@ def read_footer(url: str) -> File:
     """Raises ManifestError where the file is no Parquet."""
     try:
         with explained(url), open_parquet(url) as parquet:
-            footer = parquet.metadata
-            groups = (footer.row_group(n) for n in range(footer.num_row_groups))
-            sizes = tuple((group.num_rows, group.total_byte_size) for group in groups)
-            return File(url, parquet.schema, sizes, _int96_columns(footer.schema))
+            row_groups = tuple(_row_groups(url, parquet.metadata))
+            return File(url, parquet.schema, row_groups, _int96_columns(parquet.metadata.schema))
     except (pa.ArrowInvalid, OSError) as error:
         raise ManifestError(f"{url}: not a readable Parquet file: {error}") from error
+
+
+def _row_groups(url: str, footer: pq.FileMetaData) -> Iterator[RowGroup]:
+    first_row = 0
+    for number in range(footer.num_row_groups):
+        described = footer.row_group(number)
+        yield RowGroup(url, number, first_row, described.num_rows, described.total_byte_size)
+        first_row += described.num_rows
 
 
 def _int96_columns(schema: pq.ParquetSchema) -> dict[str, pa.DataType]:
@@ -250,10 +262,9 @@ def int96_as_before(files: Sequence[File], column: str, kind: pa.DataType) -> pa
     if nanoseconds is None:
         return kind
     for file in files:
-        with open_parquet(file.url) as parquet:
-            for batch in parquet.iter_batches(131_072, columns=[column]):
-                try:
-                    batch.column(column).cast(nanoseconds)
-                except pa.ArrowInvalid:
-                    return kind
+        for table in file.whole.stream([column], READ_ROWS):
+            try:
+                table[column].cast(nanoseconds)
+            except pa.ArrowInvalid:
+                return kind
     return nanoseconds

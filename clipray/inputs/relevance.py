@@ -13,7 +13,6 @@ from clipray.analysis.retrieval import EASY, JUNK, PROTOCOLS, RELATIONS
 from clipray.errors import ManifestError, SchemaError
 from clipray.inputs.parquet_files import as_utf8, expand_parquet, is_text, read_footer, with_rows
 from clipray.storage.folder import absolute, signs
-from clipray.storage.parquet import open_parquet
 from clipray.tables.digests import digest_of
 
 NAMED = 5  # ids that a message names
@@ -123,9 +122,8 @@ def read_relevance(source: RelevanceSource) -> GroundTruth:
     names = [source.query_id, source.answer_id, *(["relation"] if source.graded else [])]
     parts = []
     for file in with_rows([read_footer(url) for url in source.urls]):
-        with open_parquet(file.url) as parquet:
-            table = parquet.read(names)
-            parts.append([_texts(file.url, name, table[name]) for name in names])
+        table = file.whole.read(names)
+        parts.append([_texts(file.url, name, table[name]) for name in names])
     columns = [pa.chunked_array([c for part in parts for c in part[n].chunks]) for n in range(len(names))]
     for name, column in zip(names, columns, strict=True):
         if column.null_count:

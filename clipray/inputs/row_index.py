@@ -18,10 +18,11 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.errors import ManifestError
-from clipray.inputs.manifest import Manifest, Piece, Rows, joined, read_rows
+from clipray.inputs.manifest import Manifest, Rows, read_rows
 from clipray.inputs.parquet_files import is_text
 from clipray.job.row_spec import PICTURES, RowSpec
 from clipray.storage.folder import file_versions
+from clipray.storage.parquet import RowGroup, merge_neighbours
 
 NOT_IN_PYTHON = (ArithmeticError, LookupError, ValueError)  # of a value that Arrow holds and Python cannot
 SCAN_ROWS, SCAN_BYTES = 131_072, 256 * 2**20  # that are read at once
@@ -42,7 +43,7 @@ class RowIndex:
         versions: URL of each manifest file -> what changes when the file does, or when other rows of it are refused;
             from before it was read.
         contents: whether `sources` hold what is known of the rows' contents, too; see `clipray.inputs.content_versions`.
-        piece_keys: the keys of each piece's accepted rows; see `pieces_with`.
+        row_group_keys: the keys of each row group's accepted rows; see `row_groups_with`.
     """
 
     rows: int
@@ -53,7 +54,7 @@ class RowIndex:
     digest: str
     refused: dict[int, np.ndarray]
     rejects: pa.Table
-    piece_keys: list[np.ndarray] = field(repr=False, default_factory=list)
+    row_group_keys: list[np.ndarray] = field(repr=False, default_factory=list)
     kind: RowSpec = PICTURES
     versions: dict[str, str] = field(default_factory=dict)
     contents: bool = False
@@ -139,8 +140,8 @@ def _scan(manifest: Manifest, keep: Sequence[str], salt: str) -> RowIndex | None
     kind = manifest.kind
     columns = [c for c in manifest.columns(keep) if c != kind.inline]
     columns_of: list[list[np.ndarray]] = []
-    for piece in joined(manifest.pieces, SCAN_ROWS, SCAN_BYTES):
-        for read in read_safely(manifest, piece, columns):
+    for row_group in merge_neighbours(manifest.row_groups, SCAN_ROWS, SCAN_BYTES):
+        for read in read_safely(manifest, row_group, columns):
             ids = read.table[kind.key]
             columns_of.append([*row_keys(read.table, salt, keep, kind), _null_ids(ids), _not_utf8(read)])
     empty = np.zeros(0, np.uint64)
@@ -156,8 +157,8 @@ def _scan(manifest: Manifest, keep: Sequence[str], salt: str) -> RowIndex | None
         return None
     accepted = np.ones(len(keys), bool)
     accepted[positions] = False
-    starts = np.cumsum([0, *(piece.rows for piece in manifest.pieces)])
-    pieces = [keys[a:b][accepted[a:b]] for a, b in itertools.pairwise(starts)]
+    starts = np.cumsum([0, *(row_group.rows for row_group in manifest.row_groups)])
+    row_groups = [keys[a:b][accepted[a:b]] for a, b in itertools.pairwise(starts)]
     order = np.argsort(keys[accepted], kind="stable")
     return RowIndex(
         rows=len(keys),
@@ -168,19 +169,21 @@ def _scan(manifest: Manifest, keep: Sequence[str], salt: str) -> RowIndex | None
         digest=_digest(keys, sources, kept),
         refused=_by_file(manifest, positions, starts),
         rejects=rejects,
-        piece_keys=pieces,
+        row_group_keys=row_groups,
         kind=kind,
     )
 
 
-def read_safely(manifest: Manifest, piece: Piece, columns: Sequence[str], rows: int = SCAN_ROWS) -> Iterator[Rows]:
+def read_safely(
+    manifest: Manifest, row_group: RowGroup, columns: Sequence[str], rows: int = SCAN_ROWS
+) -> Iterator[Rows]:
     """As `read_rows`. Raises ManifestError where the file cannot be read."""
     try:
-        yield from read_rows(piece, columns, rows, manifest.kind, manifest.schema)
+        yield from read_rows(row_group, columns, rows, manifest.kind, manifest.schema)
     except (pa.ArrowException, OSError) as error:
-        last = piece.row_group + piece.row_groups - 1
-        groups = f"row group {piece.row_group}" if piece.row_groups == 1 else f"row groups {piece.row_group} to {last}"
-        raise ManifestError(f"{piece.path}: {groups} cannot be read: {error}") from error
+        first, last = row_group.number, row_group.numbers.stop - 1
+        which = f"row group {first}" if first == last else f"row groups {first} to {last}"
+        raise ManifestError(f"{row_group.path}: {which} cannot be read: {error}") from error
 
 
 def _not_utf8(read: Rows) -> np.ndarray:
@@ -209,19 +212,19 @@ def _refused_rows(
     id_of: dict[int, str] = {}
     refused, suspected = np.zeros(len(keys), bool), contains(suspects, keys)
     refused[positions] = True
-    starts = np.cumsum([0, *(piece.rows for piece in manifest.pieces)])
+    starts = np.cumsum([0, *(row_group.rows for row_group in manifest.row_groups)])
     at = np.unique(np.searchsorted(starts, np.flatnonzero(refused | suspected), side="right") - 1)
     for number in at.tolist():
-        piece = manifest.pieces[number]
-        for read in read_safely(manifest, piece, columns):
-            start = int(starts[number]) + read.first - piece.first_row
+        row_group = manifest.row_groups[number]
+        for read in read_safely(manifest, row_group, columns):
+            start = int(starts[number]) + read.first - row_group.first_row
             names = [name for name in manifest.kind.named if name in read.table.column_names]
             for n, row in enumerate(read.table.select(names).to_pylist()):
                 position, row_id = start + n, row[manifest.kind.key]
                 if suspected[position] and row_id and id_of.setdefault(int(keys[position]), row_id) != row_id:
                     return pa.table({}), True
                 if refused[position]:
-                    rows.append(_refusal(f"row {read.first + n} of {piece.path}", row, manifest.kind.key, read, n))
+                    rows.append(_refusal(f"row {read.first + n} of {row_group.path}", row, manifest.kind.key, read, n))
     schema = tables.rejects_schema(*manifest.kind.named)
     return pa.Table.from_pylist(rows, schema=schema), False
 
@@ -242,8 +245,8 @@ def _by_file(manifest: Manifest, positions: np.ndarray, starts: np.ndarray) -> d
     result: dict[int, list[int]] = {}
     for position in positions.tolist():
         number = int(np.searchsorted(starts, position, side="right")) - 1
-        piece = manifest.pieces[number]
-        result.setdefault(piece.file, []).append(position - int(starts[number]) + piece.first_row)
+        row_group = manifest.row_groups[number]
+        result.setdefault(row_group.file, []).append(position - int(starts[number]) + row_group.first_row)
     return {file: np.array(rows, np.int64) for file, rows in result.items()}
 
 
@@ -254,11 +257,11 @@ def _digest(keys: np.ndarray, sources: np.ndarray, kept: np.ndarray) -> str:
     return hashlib.sha256(mixed.tobytes()).hexdigest()[:16]
 
 
-def pieces_with(manifest: Manifest, scan: RowIndex, keys: np.ndarray) -> list[Piece]:
+def row_groups_with(manifest: Manifest, scan: RowIndex, keys: np.ndarray) -> list[RowGroup]:
     """The row groups that hold a row of `keys` ((n,) uint64, sorted)."""
     return [
-        piece
-        for piece, mine in zip(manifest.pieces, scan.piece_keys, strict=True)
+        row_group
+        for row_group, mine in zip(manifest.row_groups, scan.row_group_keys, strict=True)
         if len(mine) and contains(keys, mine).any()
     ]
 

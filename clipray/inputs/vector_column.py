@@ -1,10 +1,10 @@
-"""Vector columns as inputs: `images.clip`, a table of another run, or any Parquet; opened, checked and read piece by piece."""
+"""Vector columns as inputs: `images.clip`, a table of another run, or any Parquet; opened, checked and read row group by row group."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,22 +17,12 @@ from clipray.errors import JobError, SchemaError
 from clipray.inputs.parquet_files import File, as_utf8, common_type, expand_parquet, is_text, read_footer, with_rows
 from clipray.job import Column
 from clipray.storage.folder import Folder, absolute, signs
-from clipray.storage.parquet import open_parquet
+from clipray.storage.parquet import RowGroup
 from clipray.tables.digests import Digest, digest_of, file_sign, files_digest, plain
 
 IDENTITIES = ("image_id", "region_id", "text_id", "cloud_id")
 """Columns by which rows of our tables are known; those that a table has are carried into tables made from it. (A text's
 `image_id` is no part of its identity, and may be null.)"""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A row group: the unit in which vectors are read. `first_row`: its place in the whole column."""
-
-    path: str
-    row_group: int
-    first_row: int
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -46,14 +36,14 @@ class VectorColumn:
         schema: of the first file.
         identity: what decides the values: the table's fingerprint, or the path; `digest`: of the very files.
         provenance: what made the table, where it is one of ours.
-        files: of each path in `pieces`, what tells whether it is still the same file.
+        files: of each path in `row_groups`, what tells whether it is still the same file.
     """
 
     name: str
     column: str
     ids: tuple[str, ...]
     n_features: int
-    pieces: tuple[Piece, ...]
+    row_groups: tuple[RowGroup, ...]
     schema: pa.Schema
     identity: dict[str, Any]
     digest: Digest
@@ -62,7 +52,7 @@ class VectorColumn:
 
     @property
     def n_samples(self) -> int:
-        return sum(piece.rows for piece in self.pieces)
+        return sum(row_group.rows for row_group in self.row_groups)
 
     @property
     def space(self) -> dict[str, Any]:
@@ -196,20 +186,18 @@ def _opened(
     first, width = holding[0], 0
     for footer in holding:
         _check_columns(name, footer, column, ids)
-        here = _width(name, footer.url, footer.schema.field(column))
+        here = _width(name, footer, column)
         if width and here != width:
             raise SchemaError(f"input {name}: vectors of {here} in {footer.url}, of {width} in {first.url}")
         width = here
-    pieces: list[Piece] = []
+    row_groups: list[RowGroup] = []
     start = 0
     for footer in holding:
-        for group, (rows, _) in enumerate(footer.row_groups):
-            if rows:
-                pieces.append(Piece(footer.url, group, start, rows))
-            start += rows
+        row_groups += [replace(here, first_row=start + here.first_row) for here in footer.row_groups if here.rows]
+        start += footer.rows
     signs = dict(zip(urls, map(json.dumps, files), strict=True))
     return VectorColumn(
-        name, column, ids, width, tuple(pieces), _common_schema(holding), identity, digest, provenance, signs
+        name, column, ids, width, tuple(row_groups), _common_schema(holding), identity, digest, provenance, signs
     )
 
 
@@ -237,30 +225,28 @@ def _common_schema(files: Sequence[File]) -> pa.Schema:
     return schema
 
 
-def _width(name: str, url: str, field: pa.Field) -> int:
+def _width(name: str, file: File, column: str) -> int:
     """Width of the vectors; of plain lists, that of the first row."""
-    kind = field.type
+    kind = file.schema.field(column).type
     lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
     if not lists or not pa.types.is_floating(kind.value_type):
         raise SchemaError(
-            f"input {name}: column {field.name!r} of {url} is {kind}; expected lists of float16, float32 or float64"
+            f"input {name}: column {column!r} of {file.url} is {kind}; expected lists of float16, float32 or float64"
         )
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
-    with open_parquet(url) as parquet:
-        batch = next(iter(parquet.iter_batches(1, columns=[field.name])))
-    return len(batch.column(0)[0].as_py() or ())
+    first = next(file.whole.stream([column], 1))
+    return len(first[column][0].as_py() or ())
 
 
-def read_piece(vectors: VectorColumn, piece: Piece, extra: Sequence[str] = ()) -> tuple[pa.Table, np.ndarray]:
+def read_vectors(vectors: VectorColumn, row_group: RowGroup, extra: Sequence[str] = ()) -> tuple[pa.Table, np.ndarray]:
     """(table of the identity columns and `extra`, (n, d) matrix of the column's own float type).
 
     Raises:
         SchemaError: a null vector or id, a vector of another width, or a string that is not UTF-8; with the row.
     """
     columns = list(dict.fromkeys([*vectors.ids, *extra, vectors.column]))
-    with open_parquet(piece.path) as parquet:
-        table = parquet.read_row_group(piece.row_group, columns)
+    table = row_group.read(columns)
     column = table[vectors.column].combine_chunks()
     lengths = None if pa.types.is_fixed_size_list(column.type) else np.diff(column.offsets.to_numpy())
     wrong = column.is_null().to_numpy(zero_copy_only=False)
@@ -270,22 +256,22 @@ def read_piece(vectors: VectorColumn, piece: Piece, extra: Sequence[str] = ()) -
         row = int(np.flatnonzero(wrong)[0])
         found = "null" if lengths is None else f"{int(lengths[row])} values"
         raise SchemaError(
-            f"{piece.path}: row {row} of row group {piece.row_group}: expected a vector of {vectors.n_features}, found {found}"
+            f"{row_group.path}: row {row} of row group {row_group.number}: expected a vector of {vectors.n_features}, found {found}"
         )
     values = column.flatten()
     if values.null_count:
         raise SchemaError(
-            f"{piece.path}: row group {piece.row_group} has vectors with null values in column {vectors.column!r}"
+            f"{row_group.path}: row group {row_group.number} has vectors with null values in column {vectors.column!r}"
         )
-    beside = {name: _beside(vectors, piece, name, table[name]) for name in columns if name != vectors.column}
+    beside = {name: _beside(vectors, row_group, name, table[name]) for name in columns if name != vectors.column}
     fields = [pa.field(name, part.type, name not in vectors.ids) for name, part in beside.items()]
     ids = pa.table(list(beside.values()), schema=pa.schema(fields))
     return ids, values.to_numpy(zero_copy_only=True).reshape(-1, vectors.n_features)
 
 
-def _beside(vectors: VectorColumn, piece: Piece, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _beside(vectors: VectorColumn, row_group: RowGroup, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """An identity as strings, or another column in its type of all files."""
-    where = f"{piece.path}: row group {piece.row_group}"
+    where = f"{row_group.path}: row group {row_group.number}"
     if name in vectors.ids and column.null_count:
         raise SchemaError(f"{where} has rows without {name!r}")
     if name not in vectors.ids and not is_text(column.type):
@@ -304,10 +290,10 @@ def _cast(where: str, name: str, column: pa.ChunkedArray, kind: pa.DataType) -> 
         raise SchemaError(f"{where}: column {name!r}: {error}") from error
 
 
-def read_finite(source: VectorColumn, piece: Piece, extra: Sequence[str] = ()) -> tuple[pa.Table, np.ndarray]:
+def read_finite(source: VectorColumn, row_group: RowGroup, extra: Sequence[str] = ()) -> tuple[pa.Table, np.ndarray]:
     """Identities (with `extra`) and vectors (n, d). Raises SchemaError: some are not finite, or longer than float32 can
     square; with the first rows' ids."""
-    ids, x = read_piece(source, piece, extra)
+    ids, x = read_vectors(source, row_group, extra)
     if surely_usable(x):
         return ids, x
     for bad, what in ((first_bad_rows(x), "are not finite"), (first_long_rows(x), f"are longer than {LONGEST:g}")):
@@ -319,23 +305,7 @@ def read_finite(source: VectorColumn, piece: Piece, extra: Sequence[str] = ()) -
     return ids, x
 
 
-def read_ids(vectors: VectorColumn, piece: Piece) -> pa.Array:
+def read_ids(vectors: VectorColumn, row_group: RowGroup) -> pa.Array:
     """What names the rows of a row group, as strings; their vectors are not read."""
     name = vectors.ids[-1]
-    with open_parquet(piece.path) as parquet:
-        column = parquet.read_row_group(piece.row_group, [name])[name]
-    return _beside(vectors, piece, name, column).combine_chunks()
-
-
-def groups(pieces: Sequence[Piece], rows: int) -> list[list[Piece]]:
-    """Neighbouring pieces together, up to about `rows` rows: what one task works on, or one file holds."""
-    result: list[list[Piece]] = []
-    count = 0  # of rows in the last group
-    for piece in pieces:
-        if result and count + piece.rows <= rows:
-            result[-1].append(piece)
-            count += piece.rows
-        else:
-            result.append([piece])
-            count = piece.rows
-    return result
+    return _beside(vectors, row_group, name, row_group.read([name])[name]).combine_chunks()

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from clipray import tables
 from clipray.errors import SchemaError
 from clipray.inputs.row_index import hash_strings
-from clipray.inputs.vector_column import VectorColumn, read_ids, read_piece
+from clipray.inputs.vector_column import VectorColumn, read_ids, read_vectors
 
 SALTS = ("clipray-lookup-0", "clipray-lookup-1", "clipray-lookup-2")
 
@@ -43,7 +43,7 @@ def open_lookup(vectors: VectorColumn) -> Lookup:
         SchemaError: an id stands there twice.
     """
     for salt in SALTS:
-        keys = np.concatenate([hash_strings(read_ids(vectors, piece), salt) for piece in vectors.pieces])
+        keys = np.concatenate([hash_strings(read_ids(vectors, row_group), salt) for row_group in vectors.row_groups])
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
         if not (keys[1:] == keys[:-1]).any():
@@ -58,7 +58,7 @@ class Gatherer:
 
     def __init__(self, lookup: Lookup) -> None:
         self._lookup = lookup
-        self._starts = np.array([piece.first_row for piece in lookup.vectors.pieces])
+        self._starts = np.array([row_group.first_row for row_group in lookup.vectors.row_groups])
         self._held: tuple[int, pa.ChunkedArray, np.ndarray] | None = None
 
     def __call__(self, ids: pa.ChunkedArray) -> pa.Array:
@@ -84,6 +84,6 @@ class Gatherer:
         if self._held is None or self._held[0] != number:
             self._held = None  # the last one goes before the next one comes
             vectors = self._lookup.vectors
-            ids, x = read_piece(vectors, vectors.pieces[number])
+            ids, x = read_vectors(vectors, vectors.row_groups[number])
             self._held = number, ids[vectors.ids[-1]], x
         return self._held[1], self._held[2]

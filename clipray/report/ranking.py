@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipray.analysis.lengths import unit
-from clipray.inputs.vector_column import VectorColumn, read_ids, read_piece
+from clipray.inputs.vector_column import VectorColumn, read_ids, read_vectors
 from clipray.report.run_tables import RunTable
 
 MOST_ROWS = 1_000_000  # that a page ranks
@@ -31,9 +31,9 @@ def vectors_of(source: VectorColumn, names: Sequence[str]) -> dict[str, np.ndarr
     """The vectors (d,) of these rows, by their names; a row that is not there is left out."""
     found: dict[str, np.ndarray] = {}
     wanted = pa.array(sorted(set(names)), pa.string())
-    for piece in source.pieces:
-        if len(found) < len(wanted) and pc.any(pc.is_in(read_ids(source, piece), wanted)).as_py():
-            ids, x = read_piece(source, piece)
+    for row_group in source.row_groups:
+        if len(found) < len(wanted) and pc.any(pc.is_in(read_ids(source, row_group), wanted)).as_py():
+            ids, x = read_vectors(source, row_group)
             own = ids[source.ids[-1]]
             for n in np.flatnonzero(pc.is_in(own, wanted).to_numpy()).tolist():
                 found[own[n].as_py()] = x[n]
@@ -53,8 +53,8 @@ def ranked(
     q = np.stack([queries[name] for name in names]).astype(np.float64)
     q = unit(q).astype(np.float64) if distance == "cosine" else q
     best: list[list[tuple[float, str, Row]]] = [[] for _ in names]
-    for piece in source.pieces:
-        ids, x = read_piece(source, piece)
+    for row_group in source.row_groups:
+        ids, x = read_vectors(source, row_group)
         scores = _scores(q, x, distance)
         k = min(top + 1, len(x))
         for n, name in enumerate(names):

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from clipray.inputs.vector_column import VectorColumn, open_vectors, read_piece
+from clipray.inputs.vector_column import VectorColumn, open_vectors, read_vectors
 from clipray.report.label_source import label_sources
 from clipray.report.run_tables import RunTable, RunTables
 from clipray.report.section import LeftOut, Section
 
 TITLE = "The first two components"
 WIDTH, HEIGHT, MARGIN = 640.0, 480.0, 14.0
-PIECES = 64  # row groups that a sample is drawn from, at most
+ROW_GROUPS = 64  # row groups that a sample is drawn from, at most
 PLOTS = 3  # pairs of a table of components and one of clusters
 NAMED_LABELS = 11
 SEED = 0
@@ -115,13 +115,13 @@ def sample(vectors: VectorColumn, points: int) -> tuple[pa.Table, np.ndarray]:
     Returns:
         (table of the identity columns, (n, 2) float64 first two values; of a single component the second is 0).
     """
-    pieces = list(vectors.pieces)
-    if vectors.n_samples > points and len(pieces) > PIECES:
-        pieces = [pieces[n] for n in np.linspace(0, len(pieces) - 1, PIECES).astype(int)]
-    share = min(1.0, points / max(sum(piece.rows for piece in pieces), 1))
+    row_groups = list(vectors.row_groups)
+    if vectors.n_samples > points and len(row_groups) > ROW_GROUPS:
+        row_groups = [row_groups[n] for n in np.linspace(0, len(row_groups) - 1, ROW_GROUPS).astype(int)]
+    share = min(1.0, points / max(sum(row_group.rows for row_group in row_groups), 1))
     rng, parts, rows = np.random.default_rng(SEED), [], []
-    for piece in pieces:
-        ids, x = read_piece(vectors, piece)
+    for row_group in row_groups:
+        ids, x = read_vectors(vectors, row_group)
         kept = np.sort(rng.choice(len(x), int(np.ceil(share * len(x))), replace=False))
         parts.append(ids.take(pa.array(kept)))
         two = np.zeros((len(kept), 2))

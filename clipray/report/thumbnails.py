@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw
 
+from clipray.inputs.parquet_files import read_footer
 from clipray.job import SCHEMES
 from clipray.pipelines.decode import decode
 from clipray.pipelines.image_fetch import fetch
 from clipray.pipelines.limits import Limits
-from clipray.storage.parquet import open_parquet
 from clipray.storage.uris import is_local, parse
 from clipray.tables.reasons import Rejected
 
@@ -124,15 +124,14 @@ def inline_pictures(sources: Iterable[ImageSource]) -> Iterator[tuple[str, bytes
 
 
 def _inline(url: str, names: pa.Array) -> Iterator[tuple[str, bytes]]:
-    with open_parquet(url) as parquet:
-        if not {"image_id", "bytes"} <= set(parquet.schema.names):
-            return
-        for group in range(parquet.metadata.num_row_groups):
-            ids = parquet.read_row_group(group, ["image_id"])["image_id"].cast(pa.string())
-            if not pc.any(pc.is_in(ids, names)).as_py():
-                continue
-            for batch in parquet.iter_batches(BATCH_ROWS, [group], ["image_id", "bytes"]):
-                kept = batch.filter(pc.is_in(batch["image_id"].cast(pa.string()), names))
-                for row in kept.to_pylist():
-                    if row["bytes"]:
-                        yield row["image_id"], row["bytes"]
+    file = read_footer(url)
+    if not {"image_id", "bytes"} <= set(file.schema.names):
+        return
+    for row_group in file.row_groups:
+        ids = row_group.read(["image_id"])["image_id"].cast(pa.string())
+        if not pc.any(pc.is_in(ids, names)).as_py():
+            continue
+        for table in row_group.stream(["image_id", "bytes"], BATCH_ROWS):
+            for row in table.filter(pc.is_in(table["image_id"].cast(pa.string()), names)).to_pylist():
+                if row["bytes"]:
+                    yield row["image_id"], row["bytes"]

@@ -1,4 +1,4 @@
-"""Opening Parquet: page checksums are verified, and the threads of Arrow never hold a Python object.
+"""Opening Parquet and reading it by row groups: page checksums are verified, and Arrow's threads never hold a Python object.
 
 A file is often read row group by row group. Its footer grows with their number, so the last footers are held.
 """
@@ -10,7 +10,8 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import fsspec
@@ -51,8 +52,8 @@ class ParquetReader:
         """The whole file. columns: None for all."""
         return self._file.read(_listed(columns), use_threads=self._threads)
 
-    def read_row_group(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-        return self._file.read_row_group(number, _listed(columns), use_threads=self._threads)
+    def read_row_groups(self, numbers: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+        return self._file.read_row_groups(list(numbers), _listed(columns), use_threads=self._threads)
 
     def iter_batches(
         self, rows: int, row_groups: Sequence[int] | None = None, columns: Sequence[str] | None = None
@@ -138,3 +139,71 @@ def _remote_version(path: str, file: Any) -> _Version | None:
     details = getattr(file, "details", None) or {}
     tag = details.get("ETag") or details.get("etag")
     return (path, tag) if tag else None
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a Parquet file, or several neighbouring ones: the unit in which rows are read.
+
+    Attributes:
+        number: of the first one in its file. count: of the neighbouring ones, from `number` on.
+        first_row: number of the first row, in its file or in the whole vector column.
+        bytes: uncompressed, of all columns.
+        file: number of the file in its manifest.
+    """
+
+    path: str
+    number: int
+    first_row: int
+    rows: int
+    bytes: int = 0
+    count: int = 1
+    file: int = 0
+
+    @property
+    def numbers(self) -> range:
+        return range(self.number, self.number + self.count)
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """All rows at once. Columns that the file does not have are left out. Raises as `open_parquet` and its reader."""
+        with open_parquet(self.path) as parquet:
+            return parquet.read_row_groups(self.numbers, columns)
+
+    def stream(self, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
+        """As `read`, at most `rows` rows at a time."""
+        with open_parquet(self.path) as parquet:
+            for batch in parquet.iter_batches(rows, self.numbers, columns):
+                yield pa.Table.from_batches([batch])
+
+
+def merge_neighbours(row_groups: Iterable[RowGroup], rows: int, size_bytes: int) -> list[RowGroup]:
+    """Neighbouring row groups of a file as one, up to `rows` rows and `size_bytes`: what is read, or sent, in one go."""
+    merged: list[RowGroup] = []
+    for here in row_groups:
+        last = merged[-1] if merged else None
+        if (
+            last is not None
+            and (last.file, last.path, last.numbers.stop) == (here.file, here.path, here.number)
+            and last.rows + here.rows <= rows
+            and last.bytes + here.bytes <= size_bytes
+        ):
+            merged[-1] = replace(
+                last, rows=last.rows + here.rows, bytes=last.bytes + here.bytes, count=last.count + here.count
+            )
+        else:
+            merged.append(here)
+    return merged
+
+
+def chunked(row_groups: Iterable[RowGroup], rows: int) -> list[list[RowGroup]]:
+    """Neighbouring row groups together, up to about `rows` rows: what one task works on, or one file holds."""
+    chunks: list[list[RowGroup]] = []
+    count = 0  # of rows in the last chunk
+    for row_group in row_groups:
+        if chunks and count + row_group.rows <= rows:
+            chunks[-1].append(row_group)
+            count += row_group.rows
+        else:
+            chunks.append([row_group])
+            count = row_group.rows
+    return chunks

@@ -104,7 +104,7 @@ def test_vectors_read_part_by_part_are_as_those_in_memory(tmp_path: Path, monkey
     x = grouped()[0]
     source = open_vectors(Column(**write_table(tmp_path / "v.parquet", x)), Folder(str(tmp_path)))
     held, read = (
-        vector_actors.VectorActor(source, source.pieces, vector_actors.Holding(hold=hold), "cpu", 1)
+        vector_actors.VectorActor(source, source.row_groups, vector_actors.Holding(hold=hold), "cpu", 1)
         for hold in ("float32", "none")
     )
     assert (held.facts()["held"], read.facts()["held"]) == (True, False)
@@ -130,11 +130,11 @@ def test_vectors_read_part_by_part_are_as_those_in_memory(tmp_path: Path, monkey
 def test_vectors_that_do_not_fit_are_read_again_or_refused(tmp_path: Path) -> None:
     source = open_vectors(Column(**write_table(tmp_path / "v.parquet", grouped()[0])), Folder(str(tmp_path)))
     holding = vector_actors.Holding(budget_bytes=500_000)
-    assert not vector_actors.VectorActor(source, source.pieces, holding, "cpu", 1).facts()["held"]
+    assert not vector_actors.VectorActor(source, source.row_groups, holding, "cpu", 1).facts()["held"]
     small = replace(holding, hold="float16")  # 6,000 rows of 2 x 16 + 12 bytes
-    assert vector_actors.VectorActor(source, source.pieces, small, "cpu", 1).facts()["held"]
+    assert vector_actors.VectorActor(source, source.row_groups, small, "cpu", 1).facts()["held"]
     with pytest.raises(ClipRayError, match=r"6000 vectors of 16 take .* GiB as float32 on cpu, where .*`hold: auto`"):
-        vector_actors.VectorActor(source, source.pieces, replace(holding, hold="float32"), "cpu", 1).facts()
+        vector_actors.VectorActor(source, source.row_groups, replace(holding, hold="float32"), "cpu", 1).facts()
 
 
 def test_mini_batches_come_near_and_go_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

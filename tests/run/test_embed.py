@@ -125,7 +125,7 @@ def test_decoding_tasks_are_not_fused_into_the_encoder(tiny_model: str, finished
         tables.arrow_schema("images", {"clip": 32}),
         batch_size=16,
     )
-    work = ReadPlan(manifest.pieces, manifest.columns(), counted.keys[:40], counted.salt, {}, 8)
+    work = ReadPlan(manifest.row_groups, manifest.columns(), counted.keys[:40], counted.salt, {}, 8)
     data = _dataset(work, make_plan(settings, ClusterResources((Node(4),))), encode, Progress().reporter).materialize()
     assert data.count() == 40
     operators = [line for line in data.stats().splitlines() if line.startswith("Operator")]

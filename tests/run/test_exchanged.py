@@ -105,9 +105,9 @@ def test_a_manifest_that_has_not_changed_is_not_read_for_its_bytes(
     read: list[str] = []
     plain = clipray.inputs.row_index.read_rows
 
-    def read_rows(piece: Any, columns: Any, *rest: Any) -> Any:
+    def read_rows(row_group: Any, columns: Any, *rest: Any) -> Any:
         read.extend(columns)
-        return plain(piece, columns, *rest)
+        return plain(row_group, columns, *rest)
 
     monkeypatch.setattr(clipray.inputs.row_index, "read_rows", read_rows)
     contents = dict(zip("abcd", files, strict=False))

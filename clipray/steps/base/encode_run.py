@@ -20,14 +20,15 @@ from clipray.engine.sink import Regions, Target, Written
 from clipray.engine.stream import run_pass
 from clipray.inputs.committed_rows import REFUSED, CommittedRows, check_committed, take_back
 from clipray.inputs.content_versions import CONTENT_HASH, rows_at_once
-from clipray.inputs.manifest import joined, read_piece
-from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS, RowIndex, contains, hash_strings, pieces_with
+from clipray.inputs.manifest import read_rows
+from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS, RowIndex, contains, hash_strings, row_groups_with
 from clipray.pipelines.spec import EncodeSettings
 from clipray.steps.base.commit import commit_step
 from clipray.steps.base.encode_step import EncodeStep, told_by_shards
 from clipray.steps.base.reject_rate import too_many
 from clipray.steps.base.step import Snapshot, refuse_stale
 from clipray.storage.events import Events
+from clipray.storage.parquet import merge_neighbours
 from clipray.tables.reasons import passing
 from clipray.tables.started import read_started, write_started
 
@@ -199,7 +200,7 @@ class EncodeRun:
         )
         columns = step.manifest.columns(step.keep)
         work = ReadPlan(
-            pieces_with(step.manifest, step.scan, todo),
+            row_groups_with(step.manifest, step.scan, todo),
             columns,
             todo,
             step.scan.salt,
@@ -324,14 +325,14 @@ def step_rows(step: EncodeStep[Any], keys: np.ndarray) -> pa.Table:
     """Identity and sources of the manifest rows with these keys ((n,) uint64, sorted)."""
     kind, contents = step.manifest.kind, step.comparison.contents
     names = [*kind.named, *(field.name for field in step.hash_fields)]
-    read = {*kind.named, *(contents.columns if contents else ())}
-    columns = [c for c in step.manifest.columns() if c in read]
+    wanted = {*kind.named, *(contents.columns if contents else ())}
+    columns = [c for c in step.manifest.columns() if c in wanted]
     found = [pa.table({c: pa.array([], pa.string()) for c in names})]
-    for piece in joined(pieces_with(step.manifest, step.scan, keys), SCAN_ROWS, SCAN_BYTES):
-        for first, table in read_piece(piece, columns, rows_at_once(piece), kind, step.manifest.schema):
-            here = contains(keys, hash_strings(table[kind.key], step.scan.salt))
-            here &= ~np.isin(np.arange(first, first + len(table)), step.scan.refused.get(piece.file, ()))
-            rows = table.filter(pa.array(here))
+    for row_group in merge_neighbours(row_groups_with(step.manifest, step.scan, keys), SCAN_ROWS, SCAN_BYTES):
+        for read in read_rows(row_group, columns, rows_at_once(row_group), kind, step.manifest.schema):
+            here = contains(keys, hash_strings(read.table[kind.key], step.scan.salt))
+            here &= ~np.isin(read.numbers, step.scan.refused.get(row_group.file, ()))
+            rows = read.table.filter(pa.array(here))
             if contents:
                 rows = rows.append_column(CONTENT_HASH, contents.hashes(rows))
             for name in set(names) - set(rows.column_names):

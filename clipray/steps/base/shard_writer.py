@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clipray import tables
-from clipray.inputs.vector_column import Piece, groups
 from clipray.steps.base.step import RunContext, Ticker
 from clipray.steps.base.table_step import TableStep
+from clipray.storage.parquet import RowGroup, chunked
 
-Part = tuple[list[Piece], list[str]]
-"""Neighbouring pieces of the input, and the names of the files that their rows go to."""
+Part = tuple[list[RowGroup], list[str]]
+"""Neighbouring row groups of the input, and the names of the files that their rows go to."""
 
 
-def numbered(pieces: Sequence[Piece], rows: int) -> list[Part]:
+def numbered(row_groups: Sequence[RowGroup], rows: int) -> list[Part]:
     """Parts of about so many rows, each with one file."""
-    return [(group, [f"part-{n:06d}.parquet"]) for n, group in enumerate(groups(pieces, rows))]
+    return [(group, [f"part-{n:06d}.parquet"]) for n, group in enumerate(chunked(row_groups, rows))]
 
 
 def make_parts(
@@ -27,8 +27,8 @@ def make_parts(
 
     Args:
         stamp: provenance by which a shard is known as right.
-        make: runs in a worker on (`given` or the step, pieces, names of the files to write).
-        row_for_row: a file has a row for each row of its pieces.
+        make: runs in a worker on (`given` or the step, row groups, names of the files to write).
+        row_for_row: a file has a row for each row of its row groups.
         given: what a task gets in place of the step, where that is less.
 
     Raises:
@@ -36,7 +36,7 @@ def make_parts(
     """
     from clipray.engine.tasks import map_tasks
 
-    rows = {name: count_rows(pieces) for pieces, names in parts for name in names}
+    rows = {name: count_rows(row_groups) for row_groups, names in parts for name in names}
     names = tables.shard_names(step.table)
     whole, broken = tables.verify_shards(step.table, [name for name in names if name in rows])
     shards = {
@@ -47,12 +47,12 @@ def make_parts(
     if broken:
         run.events.write("repaired", step=step.name, damaged_files=len(broken))
     tables.remove_own(step.table, set(names) - shards.keys(), step.kind)
-    missing = [(pieces, [name for name in names if name not in shards]) for pieces, names in parts]
-    todo = [(pieces, names) for pieces, names in missing if names]
+    missing = [(row_groups, [name for name in names if name not in shards]) for row_groups, names in parts]
+    todo = [(row_groups, names) for row_groups, names in missing if names]
     before, ticker = sum(shard.rows for shard in shards.values()), Ticker(run, step.name, step.total, phase)
 
     def tick(finished: int) -> None:
-        done = sum(count_rows(pieces) * len(names) for pieces, names in todo[:finished])
+        done = sum(count_rows(row_groups) * len(names) for row_groups, names in todo[:finished])
         ticker.at(done, before + done)
 
     for made in map_tasks(make, [(given or step, *part) for part in todo], run.cluster().cpus, tick):
@@ -60,5 +60,5 @@ def make_parts(
     return [shards[name] for name in rows]
 
 
-def count_rows(pieces: Sequence[Piece]) -> int:
-    return sum(piece.rows for piece in pieces)
+def count_rows(row_groups: Sequence[RowGroup]) -> int:
+    return sum(row_group.rows for row_group in row_groups)

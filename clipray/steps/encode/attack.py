@@ -19,7 +19,7 @@ from clipray import tables
 from clipray.errors import JobError, ManifestError
 from clipray.inputs.classes import prompt_styles
 from clipray.inputs.committed_rows import CommittedRows
-from clipray.inputs.manifest import Manifest, joined, open_manifest, read_rows
+from clipray.inputs.manifest import Manifest, open_manifest, read_rows
 from clipray.inputs.parquet_files import is_text
 from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS, scan
 from clipray.job import Attack, Feature, Style
@@ -31,6 +31,7 @@ from clipray.steps.base.encode_step import EncodeStep
 from clipray.steps.base.step import RunContext, State, StepContext, Ticker, refuse_stale
 from clipray.steps.labels.label_classes import ClassVectors, PromptSet, read_classes, write_classes
 from clipray.storage.folder import Folder
+from clipray.storage.parquet import merge_neighbours
 from clipray.tables.metrics import Metric, write_metrics
 
 LABEL = "label"
@@ -152,8 +153,8 @@ def _check_labels(manifest: Manifest, labels: tuple[str, ...]) -> None:
             f"classes: {len(labels)} of them; expected two or more, as a wrong one is written on each picture"
         )
     found: set[str] = set()
-    for piece in joined(manifest.pieces, SCAN_ROWS, SCAN_BYTES):
-        for rows in read_rows(piece, [LABEL], SCAN_ROWS, ATTACKS, manifest.schema):
+    for row_group in merge_neighbours(manifest.row_groups, SCAN_ROWS, SCAN_BYTES):
+        for rows in read_rows(row_group, [LABEL], SCAN_ROWS, ATTACKS, manifest.schema):
             readable = ~rows.not_utf8.get(LABEL, np.zeros(len(rows.table), bool))
             column = rows.table[LABEL].filter(pa.array(readable)).cast(pa.string())
             found.update(pc.unique(column).drop_null().to_pylist())

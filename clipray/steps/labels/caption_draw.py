@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from clipray.inputs.row_index import hash_strings
-from clipray.inputs.vector_column import Piece, VectorColumn
+from clipray.inputs.vector_column import VectorColumn
 from clipray.models.imports import import_open_clip
 from clipray.models.resolve import ResolvedModel
-from clipray.storage.parquet import open_parquet
+from clipray.storage.parquet import RowGroup
 
 CAPTION = "caption"
 Draw = tuple[int, str, str]
@@ -24,7 +24,7 @@ Draw = tuple[int, str, str]
 
 
 def drawn_captions(
-    source: VectorColumn, files: Sequence[list[Piece]], count: int, random_state: int, cpus: float, tick: Callable[[int], None]
+    source: VectorColumn, files: Sequence[list[RowGroup]], count: int, random_state: int, cpus: float, tick: Callable[[int], None]
 ) -> list[str]:  # fmt: skip
     """`count` captions of different regions, or all where there are fewer; drawn by the regions' ids.
 
@@ -33,18 +33,19 @@ def drawn_captions(
     from clipray.engine.tasks import map_tasks
 
     least: list[Draw] = []
-    for draws in map_tasks(draw_of_file, [(source, pieces, count, random_state) for pieces in files], cpus, tick):
+    for draws in map_tasks(
+        draw_of_file, [(source, row_groups, count, random_state) for row_groups in files], cpus, tick
+    ):
         least = heapq.nsmallest(count, [*least, *draws])
     return [caption for _, _, caption in least]
 
 
-def draw_of_file(item: tuple[VectorColumn, list[Piece], int, int]) -> list[Draw]:
-    """Runs in a worker: the `count` lowest draws of some pieces."""
-    source, pieces, count, random_state = item
+def draw_of_file(item: tuple[VectorColumn, list[RowGroup], int, int]) -> list[Draw]:
+    """Runs in a worker: the `count` lowest draws of some row groups."""
+    source, row_groups, count, random_state = item
     least: list[Draw] = []
-    for piece in pieces:
-        with open_parquet(piece.path) as parquet:
-            regions = parquet.read_row_group(piece.row_group, [source.ids[-1], CAPTION])
+    for row_group in row_groups:
+        regions = row_group.read([source.ids[-1], CAPTION])
         ids = regions[source.ids[-1]].cast(pa.string())
         numbers = hash_strings(ids, f"{random_state:016d}"[-16:]).tolist()
         draws = zip(numbers, ids.to_pylist(), regions[CAPTION].to_pylist(), strict=True)

@@ -16,15 +16,7 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis.lengths import unit
 from clipray.inputs.classes import prompt_styles
-from clipray.inputs.vector_column import (
-    Piece,
-    VectorColumn,
-    groups,
-    open_vectors,
-    read_finite,
-    read_piece,
-    refuse_another_model,
-)
+from clipray.inputs.vector_column import VectorColumn, open_vectors, read_finite, read_vectors, refuse_another_model
 from clipray.job import Label
 from clipray.job.load import fingerprint
 from clipray.steps.base.shard_writer import make_parts
@@ -32,6 +24,7 @@ from clipray.steps.base.step import RunContext, StepContext, Ticker
 from clipray.steps.base.table_step import VectorStep
 from clipray.steps.labels.label_classes import PromptSet, read_classes, write_classes
 from clipray.storage.folder import Folder
+from clipray.storage.parquet import RowGroup, chunked
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,7 @@ class LabelStep(VectorStep[Label]):
         return self.commit(self._label(run), began, figures=figures)
 
     def _label(self, run: RunContext) -> list[tables.Shard]:
-        work = groups(self.source.pieces, self.settings.rows_per_file)
+        work = chunked(self.source.row_groups, self.settings.rows_per_file)
         parts = [(group, [f"part-{n:06d}-{s.name}.parquet" for s in self.said.styles]) for n, group in enumerate(work)]
         return make_parts(self, parts, self.stamp, label_group, run, "labelling", given=self.of_a_task)
 
@@ -117,19 +110,19 @@ class Task:
     stamp: dict[str, Any]
 
 
-def label_group(item: tuple[Task, list[Piece], list[str]]) -> list[tables.Shard]:
-    """Runs in a worker: labels pieces in some styles and writes the rows of each."""
+def label_group(item: tuple[Task, list[RowGroup], list[str]]) -> list[tables.Shard]:
+    """Runs in a worker: labels row groups in some styles and writes the rows of each."""
     task, group, names = item
     styles = {name.removesuffix(".parquet").split("-", 2)[2]: name for name in names}
     parts: dict[str, list[pa.Table]] = {style: [] for style in styles}
     known = task.source.provenance.get("normalize") == "l2"
-    for piece in group:
-        ids, x = read_piece(task.source, piece)
+    for row_group in group:
+        ids, x = read_vectors(task.source, row_group)
         x = x if known and x.dtype == np.float32 else unit(x)
         for style in styles:
             parts[style].append(_labelled(task, style, ids, x))
             if not np.isfinite(parts[style][-1]["probability"].to_numpy()).all():
-                read_finite(task.source, piece)  # says which
+                read_finite(task.source, row_group)  # says which
     return [
         tables.write_shard(task.table, name, "labels", pa.concat_tables(parts[style]), task.stamp)
         for style, name in styles.items()

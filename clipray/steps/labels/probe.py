@@ -17,7 +17,7 @@ from clipray import tables
 from clipray.analysis import probe as pb
 from clipray.errors import SchemaError
 from clipray.inputs.known_labels import fingerprint_of
-from clipray.inputs.vector_column import Piece, open_vectors, read_finite
+from clipray.inputs.vector_column import open_vectors, read_finite
 from clipray.job import Probe
 from clipray.steps.base.shard_writer import make_parts, numbered
 from clipray.steps.base.step import RunContext, StepContext, Ticker
@@ -25,6 +25,7 @@ from clipray.steps.base.table_step import VectorStep, open_fit, refuse_other_fit
 from clipray.steps.labels.label import labels_table
 from clipray.steps.labels.probe_rows import labelled_rows
 from clipray.storage.folder import Folder
+from clipray.storage.parquet import RowGroup
 from clipray.tables.digests import Digest, combined
 from clipray.tables.metrics import Metric
 
@@ -68,7 +69,7 @@ class ProbeStep(VectorStep[Probe]):
         """
         figures = self._trained(run)
         self.begin()
-        parts = numbered(self.source.pieces, self.settings.rows_per_file)
+        parts = numbered(self.source.row_groups, self.settings.rows_per_file)
         shards = make_parts(self, parts, self.stamp, _label_group, run, "labelling")
         return self.commit(shards, began, figures=figures, metrics=_metrics(figures))
 
@@ -161,13 +162,13 @@ def read_probe(folder: Folder) -> tuple[list[str], pb.LinearProbe]:
     return data["label"].to_pylist(), pb.LinearProbe(vectors, data["intercept"].to_numpy())
 
 
-def _label_group(item: tuple[ProbeStep, list[Piece], list[str]]) -> list[tables.Shard]:
-    """Runs in a worker: labels pieces and writes their rows."""
+def _label_group(item: tuple[ProbeStep, list[RowGroup], list[str]]) -> list[tables.Shard]:
+    """Runs in a worker: labels row groups and writes their rows."""
     step, group, (name,) = item
     labels, found = _read_probe(step.beside.url, step.stamp["fingerprint"] + step.digest)
     top, names, parts = min(step.settings.top, len(labels)), pa.array(labels, pa.string()), []
-    for piece in group:
-        ids, x = read_finite(step.source, piece)
+    for row_group in group:
+        ids, x = read_finite(step.source, row_group)
         p = found.probabilities(x)
         order = np.argsort(-p, axis=1, kind="stable")[:, :top].astype(np.int32)
         best = np.take_along_axis(p, order, 1).astype(np.float32)

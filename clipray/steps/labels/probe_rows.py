@@ -48,8 +48,8 @@ def labelled_rows(step: Any) -> Rows:
     used = min(1.0, settings.max_rows / len(known.keys))
     here = _given(known, settings.split) if settings.split else None
     xs, names, splits = [], [], []
-    for piece in source.pieces:
-        ids, x = read_finite(source, piece)
+    for row_group in source.row_groups:
+        ids, x = read_finite(source, row_group)
         at, key = known.places(ids), ids[source.ids[-1]]
         draw = _fraction(key, settings.random_state)
         own = (at != NONE) & (_fraction(key, settings.random_state + 1) < used)

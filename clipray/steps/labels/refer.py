@@ -18,13 +18,14 @@ from clipray import tables
 from clipray.analysis.lengths import unit
 from clipray.analysis.referring import others, refer
 from clipray.errors import SchemaError
-from clipray.inputs.vector_column import Piece, open_vectors, read_finite, refuse_another_model
+from clipray.inputs.vector_column import open_vectors, read_finite, refuse_another_model
 from clipray.job import Refer
 from clipray.models.resolve import ResolvedModel
 from clipray.steps.base.shard_writer import make_parts
 from clipray.steps.base.step import RunContext, StepContext, Ticker
 from clipray.steps.base.table_step import VectorStep
 from clipray.steps.labels.caption_draw import CAPTION, drawn_captions, encode_captions, mean_vector
+from clipray.storage.parquet import RowGroup
 from clipray.tables.metrics import Metric
 
 BOX = "box_xyxy"
@@ -58,8 +59,11 @@ class ReferStep(VectorStep[Refer]):
             SchemaError: vectors that are not finite; no region has a caption.
         """
         self.begin()
-        files = [list(pieces) for _, pieces in itertools.groupby(self.source.pieces, lambda piece: piece.path)]
-        parts = [(pieces, [f"part-{n:06d}.parquet"]) for n, pieces in enumerate(files)]
+        files = [
+            list(row_groups)
+            for _, row_groups in itertools.groupby(self.source.row_groups, lambda row_group: row_group.path)
+        ]
+        parts = [(row_groups, [f"part-{n:06d}.parquet"]) for n, row_groups in enumerate(files)]
         task = Task(self, *self._dataset(files, run))
         shards = make_parts(self, parts, self.stamp, refer_file, run, "comparing", row_for_row=False, given=task)
         if not sum(shard.rows for shard in shards):
@@ -72,7 +76,7 @@ class ReferStep(VectorStep[Refer]):
             figures["captions_drawn"] = task.drawn
         return self.commit(shards, began, figures=figures, metrics=measured, row_for_row=False)
 
-    def _dataset(self, files: list[list[Piece]], run: RunContext) -> tuple[np.ndarray | None, int]:
+    def _dataset(self, files: list[list[RowGroup]], run: RunContext) -> tuple[np.ndarray | None, int]:
         """The mean vector of captions drawn from the whole input, and how many; None where they are not wanted."""
         if self.settings.subtract != "dataset":
             return None, 0
@@ -131,11 +135,11 @@ class Task:
     drawn: int
 
 
-def refer_file(item: tuple[Task, list[Piece], list[str]]) -> list[tables.Shard]:
+def refer_file(item: tuple[Task, list[RowGroup], list[str]]) -> list[tables.Shard]:
     """Runs in a worker: the captions of one file's pictures."""
-    task, pieces, (name,) = item
+    task, row_groups, (name,) = item
     step, wanted = task.step, (*IDS, BOX, CAPTION)
-    read = [read_finite(step.source, piece, wanted) for piece in pieces]
+    read = [read_finite(step.source, row_group, wanted) for row_group in row_groups]
     regions, x = pa.concat_tables([ids for ids, _ in read]), unit(np.concatenate([x for _, x in read]))
     said = regions[CAPTION].to_pylist()
     texts = list(dict.fromkeys(text for text in said if text and text.strip()))

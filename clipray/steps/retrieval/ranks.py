@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 from clipray.analysis.retrieval import count_from, scores, thresholds
 from clipray.errors import SchemaError
 from clipray.inputs.relevance import GroundTruth
-from clipray.inputs.vector_column import Piece, VectorColumn, groups, read_finite, read_ids
+from clipray.inputs.vector_column import VectorColumn, read_finite, read_ids
 from clipray.steps.base.shard_writer import count_rows
 from clipray.steps.base.step import RunContext, Ticker
+from clipray.storage.parquet import RowGroup, chunked
 
 TASK_ROWS = 131_072
 QUERY_BLOCK, ROW_BLOCK = 512, 8_192  # of one product: 32 MiB of scores
@@ -81,7 +82,7 @@ def gather(source: VectorColumn, ids: pa.Array, run: RunContext, step: str) -> t
     from clipray.engine.tasks import map_tasks
 
     times, x = np.zeros(len(ids), np.int64), np.zeros((len(ids), source.n_features))
-    work = groups(source.pieces, TASK_ROWS)
+    work = chunked(source.row_groups, TASK_ROWS)
     ticker = Ticker(run, step, source.n_samples, f"reading what is named of {source.name}")
     items = [(source, group) for group in work]
     for at, rows in map_tasks(_named, items, run.cluster().cpus, lambda n: ticker.at(_rows(work[:n]), 0), ids):
@@ -96,16 +97,16 @@ def gather(source: VectorColumn, ids: pa.Array, run: RunContext, step: str) -> t
     return times > 0, x
 
 
-def _named(item: tuple[VectorColumn, list[Piece]], ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+def _named(item: tuple[VectorColumn, list[RowGroup]], ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Places among `ids` (k,) and vectors (k, d) of the rows that are named there."""
     source, group = item
     places, parts = [np.zeros(0, np.int64)], [np.zeros((0, source.n_features))]
-    for piece in group:
-        at = pc.index_in(read_ids(source, piece), ids)
+    for row_group in group:
+        at = pc.index_in(read_ids(source, row_group), ids)
         rows = np.flatnonzero(at.is_valid())
         if len(rows):
             places.append(at.take(pa.array(rows)).to_numpy().astype(np.int64))
-            parts.append(read_finite(source, piece)[1][rows].astype(np.float64))
+            parts.append(read_finite(source, row_group)[1][rows].astype(np.float64))
     return np.concatenate(places), np.concatenate(parts)
 
 
@@ -141,7 +142,7 @@ def _bounds(values: np.ndarray, n: int) -> np.ndarray:
 def _count(source: VectorColumn, asked: RankingQuery, run: RunContext, step: str) -> dict[str, np.ndarray]:
     from clipray.engine.tasks import map_tasks
 
-    work = groups(source.pieces, TASK_ROWS)
+    work = chunked(source.row_groups, TASK_ROWS)
     ticker = Ticker(run, step, source.n_samples, "counting")
     counts = {name: np.zeros(int(asked.bounds[-1]), np.int64) for name in asked.starts}
     items = [(source, group) for group in work]
@@ -151,15 +152,15 @@ def _count(source: VectorColumn, asked: RankingQuery, run: RunContext, step: str
     return counts
 
 
-def _rows(work: Sequence[Sequence[Piece]]) -> int:
+def _rows(work: Sequence[Sequence[RowGroup]]) -> int:
     return sum(count_rows(group) for group in work)
 
 
-def _count_group(item: tuple[VectorColumn, list[Piece]], asked: RankingQuery) -> dict[str, np.ndarray]:
+def _count_group(item: tuple[VectorColumn, list[RowGroup]], asked: RankingQuery) -> dict[str, np.ndarray]:
     source, group = item
     counts = {name: np.zeros(int(asked.bounds[-1]), np.int64) for name in asked.starts}
-    for piece in group:
-        ids, x = read_finite(source, piece)
+    for row_group in group:
+        ids, x = read_finite(source, row_group)
         at = pc.index_in(ids[source.ids[-1]].combine_chunks(), asked.names)
         named = pc.fill_null(at, -1).to_numpy()
         for start in range(0, len(x), ROW_BLOCK):

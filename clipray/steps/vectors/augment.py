@@ -11,11 +11,12 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis.vector_index import averaged
 from clipray.inputs.index_reader import OpenIndex, opened_once, ready_index
-from clipray.inputs.vector_column import Piece, open_vectors, read_finite
+from clipray.inputs.vector_column import open_vectors, read_finite
 from clipray.job import Augment
 from clipray.steps.base.shard_writer import make_parts, numbered
 from clipray.steps.base.step import RunContext, StepContext
 from clipray.steps.base.table_step import VectorStep
+from clipray.storage.parquet import RowGroup
 from clipray.tables.digests import Digest, combined
 
 AT_ONCE = 1_024  # rows, each with the vectors of its neighbours
@@ -55,20 +56,20 @@ class AugmentStep(VectorStep[Augment]):
     def make(self, run: RunContext, began: float) -> tables.Record:
         """Average what is missing, commit. Raises SchemaError: vectors that are not finite."""
         self.begin()
-        parts = numbered(self.source.pieces, self.settings.rows_per_file)
+        parts = numbered(self.source.row_groups, self.settings.rows_per_file)
         return self.commit(make_parts(self, parts, self.stamp, _augment, run, "averaging"), began)
 
 
-def _augment(item: tuple[AugmentStep, list[Piece], list[str]]) -> list[tables.Shard]:
-    """Runs in a worker: averages pieces and writes their rows."""
+def _augment(item: tuple[AugmentStep, list[RowGroup], list[str]]) -> list[tables.Shard]:
+    """Runs in a worker: averages row groups and writes their rows."""
     import faiss
 
     step, group, (name,) = item
     faiss.omp_set_num_threads(1)
     wanted, parts = step.settings.index, []
     opened = opened_once(wanted, step.output.named(wanted).url, step.index.provenance["index_file"])
-    for piece in group:
-        ids, x = read_finite(step.source, piece)
+    for row_group in group:
+        ids, x = read_finite(step.source, row_group)
         own = np.array(ids[step.source.ids[-1]].to_pylist(), object)
         y = [_averaged(step, opened, own[n : n + AT_ONCE], x[n : n + AT_ONCE]) for n in range(0, len(x), AT_ONCE)]
         vectors = tables.vector_array(np.concatenate(y), step.schema.field(step.source.column).type)

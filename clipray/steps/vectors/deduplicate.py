@@ -18,7 +18,7 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis import duplicates as dd
 from clipray.errors import SchemaError
-from clipray.inputs.vector_column import groups, open_vectors
+from clipray.inputs.vector_column import open_vectors
 from clipray.job import Deduplicate
 from clipray.steps.base.shard_writer import count_rows
 from clipray.steps.base.step import RunContext, StepContext, Ticker
@@ -37,6 +37,7 @@ from clipray.steps.vectors.sorted_by_cluster import (
     write_sorted,
 )  # fmt: skip
 from clipray.storage.folder import Folder
+from clipray.storage.parquet import chunked
 from clipray.tables.digests import Digest, combined, files_digest, without_hashes
 from clipray.tables.metrics import Metric
 
@@ -104,7 +105,7 @@ class DeduplicateStep(VectorStep[Deduplicate]):
 
         key = self.source.ids[-1]
         clusters = read_clusters(self.settings.clusters, self.clusters, key, 2 * self.settings.rows_per_block)
-        work = groups(self.source.pieces, file_rows(self.source.n_features))
+        work = chunked(self.source.row_groups, file_rows(self.source.n_features))
         names = [FILE.format(n) for n in range(len(work))]
         items = [(self.aside, name, self.source, group) for name, group in zip(names, work, strict=True)]
         ticker = Ticker(run, self.name, self.total, "sorting by cluster")

@@ -18,11 +18,12 @@ from clipray import tables
 from clipray.analysis.vector_index import choose_type, empty_index, mergeable, training_rows
 from clipray.errors import ClipRayError, SchemaError, StaleTableError
 from clipray.inputs.index_files import broken_files, hash_of
-from clipray.inputs.vector_column import Piece, VectorColumn, comparable, groups, open_vectors
+from clipray.inputs.vector_column import VectorColumn, comparable, open_vectors
 from clipray.job import Index
 from clipray.steps.base.step import RunContext, State, StepContext, Ticker
 from clipray.steps.base.table_step import VectorStep
 from clipray.storage.folder import TEMPORARY, Folder
+from clipray.storage.parquet import RowGroup, chunked
 from clipray.tables.digests import is_same_file
 from clipray.tables.started import read_started, write_started
 
@@ -150,12 +151,14 @@ class IndexStep(VectorStep[Index]):
         from clipray.engine.index_order import IndexPart
 
         known = before.provenance["indexed"]["pieces"] if before else {}
-        old = sorted(((known[_key(p)], p) for p in self.source.pieces if _key(p) in known), key=lambda pair: pair[0])
-        parts = [IndexPart([piece], first, _place(before, first)) for first, piece in old] if before else []
+        old = sorted(
+            ((known[_key(p)], p) for p in self.source.row_groups if _key(p) in known), key=lambda pair: pair[0]
+        )
+        parts = [IndexPart([row_group], first, _place(before, first)) for first, row_group in old] if before else []
         start = before.rows if before else 0
-        for group in groups([p for p in self.source.pieces if _key(p) not in known], self.settings.rows_per_task):
+        for group in chunked([p for p in self.source.row_groups if _key(p) not in known], self.settings.rows_per_task):
             parts.append(IndexPart(group, start))
-            start += sum(piece.rows for piece in group)
+            start += sum(row_group.rows for row_group in group)
         return parts
 
     def _commit(
@@ -170,7 +173,7 @@ class IndexStep(VectorStep[Index]):
         sha256 = {file: hash_of(self.table, file) for file in sizes}
         indexed = {
             "files": self.source.files,
-            "pieces": _piece_ids(parts),
+            "pieces": _first_rows(parts),
             "built_of": before.provenance["indexed"]["built_of"] if before else rows,
         }
         files = {
@@ -226,18 +229,18 @@ def _place(record: tables.Record, row: int) -> tuple[str, int]:
     raise AssertionError(f"row {row} is in no shard of {record.rows} rows: this is a defect in clipray")
 
 
-def _key(piece: Piece) -> str:
-    return f"{piece.path}#{piece.row_group}"
+def _key(row_group: RowGroup) -> str:
+    return f"{row_group.path}#{row_group.number}"
 
 
-def _piece_ids(parts: list[Any]) -> dict[str, int]:
+def _first_rows(parts: list[Any]) -> dict[str, int]:
     """The first row of each row group, of all rows in the order in which they came."""
     found = {}
     for part in parts:
         start = part.first_row
-        for piece in part.pieces:
-            found[_key(piece)] = start
-            start += piece.rows
+        for row_group in part.row_groups:
+            found[_key(row_group)] = start
+            start += row_group.rows
     return found
 
 

@@ -1,7 +1,7 @@
 """Step `reduce`: a vector column -> the `reduced` table, its principal components.
 
-Two passes over the input: moments of its pieces, combined in their order, from which the driver takes the components;
-then every piece is projected and written. A kill costs what was not written: the fitted components and each shard are
+Two passes over the input: moments of its row groups, combined in their order, from which the driver takes the components;
+then every row group is projected and written. A kill costs what was not written: the fitted components and each shard are
 kept, and belong to the run only when settings and input are still the same.
 """
 
@@ -19,13 +19,14 @@ from clipray.analysis import moments as mm
 from clipray.analysis import pca
 from clipray.analysis.lengths import unit
 from clipray.errors import SchemaError
-from clipray.inputs.vector_column import Piece, VectorColumn, groups, open_vectors, read_finite
+from clipray.inputs.vector_column import VectorColumn, open_vectors, read_finite
 from clipray.job import Reduce
 from clipray.steps.base.shard_writer import count_rows, make_parts, numbered
 from clipray.steps.base.step import RunContext, StepContext, Ticker
 from clipray.steps.base.table_step import VectorStep, open_fit, refuse_other_fit
 from clipray.steps.vectors.components import COMPONENTS, components_schema, components_table, read_projection
 from clipray.storage.folder import Folder
+from clipray.storage.parquet import RowGroup, chunked
 from clipray.tables.metrics import Metric
 
 MOMENT_ROWS = 131_072  # that a task turns into one state
@@ -53,7 +54,7 @@ class ReduceStep(VectorStep[Reduce]):
     def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
         source = self.source
         return [
-            f"{self.name}: {source.n_samples} vectors of {source.n_features} from {source.name}, in {len(source.pieces)} row groups"
+            f"{self.name}: {source.n_samples} vectors of {source.n_features} from {source.name}, in {len(source.row_groups)} row groups"
         ]
 
     def make(self, run: RunContext, began: float) -> tables.Record:
@@ -64,7 +65,7 @@ class ReduceStep(VectorStep[Reduce]):
         """
         self.begin()
         projection = self._projection(run)
-        parts = numbered(self.source.pieces, self.settings.rows_per_file)
+        parts = numbered(self.source.row_groups, self.settings.rows_per_file)
         shards = make_parts(self, parts, self.stamp, _project, run, "projecting", given=(self, projection))
         return self._commit(shards, projection, began)
 
@@ -83,7 +84,7 @@ class ReduceStep(VectorStep[Reduce]):
         from clipray.engine.tasks import map_tasks
 
         settings, source = self.settings, self.source
-        work = groups(source.pieces, MOMENT_ROWS)
+        work = chunked(source.row_groups, MOMENT_ROWS)
         ticker = Ticker(run, self.name, self.total, "moments")
         done = mm.empty(source.n_features)
         normalize = settings.normalize in ("before", "both")
@@ -144,25 +145,25 @@ def prepare(settings: Reduce, given: StepContext) -> ReduceStep:
     return ReduceStep(settings, given.output, source, None)
 
 
-def _read(source: VectorColumn, piece: Piece, normalize: bool) -> tuple[pa.Table, np.ndarray]:
-    """Identities and vectors of a piece, L2-normalised where `normalize`; a vector that is not finite is an error."""
-    ids, x = read_finite(source, piece)
+def _read(source: VectorColumn, row_group: RowGroup, normalize: bool) -> tuple[pa.Table, np.ndarray]:
+    """Identities and vectors of a row group, L2-normalised where `normalize`; a vector that is not finite is an error."""
+    ids, x = read_finite(source, row_group)
     return ids, unit(x) if normalize else x
 
 
-def _moments_of(item: tuple[VectorColumn, list[Piece], bool]) -> mm.Moments:
+def _moments_of(item: tuple[VectorColumn, list[RowGroup], bool]) -> mm.Moments:
     source, group, normalize = item
     state = mm.empty(source.n_features)
-    for piece in group:
-        state = mm.combine(state, mm.moments(_read(source, piece, normalize)[1]))
+    for row_group in group:
+        state = mm.combine(state, mm.moments(_read(source, row_group, normalize)[1]))
     return state
 
 
-def _project(item: tuple[tuple[ReduceStep, pca.Projection], list[Piece], list[str]]) -> list[tables.Shard]:
+def _project(item: tuple[tuple[ReduceStep, pca.Projection], list[RowGroup], list[str]]) -> list[tables.Shard]:
     (step, projection), group, (name,) = item
     normalize, parts = step.settings.normalize, []
-    for piece in group:
-        ids, x = _read(step.source, piece, normalize in ("before", "both"))
+    for row_group in group:
+        ids, x = _read(step.source, row_group, normalize in ("before", "both"))
         y = projection.transform(x)
         y = unit(y) if normalize in ("after", "both") else y
         _refuse_overflow(step, ids, y)

@@ -12,12 +12,13 @@ from clipray import tables
 from clipray.analysis.vector_index import expanded
 from clipray.errors import SchemaError
 from clipray.inputs.index_reader import OpenIndex, opened_once, ready_index
-from clipray.inputs.vector_column import IDENTITIES, Piece, open_vectors, read_finite
+from clipray.inputs.vector_column import IDENTITIES, open_vectors, read_finite
 from clipray.job import Search
 from clipray.steps.base.shard_writer import make_parts, numbered
 from clipray.steps.base.step import RunContext, StepContext
 from clipray.steps.base.table_step import VectorStep
 from clipray.steps.vectors.rerank import best_regions
+from clipray.storage.parquet import RowGroup
 from clipray.tables.digests import Digest
 
 AT_ONCE = 1_024  # queries
@@ -72,12 +73,12 @@ class SearchStep(VectorStep[Search]):
     def make(self, run: RunContext, began: float) -> tables.Record:
         """Search for what is missing, commit. Raises SchemaError: vectors that are not finite."""
         self.begin()
-        parts = numbered(self.source.pieces, self.settings.rows_per_file)
+        parts = numbered(self.source.row_groups, self.settings.rows_per_file)
         shards = make_parts(self, parts, self.stamp, _search_group, run, "searching", row_for_row=False)
         return self.commit(shards, began, row_for_row=False)
 
 
-def _search_group(item: tuple[SearchStep, list[Piece], list[str]]) -> list[tables.Shard]:
+def _search_group(item: tuple[SearchStep, list[RowGroup], list[str]]) -> list[tables.Shard]:
     import faiss
 
     step, group, names = item
@@ -86,8 +87,8 @@ def _search_group(item: tuple[SearchStep, list[Piece], list[str]]) -> list[table
         step.settings.index, step.output.named(step.settings.index).url, step.index.provenance["index_file"]
     )
     rows = []
-    for piece in group:
-        ids, x = read_finite(step.source, piece)
+    for row_group in group:
+        ids, x = read_finite(step.source, row_group)
         queries = ids[step.source.ids[-1]].combine_chunks()
         for start in range(0, len(x), AT_ONCE):
             rows.append(_answered(step, opened, queries[start : start + AT_ONCE], x[start : start + AT_ONCE]))

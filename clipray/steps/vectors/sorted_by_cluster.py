@@ -19,9 +19,9 @@ from clipray import tables
 from clipray.analysis.lengths import unit
 from clipray.errors import SchemaError
 from clipray.inputs.row_index import hash_strings
-from clipray.inputs.vector_column import Piece, VectorColumn, read_finite
+from clipray.inputs.vector_column import VectorColumn, read_finite
 from clipray.storage.folder import Folder
-from clipray.storage.parquet import open_parquet_on
+from clipray.storage.parquet import RowGroup, open_parquet_on
 
 SALT = "clipray-clusters"  # 16 bytes
 FILE_BYTES = 2**27  # of vectors, about; a task holds them a few times
@@ -90,14 +90,14 @@ def _buckets(sizes: np.ndarray, rows: int) -> np.ndarray:
     return numbers
 
 
-def write_sorted(item: tuple[Folder, str, VectorColumn, list[Piece]], clusters: Clusters) -> list[tuple[int, int]]:
-    """Write the rows of some pieces, sorted by cluster, as one file. Returns each of its row groups' bucket and rows.
+def write_sorted(item: tuple[Folder, str, VectorColumn, list[RowGroup]], clusters: Clusters) -> list[tuple[int, int]]:
+    """Write the rows of some row groups, sorted by cluster, as one file. Returns each of its row groups' bucket and rows.
 
     Raises:
         SchemaError: a row is in no cluster, with its identity.
     """
     folder, name, source, group = item
-    parts = [_sorted_piece(source, piece, clusters) for piece in group]
+    parts = [_sorted_row_group(source, row_group, clusters) for row_group in group]
     data = pa.concat_tables(parts)
     cluster = data[CLUSTER].to_numpy()
     order = np.argsort(cluster, kind="stable")
@@ -111,8 +111,8 @@ def write_sorted(item: tuple[Folder, str, VectorColumn, list[Piece]], clusters: 
     return found
 
 
-def _sorted_piece(source: VectorColumn, piece: Piece, clusters: Clusters) -> pa.Table:
-    ids, x = read_finite(source, piece)
+def _sorted_row_group(source: VectorColumn, row_group: RowGroup, clusters: Clusters) -> pa.Table:
+    ids, x = read_finite(source, row_group)
     names = ids[source.ids[-1]]
     keys = hash_strings(names, SALT)
     at = np.minimum(np.searchsorted(clusters.keys, keys), len(clusters.keys) - 1)

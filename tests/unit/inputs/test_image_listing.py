@@ -16,7 +16,7 @@ from PIL import Image
 
 from clipray.errors import JobError, StorageError
 from clipray.inputs.image_listing import list_images
-from clipray.inputs.manifest import make_manifest, open_manifest, read_piece
+from clipray.inputs.manifest import make_manifest, open_manifest, read_rows
 from clipray.inputs.parquet_files import expand_parquet
 from clipray.pipelines.decode import DecodedImage, load_picture
 from clipray.pipelines.limits import Limits
@@ -129,7 +129,12 @@ def test_names_that_are_not_utf8(folder: Path) -> None:
 
 def rows_of(manifest: Path) -> list[str]:
     opened = open_manifest(str(manifest))
-    return [uri for piece in opened.pieces for _, t in read_piece(piece, ["uri"], 9) for uri in t["uri"].to_pylist()]
+    return [
+        uri
+        for row_group in opened.row_groups
+        for rows in read_rows(row_group, ["uri"], 9)
+        for uri in rows.table["uri"].to_pylist()
+    ]
 
 
 def test_a_folder_that_cannot_be_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,8 @@ from PIL import Image
 
 from clipray import tables
 from clipray.errors import JobError, ManifestError
-from clipray.inputs.manifest import Manifest, make_manifest, open_manifest, read_piece, resolve
-from clipray.inputs.row_index import RowIndex, contains, hash_strings, pieces_with, row_keys, scan
+from clipray.inputs.manifest import Manifest, make_manifest, open_manifest, read_rows, resolve
+from clipray.inputs.row_index import RowIndex, contains, hash_strings, row_groups_with, row_keys, scan
 from clipray.pipelines.decode import DecodedImage, load_picture
 from clipray.pipelines.limits import Limits
 
@@ -43,9 +43,9 @@ def rows_of(path: Path | str) -> list[dict[str, Any]]:
     opened = open_manifest(str(path))
     return [
         row
-        for piece in opened.pieces
-        for _, table in read_piece(piece, opened.schema.names, 2)
-        for row in table.to_pylist()
+        for row_group in opened.row_groups
+        for rows in read_rows(row_group, opened.schema.names, 2)
+        for row in rows.table.to_pylist()
     ]
 
 
@@ -193,7 +193,7 @@ def test_a_file_a_glob_a_folder_and_a_list_are_the_same_rows(tmp_path: Path) -> 
         opened = open_manifest(source)
         assert opened.rows == 8
         assert opened.urls == (f"{folder}/a.parquet", f"{folder}/deep/b.parquet")
-        assert [(p.file, p.row_group, p.first_row, p.rows) for p in opened.pieces] == [
+        assert [(p.file, p.number, p.first_row, p.rows) for p in opened.row_groups] == [
             (0, 0, 0, 2),
             (0, 1, 2, 2),
             (0, 2, 4, 1),
@@ -313,8 +313,9 @@ def test_strings_as_others_write_them(tmp_path: Path, writer: str) -> None:
     _by_arrow(pa.string())(tmp_path / "plain.parquet")
     WRITERS[writer](tmp_path / "m.parquet")
     opened = open_manifest(str(tmp_path / "m.parquet"), ["label"])
-    (piece,) = opened.pieces
-    ((start, table),) = read_piece(piece, opened.columns(["label"]), 100)
+    (row_group,) = opened.row_groups
+    (rows,) = read_rows(row_group, opened.columns(["label"]), 100)
+    start, table = rows.first, rows.table
     assert start == 0
     assert [table.schema.field(name).type for name in ("image_id", "uri")] == [pa.string()] * 2
     assert table["image_id"].to_pylist() == IDS
@@ -331,7 +332,8 @@ def test_inline_bytes(tmp_path: Path, kind: pa.DataType) -> None:
     path = write(tmp_path / "m.parquet", {"image_id": ["a", "b"], "bytes": data})
     opened = open_manifest(str(path))
     assert opened.columns() == ["image_id", "bytes"]
-    ((_, table),) = read_piece(opened.pieces[0], opened.columns(), 10)
+    (rows,) = read_rows(opened.row_groups[0], opened.columns(), 10)
+    table = rows.table
     assert table["bytes"].to_pylist() == [b"\xff\xd8", None]
     assert len(scan(opened).keys) == 2
 
@@ -340,7 +342,9 @@ def test_a_row_group_is_streamed_in_order(tmp_path: Path) -> None:
     path = write(tmp_path / "m.parquet", some(range(10)), group=6)
     opened = open_manifest(str(path))
     found = [
-        (start, t["image_id"].to_pylist()) for piece in opened.pieces for start, t in read_piece(piece, ["image_id"], 4)
+        (rows.first, rows.table["image_id"].to_pylist())
+        for row_group in opened.row_groups
+        for rows in read_rows(row_group, ["image_id"], 4)
     ]
     assert found == [(0, ["id0", "id1", "id2", "id3"]), (4, ["id4", "id5"]), (6, ["id6", "id7", "id8", "id9"])]
 
@@ -419,7 +423,7 @@ def test_a_manifest_without_rows(tmp_path: Path) -> None:
     pq.write_table(schema.empty_table(), tmp_path / "m.parquet")
     opened, found = scanned(tmp_path / "m.parquet")
     assert (opened.rows, found.rows, len(found.keys), found.rejects.num_rows) == (0, 0, 0, 0)
-    assert pieces_with(opened, found, found.keys) == []
+    assert row_groups_with(opened, found, found.keys) == []
 
 
 def test_random_manifests_against_a_dictionary(tmp_path: Path) -> None:
@@ -452,7 +456,7 @@ def test_random_manifests_against_a_dictionary(tmp_path: Path) -> None:
         order = np.argsort(keys)
         assert np.array_equal(found.keys, keys[order])
         assert np.array_equal(found.sources, uris[order])
-        assert sum(len(keys) for keys in found.piece_keys) == len(found.keys)
+        assert sum(len(keys) for keys in found.row_group_keys) == len(found.keys)
 
 
 def digest(
@@ -567,12 +571,12 @@ def test_contains() -> None:
     assert contains(keys, asked[:0]).tolist() == []
 
 
-def test_pieces_with(tmp_path: Path) -> None:
+def test_row_groups_with(tmp_path: Path) -> None:
     opened, found = scanned(write(tmp_path / "m.parquet", some(range(10)), group=3))
 
     def groups(*ids: str) -> list[int]:
         keys = np.sort(hash_strings(pa.array(ids, pa.string()), found.salt))
-        return [piece.row_group for piece in pieces_with(opened, found, keys)]
+        return [row_group.number for row_group in row_groups_with(opened, found, keys)]
 
     assert groups("id0") == [0]
     assert groups("id9", "id4", "id3") == [1, 3]
@@ -584,7 +588,7 @@ def test_pieces_with(tmp_path: Path) -> None:
 def test_a_row_group_of_refused_rows_is_not_read(tmp_path: Path) -> None:
     path = write(tmp_path / "m.parquet", {"image_id": ["a", "b", "a", None, "c", "c"], "uri": list("012345")}, group=2)
     opened, found = scanned(path)
-    assert [piece.row_group for piece in pieces_with(opened, found, found.keys)] == [0, 2]
+    assert [row_group.number for row_group in row_groups_with(opened, found, found.keys)] == [0, 2]
 
 
 def test_a_damaged_row_group_is_told(tmp_path: Path) -> None:

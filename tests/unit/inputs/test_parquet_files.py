@@ -18,17 +18,17 @@ from clipray.analysis.lengths import LONGEST, first_long_rows, surely_usable, un
 from clipray.errors import ClipRayError, ManifestError, SchemaError
 from clipray.inputs.classes import prompt_styles
 from clipray.inputs.known_labels import read_labelled
-from clipray.inputs.manifest import joined, open_manifest, read_piece, read_rows
+from clipray.inputs.manifest import open_manifest, read_rows
 from clipray.inputs.parquet_files import as_utf8, common_type, expand_parquet
 from clipray.inputs.published_ground_truth import convert_ground_truth
 from clipray.inputs.relevance import open_relevance, read_relevance
 from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS, row_keys, scan
-from clipray.inputs.vector_column import VectorColumn, groups, open_vectors, read_finite, read_ids
-from clipray.inputs.vector_column import read_piece as read_vectors
+from clipray.inputs.vector_column import VectorColumn, open_vectors, read_finite, read_ids, read_vectors
 from clipray.job import Column
 from clipray.job.load import load_job
 from clipray.storage import parquet
 from clipray.storage.folder import Folder
+from clipray.storage.parquet import chunked, merge_neighbours
 
 
 def write(path: Path, columns: Any, **options: Any) -> Path:
@@ -51,7 +51,7 @@ def vectors_of(path: Path | str, **column: Any) -> VectorColumn:
 
 
 def rows_of(source: VectorColumn) -> dict[str, list[float]]:
-    read = [read_vectors(source, piece) for piece in source.pieces]
+    read = [read_vectors(source, row_group) for row_group in source.row_groups]
     return {name: v.tolist() for ids, x in read for name, v in zip(ids["id"].to_pylist(), x, strict=True)}
 
 
@@ -151,11 +151,11 @@ def test_a_footer_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(pq, "ParquetFile", counted)
     found = scan(open_manifest(str(path)))
     assert len(found.keys) == n
-    assert len(found.piece_keys) == n
+    assert len(found.row_group_keys) == n
     assert sum(footers) == 1
     assert len(footers) < 10  # nor is the file opened for each
     source = vectors_of(vectors)
-    assert [len(read_ids(source, piece)) for piece in source.pieces] == [1] * n
+    assert [len(read_ids(source, row_group)) for row_group in source.row_groups] == [1] * n
     assert len(rows_of(source)) == n
     assert sum(footers) == 2
 
@@ -167,8 +167,9 @@ def test_a_file_that_changed_is_read_anew(tmp_path: Path, monkeypatch: pytest.Mo
             path = write(tmp_path / "m.parquet", some(n % 10, n % 7))
             if settled < 0:
                 os.utime(path, ns=(n * 10**9, n * 10**9))
-            (piece,) = open_manifest(str(path)).pieces
-            ((_, table),) = read_piece(piece, ["image_id"], 10)
+            (row_group,) = open_manifest(str(path)).row_groups
+            (rows,) = read_rows(row_group, ["image_id"], 10)
+            table = rows.table
             assert table["image_id"].to_pylist() == [f"id{n % 10}", f"id{n % 7}"]
 
 
@@ -187,27 +188,31 @@ def test_small_row_groups_are_read_together(tmp_path: Path) -> None:
     write(tmp_path / "m/a.parquet", some(*range(10)), row_group_size=2)
     write(tmp_path / "m/b.parquet", some(*range(10, 13)), row_group_size=3)
     opened = open_manifest(f"{tmp_path}/m")
-    pieces = joined(opened.pieces, 6, 2**30)
-    assert [(p.file, p.row_group, p.row_groups, p.first_row, p.rows) for p in pieces] == [
+    row_groups = merge_neighbours(opened.row_groups, 6, 2**30)
+    assert [(p.file, p.number, p.count, p.first_row, p.rows) for p in row_groups] == [
         (0, 0, 3, 0, 6), (0, 3, 2, 6, 4), (1, 0, 1, 0, 3),
     ]  # fmt: skip
-    assert sum(p.bytes for p in pieces) == opened.bytes
-    read = [(p.file, first, t["image_id"].to_pylist()) for p in pieces for first, t in read_piece(p, ["image_id"], 4)]
+    assert sum(p.bytes for p in row_groups) == opened.bytes
+    read = [
+        (p.file, rows.first, rows.table["image_id"].to_pylist())
+        for p in row_groups
+        for rows in read_rows(p, ["image_id"], 4)
+    ]
     assert read == [
         (0, 0, ["id0", "id1", "id2", "id3"]), (0, 4, ["id4", "id5"]), (0, 6, ["id6", "id7", "id8", "id9"]), (1, 0, ["id10", "id11", "id12"]),
     ]  # fmt: skip
-    assert joined(opened.pieces, 6, 1) == list(opened.pieces)  # of large rows each alone
-    apart = [opened.pieces[n] for n in (0, 1, 3, 4)]
-    assert [(p.row_group, p.row_groups) for p in joined(apart, 99, 2**30)] == [(0, 2), (3, 2)]
-    assert joined([], 6, 1) == []
+    assert merge_neighbours(opened.row_groups, 6, 1) == list(opened.row_groups)  # of large rows each alone
+    apart = [opened.row_groups[n] for n in (0, 1, 3, 4)]
+    assert [(p.number, p.count) for p in merge_neighbours(apart, 99, 2**30)] == [(0, 2), (3, 2)]
+    assert merge_neighbours([], 6, 1) == []
 
 
 def test_groups_are_those_of_a_plain_sum() -> None:
     rng = np.random.default_rng(3)
-    pieces = [type("P", (), {"rows": int(n)}) for n in rng.integers(1, 30, 500)]
-    found = groups(pieces, 100)  # type: ignore[arg-type]
-    assert [piece for group in found for piece in group] == pieces
-    sizes = [[piece.rows for piece in group] for group in found]
+    row_groups = [type("P", (), {"rows": int(n)}) for n in rng.integers(1, 30, 500)]
+    found = chunked(row_groups, 100)  # type: ignore[arg-type]
+    assert [row_group for group in found for row_group in group] == row_groups
+    sizes = [[row_group.rows for row_group in group] for group in found]
     assert all(sum(group) <= 100 for group in sizes)
     assert all(sum(a) + b[0] > 100 for a, b in itertools.pairwise(sizes))
 
@@ -257,10 +262,10 @@ def test_parts_of_other_writers_go_together(tmp_path: Path, kind: pa.DataType) -
         expected = opened.schema.field("label").type
         assert expected in (pa.string(), pa.large_string())
         labels = {}
-        for piece in opened.pieces:
-            for _, table in read_piece(piece, opened.columns(["label"]), 9, schema=opened.schema):
-                assert table.schema.field("label").type == expected
-                labels.update(zip(table["image_id"].to_pylist(), table["label"].to_pylist(), strict=True))
+        for row_group in opened.row_groups:
+            for rows in read_rows(row_group, opened.columns(["label"]), 9, schema=opened.schema):
+                assert rows.table.schema.field("label").type == expected
+                labels.update(zip(*(rows.table[c].to_pylist() for c in ("image_id", "label")), strict=True))
         assert labels == {"id1": "hen", "id2": None, "id3": values[0], "id4": None}
         plain = write(tmp_path / "plain.parquet", some(1, 2, 3, 4, label=["hen", None, values[0], None]))
         expected_scan = scan(open_manifest(str(plain), ["label"]), ["label"])
@@ -365,8 +370,8 @@ def test_rows_that_are_not_utf8_are_rejected(tmp_path: Path, kind: pa.DataType) 
         assert reject["message"].startswith(f"row 1 of {path}: ")
         assert message in reject["message"]
         assert (len(found.keys), {k: v.tolist() for k, v in found.refused.items()}) == (3, {0: [1]})
-        for _, table in read_piece(opened.pieces[0], opened.columns(["label"]), 10, schema=opened.schema):
-            table.drop_columns("label").validate(full=True)
+        for rows in read_rows(opened.row_groups[0], opened.columns(["label"]), 10, schema=opened.schema):
+            rows.table.drop_columns("label").validate(full=True)
     assert len(scan(open_manifest(str(path))).keys) == 4  # nobody reads the label
 
 
@@ -383,7 +388,7 @@ def test_a_broken_string_within_a_kept_list(tmp_path: Path) -> None:
     opened = open_manifest(str(write(tmp_path / "m.parquet", some(1, 2, 3, words=lists))), ["words"])
     found = scan(opened, ["words"])
     assert {k: v.tolist() for k, v in found.refused.items()} == {0: [1]}
-    (read,) = read_rows(opened.pieces[0], opened.columns(["words"]), 9, schema=opened.schema)
+    (read,) = read_rows(opened.row_groups[0], opened.columns(["words"]), 9, schema=opened.schema)
     assert {name: rows.tolist() for name, rows in read.not_utf8.items()} == {"words": [False, True, False]}
 
 
@@ -419,7 +424,7 @@ def test_as_utf8() -> None:
 def test_what_names_a_row(tmp_path: Path, ids: pa.Array, expected: list[str]) -> None:
     source = vectors_of(write(tmp_path / "v.parquet", {"id": ids, "v": [[1.0, 2.0]] * 2}))
     assert list(rows_of(source)) == expected
-    assert read_ids(source, source.pieces[0]).to_pylist() == expected
+    assert read_ids(source, source.row_groups[0]).to_pylist() == expected
 
 
 @pytest.mark.parametrize(
@@ -448,7 +453,7 @@ def test_vectors_that_are_too_long_are_refused(tmp_path: Path, kind: pa.DataType
     v = pa.array([[1.0, 2.0], [length, -length], [0.0, 1e17]], pa.list_(kind))
     source = vectors_of(write(tmp_path / "v.parquet", {"id": ["a", "b", "c"], "v": v}))
     with pytest.raises(SchemaError, match=r"vectors that are longer than 4e\+18, id: 'b'; mend, scale or drop"):
-        read_finite(source, source.pieces[0])
+        read_finite(source, source.row_groups[0])
 
 
 def test_unit_vectors_of_any_length() -> None:
@@ -542,7 +547,9 @@ def test_int96_is_whole_and_stays_as_it_was(tmp_path: Path) -> None:
     for sources, kind, years in (([old], "ns", [2024]), ([far], "us", [9999]), ([old, far], "us", [2024, 9999])):
         opened = open_manifest([str(path) for path in sources], ["t"])
         assert opened.schema.field("t").type == pa.timestamp(kind)
-        read = [t for p in opened.pieces for _, t in read_piece(p, ["image_id", "t"], 9, schema=opened.schema)]
+        read = [
+            rows.table for p in opened.row_groups for rows in read_rows(p, ["image_id", "t"], 9, schema=opened.schema)
+        ]
         assert {table.schema.field("t").type for table in read} == {pa.timestamp(kind)}
         assert [table["t"][0].as_py().year for table in read] == years
         as_ns = pa.table(some(1, t=pa.array([datetime(2024, 5, 6)], pa.timestamp("ns"))))

@@ -193,7 +193,7 @@ def test_captions_are_drawn_by_the_regions_ids(tmp_path: Path) -> None:
     def draw(name: str, count: int, random_state: int = 0) -> list[Draw]:
         column = Column(path=str(tmp_path / name), column="clip", id="region_id")
         source = open_vectors(column, Folder(str(tmp_path)))
-        return draw_of_file((source, list(source.pieces), count, random_state))
+        return draw_of_file((source, list(source.row_groups), count, random_state))
 
     drawn = draw("a", 200)
     assert len({caption for _, _, caption in drawn}) == 200

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clipray.inputs.manifest import make_manifest, open_manifest, read_piece, resolve
+from clipray.inputs.manifest import make_manifest, open_manifest, read_rows, resolve
 from clipray.inputs.parquet_files import expand_parquet
 from clipray.pipelines.decode import DecodedImage, load_picture
 from clipray.pipelines.limits import Limits
@@ -91,7 +91,10 @@ def test_a_manifest_of_such_names_finds_them_all_from_anywhere(photos: Path, tmp
             assert make_manifest(source, out.as_uri()) == len(NAMES)
             manifest = open_manifest(out.as_uri())
             rows = [
-                row for piece in manifest.pieces for _, t in read_piece(piece, ["uri"], 99) for row in t.to_pylist()
+                row
+                for row_group in manifest.row_groups
+                for rows in read_rows(row_group, ["uri"], 99)
+                for row in rows.table.to_pylist()
             ]
             assert sorted(row["uri"] for row in rows) == sorted(str(photos / name) for name in NAMES)
     assert pq.read_table(photos / "m.parquet")["uri"].to_pylist() == sorted(NAMES)
