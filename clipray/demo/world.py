@@ -187,7 +187,6 @@ def _classes_yaml() -> str:
 
 
 def _write_pictures(entries: Iterator[_Entry], folder: Path) -> list[dict[str, Any]]:
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for entry in entries:
         uri = f"pictures/{entry.row['image_id']}.jpg"
@@ -211,6 +210,7 @@ def write_world(
     `word-00007` shows what `single-00007` shows, with the name of another class written beside it. `side_px` is the height and width of the pictures. About 250 pictures a second on one core at 192 px.
     """
     folder = Path(out_dir)
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)  # fails before anything is drawn
     entries = list(_scene_entries(seed, n_scenes=n_scenes, n_groups=n_groups, n_words=n_words, side_px=side_px))
     entries += list(_place_entries(seed, n_places, side_px))
     rows = _write_pictures(iter(entries), folder)
