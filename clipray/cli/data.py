@@ -54,10 +54,16 @@ def ground_truth(
 
 @app.command(rich_help_panel="Prepare")
 def schema(
-    table: Annotated[str | None, typer.Argument(help="Table type; without it, all are listed.")] = None,
+    table: Annotated[
+        str | None, typer.Argument(help="Table type, or `job`; without it, all tables are listed.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Print the tables and their columns."""
+    """Print the columns of tables, or the JSON Schema of jobs.
+
+    `clipray schema job` prints the schema that editors check job files with.
+    """
+    from clipray.job.json_schema import job_schema
     from clipray.tables import table_names, table_schema
 
     if table is None:
@@ -65,6 +71,9 @@ def schema(
         for name in table_names():
             listing.add_row(name, table_schema(name)["doc"])
         out.print(listing)
+        return
+    if table == "job":
+        print(json.dumps(job_schema(), indent=2, ensure_ascii=False))
         return
     if table not in table_names():
         raise JobError(f"no table {table!r}; there are: {', '.join(table_names())}")

@@ -54,7 +54,16 @@ STEPS: dict[str, type[StepSettings]] = {
 
 
 class Job(Settings):
-    """A validated job: a model and the steps that use it, in the order in which data flows."""
+    """A validated job: a model and the steps that use it, in the order in which data flows.
+
+    Attributes:
+        name: of the job, for people.
+        output: the run's folder: a path or any URL that fsspec knows.
+        model: the model of steps that encode; other jobs need none.
+        address: a Ray cluster: `auto` (the one of this node) or `HOST:PORT` of its head; by default `RAY_ADDRESS`, else
+            this machine.
+        steps: a mapping for each step: its name and its settings.
+    """
 
     name: str = "clipray"
     output: str

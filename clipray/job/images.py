@@ -20,6 +20,8 @@ class Feature(Settings):
     `output` is the CLIP image vector. Every other layer is a map of (channels, height, width) and needs a `pooling`.
 
     Attributes:
+        layer: `output`, or one that `clipray layers MODEL` lists.
+        pooling: of a map: `mac` (max), `spoc` (mean), `gem` (power mean) or `rmac` (sum of normalised regional maxima).
         levels, overlap: scales of the region grid and the wanted overlap of neighbours (`rmac`, and `regions`).
         p: exponent of `gem`.
         l2_before: normalise each cell of the map before pooling. l2_after: normalise the vector, and each region's; None
@@ -57,7 +59,11 @@ REGION_COLUMNS = ("region_id", "box_xyxy", "scale", "clipped")
 
 
 class Pictures(Encoding):
-    """What one picture may cost, and whether one that changed behind its `uri` is noticed. Rows already written stay valid when it changes."""
+    """What one picture may cost, and whether one that changed behind its `uri` is noticed. Rows already written stay valid when it changes.
+
+    Attributes:
+        max_pixels: a larger image is rejected before it is decoded.
+    """
 
     max_bytes: Annotated[int, Execution, Field(ge=1)] = 64 * 2**20
     max_pixels: Annotated[int, Execution, Field(ge=1)] = 100_000_000
@@ -74,6 +80,15 @@ class EmbedImages(Pictures, Embedding):
     """Manifest of pictures -> `images` table: one row a picture, one vector column a feature.
 
     A feature with `regions` also fills the table `regions_name`, one row a region.
+
+    Attributes:
+        regions_name: the table of regions, where a feature has them.
+        features: vector columns by name, all from one forward pass.
+        decode: `exact`: the very pixels of open_clip's own transform; `fast`: JPEGs may be decoded at a reduced scale.
+        preprocess: `keep_aspect`: the whole image, its long side scaled to `long_side_px`, no crop.
+        long_side_px: goes with `keep_aspect`; by default the network's own.
+        decode_in: `actors`: threads beside the network; `tasks`: CPU tasks, on any node.
+        decode_on: labels of the nodes for decoding tasks, as Ray selects them.
     """
 
     name: str = Field("images", pattern=TABLE_NAME)

@@ -22,6 +22,7 @@ class Classes(Settings):
     """Names of classes and what is said of them; the content of a class file in YAML, too.
 
     Attributes:
+        names: of the classes, all different.
         templates: texts with `{}` where the name goes, or a built-in set of them.
         descriptions: a text, or several, for each name.
     """
@@ -45,7 +46,9 @@ class Style(Settings):
     """A prompt style: how all classes are said. `templates` and `descriptions` are those of the classes unless given here.
 
     Attributes:
-        descriptions: or the path of a YAML file with them.
+        prompt: a class as a template with its name, as its description, or as `NAME is DESCRIPTION`.
+        templates: texts with `{}` where the name goes, or a built-in set of them.
+        descriptions: a text, or several, for each name, or the path of a YAML file with them.
     """
 
     prompt: Literal["template", "description", "name_is_description"] = "template"
@@ -86,6 +89,7 @@ class Label(StepSettings):
         classes: a file (YAML or Parquet), a built-in list (`cifar100`, `imagenet`), a list of names, or `Classes`.
         styles: prompt styles by name; or names of kinds of prompts; by default `template`, or all of a Parquet file.
         top: how many labels to keep of each row.
+        multi_label: judge each class for itself.
         precision: of the product, see `clipray.analysis.zero_shot`. Class vectors are fp32 unless the model's is set.
     """
 
@@ -169,7 +173,7 @@ class EvaluateLabels(StepSettings):
     """Labels and what is known -> `label_figures` and its confusion: how right the labels are, style by style.
 
     Attributes:
-        labels, truth: of one data set; or `sets`: of several, by name.
+        labels, truth: a table of labels, and `table.column` with the known ones; or `sets`: several of both, by name.
         by: a column of the truth's table, each of whose values makes a data set of its own.
         baseline: the data set, or the style, with which the others are compared.
         bootstrap: samples that the intervals come from. confidence: of the intervals.
@@ -214,6 +218,7 @@ class Probe(StepSettings):
         truth: `table.column` with the known labels; rows without one are only labelled.
         split: a column of the truth's table that says `train`, `validation` or `test`; without it rows are drawn, by
             their ids, so that a row stays where it is when others come.
+        validation_share, test_share: of the rows that are drawn where there is no `split`.
         c: strengths of the inverse penalty to try; the best on the validation rows is trained again with these.
         fit: a finished probe, to be applied as it is: `runs/other/probe`.
         max_rows: labelled rows to use, drawn by their ids; they lie in a worker's memory.

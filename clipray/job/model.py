@@ -12,8 +12,12 @@ from clipray.job.base import Settings
 class Model(Settings):
     """An open_clip model.
 
-    `name` is a built-in name (`ViT-B-32`), `hf-hub:org/model`, `local-dir:/path`, the path of an open_clip config
-    (`*.json`), or the built-in `demo` (a ViT) or `demo-rn` (a ResNet). `pretrained` is a tag of that name, the path or URL of a checkpoint, or `random`.
+    Attributes:
+        name: an open_clip name (`ViT-B-32`), `hf-hub:org/model`, `local-dir:/path`, the path of an open_clip config
+            (`*.json`), or the built-in `demo` (a ViT) or `demo-rn` (a ResNet).
+        pretrained: a tag of that name, the path or URL of a checkpoint, or `random`.
+        seed: of random weights; goes with `pretrained: random` only.
+        precision: `auto` is bf16 where the hardware multiplies it natively, else fp32.
     """
 
     name: str

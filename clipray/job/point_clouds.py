@@ -18,6 +18,7 @@ class RenderDepth(Encoding):
 
     Attributes:
         prompt: `foveal` turns the network to each map's foreground.
+        foveal: settings of that prompt.
         weights: of the six views: as their foregrounds' areas, or all the same.
         sampled: points that are drawn from the surface of a mesh (`.off` with faces).
         size: of a cloud in a map: its longest side, as a share of the map's. radius: of a point, likewise.

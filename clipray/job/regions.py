@@ -62,13 +62,22 @@ class Foveal(Settings):
 
 
 class Blur(Settings):
-    """What lies outside a box is blurred. radius: of the Gaussian, as a share of the picture's shorter side."""
+    """What lies outside a box is blurred.
+
+    Attributes:
+        radius: of the Gaussian, as a share of the image's shorter side.
+    """
 
     radius: Annotated[float, Field(gt=0, le=1)] = 0.03
 
 
 class Circle(Settings):
-    """An ellipse is drawn around a box. width: of the line, as a share of the picture's shorter side."""
+    """An ellipse is drawn around a box.
+
+    Attributes:
+        colour: of the line; anything that Pillow calls a colour.
+        width: of the line, as a share of the image's shorter side.
+    """
 
     colour: str = "red"
     width: Annotated[float, Field(gt=0, le=1)] = 0.02
@@ -89,6 +98,7 @@ class EmbedRegions(Pictures, Embedding):
     Attributes:
         prompt: what turns the network to a box: its attention (`foveal`), the box cut out (`crop`), all else blurred
             (`blur`), an ellipse around it (`circle`), or nothing (`none`: the whole picture's vector).
+        foveal, blur, circle: settings of the prompt of that name.
         preprocess: `squash` shows the network the whole picture, its sides scaled apart, and is the default of
             `foveal: {mask: falip}`; `model` may crop the centre.
         max_regions: a picture with more boxes is rejected.

@@ -18,6 +18,7 @@ class Index(StepSettings):
         metric: `cosine` (vectors are L2-normalised), `dot`, or `l2`.
         recall: share of the true ten nearest that the index should find; `nprobe` or `efSearch` is tuned to it.
         queries: vector column of those that will be searched for, as in `search`; by default new rows of the input.
+        rows_per_task: rows that a task adds to the index.
         memory_gib: what the index may take in memory; a larger one keeps its lists on disk. None: half of what Ray has.
     """
 
@@ -70,7 +71,7 @@ class Search(StepSettings):
         leave_out_self: drop the row that has the query's own id.
         expand: average the query with so many of its first answers, and search again (query expansion, Chum et al. 2007);
             `alpha`: each weighted by its similarity to this power (Radenović et al. 2018), 0 for equal weights.
-        rerank: an index over regions, by which the first `rerank_top` pictures are put in a new order: by the region that
+        rerank, rerank_top: an index over regions, by which the first `rerank_top` pictures are put in a new order: by the region that
             is most like the query.
     """
 

@@ -45,6 +45,7 @@ class Attack(Pictures):
     Attributes:
         classes: as in `label`. style: one prompt style, or the name of a kind of prompt, or of a Parquet file's style.
         word: the name of a wrong class, or, to know what the plate alone does, of the picture's own.
+        lettering: how the word is written.
         seed: of the words and of their places.
     """
 

@@ -10,7 +10,13 @@ from clipray.job.base import TABLE_NAME, Count, Execution, Reference, Settings, 
 
 
 class Column(Settings):
-    """A vector column of any Parquet: a file, a glob or a folder; `id` is the column that names a row."""
+    """A vector column of any Parquet.
+
+    Attributes:
+        path: a file, a glob or a folder.
+        column: its vector column.
+        id: its column that names a row.
+    """
 
     path: str
     column: str
@@ -25,8 +31,16 @@ def table_of(column: str | Column) -> tuple[str, ...]:
 class Reduce(StepSettings):
     """Vector column -> `reduced` table: principal components, whitened if asked.
 
-    Give `components` (how many) or `explained_variance` (the smallest number that reaches this share), or `fit`: the
-    reduced table of another run, whose projection is applied as it is.
+    Give one of `components`, `explained_variance` and `fit`.
+
+    Attributes:
+        components: how many.
+        explained_variance: the smallest number of components that reaches this share.
+        fit: the reduced table of another run, whose projection is applied as it is.
+        whiten: scale the components to unit variance.
+        epsilon: whitening treats variances below this share of the largest as that share.
+        shrinkage: whitening draws the variances towards their mean by this share.
+        normalize: L2, `before`, `after` or `both`.
     """
 
     name: str = Field("reduced", pattern=TABLE_NAME)
@@ -66,6 +80,8 @@ class Cluster(StepSettings):
         clusters: how many.
         tolerance: stop when the squared moves of all centroids add up to at most this share of a column's variance.
         n_init: of so many starts the one with the lowest inertia after five iterations is gone on with.
+        normalize: `l2`: vectors have unit length.
+        actors: that hold the vectors, or `auto`.
         spherical: by cosine; vectors are L2-normalised, and so are centroids.
         mini_batch: move the centroids after every so many rows, for tables that are too large for many passes; an
             iteration is then a pass over the table.

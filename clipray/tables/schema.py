@@ -35,7 +35,7 @@ def _schema_folder() -> Path:
 
 def table_names() -> list[str]:
     """Names of all table types, sorted."""
-    return sorted(path.stem for path in _schema_folder().glob("*.json"))
+    return sorted(path.stem for path in _schema_folder().glob("*.json") if path.name != "job.schema.json")
 
 
 @functools.cache
