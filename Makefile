@@ -12,7 +12,7 @@ test: $(READY)  ## All tests, two files at a time (tests/conftest.py says which)
 	$(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder
 
 check: lint  ## Style, types and the unit tests that need no Ray: the inner loop, two minutes
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --no-loadscope-reorder -m "not ray" tests/unit
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --no-loadscope-reorder -m "not ray" tests/unit tests/test_architecture.py tests/test_project_files.py
 
 lint: $(READY)  ## Style and types
 	$(VENV)/bin/ruff check .
