@@ -105,6 +105,12 @@ def test_a_module_stands_only_on_lower_floors(path: Path) -> None:
         assert inside or LEVEL[other] < LEVEL[wing], f"{wing} imports {other}"
 
 
+def test_numerics_raise_value_error() -> None:
+    """The steps say it in the words of a job."""
+    for path in (PACKAGE / "analysis").rglob("*.py"):
+        assert not [name for name in imports(path) if name.startswith("clipray.errors")], path
+
+
 @pytest.mark.xfail(strict=True, reason="the steps that encode are still one circle")
 def test_no_modules_import_each_other() -> None:
     """The package itself apart: it imports its verbs when they are asked for."""

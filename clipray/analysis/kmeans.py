@@ -13,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from clipray.analysis.errors import DataError
 from clipray.analysis.seeding import seed, seeds, too_few_vectors
-from clipray.errors import JobError
 
 TRIED = 5  # iterations of each start, where there are several: by then their order is nearly the final one
 
@@ -123,7 +123,7 @@ def kmeans(
         on_iteration: called with the state after each iteration.
 
     Raises:
-        JobError: fewer vectors, or distinct vectors, than clusters; `spherical` and vectors of other lengths.
+        DataError: fewer vectors, or distinct vectors, than clusters; `spherical` and vectors of other lengths.
         ValueError: an argument out of range, or `start` of another shape or not finite.
     """
     state = started(data, n_clusters, max_iterations, tolerance, random_state, start, spherical)
@@ -173,7 +173,7 @@ def started(
     if not tolerance >= 0 or random_state < 0:
         raise ValueError(f"tolerance={tolerance}, random_state={random_state} should be >= 0")
     if data.n_samples < n_clusters:
-        raise JobError(f"n_samples={data.n_samples} should be >= n_clusters={n_clusters}")
+        raise DataError(f"n_samples={data.n_samples} should be >= n_clusters={n_clusters}")
     if start is None:
         start = seeds(data, n_clusters, random_state)
     state = start if isinstance(start, KMeans) else KMeans(np.array(start, dtype=np.float32))
@@ -237,7 +237,7 @@ def variance(assigned: Assigned) -> float:
 def check_unit(assigned: Assigned) -> None:
     mean = assigned.squares.sum() / assigned.counts.sum()
     if abs(mean - 1) > 0.02:
-        raise JobError(f"spherical=True takes vectors of unit length, mean squared length={mean:.6g} should be 1")
+        raise DataError(f"spherical=True takes vectors of unit length, mean squared length={mean:.6g} should be 1")
 
 
 def unit(means: np.ndarray, otherwise: np.ndarray) -> np.ndarray:

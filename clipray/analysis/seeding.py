@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from clipray.errors import JobError
+from clipray.analysis.errors import DataError
 
 SAMPLE_ROWS = 16, 16_384  # of a cluster, and at least: half as many and a quarter missed rare clusters
 SAMPLE_BYTES = 2**29  # at most, unless that is fewer than two vectors of a cluster
@@ -37,7 +37,7 @@ def seeds(data: Sampled, n_clusters: int, random_state: int) -> np.ndarray:
     """Distinct vectors of the table to start from, (n_clusters, d) float32, the same however it lies in shards.
 
     Raises:
-        JobError: there are fewer distinct vectors than clusters.
+        DataError: there are fewer distinct vectors than clusters.
     """
     rng = np.random.default_rng(random_state)
     per_cluster, least = SAMPLE_ROWS
@@ -96,8 +96,8 @@ def seed(rng: np.random.Generator) -> int:
     return int(rng.integers(2**63))
 
 
-def too_few_vectors(distinct: int, n_clusters: int) -> JobError:
-    return JobError(f"distinct vectors={distinct} should be >= n_clusters={n_clusters}: too many vectors are equal")
+def too_few_vectors(distinct: int, n_clusters: int) -> DataError:
+    return DataError(f"distinct vectors={distinct} should be >= n_clusters={n_clusters}: too many vectors are equal")
 
 
 def _distinct(x: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from clipray.errors import JobError
+from clipray.analysis.errors import DataError
 
 METRICS = {"cosine": faiss.METRIC_INNER_PRODUCT, "dot": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
 FLAT_ROWS, GRAPH_ROWS = 10_000, 100_000  # up to which `auto` compares with every row, and takes a graph
@@ -39,22 +39,22 @@ def choose_type(rows: int, width: int, memory_bytes: float) -> str:
 
 
 def empty_index(kind: str, width: int, metric: str) -> faiss.Index:
-    """An untrained index. Raises JobError: faiss knows no such type, or not for this width."""
+    """An untrained index. Raises DataError: faiss knows no such type, or not for this width."""
     try:
         return faiss.index_factory(width, kind, METRICS[metric])
     except RuntimeError as error:
         reason = str(error).splitlines()[0].split(": ", 1)[-1]
-        raise JobError(f"type {kind!r}: faiss cannot make it for vectors of {width}: {reason}") from error
+        raise DataError(f"type {kind!r}: faiss cannot make it for vectors of {width}: {reason}") from error
 
 
 def training_rows(index: faiss.Index, rows: int) -> int:
-    """How many rows of a table of `rows` to train on; 0 where nothing is trained. Raises JobError: too few rows."""
+    """How many rows of a table of `rows` to train on; 0 where nothing is trained. Raises DataError: too few rows."""
     if index.is_trained:
         return 0
     ivf, least = faiss.try_extract_index_ivf(index), least_rows(index)
     if rows < least:
         what = f" of {ivf.nlist} lists" if ivf is not None else ""
-        raise JobError(
+        raise DataError(
             f"n_samples={rows} should be >= {least} to train an index{what}; take `type: auto` or fewer lists"
         )
     return min(rows, TRAINING_ROWS * max(least, 1024))

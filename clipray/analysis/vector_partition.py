@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipray.analysis.errors import DataError
 from clipray.analysis.kmeans import Assigned, combine
 from clipray.analysis.nearest_centroid import PARTS, Precision, bf16_rows, native_bf16, ranking
 from clipray.analysis.sampling import Draw, choose, draw
-from clipray.errors import SchemaError
 
 SCORES = 2**23  # bf16 values of a block of scores, 16 MiB: much of them is in the cache when minima are sought
 BLOCK_ROWS = 512, 8192  # at least and at most
@@ -59,7 +59,7 @@ class VectorPartition:
 
         Raises:
             ValueError: `x` without two axes or without columns, or `keys` of another length.
-            SchemaError: vectors that are not finite or longer than 1e12, with the first rows' numbers.
+            DataError: vectors that are not finite or longer than 1e12, with the first rows' numbers.
         """
         self.device = torch.device(device)
         self._threads = 1 if self.device.type == "cuda" else threads or torch.get_num_threads()
@@ -152,7 +152,7 @@ class VectorPartition:
         bad = (~(squares <= LONGEST**2)).nonzero()[:, 0].tolist()
         if bad:
             first = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
-            raise SchemaError(f"{len(bad)} of {self.n_samples} vectors are not finite (or too long), in rows {first}")
+            raise DataError(f"{len(bad)} of {self.n_samples} vectors are not finite (or too long), in rows {first}")
         longest = squares.max().item() if len(squares) else 0.0
         self._exponent = math.frexp(math.sqrt(2 * longest))[1]  # the factor: rounding must not lift unit vectors
         return 1 - total.square().sum().item() / (self.n_samples * squares.sum().item()) if longest else 1.0
@@ -237,10 +237,10 @@ class LocalShards:
     """Vectors in the memory of this process, as `kmeans.Vectors`: what any other implementation should agree with."""
 
     def __init__(self, shards: Sequence[VectorPartition]) -> None:
-        """Raises SchemaError unless all shards, at least one, have the same number of columns."""
+        """Raises ValueError unless all shards, at least one, have the same number of columns."""
         widths = [shard.n_features for shard in shards]
         if len(set(widths)) != 1:
-            raise SchemaError(f"shards have {', '.join(map(str, widths)) or 'no'} columns, expected one width")
+            raise ValueError(f"shards have {', '.join(map(str, widths)) or 'no'} columns, expected one width")
         self.shards, self.n_features = list(shards), widths[0]
         self.n_samples = sum(shard.n_samples for shard in shards)
 

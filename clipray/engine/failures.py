@@ -5,6 +5,7 @@ from __future__ import annotations
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
+from clipray.analysis.errors import DataError
 from clipray.errors import RunError
 from clipray.storage.environment import environment_error
 
@@ -15,14 +16,14 @@ GOES_ON = "everything written is kept, and `clipray run` goes on from there"
 def unwrapped(error: BaseException) -> Exception:
     """What to raise for an error that came through Ray.
 
-    An error of ours as it was raised; what a machine did to a worker as one of ours; a defect in a worker as it is; else
-    a RunError.
+    An error of ours as it was raised; what a machine did to a worker as one of ours; what numerics say of the data, and a
+    defect in a worker, as it is; else a RunError.
     """
     cause = _cause(error)
     known = environment_error(cause) if not isinstance(cause, ray.exceptions.RayError) else None
     if known is not None:
         return known
-    if isinstance(cause, DEFECTS):
+    if isinstance(cause, (DataError, *DEFECTS)):
         return cause
     return RunError(f"{_told(cause)}; {GOES_ON}")
 

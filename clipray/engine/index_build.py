@@ -45,7 +45,7 @@ def build(
         Figures of the index, and what `write(ids, numbers, first row)` made of each new part's identities, in their order.
 
     Raises:
-        SchemaError: vectors that are not finite. JobError: too few rows for the type. RunError: workers died.
+        SchemaError: vectors that are not finite. DataError: too few rows for the type. RunError: workers died.
     """
     width, new = order.source.n_features, [part for part in order.parts if part.new]
     rows = sum(part.rows for part in new)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from clipray.analysis.errors import DataError
 from clipray.analysis.kmeans import Assigned, combine
 from clipray.analysis.lengths import unit
 from clipray.analysis.sampling import Draw, choose, merged
@@ -173,7 +174,7 @@ class VectorActor:
         precision: Any = self._holding.precision
         try:
             shard = VectorPartition(x, np.concatenate(keys), precision=precision, device=self._device)
-        except SchemaError as error:
+        except DataError as error:
             lengths = np.linalg.norm(x.astype(np.float64), axis=1)
             bad = np.flatnonzero(~(lengths <= LONGEST))[:5].tolist()
             names = pa.concat_tables(tables)[key].take(pa.array(bad, pa.int64())).to_pylist()

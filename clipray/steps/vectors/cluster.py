@@ -19,9 +19,10 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import tables
+from clipray.analysis.errors import DataError
 from clipray.analysis.kmeans import KMeans, best_start, kmeans
 from clipray.analysis.mini_batch import mini_batch_kmeans
-from clipray.errors import ClipRayError, SchemaError
+from clipray.errors import ClipRayError, JobError, SchemaError
 from clipray.inputs.vector_column import open_vectors
 from clipray.job import Cluster
 from clipray.steps.base.step import RunContext, StepContext, Ticker
@@ -115,6 +116,8 @@ class ClusterStep(VectorStep[Cluster]):
                 start=start,
                 on_iteration=keep,
             )
+        except DataError as error:
+            raise JobError(f"{self.name}: {self.source.name}: {error}") from error
         except ClipRayError as error:
             raise type(error)(f"{self.name}: {self.source.name}: {error}") from error
 

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import tables
+from clipray.analysis.errors import DataError
 from clipray.analysis.vector_index import choose_type, empty_index, mergeable, training_rows
-from clipray.errors import ClipRayError, SchemaError, StaleTableError
+from clipray.errors import ClipRayError, JobError, SchemaError, StaleTableError
 from clipray.inputs.index_files import broken_files, hash_of
 from clipray.inputs.vector_column import VectorColumn, comparable, open_vectors
 from clipray.job import Index
@@ -95,6 +96,8 @@ class IndexStep(VectorStep[Index]):
         ticker = Ticker(run, self.name, self.total, f"building {kind}")
         try:
             figures, shards = build(order, _WriteIds(self, build_id), cluster, lambda n: ticker.at(n, 0))
+        except DataError as error:
+            raise JobError(f"{self.name}: {error}") from error
         except ClipRayError as error:
             raise type(error)(f"{self.name}: {error}") from error
         self._say_what_is_missed(run, kind, {**before.figures, **figures} if before else figures)
@@ -258,8 +261,8 @@ def prepare(settings: Index, given: StepContext) -> IndexStep:
     if settings.type != "auto":
         try:
             training_rows(empty_index(settings.type, source.n_features, settings.metric), source.n_samples)
-        except ClipRayError as error:
-            raise type(error)(f"{settings.name}: {source.name}: {error}") from error
+        except DataError as error:
+            raise JobError(f"{settings.name}: {source.name}: {error}") from error
     return IndexStep(settings, given.output, source, queries)
 
 

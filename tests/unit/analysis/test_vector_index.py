@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from clipray.analysis import vector_index as vi
+from clipray.analysis.errors import DataError
 from clipray.analysis.recall import Queries, nearest_exactly, recall_at
-from clipray.errors import JobError
 
 
 def clustered(n: int, d: int = 16, groups: int = 40, seed: int = 0) -> np.ndarray:
@@ -98,9 +98,9 @@ def test_expansion_by_hand() -> None:
 
 
 def test_bad_types_are_told() -> None:
-    with pytest.raises(JobError, match="type 'Foo': faiss cannot make it for vectors of 16: could not parse"):
+    with pytest.raises(DataError, match="type 'Foo': faiss cannot make it for vectors of 16: could not parse"):
         vi.empty_index("Foo", 16, "l2")
-    with pytest.raises(JobError, match="faiss cannot make it for vectors of 16"):
+    with pytest.raises(DataError, match="faiss cannot make it for vectors of 16"):
         vi.empty_index("IVF16,PQ5", 16, "l2")
-    with pytest.raises(JobError, match=r"n_samples=500 should be >= 1000 to train an index of 1000 lists"):
+    with pytest.raises(DataError, match=r"n_samples=500 should be >= 1000 to train an index of 1000 lists"):
         vi.training_rows(vi.empty_index("IVF1000,Flat", 16, "l2"), 500)
