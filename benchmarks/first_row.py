@@ -4,10 +4,12 @@
 
 Each round runs each checkout once over 250 photos (ViT-B-32 with seeded random weights) and once over the demo's
 world, and stops it at its first row. To make a checkout: `git worktree add ../before COMMIT`. All of them run in this
-environment. Prints the medians, and the median over the rounds of each checkout's time over this one's.
+environment. Prints the medians, and the median over the rounds of each checkout's figures over this one's. Core-seconds
+are of all processes of the run up to that row: they hardly depend on what else the machine does.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import statistics
@@ -18,6 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import yaml
 from embed import MODEL, PHOTOS, write_manifest
 
@@ -27,8 +30,8 @@ LATE_S = 300.0
 INPUTS = ("photos", "demo")
 
 
-def first_row_s(checkout: Path, arguments: Sequence[str], table: Path) -> float:
-    """Start `clipray` of a checkout, wait for the first shard of its table, and stop it."""
+def first_row(checkout: Path, arguments: Sequence[str], table: Path) -> tuple[float, float]:
+    """Start `clipray` of a checkout, wait for the first shard of its table, and stop it: (seconds, core-seconds)."""
     env = {**os.environ, "PYTHONPATH": str(checkout)}
     start = time.monotonic()
     with tempfile.TemporaryFile("w+") as output:
@@ -45,20 +48,30 @@ def first_row_s(checkout: Path, arguments: Sequence[str], table: Path) -> float:
                     output.seek(0)
                     sys.exit(f"{checkout}: no row from `clipray {' '.join(arguments)}`\n{output.read()}")
                 time.sleep(0.02)
-            return time.monotonic() - start
+            return time.monotonic() - start, core_s(psutil.Process(process.pid))
         finally:
             process.send_signal(signal.SIGINT)
             process.wait()
 
 
-def measure(checkout: Path, name: str, manifest: Path) -> float:
+def core_s(process: psutil.Process) -> float:
+    """What a process and its descendants, also those that have ended, have used of the cores."""
+    total = 0.0
+    for member in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = member.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def measure(checkout: Path, name: str, manifest: Path) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         if name == "demo":
-            return first_row_s(checkout, ["demo", str(home / "demo")], home / "demo" / "images")
+            return first_row(checkout, ["demo", str(home / "demo")], home / "demo" / "images")
         steps = [{"embed_images": {"manifest": str(manifest)}}]
         (home / "job.yaml").write_text(yaml.safe_dump({"output": str(home / "out"), "model": MODEL, "steps": steps}))
-        return first_row_s(checkout, ["run", str(home / "job.yaml")], home / "out" / "images")
+        return first_row(checkout, ["run", str(home / "job.yaml")], home / "out" / "images")
 
 
 def main() -> None:
@@ -68,18 +81,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     checkouts = [HERE, *(path.resolve() for path in options.against)]
-    seconds: dict[tuple[str, Path], list[float]] = {(name, path): [] for name in INPUTS for path in checkouts}
+    figures: dict[tuple[str, Path], list[tuple[float, float]]] = {(n, path): [] for n in INPUTS for path in checkouts}
     with tempfile.TemporaryDirectory() as folder:
         manifest = Path(folder) / "manifest.parquet"
         write_manifest(manifest, options.photos.resolve(), ROWS)
         for turn in range(options.rounds):
             for checkout in checkouts[turn % len(checkouts) :] + checkouts[: turn % len(checkouts)]:
                 for name in INPUTS:
-                    seconds[name, checkout].append(measure(checkout, name, manifest))
-                    print(f"{name:7} {seconds[name, checkout][-1]:6.2f} s  {checkout}", flush=True)
-    for (name, checkout), times in seconds.items():
-        ratio = statistics.median(other / ours for other, ours in zip(times, seconds[name, HERE], strict=True))
-        print(f"{name:7} median {statistics.median(times):6.2f} s, {ratio:.3f} of this checkout's  {checkout}")
+                    figures[name, checkout].append(measure(checkout, name, manifest))
+                    wall, cores = figures[name, checkout][-1]
+                    print(f"{name:7} {wall:6.2f} s, {cores:6.2f} core-s  {checkout}", flush=True)
+    for (name, checkout), runs in figures.items():
+        wall, cores = (statistics.median(run[n] for run in runs) for n in (0, 1))
+        ours = figures[name, HERE]
+        ratios = (statistics.median(run[n] / our[n] for run, our in zip(runs, ours, strict=True)) for n in (0, 1))
+        print(
+            "{:7} {:6.2f} s, {:6.2f} core-s; {:.3f} and {:.3f} of this checkout's  {}".format(
+                name, wall, cores, *ratios, checkout
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import ray
 
 from clipray.engine.cluster import ClusterResources, Node
 from clipray.engine.machine import ready_for_ray
-from clipray.engine.ray_patches import quiet_raylet, without_helpers, without_our_path
+from clipray.engine.ray_internals import nodes_to_come, quiet_raylet, without_driver_path
 from clipray.errors import PlanError
 
 # Threads that wait for work sleep instead of spinning: decoding needs the cores that the network leaves idle.
@@ -78,9 +78,13 @@ def connected(address: str | None = None, say: Callable[[str], None] = lambda _:
         os.environ.update({**WORKER_ENV, **os.environ})  # inherited: workers that Ray has started ahead can be used
     if address not in ("local", "auto"):
         _knock(address)
+    ready = ready_for_ray(say) if address == "local" else contextlib.nullcontext()
     try:
-        with _silent_stderr(), _own_sigterm(), _in_time(address), without_our_path(), _starting(address, say):
-            ray.init(address, **options, log_to_driver=False, logging_level=logging.ERROR)
+        with (
+            _silent_stderr(), _own_sigterm(), _in_time(address), ready,
+            without_driver_path(options) as safe_options,
+        ):  # fmt: skip
+            ray.init(address, **safe_options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if "AuthenticationError" in str(error.__cause__):  # as text: Ray words what its client raised
             raise _refused(address) from error
@@ -101,16 +105,6 @@ def connected(address: str | None = None, say: Callable[[str], None] = lambda _:
     finally:
         if not abandoned():
             ray.shutdown()
-
-
-@contextlib.contextmanager
-def _starting(address: str, say: Callable[[str], None]) -> Iterator[None]:
-    """What a Ray of our own needs, and what it does without."""
-    if address != "local":
-        yield
-        return
-    with ready_for_ray(say), without_helpers():
-        yield
 
 
 def answers() -> bool:
@@ -223,12 +217,10 @@ def _node(resources: Mapping[str, float], labels: Mapping[str, str]) -> Node:
 
 def _to_come(members: Sequence[Node]) -> tuple[Node, ...]:
     """Nodes that the cluster's autoscaler, if it has one, may still add."""
-    config = ray._private.state.state.get_cluster_config()
-    groups = config.node_group_configs if config else ()
     there = Counter(node.labels.get("ray.io/node-group") for node in members)
     return tuple(
         _node(group.resources, {"ray.io/node-group": group.name})
-        for group in groups
+        for group in nodes_to_come()
         for _ in range(max(0, (group.max_count if group.max_count >= 0 else MANY) - there[group.name]))
     )
 

@@ -24,7 +24,7 @@ from clipray.engine.failures import GOES_ON, unwrapped
 from clipray.engine.health import Health, refuse_dying
 from clipray.engine.plan import DECODE_CPUS, READ_CPUS, Plan
 from clipray.engine.progress import Progress, Reporter
-from clipray.engine.ray_patches import without_data_actors
+from clipray.engine.ray_internals import FinishedBlock, finished_blocks
 from clipray.engine.reader import Reader, ReadPlan
 from clipray.engine.sink import Sink, Target, Written
 from clipray.engine.workers import Decode, Encode
@@ -62,15 +62,11 @@ def run_pass(
         refuse_dying(state["starts"], plan.max_actors)
 
     sink = Sink(target, written, provenance, local=plan.nodes == 1, nodes=plan.nodes)
-    spared = without_data_actors() if plan.local else contextlib.nullcontext()
     try:
         data = _dataset(this, plan, settings, progress.reporter)
-        with spared, contextlib.closing(_timed(data, observe)) as bundles:
-            for bundle in bundles:
-                if any(bundle.slices or ()):
-                    raise RunError("Ray Data handed out a part of a block, which this version of clipray cannot write")
-                for entry in bundle.blocks:
-                    sink.add(entry.ref, entry.metadata.num_rows or 0, entry.metadata.size_bytes or 0)
+        with contextlib.closing(_timed(data, observe)) as blocks:
+            for block in blocks:
+                sink.add(block.ref, block.rows, block.size_bytes)
     except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
         with contextlib.suppress(ray.exceptions.RayError):
             sink.flush(STOP_S)
@@ -132,17 +128,17 @@ def _dataset(this: ReadPlan, plan: Plan, settings: EncodeSettings | TextSettings
     )
 
 
-def _timed(data: Any, tick: Callable[[], None]) -> Generator[Any]:
-    """The stream's bundles; `tick` runs about once a second in between, also while none comes."""
+def _timed(data: Any, tick: Callable[[], None]) -> Generator[FinishedBlock]:
+    """The stream's finished blocks; `tick` runs about once a second in between, also while none comes."""
     results: queue.Queue[Any] = queue.Queue(maxsize=64)
     stop = threading.Event()
 
     def pull() -> None:
         try:
-            for bundle in data.iter_internal_ref_bundles():
+            for block in finished_blocks(data):
                 while not stop.is_set():
                     with contextlib.suppress(queue.Full):
-                        results.put(bundle, timeout=0.5)
+                        results.put(block, timeout=0.5)
                         break
                 if stop.is_set():
                     return

@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 
 from clipray.engine.progress import Reporter
-from clipray.models.imports import import_open_clip
 from clipray.pipelines.messages import fatal
 from clipray.pipelines.spec import (
     AttackSettings,
@@ -48,7 +47,6 @@ class Encode:
         report({"starting": os.getpid()})
         self._work: Callable[[pa.Table], pa.Table]
         with fatal(report):
-            import_open_clip()
             self._work = self._made(settings, report)
 
     @staticmethod
@@ -83,7 +81,6 @@ class Encode:
 
 def encode_classes(work: ClassTexts) -> Any:
     """A task; see `class_texts.encode_classes`."""
-    import_open_clip()
     from clipray.pipelines import class_texts
 
     return class_texts.encode_classes(work)

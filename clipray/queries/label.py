@@ -15,7 +15,6 @@ from clipray.errors import JobError, ManifestError
 from clipray.inputs.classes import KNOWN_SUFFIXES, prompt_styles
 from clipray.inputs.image_listing import find_pictures, utf8_name
 from clipray.job import CLASS_SETS, SCHEMES, Classes, Model, Style, distinct, with_place
-from clipray.models.imports import import_open_clip
 from clipray.storage.environment import environment_errors
 from clipray.storage.folder import absolute, filesystem
 from clipray.storage.folder_listing import is_glob
@@ -83,7 +82,6 @@ def _found(given: str) -> list[str]:
 
 
 def _label(paths: Sequence[str], style: PromptStyle, model: Model, top: int) -> Iterator[Look]:
-    import_open_clip()
     from clipray.analysis.zero_shot import ZeroShot
     from clipray.models.class_vectors import class_vectors_of
     from clipray.models.image_encoder import ImageEncoder

@@ -13,7 +13,6 @@ from clipray.errors import JobError, ManifestError, ModelError, SchemaError
 from clipray.inputs.index_reader import OpenIndex, index_record, open_index, refuse_stale_index
 from clipray.inputs.vector_column import layer_of
 from clipray.job import SCHEMES, Model
-from clipray.models.imports import import_open_clip
 from clipray.storage.environment import environment_errors
 from clipray.storage.folder import Folder, absolute
 from clipray.storage.uris import is_relative
@@ -110,7 +109,6 @@ def _encoded(opened: OpenIndex, text: str | None, image: str | None, model: Mode
         )
     from clipray.models.resolve import resolve
 
-    import_open_clip()
     found = resolve(model or _model_of(made))
     if found.identity()["weights"] != made["weights"]:
         raise ModelError(f"index {opened.name} was made with other weights of {made['name']}: {made['weights'][:23]}…")

@@ -14,7 +14,6 @@ from clipray.inputs.committed_rows import RegionFolders, regions_of_another
 from clipray.inputs.manifest import Manifest, check_boxes, open_manifest
 from clipray.inputs.row_index import scan
 from clipray.job import EmbedImages, Feature
-from clipray.models.imports import import_open_clip
 from clipray.models.resolve import ResolvedModel
 from clipray.pipelines.limits import Limits
 from clipray.pipelines.spec import EncodeSettings
@@ -156,7 +155,6 @@ def layers_of(settings: EmbedImages, model: ResolvedModel) -> Layers:
     wanted = {feature.layer for feature in settings.features.values()}
     if not settings.needs_architecture:
         return Layers(dict.fromkeys(settings.features, model.embed_dim))  # seconds sooner: no torch in the driver
-    import_open_clip()
     from clipray.models import layers
 
     tower = layers.tower_without_weights(model)

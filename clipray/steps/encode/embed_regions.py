@@ -18,7 +18,6 @@ from clipray.inputs.manifest import Manifest, check_boxes, is_texts, open_manife
 from clipray.inputs.row_index import scan
 from clipray.job import OF_BOXES, VECTOR, EmbedRegions
 from clipray.job.row_spec import REGION_PICTURES
-from clipray.models.imports import import_open_clip
 from clipray.models.resolve import ResolvedModel
 from clipray.pipelines.limits import Limits
 from clipray.pipelines.spec import RegionSettings
@@ -105,7 +104,6 @@ class EmbedRegionsStep(EncodeStep[EmbedRegions]):
 def look_inside(settings: EmbedRegions, model: ResolvedModel) -> None:
     """Raises ModelError: the network's attention cannot be turned to a box, or not in these blocks or heads."""
     if settings.needs_architecture:
-        import_open_clip()
         from clipray.models import foveal, layers
 
         foveal.check(layers.tower_without_weights(model), settings.foveal)

@@ -16,7 +16,6 @@ from clipray.inputs.manifest import open_manifest
 from clipray.inputs.row_index import scan
 from clipray.job import VECTOR, RenderDepth
 from clipray.job.row_spec import CLOUDS
-from clipray.models.imports import import_open_clip
 from clipray.models.resolve import ResolvedModel
 from clipray.pipelines.limits import Limits
 from clipray.pipelines.spec import CloudSettings
@@ -63,7 +62,6 @@ class RenderDepthStep(EncodeStep[RenderDepth]):
 def look_inside(settings: RenderDepth, model: ResolvedModel) -> None:
     """Raises ModelError: the network's attention cannot be turned to the foreground."""
     if settings.needs_architecture:
-        import_open_clip()
         from clipray.models import foveal, layers
 
         foveal.check(layers.tower_without_weights(model), settings.foveal)

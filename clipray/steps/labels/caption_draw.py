@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from clipray.inputs.row_index import hash_strings
 from clipray.inputs.vector_column import VectorColumn
-from clipray.models.imports import import_open_clip
 from clipray.models.resolve import ResolvedModel
 from clipray.storage.parquet import RowGroup
 
@@ -79,7 +78,6 @@ def encode_captions(model: ResolvedModel, precision: str, template: str, caption
 @functools.lru_cache(maxsize=1)
 def _encoder(model: str, precision: str) -> Any:
     """The text tower, once in a worker. model: a `ResolvedModel` as JSON."""
-    import_open_clip()
     from clipray.models.text_encoder import TextEncoder
 
     return TextEncoder(ResolvedModel(**json.loads(model)), precision=precision, batch_size=64)

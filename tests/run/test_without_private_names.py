@@ -1,0 +1,118 @@
+"""A run on a Ray that has none of the private names: slower, and right; each alone does no harm either."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+from support import draw_pictures, write_job
+
+from clipray import tables
+from clipray.engine import ray_internals
+from clipray.engine.cluster import ClusterResources
+from clipray.engine.connect import look_again
+from clipray.engine.ray_internals import NAMES, finished_blocks, nodes_to_come, quiet_raylet, without_driver_path
+from clipray.inputs.manifest import make_manifest
+
+RENAMED = """
+import json, sys
+from clipray import run
+from clipray.engine import ray_internals
+ray_internals.NAMES = json.loads(sys.argv[2])
+run(sys.argv[1])
+"""
+
+
+def gone(purpose: str) -> dict[str, str]:
+    """The names of a Ray that calls one of them otherwise."""
+    return {**NAMES, purpose: f"{NAMES[purpose]}_2"}
+
+
+@pytest.fixture
+def home(tmp_path: Path, tiny_model: str) -> Path:
+    """A working directory with images, modules of the user's own that end whatever imports them, and relative paths."""
+    draw_pictures(tmp_path / "images", 30)
+    for module in ("random", "ray", "torch", "clipray", "sitecustomize"):
+        (tmp_path / f"{module}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write({module!r})\n")
+    make_manifest(str(tmp_path / "images"), str(tmp_path / "m.parquet"))
+    write_job(tmp_path / "job.yaml", "m.parquet", tiny_model, output="out", batch_size=8)
+    return tmp_path
+
+
+def run_with(names: dict[str, str], home: Path) -> None:
+    command = [sys.executable, "-P", "-c", RENAMED, "job.yaml", json.dumps(names)]
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not (home / "imported").exists(), (home / "imported").read_text()
+    assert len(tables.read_table(str(home / "out" / "images"), ["image_id"])) == 30
+
+
+def test_a_run_without_any_of_the_names(home: Path) -> None:
+    run_with({purpose: f"{name}_2" for purpose, name in NAMES.items()}, home)
+
+
+def test_a_run_with_all_names(home: Path) -> None:
+    run_with(NAMES, home)
+
+
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize("purpose", [None, "blocks", "references", "sizes"])
+def test_blocks(purpose: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if purpose:
+        monkeypatch.setattr(ray_internals, "NAMES", gone(purpose))
+    data = ray.data.from_arrow([pa.table({"n": [1, 2, 3]}), pa.table({"n": [4]})]).map_batches(lambda batch: batch)
+    blocks = list(finished_blocks(data))
+    assert sorted(n for block in blocks for n in ray.get(block.ref)["n"].to_pylist()) == [1, 2, 3, 4]
+    assert sorted(block.rows for block in blocks if block.rows) == [1, 3]
+    assert all(block.size_bytes > 0 for block in blocks if block.rows)
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_nodes_to_come_are_none_without_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert nodes_to_come() == []  # no autoscaler here
+    monkeypatch.setattr(ray_internals, "NAMES", gone("nodes to come"))
+    assert nodes_to_come() == []
+    assert look_again(ClusterResources((), local=False)).growth == ()
+
+
+def test_what_is_replaced_is_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import worker
+
+    for owner, name, replaced in replacements():
+        before = vars(owner)[name]
+        with replaced:
+            assert vars(owner)[name] is not before
+        assert vars(owner)[name] is before
+    monkeypatch.setattr(ray_internals, "NAMES", gone("raylet's errors"))
+    before = worker.print_to_stdstream
+    with quiet_raylet():
+        assert worker.print_to_stdstream is before
+
+
+def replacements() -> Iterator[tuple[Any, str, Any]]:
+    from ray._private import worker
+    from ray.job_config import JobConfig
+
+    yield worker, "print_to_stdstream", quiet_raylet()
+    yield JobConfig, "_runtime_env_has_working_dir", without_driver_path({})
+
+
+def test_without_the_name_workers_get_an_empty_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_internals, "NAMES", gone("driver path"))
+    options = {"num_cpus": 2, "runtime_env": {"env_vars": {"A": "1"}}}
+    with without_driver_path(options) as safe:
+        folder = Path(safe["runtime_env"].pop("working_dir"))
+        assert safe == options
+        assert list(folder.iterdir()) == []
+    assert not folder.exists()
+    submitted = {"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}  # which Ray puts on the path itself
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(submitted))
+    with without_driver_path(options) as safe:
+        assert safe == options
