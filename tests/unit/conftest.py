@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,18 @@ PREPROCESS: dict[str, dict[str, Any]] = {
     "resnet": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bilinear"},
     "timm": {"resize_mode": "squash"},
 }
+
+
+@pytest.fixture(autouse=True)
+def _ray_starts_by_its_fixture(request: pytest.FixtureRequest) -> Iterator[None]:
+    """So that tests with Ray have their marker, and `make check` leaves them out."""
+
+    def is_up() -> bool:
+        return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+    before = is_up()
+    yield
+    assert is_up() == before or request.node.get_closest_marker("ray")
 
 
 @pytest.fixture(scope="session")
