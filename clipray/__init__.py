@@ -1,4 +1,4 @@
-"""clipray: a Parquet manifest of pictures in, tables that people can query out.
+"""clipray turns images and texts into Parquet tables that you can query.
 
 The command's verbs as functions. They are imported when they are asked for: each of a run's workers imports this package,
 and needs little of it. None of them imports torch or Ray before it must.

@@ -35,7 +35,7 @@ class _Verbs(TyperGroup):
 app = typer.Typer(
     name="clipray",
     cls=_Verbs,
-    help="A Parquet manifest of pictures in, tables that people can query out.",
+    help="Turn images and texts into Parquet tables that you can query.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

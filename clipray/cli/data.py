@@ -20,7 +20,7 @@ from clipray.runner.printing import PlainTable
 
 @app.command(rich_help_panel="Prepare")
 def manifest(
-    pictures: Annotated[str, typer.Argument(help="Folder or glob of pictures, local or any URL.")],
+    images: Annotated[str, typer.Argument(help="Folder or glob of images, local or any URL.")],
     output: Annotated[str, typer.Argument(metavar="OUT", help="Parquet file to write.")],
     label: LabelColumn = None,
 ) -> None:
@@ -29,8 +29,8 @@ def manifest(
 
     if not output.endswith((".parquet", ".pq")):
         raise JobError(f"{output}: a manifest's name ends in .parquet")
-    count = make_manifest(pictures, output, label=label, say=say)
-    out.print(f"{count} pictures in {output}", soft_wrap=True)
+    count = make_manifest(images, output, label=label, say=say)
+    out.print(f"{count} images in {output}", soft_wrap=True)
 
 
 @app.command(name="ground-truth", rich_help_panel="Prepare")
@@ -112,7 +112,7 @@ def layers(
     found = architecture(model)
     height, width = found.image_size
     listing = PlainTable(
-        "layer", "shape", title=f"{model}: layers for pictures of {height} x {width} px", title_justify="left"
+        "layer", "shape", title=f"{model}: layers for images of {height} x {width} px", title_justify="left"
     )
     for layer, shape in shapes_without_weights(found).items():
         names = "" if len(shape) == 1 else " (channels x height x width)"

@@ -23,15 +23,15 @@ from clipray.runner.printing import PlainTable, shown
 @app.command(rich_help_panel="Look")
 def search(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job with an `index` step.")],
-    query: Annotated[str | None, typer.Argument(help="What the picture should show.")] = None,
-    image: Annotated[str | None, typer.Option(help="Search with a picture: its path or URL.")] = None,
+    query: Annotated[str | None, typer.Argument(help="What the image should show.")] = None,
+    image: Annotated[str | None, typer.Option(help="Search with an image: its path or URL.")] = None,
     like: Annotated[str | None, typer.Option(help="Search with a row of the index: its id.")] = None,
     index: Annotated[str | None, typer.Option(help="Table of the index, where there are several.")] = None,
     by_region: Annotated[bool, typer.Option("--by-region", help="Search an index over regions.")] = False,
     top: Annotated[int, typer.Option(min=1, help="Number of answers.")] = 12,
     model: Annotated[str | None, typer.Option(help="The index's model, where it has a config file of its own.")] = None,
     pretrained: Annotated[str | None, typer.Option(help="The checkpoint of --model.")] = None,
-    html: Annotated[str | None, typer.Option(help="Write a page with the pictures to this file.")] = None,
+    html: Annotated[str | None, typer.Option(help="Write a page with the images to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON: a list of hits.")] = False,
 ) -> None:
     """Search an index by text, by an image or by a row's id."""
@@ -46,7 +46,7 @@ def search(
         from clipray.queries.search_page import search_page
         from clipray.storage.folder import Folder, split
 
-        title = query or (f"like {like}" if like else f"like the picture {image}")
+        title = query or (f"like {like}" if like else f"like the image {image}")
         folder, name = split(html)
         Folder(folder).write(name, search_page(answer, title).encode())
         err.print(f"{html}: {len(answer.hits)} answers", markup=False, soft_wrap=True)
@@ -54,7 +54,7 @@ def search(
         print(json.dumps([asdict(hit) for hit in answer.hits], indent=2, ensure_ascii=False))
         return
     listing = PlainTable(
-        "", "picture", "l2" if answer.metric == "l2" else answer.metric, "region" if by_region else "", "where"
+        "", "image", "l2" if answer.metric == "l2" else answer.metric, "region" if by_region else "", "where"
     )
     for hit in answer.hits:
         box = "" if hit.box is None else f"{hit.region_id} [" + ", ".join(f"{side:.0f}" for side in hit.box) + "]"
@@ -64,29 +64,29 @@ def search(
 
 @app.command(rich_help_panel="Look")
 def label(
-    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE…", help="Pictures, folders or globs of them.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="Images, folders or globs of them.")],
     classes: Annotated[
         str, typer.Option(help="`a dog, a cat`, a class file (.yaml, .parquet, .csv, .txt), cifar100 or imagenet.")
     ],
-    top: Annotated[int, typer.Option(min=1, help="Labels to print of each picture.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Labels to print of each image.")] = 5,
     template: Annotated[
         str | None, typer.Option(help="What is said of a class, with {} where its name goes; or photo or openai.")
     ] = None,
     model: ModelName = "ViT-B-32",
     pretrained: Pretrained = None,
     seed: Seed = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, a line a picture.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, a line for each image.")] = False,
 ) -> None:
     """Label a few images at once."""
     from clipray.queries.label import label as look
 
-    looks = look(pictures, classes, model_settings(model, pretrained, seed), template=template, top=top)
+    looks = look(images, classes, model_settings(model, pretrained, seed), template=template, top=top)
     if as_json:
         for seen in looks:
             labels = [{"label": name, "probability": round(p, 6)} for name, p in seen.labels]
             print(json.dumps({"picture": seen.picture, "labels": labels, "refused": seen.refused or None}))
         return
-    listing = PlainTable("picture", "label", "probability", "")
+    listing = PlainTable("image", "label", "probability", "")
     for seen in looks:
         for n, (name, p) in enumerate(seen.labels):
             listing.add_row(

@@ -44,7 +44,7 @@ def run(
 
 @app.command(rich_help_panel="Run")
 def embed(
-    pictures: Annotated[str, typer.Argument(help="Folder or glob of pictures, or a manifest.")],
+    images: Annotated[str, typer.Argument(help="Folder or glob of images, or a manifest.")],
     output: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the job file and its tables.")],
     model: ModelName = "ViT-B-32",
     pretrained: Pretrained = None,
@@ -56,7 +56,7 @@ def embed(
     from clipray.runner.embed import write_embed_job
 
     spec = model_settings(model, pretrained, seed)
-    path = write_embed_job(pictures, output, spec, label, say=say)
+    path = write_embed_job(images, output, spec, label, say=say)
     out.print(f"job file: {path}", soft_wrap=True)
     print_pages(run_job(path, address=address))
 
@@ -138,7 +138,7 @@ def report(
 
 @app.command(rich_help_panel="Run")
 def demo(
-    output: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the pictures and the tables.")] = "runs/demo",
+    output: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the images and the tables.")] = "runs/demo",
 ) -> None:
     """Draw a small world and run a whole job on it.
 
@@ -148,29 +148,29 @@ def demo(
     from clipray.demo.tour import nearest_pictures, style_figures, write_demo
 
     job = write_demo(output)
-    out.print(f"pictures: {output}/world/pictures, job file: {job}", soft_wrap=True)
+    out.print(f"images: {output}/world/pictures, job file: {job}", soft_wrap=True)
     pages = run_job(job)
     shown, same = nearest_pictures(f"{output}/images")
-    listing = PlainTable("picture", "nearest by cosine", title="What the vectors know", title_justify="left")
+    listing = PlainTable("image", "nearest by cosine", title="What the vectors know", title_justify="left")
     for picture in shown:
         listing.add_row(picture.caption, "; ".join(f"{caption} ({cosine:.2f})" for caption, cosine in picture.nearest))
     out.print(listing)
-    out.print(f"The nearest other picture of a single thing shows the same thing for {same:.0%} of them.")
+    out.print(f"The nearest other image of a single thing shows the same thing for {same:.0%} of them.")
     views = look_at_clusters(output)
     listing = PlainTable(
-        "cluster", "pictures", "commonest word of the labels", title="What K-means finds", title_justify="left"
+        "cluster", "images", "commonest word of the labels", title="What K-means finds", title_justify="left"
     )
     for view in views[:6]:
         listing.add_row(str(view.cluster_id), str(view.size), "{} ({} of {})".format(*view.commonest, view.labelled))
     out.print(listing)
     sheet, plot = write_cluster_pictures(output, views)
-    listing = PlainTable("pictures", "prompt style", "n", "top-1", "top-5", "calibration error", title="Zero-shot labels, 64 classes", title_justify="left")  # fmt: skip
+    listing = PlainTable("images", "prompt style", "n", "top-1", "top-5", "calibration error", title="Zero-shot labels, 64 classes", title_justify="left")  # fmt: skip
     for kind, style, n, figures in style_figures(f"{output}/label_figures"):
         listing.add_row(kind, style, str(n), *(f"{figures[name]:.1%}" for name in ("top1", "top5", "ece")))
     out.print(listing)
     out.print("Look next at:")
     for line in (
-        f"  {sheet}, {plot} (typical pictures of each cluster; the first two principal components)",
+        f"  {sheet}, {plot} (typical images of each cluster; the first two principal components)",
         f"  {output}/label_figures_confusion/*.png (what was taken for what)",
         f'  clipray search {output} "a red circle"',
         f"  clipray status {output}",

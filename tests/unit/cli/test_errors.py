@@ -214,7 +214,7 @@ def test_in_a_process_of_its_own(run: list[str] | None) -> None:
         (["schema"], lambda out: all(name in out for name in ("image_manifest", "images", "rejects"))),
         (["schema", "rejects"], lambda out: "worker_died" in out),
         (["schema", "images", "--json"], lambda out: yaml.safe_load(out)["key"] == "image_id"),
-        (["manifest", "photos", "new/out.parquet"], lambda out: out == "1 pictures in new/out.parquet\n"),
+        (["manifest", "photos", "new/out.parquet"], lambda out: out == "1 images in new/out.parquet\n"),
     ],
 )
 def test_what_is_right_says_so(
