@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from clipray.analysis.errors import DataError
+from clipray.analysis.normalize import l2_normalize
 from clipray.analysis.seeding import seed, seeds, too_few_vectors
 
 TRIED = 5  # iterations of each start, where there are several: by then their order is nearly the final one
@@ -182,7 +183,7 @@ def started(
             f"start has shape {state.centroids.shape}, expected ({n_clusters}, {data.n_features}), all finite"
         )
     if spherical and state.n_iterations == 0:
-        return KMeans(unit(state.centroids, state.centroids).astype(np.float32))
+        return KMeans(unit_means(state.centroids, state.centroids).astype(np.float32))
     return state
 
 
@@ -195,7 +196,7 @@ def _iterated(
     if len(empty):
         means[empty] = state.centroids[empty]
         refill(means, empty, assigned, data, rng)
-    centroids = (unit(means, state.centroids) if spherical else means).astype(np.float32)
+    centroids = (unit_means(means, state.centroids) if spherical else means).astype(np.float32)
     moves = centroids - state.centroids
     moved = float(np.einsum("kd,kd->", moves, moves, dtype=np.float64))
     return KMeans(centroids, (*state.inertia, inertia), moved <= tolerance * variance(assigned) / data.n_features)
@@ -240,7 +241,6 @@ def check_unit(assigned: Assigned) -> None:
         raise DataError(f"spherical=True takes vectors of unit length, mean squared length={mean:.6g} should be 1")
 
 
-def unit(means: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+def unit_means(means: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
     """Rows scaled to unit length; those of length 0 are taken from `otherwise`."""
-    lengths = np.linalg.norm(means, axis=1, keepdims=True)
-    return np.where(lengths > 0, means / np.where(lengths > 0, lengths, 1), otherwise)
+    return np.where(means.any(axis=1, keepdims=True), l2_normalize(means), otherwise)

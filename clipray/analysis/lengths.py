@@ -1,4 +1,4 @@
-"""Lengths of vectors that float32 cannot square: computed in float64, or told."""
+"""Which vectors are finite, and short enough for float32 to square their distances."""
 
 from __future__ import annotations
 
@@ -7,21 +7,6 @@ import math
 import numpy as np
 
 LONGEST = 4e18  # of a vector: squared distances of two such ones are below the largest float32
-SHORTEST = 1e-12  # of a vector whose square has lost no digits in float32
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    """(n, d) float16, float32 or float64 -> (n, d) float32 of unit length; zero vectors stay zero, infinite ones become NaN."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        y = x.astype(np.float32)
-        lengths = np.linalg.norm(y, axis=1, keepdims=True)  # (n, 1)
-        y /= np.maximum(lengths, SHORTEST)
-        odd = np.flatnonzero(~((lengths > SHORTEST) & (lengths < np.inf)))
-        if len(odd):
-            exact = x[odd].astype(np.float64)
-            exact /= np.maximum(np.abs(exact).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-            y[odd] = exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), SHORTEST)
-    return y
 
 
 def surely_usable(x: np.ndarray) -> bool:

@@ -11,7 +11,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from clipray.analysis.kmeans import Assigned, KMeans, KMeansData, check_unit, combine, refill, started, unit, variance
+from clipray.analysis.kmeans import (
+    Assigned,
+    KMeans,
+    KMeansData,
+    check_unit,
+    combine,
+    refill,
+    started,
+    unit_means,
+    variance,
+)
 
 
 class Batches(KMeansData, Protocol):
@@ -81,7 +91,7 @@ def _refilled(
     means = centroids.astype(np.float64)
     refill(means, empty, whole, data, rng)
     changed = (means != centroids).any(axis=1)
-    after = (unit(means, centroids) if spherical else means).astype(np.float32)
+    after = (unit_means(means, centroids) if spherical else means).astype(np.float32)
     return np.where(changed[:, None], after, centroids), np.where(changed, 0, counts)
 
 
@@ -101,4 +111,4 @@ def mini_batch(
     total = counts + assigned.counts
     sums = centroids.astype(np.float64) * counts[:, None] + assigned.sums
     means = np.where(total[:, None] > 0, sums / np.maximum(total, 1)[:, None], centroids)
-    return (unit(means, centroids) if spherical else means).astype(np.float32), total
+    return (unit_means(means, centroids) if spherical else means).astype(np.float32), total

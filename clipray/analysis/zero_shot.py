@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from clipray.analysis.nearest_centroid import Precision, native_bf16
+from clipray.analysis.normalize import l2_normalize
 
 SCORES = 2**20  # of a block of rows, unless that makes too few or too many rows
 BLOCK_ROWS = 64, 4096  # at least and at most
@@ -47,10 +48,8 @@ def class_vectors(vectors: np.ndarray, counts: np.ndarray) -> np.ndarray:
     Args:
         vectors: (t, d), the texts of a class one after the other. counts: (k,) int64, texts of each class, at least 1.
     """
-    x = vectors.astype(np.float64)
-    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    means = np.add.reduceat(x, np.cumsum(counts) - counts, axis=0) / counts[:, None]
-    return (means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    x = l2_normalize(vectors).astype(np.float64)
+    return l2_normalize(np.add.reduceat(x, np.cumsum(counts) - counts, axis=0) / counts[:, None])
 
 
 class ZeroShot:

@@ -18,7 +18,7 @@ import ray
 
 from clipray import tables
 from clipray.analysis import vector_index as vi
-from clipray.analysis.lengths import unit
+from clipray.analysis.normalize import l2_normalize
 from clipray.analysis.recall import TOPS, Nearest, nearest_exactly
 from clipray.engine.cluster import ClusterResources
 from clipray.engine.health import answers_of
@@ -103,7 +103,7 @@ def _fill(
 
 def _vectors(order: IndexSpec, source: VectorColumn, row_group: RowGroup) -> tuple[pa.Table, np.ndarray]:
     ids, x = read_finite(source, row_group)
-    return ids, unit(x) if order.metric == "cosine" else np.ascontiguousarray(x, np.float32)
+    return ids, l2_normalize(x) if order.metric == "cosine" else np.ascontiguousarray(x, np.float32)
 
 
 def _drawn(order: IndexSpec, part: IndexPart, share: float, of_queries: bool) -> Sample:

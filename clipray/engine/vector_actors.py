@@ -14,7 +14,7 @@ import ray
 
 from clipray.analysis.errors import DataError
 from clipray.analysis.kmeans import Assigned, combine
-from clipray.analysis.lengths import unit
+from clipray.analysis.normalize import l2_normalize
 from clipray.analysis.sampling import Draw, choose, merged
 from clipray.engine.cluster import ClusterResources
 from clipray.engine.health import answers_of
@@ -160,7 +160,7 @@ class VectorActor:
         for row_group in row_groups:
             ids, values = read_vectors(source, row_group)
             with np.errstate(over="ignore"):  # what becomes infinite is refused
-                x[start : start + len(ids)] = unit(values) if self._holding.normalize else values
+                x[start : start + len(ids)] = l2_normalize(values) if self._holding.normalize else values
             tables.append(ids)
             start += len(ids)
         return tables, x

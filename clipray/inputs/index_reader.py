@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.analysis import vector_index as vi
-from clipray.analysis.lengths import unit
+from clipray.analysis.normalize import l2_normalize
 from clipray.errors import DamagedError, SchemaError
 from clipray.inputs.index_files import hashes, is_as_built
 from clipray.inputs.vector_column import VectorColumn, comparable
@@ -66,7 +66,7 @@ class OpenIndex:
         """Queries (q, d) float32 as the index compares them: of unit length where its metric is the cosine."""
         if queries.shape[1] != self.index.d:
             raise SchemaError(f"index {self.name}: queries of {queries.shape[1]} values, expected {self.index.d}")
-        return unit(queries) if self.metric == "cosine" else np.ascontiguousarray(queries, np.float32)
+        return l2_normalize(queries) if self.metric == "cosine" else np.ascontiguousarray(queries, np.float32)
 
 
 def ready_index(name: str, output: Folder, source: VectorColumn) -> tables.Record:

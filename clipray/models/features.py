@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipray.analysis.normalize import l2_normalize_tensor
 from clipray.job import Feature
 from clipray.models import pooling
 from clipray.models.layers import Taps
@@ -113,12 +114,12 @@ class FeatureNetwork(torch.nn.Module):
 
     def _finished(self, feature: Feature, vectors: Tensor) -> Tensor:
         unit = self._normalize if feature.l2_after is None else feature.l2_after
-        return pooling.l2(vectors) if unit else vectors
+        return l2_normalize_tensor(vectors) if unit else vectors
 
 
 def _unit_cells(x: Tensor) -> Tensor:
     """(b, c, h, w) with cells of unit length; channels lie last in memory, which is faster to normalise and to pool."""
-    return pooling.l2(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
+    return l2_normalize_tensor(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
 
 
 def _cells(feature: Feature) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipray.analysis.normalize import l2_normalize_tensor
 from clipray.job import VECTOR, Foveal
-from clipray.models import pooling
 from clipray.models.features import Features
 from clipray.models.foveal import FovealTower
 from clipray.models.image_encoder import ImageEncoder, image_tower
@@ -36,7 +36,7 @@ class FovealNetwork(torch.nn.Module):
         return Features({}, boxes=self._finished(self.foveal(batch, boxes, owner)))
 
     def _finished(self, vectors: Tensor) -> Tensor:
-        return pooling.l2(vectors.float()) if self._normalize else vectors.float()
+        return l2_normalize_tensor(vectors.float()) if self._normalize else vectors.float()
 
 
 class FovealEncoder(ImageEncoder):

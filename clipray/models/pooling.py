@@ -11,9 +11,10 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
+
+from clipray.analysis.normalize import l2_normalize_tensor
 
 BOX_BYTES = 64 * 2**20  # of boxes cut out at a time
 Pooling = Literal["mac", "spoc", "gem"]
@@ -90,11 +91,6 @@ def gem(x: Tensor, p: float = 3.0, eps: float = 1e-6) -> Tensor:
     return _pooled(_map(x).flatten(2), 2, "gem", p, eps)
 
 
-def l2(x: Tensor, dim: int = -1) -> Tensor:
-    """`x` in float32 with unit length along `dim`; zero vectors stay zero."""
-    return F.normalize(x.float(), dim=dim)
-
-
 def pool_regions(x: Tensor, grid: np.ndarray, pooling: Pooling = "mac", p: float = 3.0) -> Tensor:
     """Raw vectors of a grid's regions, not normalised.
 
@@ -125,7 +121,7 @@ def pool_regions(x: Tensor, grid: np.ndarray, pooling: Pooling = "mac", p: float
 
 def rmac_from_regions(region_vectors: Tensor) -> Tensor:
     """Sum of the L2-normalised region vectors (b, R, c) -> (b, c) float32. The sum itself is not normalised."""
-    return l2(region_vectors).sum(1)
+    return l2_normalize_tensor(region_vectors).sum(1)
 
 
 def rmac(x: Tensor, levels: int = 2, overlap: float = 0.4) -> Tensor:

@@ -12,7 +12,7 @@ import open_clip
 import torch
 from open_clip.transformer import TextTransformer, text_global_pool
 
-from clipray.models import pooling
+from clipray.analysis.normalize import l2_normalize_tensor
 from clipray.models.load import load
 from clipray.models.precision import Batched, prove
 from clipray.models.resolve import ResolvedModel
@@ -186,7 +186,7 @@ class TextEncoder(Batched):
         def forward(rows: slice) -> np.ndarray:
             length = min(self.context_length, -int(-lengths[rows].max() // STEP) * STEP)
             x = self.network(tokens[rows, :length].to(self.device, non_blocking=True)).float()
-            return (pooling.l2(x) if self._normalize else x).cpu().numpy()
+            return (l2_normalize_tensor(x) if self._normalize else x).cpu().numpy()
 
         found = np.concatenate(self._in_batches(len(tokens), forward))
         vectors = np.empty_like(found)

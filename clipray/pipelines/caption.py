@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipray.analysis.caption_scores import clip_score, ref_clip_score, reference_score
-from clipray.analysis.lengths import unit
+from clipray.analysis.normalize import l2_normalize
 from clipray.pipelines.spec import PairSettings
 from clipray.pipelines.text import TextWork, refusal
 from clipray.tables.reasons import Rejected
@@ -27,7 +27,7 @@ class ScorePairs(TextWork[PairSettings]):
         texts = [*(captions[n] for n in good), *references]
         found = self._encode([self.settings.prefix + text for text in texts], range(len(texts)))
         own, others = found.vectors[: len(good)], found.vectors[len(good) :]
-        score = clip_score(own, unit(x[good]))
+        score = clip_score(own, l2_normalize(x[good]))
         both = ref_clip_score(score, reference_score(own, others, counts))
         for place, no in found.failed.items():
             owner = place if place < len(good) else int(np.repeat(np.arange(len(good)), counts)[place - len(good)])

@@ -16,7 +16,7 @@ import torch
 from PIL import ImageColor
 
 from clipray.analysis.depth_maps import EMPTY, depth_maps, painted, view_weights
-from clipray.analysis.lengths import unit
+from clipray.analysis.normalize import l2_normalize
 from clipray.job import VECTOR
 from clipray.models.bumps import boxes_of_masks
 from clipray.models.foveal_encoder import FovealEncoder
@@ -111,7 +111,7 @@ class CloudBlocks:
             views = self._encoder.encode(pixels).vectors[VECTOR]
         assert views is not None
         weights = np.stack([cloud.weights for cloud in clouds])
-        x = unit((views.reshape(len(clouds), VIEWS, -1) * weights[:, :, None]).sum(axis=1))
+        x = l2_normalize((views.reshape(len(clouds), VIEWS, -1) * weights[:, :, None]).sum(axis=1))
         return [
             (cloud.points, vector)
             if np.isfinite(vector).all()

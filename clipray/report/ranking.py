@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipray.analysis.lengths import unit
+from clipray.analysis.normalize import l2_normalize
 from clipray.inputs.vector_column import VectorColumn, read_ids, read_vectors
 from clipray.report.run_tables import RunTable
 
@@ -51,7 +51,7 @@ def ranked(
     """
     names = list(queries)
     q = np.stack([queries[name] for name in names]).astype(np.float64)
-    q = unit(q).astype(np.float64) if distance == "cosine" else q
+    q = l2_normalize(q).astype(np.float64) if distance == "cosine" else q
     best: list[list[tuple[float, str, Row]]] = [[] for _ in names]
     for row_group in source.row_groups:
         ids, x = read_vectors(source, row_group)
@@ -72,6 +72,6 @@ def ranked(
 def _scores(q: np.ndarray, x: np.ndarray, distance: str) -> np.ndarray:
     """(q, n), the larger the nearer."""
     if distance == "cosine":
-        return q @ unit(x).astype(np.float64).T
+        return q @ l2_normalize(x).astype(np.float64).T
     x = x.astype(np.float64)
     return -((q**2).sum(axis=1)[:, None] - 2 * q @ x.T + (x**2).sum(axis=1))

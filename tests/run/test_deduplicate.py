@@ -13,7 +13,7 @@ import yaml
 
 import clipray
 from clipray import tables
-from clipray.analysis.lengths import unit
+from clipray.analysis.normalize import l2_normalize
 from clipray.errors import ClipRayError, StaleTableError
 from clipray.storage.folder import Folder
 
@@ -45,7 +45,7 @@ def write_steps(path: Path, *steps: dict[str, Any]) -> str:
 
 def groups_of(x: np.ndarray, cluster: np.ndarray, similarity: float) -> tuple[list[set[int]], np.ndarray]:
     """Groups by a walk over all pairs, and all cosines; pairs of two clusters have none."""
-    x = unit(x).astype(np.float64)
+    x = l2_normalize(x).astype(np.float64)
     cosines = np.where(cluster[:, None] == cluster, x @ x.T, -1.0)
     np.fill_diagonal(cosines, -1)
     near, left, found = cosines >= similarity, set(range(len(x))), []

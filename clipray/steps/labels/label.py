@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import tables
-from clipray.analysis.lengths import unit
+from clipray.analysis.normalize import l2_normalize
 from clipray.inputs.classes import prompt_styles
 from clipray.inputs.vector_column import VectorColumn, open_vectors, read_finite, read_vectors, refuse_another_model
 from clipray.job import Label
@@ -118,7 +118,7 @@ def label_group(item: tuple[Task, list[RowGroup], list[str]]) -> list[tables.Sha
     known = task.source.provenance.get("normalize") == "l2"
     for row_group in group:
         ids, x = read_vectors(task.source, row_group)
-        x = x if known and x.dtype == np.float32 else unit(x)
+        x = x if known and x.dtype == np.float32 else l2_normalize(x)
         for style in styles:
             parts[style].append(_labelled(task, style, ids, x))
             if not np.isfinite(parts[style][-1]["probability"].to_numpy()).all():

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import tables
-from clipray.analysis.lengths import unit
+from clipray.analysis.normalize import l2_normalize
 from clipray.analysis.referring import others, refer
 from clipray.errors import SchemaError
 from clipray.inputs.vector_column import open_vectors, read_finite, refuse_another_model
@@ -140,7 +140,7 @@ def refer_file(item: tuple[Task, list[RowGroup], list[str]]) -> list[tables.Shar
     task, row_groups, (name,) = item
     step, wanted = task.step, (*IDS, BOX, CAPTION)
     read = [read_finite(step.source, row_group, wanted) for row_group in row_groups]
-    regions, x = pa.concat_tables([ids for ids, _ in read]), unit(np.concatenate([x for _, x in read]))
+    regions, x = pa.concat_tables([ids for ids, _ in read]), l2_normalize(np.concatenate([x for _, x in read]))
     said = regions[CAPTION].to_pylist()
     texts = list(dict.fromkeys(text for text in said if text and text.strip()))
     vectors = encode_captions(step.model, step.precision, step.settings.template, texts)

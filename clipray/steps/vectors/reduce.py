@@ -17,7 +17,7 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis import moments as mm
 from clipray.analysis import pca
-from clipray.analysis.lengths import unit
+from clipray.analysis.normalize import l2_normalize
 from clipray.errors import SchemaError
 from clipray.inputs.vector_column import VectorColumn, open_vectors, read_finite
 from clipray.job import Reduce
@@ -148,7 +148,7 @@ def prepare(settings: Reduce, given: StepContext) -> ReduceStep:
 def _read(source: VectorColumn, row_group: RowGroup, normalize: bool) -> tuple[pa.Table, np.ndarray]:
     """Identities and vectors of a row group, L2-normalised where `normalize`; a vector that is not finite is an error."""
     ids, x = read_finite(source, row_group)
-    return ids, unit(x) if normalize else x
+    return ids, l2_normalize(x) if normalize else x
 
 
 def _moments_of(item: tuple[VectorColumn, list[RowGroup], bool]) -> mm.Moments:
@@ -165,7 +165,7 @@ def _project(item: tuple[tuple[ReduceStep, pca.Projection], list[RowGroup], list
     for row_group in group:
         ids, x = _read(step.source, row_group, normalize in ("before", "both"))
         y = projection.transform(x)
-        y = unit(y) if normalize in ("after", "both") else y
+        y = l2_normalize(y) if normalize in ("after", "both") else y
         _refuse_overflow(step, ids, y)
         vectors = tables.vector_array(y, step.schema.field(step.source.column).type)
         parts.append(pa.table([*ids.columns, vectors], schema=step.schema))

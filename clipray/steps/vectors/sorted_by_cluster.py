@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipray import tables
-from clipray.analysis.lengths import unit
+from clipray.analysis.normalize import l2_normalize
 from clipray.errors import SchemaError
 from clipray.inputs.row_index import hash_strings
 from clipray.inputs.vector_column import VectorColumn, read_finite
@@ -122,7 +122,7 @@ def _sorted_row_group(source: VectorColumn, row_group: RowGroup, clusters: Clust
         raise SchemaError(
             f"{source.name}: rows that are not in {clusters.name}, {source.ids[-1]}: {some}; cluster this very table"
         )
-    vectors = tables.vector_array(unit(x), tables.vector_type(source.n_features))
+    vectors = tables.vector_array(l2_normalize(x), tables.vector_type(source.n_features))
     beside = [pa.array(clusters.cluster[at]), pa.array(clusters.distance[at]), vectors]
     return pa.table([*ids.columns, *beside], [*ids.column_names, CLUSTER, DISTANCE, VECTOR])
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipray.analysis.lengths import LONGEST, first_long_rows, surely_usable, unit
+from clipray.analysis.lengths import LONGEST, first_long_rows, surely_usable
 from clipray.errors import ClipRayError, ManifestError, SchemaError
 from clipray.inputs.classes import prompt_styles
 from clipray.inputs.known_labels import read_labelled
@@ -454,23 +454,6 @@ def test_vectors_that_are_too_long_are_refused(tmp_path: Path, kind: pa.DataType
     source = vectors_of(write(tmp_path / "v.parquet", {"id": ["a", "b", "c"], "v": v}))
     with pytest.raises(SchemaError, match=r"vectors that are longer than 4e\+18, id: 'b'; mend, scale or drop"):
         read_finite(source, source.row_groups[0])
-
-
-def test_unit_vectors_of_any_length() -> None:
-    rng = np.random.default_rng(5)
-    directions = rng.standard_normal((9, 33))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    lengths = np.array([1.0, 1e-3, 1e18, 1e30, 1e37, 1e-13, 1e-20, 1e-30, 0.0])
-    x = (directions * lengths[:, None]).astype(np.float32)
-    expected = np.where(lengths[:, None] > 0, directions, 0)
-    assert np.allclose(unit(x), expected, atol=2e-7, rtol=0)
-    assert np.allclose(
-        unit(directions * np.where(lengths == 1e30, 1e300, lengths)[:, None]), expected, atol=2e-7, rtol=0
-    )
-    plain = x[:2] / np.linalg.norm(x[:2], axis=1, keepdims=True)
-    assert np.array_equal(unit(x)[:2], plain)  # the same bits as ever
-    assert np.isnan(unit(np.array([[np.inf, 1.0], [np.nan, 1.0]]))).any(axis=1).all()
-    assert unit(np.zeros((0, 4), np.float32)).shape == (0, 4)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

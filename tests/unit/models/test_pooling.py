@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipray.models.pooling import gem, l2, mac, pool_boxes, pool_regions, region_grid, rmac, rmac_from_regions, spoc
+from clipray.analysis.normalize import l2_normalize_tensor
+from clipray.models.pooling import gem, mac, pool_boxes, pool_regions, region_grid, rmac, rmac_from_regions, spoc
 
 SHAPES = [
     (1, 1), (1, 7), (7, 1), (2, 2), (2, 3), (3, 2), (5, 2), (3, 3), (4, 9), (3, 11), (7, 7), (7, 9), (9, 7), (8, 8),
@@ -154,7 +155,7 @@ def test_half_precision_and_channels_last_maps_pool_alike() -> None:
 def test_the_sum_of_region_vectors_is_not_normalised() -> None:
     vectors = torch.tensor([[[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]]])
     torch.testing.assert_close(rmac_from_regions(vectors), torch.tensor([[0.6, 1.8]]))
-    torch.testing.assert_close(l2(vectors, 1)[0, :, 1], torch.tensor([4.0, 2.0, 0.0]) / math.sqrt(20))
+    torch.testing.assert_close(l2_normalize_tensor(vectors, 1)[0, :, 1], torch.tensor([4.0, 2.0, 0.0]) / math.sqrt(20))
 
 
 def test_a_box_of_whole_cells_is_pooled_nearly_as_a_region() -> None:
