@@ -14,7 +14,7 @@ from PIL import Image
 from support import CLIPRAY, ROOT, clipray_here
 
 from clipray.demo.clusters import look_at_clusters
-from clipray.demo.tour import nearest_pictures, style_figures
+from clipray.demo.tour import nearest_images, style_figures
 from clipray.storage.folder import Folder
 from clipray.tables import read_record, read_table
 
@@ -35,7 +35,7 @@ def test_demo_makes_tables_that_are_right(tmp_path: Path) -> None:
         "word",
         "place",
     }
-    _, same = nearest_pictures(str(demo / "images"))
+    _, same = nearest_images(str(demo / "images"))
     assert same > 0.9
     views = look_at_clusters(str(demo))
     assert (len(views), sum(view.size for view in views)) == (16, 464)

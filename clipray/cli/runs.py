@@ -144,13 +144,13 @@ def demo(
 
     Runs jobs/demo.yaml and shows the result. Needs no network.
     """
-    from clipray.demo.clusters import look_at_clusters, write_cluster_pictures
-    from clipray.demo.tour import nearest_pictures, style_figures, write_demo
+    from clipray.demo.clusters import look_at_clusters, write_cluster_images
+    from clipray.demo.tour import nearest_images, style_figures, write_demo
 
     job = write_demo(output)
     out.print(f"images: {output}/world/pictures, job file: {job}", soft_wrap=True)
     pages = run_job(job)
-    shown, same = nearest_pictures(f"{output}/images")
+    shown, same = nearest_images(f"{output}/images")
     listing = PlainTable("image", "nearest by cosine", title="What the vectors know", title_justify="left")
     for picture in shown:
         listing.add_row(picture.caption, "; ".join(f"{caption} ({cosine:.2f})" for caption, cosine in picture.nearest))
@@ -163,7 +163,7 @@ def demo(
     for view in views[:6]:
         listing.add_row(str(view.cluster_id), str(view.size), "{} ({} of {})".format(*view.commonest, view.labelled))
     out.print(listing)
-    sheet, plot = write_cluster_pictures(output, views)
+    sheet, plot = write_cluster_images(output, views)
     listing = PlainTable("images", "prompt style", "n", "top-1", "top-5", "calibration error", title="Zero-shot labels, 64 classes", title_justify="left")  # fmt: skip
     for kind, style, n, figures in style_figures(f"{output}/label_figures"):
         listing.add_row(kind, style, str(n), *(f"{figures[name]:.1%}" for name in ("top1", "top5", "ece")))

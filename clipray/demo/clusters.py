@@ -1,19 +1,18 @@
-"""The demo's clusters as pictures: a contact sheet with the most typical pictures of each, and a scatter plot."""
+"""The demo's clusters drawn: a contact sheet with the most typical images of each, and a scatter plot."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
+import polars as pl
 from PIL import Image
 
 from clipray.report.contact_sheet import contact_sheet
 from clipray.report.plots import scatter
-from clipray.tables import read_table
+from clipray.tables.scan import scan_table
 
-TYPICAL = 10  # pictures of a cluster on the sheet
+TYPICAL = 10  # images of a cluster on the sheet
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class ClusterView:
     Attributes:
         commonest: the word that most of its labels hold (a label is a colour and a shape), and how many hold it.
         labelled: how many have one.
-        typical: paths of the pictures nearest to the centroid, the nearest first.
+        typical: paths of the images nearest to the centroid, the nearest first.
     """
 
     cluster_id: int
@@ -35,35 +34,42 @@ class ClusterView:
 
 def look_at_clusters(out: str) -> list[ClusterView]:
     """What is in each cluster of the run at `out`, the largest first."""
-    pictures = read_table(f"{out}/images", ["image_id", "uri", "label"]).to_pandas()
-    rows = read_table(f"{out}/clusters").to_pandas().merge(pictures, on="image_id").sort_values("distance")
-    views = [_view(int(number), members, Path(out) / "world") for number, members in rows.groupby("cluster_id")]
+    images = scan_table(f"{out}/images").select("image_id", "uri", pl.col("label").cast(pl.String))
+    rows = scan_table(f"{out}/clusters").join(images, on="image_id").sort("distance", "image_id").collect()
+    views = [
+        _view(cluster_id, members, Path(out) / "world")
+        for (cluster_id,), members in rows.partition_by("cluster_id", as_dict=True).items()
+    ]
     return sorted(views, key=lambda view: (-view.size, view.cluster_id))
 
 
-def _view(number: int, members: pd.DataFrame, world: Path) -> ClusterView:
-    labels = members["label"].dropna()
-    counts = labels.str.split().explode().value_counts()
-    commonest = (str(counts.index[0]), int(counts.iloc[0])) if len(counts) else ("-", 0)
+def _view(cluster_id: int, members: pl.DataFrame, world: Path) -> ClusterView:
+    labels = members["label"].drop_nulls()
+    words = labels.str.split(" ").explode().value_counts().sort("count", "label", descending=[True, False])
+    commonest = words.row(0) if len(words) else ("-", 0)
     typical = [world / uri for uri in members["uri"].head(TYPICAL)]
-    return ClusterView(number, len(members), commonest, len(labels), typical)
+    return ClusterView(cluster_id, len(members), commonest, len(labels), typical)
 
 
-def write_cluster_pictures(out: str, views: list[ClusterView]) -> list[Path]:
-    """`clusters.png`, a row of typical pictures for each cluster, and `scatter.png`, the first two components."""
+def write_cluster_images(out: str, views: list[ClusterView]) -> list[Path]:
+    """`clusters.png`, a row of typical images for each cluster, and `scatter.png`, the first two components."""
     rows = [(_title(view), [Image.open(path) for path in view.typical]) for view in views]
     sheet = Path(out) / "clusters.png"
     contact_sheet(rows, side_px=96).save(sheet, optimize=True)
-    reduced = read_table(f"{out}/reduced", ["image_id", "clip"]).to_pandas()
-    rows_of = reduced.merge(read_table(f"{out}/clusters", ["image_id", "cluster_id"]).to_pandas(), on="image_id")
-    share = read_table(f"{out}/reduced_components", ["component", "variance_ratio"]).to_pandas().set_index("component")
-    axes = [f"component {n} ({share.loc[n, 'variance_ratio']:.0%} of the variance)" for n in (0, 1)]
-    points, groups = np.stack(rows_of["clip"])[:, :2], [str(number) for number in rows_of["cluster_id"]]
-    title = f"{len(points)} pictures of the demo in {len(views)} clusters"
-    return [sheet, scatter(Path(out) / "scatter.png", points, groups, title=title, axes=(axes[0], axes[1]))]
+    reduced = scan_table(f"{out}/reduced").select("image_id", "clip")
+    points = reduced.join(scan_table(f"{out}/clusters"), on="image_id", maintain_order="left").collect()
+    components = scan_table(f"{out}/reduced_components").select("component", "variance_ratio").collect()
+    shares = dict(components.iter_rows())
+    axes = [f"component {n} ({shares[n]:.0%} of the variance)" for n in (0, 1)]
+    groups = points["cluster_id"].cast(pl.String).to_list()
+    title = f"{len(points)} images of the demo in {len(views)} clusters"
+    plot = scatter(
+        Path(out) / "scatter.png", points["clip"].to_numpy()[:, :2], groups, title=title, axes=(axes[0], axes[1])
+    )
+    return [sheet, plot]
 
 
 def _title(view: ClusterView) -> str:
     label, count = view.commonest
     shown = f"; {count} of {view.labelled} labels say {label}" if count else "; none has a label"
-    return f"cluster {view.cluster_id}: {view.size} pictures{shown}"
+    return f"cluster {view.cluster_id}: {view.size} images{shown}"

@@ -60,7 +60,7 @@ def _jobs_folder() -> Path:
     return packaged if packaged.is_dir() else package.parent / "jobs"
 
 
-def nearest_pictures(table_url: str, *, examples: int = 4, top: int = 3) -> tuple[list[Neighbours], float]:
+def nearest_images(table_url: str, *, examples: int = 4, top: int = 3) -> tuple[list[Neighbours], float]:
     """Look around in the demo's `images` table.
 
     Returns:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
+import polars as pl
 
 from clipray.report.label_source import styles_of
 from clipray.report.run_tables import RunTable, RunTables
@@ -54,7 +53,7 @@ class Matrix:
 
 def right_section(run: RunTables) -> Section | LeftOut:
     """Tables of figures and matrices of the steps `evaluate_labels`."""
-    figures, confusions = run.of_kind("label_figures"), run.of_kind("confusion")
+    figures, confusions = run.of_type("label_figures"), run.of_type("confusion")
     if not figures:
         return LeftOut(TITLE, "labels were not held against known ones; a step `evaluate_labels` does that")
     listed = [(table.name, *_figures(table)) for table in figures]
@@ -68,66 +67,72 @@ def right_section(run: RunTables) -> Section | LeftOut:
 def _figures(table: RunTable) -> tuple[list[str], list[dict[str, Any]], int]:
     """Metrics, a row for each data set and style with its figures by metric, and how many rows are left out."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for part in table.parts(["data_set", "style", "metric", "value", "low", "high", "n", "baseline", "difference"]):
-        for row in part.to_pylist():
-            key = row["data_set"], row["style"]
-            entry = rows.setdefault(key, {"data_set": key[0], "style": key[1], "n": row["n"], "of": {}})
-            entry["of"][row["metric"]] = row
+    columns = ("data_set", "style", "metric", "value", "low", "high", "n", "baseline", "difference")
+    for row in table.scan(*columns).collect().iter_rows(named=True):
+        key = row["data_set"], row["style"]
+        entry = rows.setdefault(key, {"data_set": key[0], "style": key[1], "n": row["n"], "of": {}})
+        entry["of"][row["metric"]] = row
     seen = {metric for row in rows.values() for metric in row["of"]}
     return [m for m in METRICS if m in seen], list(rows.values())[:ROWS], max(len(rows) - ROWS, 0)
 
 
 def _best(figures: list[RunTable]) -> tuple[str, str] | None:
-    found = [(value, name) for table in figures for name, value in dict(table.record.figures.get("top1", {})).items()]
-    if not found:
+    top1 = [(value, name) for table in figures for name, value in dict(table.record.figures.get("top1", {})).items()]
+    if not top1:
         return None
-    value, name = max(found)
+    value, name = max(top1)
     return f"{value:.1%}", f"top-1 of {name}"
 
 
 def _matrices(run: RunTables, tables: list[RunTable]) -> tuple[list[Matrix], int]:
     """Of each data set in one style, the first of the labels' own where it is there; and how many others there are."""
-    wanted = {style for labels in run.of_kind("labels") for style in styles_of(labels)[:1]}
-    chosen: dict[tuple[str, str], tuple[str, pd.DataFrame]] = {}
+    wanted = {style for labels in run.of_type("labels") for style in styles_of(labels)[:1]}
+    chosen: dict[tuple[str, str], tuple[str, pl.DataFrame]] = {}
     total = 0
     for table in tables:
-        for (data_set, style), rows in _groups(table):
+        rows = table.scan("data_set", "style", "label", "predicted", "n").collect()
+        for (data_set, style), pairs in rows.partition_by("data_set", "style", as_dict=True).items():
             total += 1
             if style in wanted or (table.name, data_set) not in chosen:
                 name = f"{data_set}, {style}" if len(tables) == 1 else f"{table.name}: {data_set}, {style}"
-                chosen[table.name, data_set] = name, rows
+                chosen[table.name, data_set] = name, pairs
     shown = list(chosen.values())[:MATRICES]
-    return [_matrix(name, rows) for name, rows in shown], total - len(shown)
+    return [_matrix(name, pairs) for name, pairs in shown], total - len(shown)
 
 
-def _groups(table: RunTable) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
-    parts = [part.to_pandas() for part in table.parts(["data_set", "style", "label", "predicted", "n"])]
-    frame = pd.concat(parts) if parts else pd.DataFrame(columns=["data_set", "style"])
-    yield from frame.groupby(["data_set", "style"], sort=False)
-
-
-def _matrix(name: str, pairs: pd.DataFrame) -> Matrix:
-    pairs = pairs.assign(predicted=pairs["predicted"].fillna(NO_LABEL))
-    totals = pairs.groupby("label", sort=False)["n"].sum()
-    wrong = pairs[pairs["label"] != pairs["predicted"]]
-    labels = list(totals.index)
+def _matrix(name: str, pairs: pl.DataFrame) -> Matrix:
+    """Of rows `label`, `predicted` and `n`."""
+    pairs = pairs.with_columns(pl.col("predicted").fill_null(NO_LABEL))
+    totals: dict[str, int] = dict(pairs.group_by("label", maintain_order=True).agg(pl.col("n").sum()).iter_rows())
+    wrong = pairs.filter(pl.col("label") != pl.col("predicted"))
+    labels = list(totals)
     if len(labels) > CLASSES:
-        worst = set(wrong.groupby("label")["n"].sum().nlargest(CLASSES).index)
+        worst = set(_commonest(wrong, "label", CLASSES))
         labels = [label for label in labels if label in worst]
-    shown = set(labels)
-    foreign = wrong[wrong["label"].isin(shown) & ~wrong["predicted"].isin(shown)]
-    extra = foreign.groupby("predicted")["n"].sum().nlargest(max(CLASSES - len(labels), 0)).index
-    columns = [*labels, *extra]
-    x, y = ({label: n for n, label in enumerate(names)} for names in (columns, labels))
-    shades: dict[tuple[bool, float], list[str]] = {}
-    for known, given, n in zip(pairs["label"], pairs["predicted"], pairs["n"], strict=True):
-        if known in y and given in x:
-            shade = max(1, round(SHADES * float(n) / float(totals[known]))) / SHADES
-            shades.setdefault((known == given, shade), []).append(f"M{x[given]} {y[known]}h1v1h-1z")
-    paths = [(right, shade, "".join(squares)) for (right, shade), squares in sorted(shades.items())]
-    most = wrong.sort_values(["n", "label", "predicted"], ascending=[False, True, True]).head(MISTAKES)
+    foreign = wrong.filter(pl.col("label").is_in(labels) & ~pl.col("predicted").is_in(labels))
+    columns = [*labels, *_commonest(foreign, "predicted", max(CLASSES - len(labels), 0))]
+    most = wrong.sort("n", "label", "predicted", descending=[True, False, False]).head(MISTAKES)
     mistakes = [
-        (known, given, int(n), float(n) / float(totals[known]))
-        for known, given, n in zip(most["label"], most["predicted"], most["n"], strict=True)
+        (known, given, n, n / totals[known]) for known, given, n in most.select("label", "predicted", "n").iter_rows()
     ]
-    return Matrix(name, labels, columns, paths, len(totals) - len(labels), mistakes, int(wrong["n"].sum()), int(totals.sum()))  # fmt: skip
+    shades = _shades(pairs, totals, labels, columns)
+    return Matrix(name, labels, columns, shades, len(totals) - len(labels), mistakes, int(wrong["n"].sum()), sum(totals.values()))  # fmt: skip
+
+
+def _commonest(pairs: pl.DataFrame, column: str, most: int) -> list[str]:
+    """The values of a column that stand for the most rows."""
+    rows = pairs.group_by(column).agg(pl.col("n").sum()).sort("n", column, descending=[True, False])
+    return rows[column].head(most).to_list()
+
+
+def _shades(
+    pairs: pl.DataFrame, totals: dict[str, int], labels: list[str], columns: list[str]
+) -> list[tuple[bool, float, str]]:
+    """See `Matrix.shades`."""
+    x, y = ({label: n for n, label in enumerate(names)} for names in (columns, labels))
+    squares: dict[tuple[bool, float], str] = {}
+    for known, given, n in pairs.select("label", "predicted", "n").iter_rows():
+        if known in y and given in x:
+            key = known == given, max(1, round(SHADES * n / totals[known])) / SHADES
+            squares[key] = squares.get(key, "") + f"M{x[given]} {y[known]}h1v1h-1z"
+    return [(right, shade, path) for (right, shade), path in sorted(squares.items())]

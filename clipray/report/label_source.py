@@ -1,15 +1,13 @@
-"""What rows of a run are labelled as: known labels where the pictures' table has them, else those that a model gave."""
+"""What rows of a run are labelled as: known labels where the table of images has them, else those that a model gave."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
+import polars as pl
 
 from clipray.inputs.row_index import hash_strings
 from clipray.report.run_tables import RunTable, RunTables
@@ -19,13 +17,19 @@ MOST_NAMES = 100_000  # of labels that are counted
 NO_LABEL = ""
 
 
+def draw(column: str) -> pl.Expr:
+    """Hashes of a column of names. Rows with the least ones are a sample, the same in any order of the table."""
+    return pl.col(column).map_batches(
+        lambda names: pl.Series(hash_strings(names.to_arrow(), SALT)), return_dtype=pl.UInt64, is_elementwise=True
+    )
+
+
 @dataclass(frozen=True)
 class Labels:
     """A column of labels.
 
     Attributes:
         key: the column that names its rows. style: only rows of this prompt style; None: all rows.
-        known: whether they are known, and not given by a model.
     """
 
     table: RunTable
@@ -35,6 +39,7 @@ class Labels:
 
     @property
     def known(self) -> bool:
+        """Whether they are known, and not given by a model."""
         return self.style is None
 
     @property
@@ -43,35 +48,34 @@ class Labels:
         return (self.key,) if self.known else self.table.ids
 
     @property
-    def said(self) -> str:
+    def title(self) -> str:
         return f"known label, {self.table.name}.{self.column}" if self.known else f"label given ({self.style})"
 
-    def of(self, names: set[str]) -> dict[str, str]:
+    def of(self, names: Collection[str]) -> dict[str, str]:
         """The labels of these rows, by their names; rows without one are left out."""
-        columns = [self.key, self.column, *(["style"] if self.style else [])]
-        rows = self.table.where(self.key, names, columns)
+        style = ["style"] if self.style else []
+        rows = self.table.where(self.key, names, self.key, self.column, *style)
         return {
             row[self.key]: str(row[self.column])
             for row in rows
             if row[self.column] is not None and (self.style is None or row["style"] == self.style)
         }
 
-    def parts(self, *columns: str) -> Iterator[pa.Table]:
+    def shards(self, *columns: str) -> Iterator[pl.DataFrame]:
         """Its rows, shard by shard: `_label`, the columns that name a row, and others of the table."""
         style = ["style"] if self.style else []
-        for part in self.table.parts([*self.ids, self.column, *style, *columns]):
-            rows = part if self.style is None else part.filter(pc.equal(part["style"], self.style))
-            label = rows[self.column].cast(pa.string()).fill_null(NO_LABEL)
-            yield pa.table({"_label": label, **{name: rows[name] for name in (*self.ids, *columns)}})
+        label = pl.col(self.column).cast(pl.String).fill_null(NO_LABEL).alias("_label")
+        for rows in self.table.shards(*self.ids, self.column, *style, *columns):
+            styled = rows if self.style is None else rows.filter(pl.col("style").cast(pl.String) == self.style)
+            yield styled.select(label, *self.ids, *columns)
 
 
 def label_sources(run: RunTables) -> list[Labels]:
-    """Columns of labels of whole rows, the known ones first, then those given, a style each."""
-    known = [Labels(table, "image_id", run.label) for table in run.pictures if run.has_label(table)]
-    given = [
-        Labels(table, table.ids[-1], "label", style) for table in run.of_kind("labels") for style in styles_of(table)
+    """Columns of labels of whole rows, the known ones first, then those that a model gave, a style each."""
+    known = [Labels(table, "image_id", run.label) for table in run.images if run.has_label(table)]
+    return known + [
+        Labels(table, table.ids[-1], "label", style) for table in run.of_type("labels") for style in styles_of(table)
     ]
-    return [*known, *given]
 
 
 def styles_of(table: RunTable) -> list[str]:
@@ -79,34 +83,27 @@ def styles_of(table: RunTable) -> list[str]:
     named = table.record.figures.get("styles")
     if named:
         return list(named)
-    first = next(iter(table.parts(["style"])), None)
-    return [] if first is None else pc.unique(first["style"]).to_pylist()
+    first = next(table.shards("style"), None)
+    return [] if first is None else first["style"].cast(pl.String).unique(maintain_order=True).to_list()
 
 
-@dataclass
-class Counted:
+@dataclass(frozen=True)
+class LabelCounts:
     """How many rows have each label (NO_LABEL: none), and some rows of each, drawn by their names."""
 
     counts: Counter[str]
-    examples: dict[str, list[dict[str, object]]]
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     too_many: bool = False
 
 
-def count_labels(labels: Labels, examples: int, *columns: str) -> Counted:
-    """One pass over a column of labels. Draws `examples` rows of each label, the same ones in any order of the table."""
-    counts, drawn = Counter[str](), pd.DataFrame()
-    for part in labels.parts(*columns):
-        frame = part.to_pandas()
-        counts.update(frame["_label"].value_counts().to_dict())
+def count_labels(labels: Labels, examples: int, *columns: str) -> LabelCounts:
+    """One pass over a column of labels. Draws `examples` rows of each label."""
+    counts, drawn = Counter[str](), pl.DataFrame()
+    for rows in labels.shards(*columns):
+        counts.update(dict(rows["_label"].value_counts().iter_rows()))
         if len(counts) > MOST_NAMES:
-            return Counted(counts, {}, too_many=True)
-        if examples:
-            frame["_draw"] = hash_strings(part[labels.key], SALT)
-            drawn = _first(pd.concat([drawn, _first(frame, examples)]), examples)
-    found = {str(name): rows.to_dict("records") for name, rows in drawn.groupby("_label")} if len(drawn) else {}
-    return Counted(counts, found)
-
-
-def _first(frame: pd.DataFrame, examples: int) -> pd.DataFrame:
-    ordered = frame.iloc[np.argsort(frame["_draw"].to_numpy(), kind="stable")]
-    return ordered.groupby("_label", sort=False).head(examples)
+            return LabelCounts(counts, too_many=True)
+        drawn = pl.concat([drawn, rows], how="diagonal").sort(draw(labels.key), maintain_order=True)
+        drawn = drawn.group_by("_label", maintain_order=True).head(examples)
+    by_label = drawn.partition_by("_label", as_dict=True) if len(drawn) else {}
+    return LabelCounts(counts, {label: rows.to_dicts() for (label,), rows in by_label.items()})

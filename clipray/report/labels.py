@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from clipray.report.label_source import NO_LABEL, Counted, Labels, count_labels, label_sources
+from clipray.report.label_source import NO_LABEL, LabelCounts, Labels, count_labels, label_sources
 from clipray.report.run_tables import RunTables
 from clipray.report.section import LeftOut, Section
 from clipray.report.tiles import Album, Tile
@@ -51,28 +51,28 @@ def labels_section(run: RunTables, album: Album, examples: int) -> Section | Lef
     if not by_table and known is None:
         return LeftOut(TITLE, f"no table of labels, and no column `{run.label}`; a step `label` gives some")
     examples = min(examples, PER_LABEL)
-    told = count_labels(known, 0 if by_table else examples) if known else None
+    known_counts = count_labels(known, 0 if by_table else examples) if known else None
     groups = list(by_table.items())[:TABLES]
-    shown = [_given(name, styles, told, album, examples) for name, styles in groups]
-    if not shown and known is not None and told is not None:
-        shown = [_labelling(known.table.name, known.ids, ["rows"], [told], album, given=False)]
+    shown = [_given(name, styles, known_counts, album, examples) for name, styles in groups]
+    if not shown and known is not None and known_counts is not None:
+        shown = [_labelling(known.table.name, known.ids, ["rows"], [known_counts], album, given=False)]
     values = {"labellings": shown, "more": list(by_table)[TABLES:]}
     used = [each.name for each in shown] + ([known.table.name] if known else [])
     return Section("labels", TITLE, values, tuple(dict.fromkeys(used)))
 
 
-def _given(name: str, styles: list[Labels], told: Counted | None, album: Album, examples: int) -> Labelling:
+def _given(name: str, styles: list[Labels], known: LabelCounts | None, album: Album, examples: int) -> Labelling:
     """Of the first style; the known labels beside it."""
     first, *others = styles
     counted, columns = [count_labels(first, examples, "probability")], [str(first.style)]
-    if told and not told.too_many:
-        counted, columns = [*counted, told], [*columns, "known"]
-    made = _labelling(name, first.ids, columns, counted, album, given=True)
-    return replace(made, others=[str(style.style) for style in others])
+    if known and not known.too_many:
+        counted, columns = [*counted, known], [*columns, "known"]
+    labelling = _labelling(name, first.ids, columns, counted, album, given=True)
+    return replace(labelling, others=[str(style.style) for style in others])
 
 
 def _labelling(
-    name: str, ids: tuple[str, ...], columns: list[str], counted: list[Counted], album: Album, *, given: bool
+    name: str, ids: tuple[str, ...], columns: list[str], counted: list[LabelCounts], album: Album, *, given: bool
 ) -> Labelling:
     first = counted[0]
     counts = {label: n for label, n in first.counts.items() if label != NO_LABEL}

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
+import polars as pl
 
 from clipray import tables
 from clipray.report.run_tables import RunTables
 from clipray.report.section import LeftOut, Section
+from clipray.tables.scan import scan_table
 
 FIGURES = 24  # of a step: those of the whole
 
@@ -18,19 +15,18 @@ FIGURES = 24  # of a step: those of the whole
 def metrics_section(run: RunTables) -> Section | LeftOut:
     """Figures of the whole, step by step; figures of parts are only counted."""
     title, folder = "Metrics", run.output.sub("metrics")
-    names = {table.name for table in run.tables}
-    found: dict[str, list[dict[str, Any]]] = {}
-    parts: Counter[str] = Counter()
-    present = tables.read_record(folder) is not None
-    for part in tables.iter_table(folder.url) if present else ():
-        own = part.filter(pc.is_in(part["step"], pa.array(sorted(names), pa.string())))
-        whole = own.filter(pc.is_null(own["group"]))
-        parts.update(own.filter(pc.is_valid(own["group"]))["step"].to_pylist())
-        for row in whole.slice(0, FIGURES).to_pylist():
-            found.setdefault(row["step"], []).append(row)
-    steps = [name for name in (table.name for table in run.tables) if name in found or parts[name]]
+    names = [table.name for table in run.tables]
+    if tables.read_record(folder) is None:
+        return LeftOut(title, "no step measured anything")
+    rows = scan_table(folder.url).filter(pl.col("step").is_in(names)).collect()
+    steps = {step: members for (step,), members in rows.partition_by("step", as_dict=True).items()}
     if not steps:
         return LeftOut(title, "no step measured anything")
-    blocks = [(name, found[name], parts[name]) for name in steps if found.get(name)]
-    only_parts = [(name, parts[name]) for name in steps if not found.get(name)]
+    blocks, only_parts = [], []
+    for name in (name for name in names if name in steps):
+        whole, parts = (steps[name].filter(pl.col("group").is_null() == is_whole) for is_whole in (True, False))
+        if len(whole):
+            blocks.append((name, whole.head(FIGURES).to_dicts(), len(parts)))
+        else:
+            only_parts.append((name, len(parts)))
     return Section("metrics", title, {"blocks": blocks, "only_parts": only_parts})

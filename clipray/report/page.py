@@ -42,10 +42,10 @@ def make_page(run: RunTables, title: str, settings: Report) -> Page:
         SchemaError: a table is not whole.
     """
     album = Album(settings.thumbnail_px)
-    made = [section() for section in _sections(run, album, settings)]
+    sections = [section() for section in _sections(run, album, settings)]
     album.load(run)
-    shown = [section for section in made if isinstance(section, Section)]
-    left_out = [section for section in made if isinstance(section, LeftOut)]
+    shown = [section for section in sections if isinstance(section, Section)]
+    left_out = [section for section in sections if isinstance(section, LeftOut)]
     headlines = [line for section in shown for line in section.headlines]
     html = _environment().get_template("report/page.html").render(
         title=title, sections=shown, left_out=left_out, headlines=headlines, made=tables.now(), version=__version__,
@@ -73,12 +73,12 @@ def _environment() -> Any:
     """Escapes all that it is given; strings of the data are cut at LONGEST and lose what cannot be seen."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    found = Environment(
+    environment = Environment(
         loader=PackageLoader("clipray.report", "pages"), autoescape=True, finalize=_shown, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    found.filters |= {"figure": figure, "seconds": seconds, "whole": _Whole, "breaking": _breaking}
-    return found
+    environment.filters |= {"figure": figure, "seconds": seconds, "whole": _Whole, "breaking": _breaking}
+    return environment
 
 
 class _Whole(str):

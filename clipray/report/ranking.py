@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from clipray.analysis.normalize import l2_normalize
-from clipray.inputs.vector_column import VectorColumn, read_ids, read_vectors
+from clipray.inputs.vector_column import VectorColumn, read_vectors
+from clipray.inputs.vector_lookup import Gatherer, open_lookup
 from clipray.report.run_tables import RunTable
 
 MOST_ROWS = 1_000_000  # that a page ranks
@@ -19,25 +20,19 @@ Row = dict[str, str]
 
 def listed(table: RunTable, queries: Sequence[str], top: int) -> dict[str, list[tuple[Row, float]]]:
     """The first `top` answers of each query in a table of neighbours, with their scores; its own entry is left out."""
-    found: dict[str, list[tuple[int, Row, float]]] = {query: [] for query in queries}
-    for row in table.where("query_id", set(queries), ["query_id", "rank", "score", *table.ids]):
-        if row[table.ids[-1]] != row["query_id"]:
-            found[row["query_id"]].append((row["rank"], {name: row[name] for name in table.ids}, row["score"]))
-    ordered = {query: sorted(rows, key=lambda entry: entry[0])[:top] for query, rows in found.items()}
-    return {query: [(ids, score) for _, ids, score in rows] for query, rows in ordered.items()}
+    wanted = pl.col("query_id").is_in(queries) & (pl.col("query_id") != pl.col(table.ids[-1]))
+    lists = table.scan("query_id", "rank", "score", *table.ids).filter(wanted)
+    rows = lists.collect(engine="streaming").sort("rank").group_by("query_id", maintain_order=True).head(top)
+    answers: dict[str, list[tuple[Row, float]]] = {query: [] for query in queries}
+    for row in rows.iter_rows(named=True):
+        answers[row["query_id"]].append(({name: row[name] for name in table.ids}, row["score"]))
+    return answers
 
 
 def vectors_of(source: VectorColumn, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The vectors (d,) of these rows, by their names; a row that is not there is left out."""
-    found: dict[str, np.ndarray] = {}
-    wanted = pa.array(sorted(set(names)), pa.string())
-    for row_group in source.row_groups:
-        if len(found) < len(wanted) and pc.any(pc.is_in(read_ids(source, row_group), wanted)).as_py():
-            ids, x = read_vectors(source, row_group)
-            own = ids[source.ids[-1]]
-            for n in np.flatnonzero(pc.is_in(own, wanted).to_numpy()).tolist():
-                found[own[n].as_py()] = x[n]
-    return found
+    vectors = Gatherer(open_lookup(source))(pa.chunked_array([names], pa.string())).to_numpy(zero_copy_only=False)
+    return {name: vector for name, vector in zip(names, vectors, strict=True) if vector is not None}
 
 
 def ranked(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow.compute as pc
+import polars as pl
 
 from clipray import tables
 from clipray.report.run_tables import RunTable, RunTables
@@ -37,19 +37,17 @@ def rejects_section(run: RunTables) -> Section | LeftOut:
 
 def _samples(run: RunTables, table: RunTable) -> list[dict[str, Any]]:
     """The first rejects of each reason."""
-    folder, wanted = run.output.sub(f"rejects/{table.name}"), table.record.rejects_by_reason
-    found: dict[str, list[dict[str, Any]]] = {}
+    folder, counts = run.output.sub(f"rejects/{table.name}"), table.record.rejects_by_reason
+    samples: dict[str, list[dict[str, Any]]] = {}
     for name in tables.shard_names(folder):
-        if all(len(found.get(reason, ())) >= min(n, PER_REASON) for reason, n in wanted.items()):
+        if all(len(samples.get(reason, ())) >= min(n, PER_REASON) for reason, n in counts.items()):
             break
-        part = tables.read_shard(folder, name)
-        own = [column for column in part.column_names if column not in ("stage", "reason", "message")]
-        for reason in part["reason"].unique().to_pylist():
-            kept = found.setdefault(reason, [])
-            rows = part.filter(pc.equal(part["reason"], reason)).slice(0, PER_REASON - len(kept))
-            for row in rows.to_pylist():
-                named = [(column, row[column]) for column in own if row[column] is not None]
-                kept.append(
-                    {"table": table.name, "named": named, **{k: row[k] for k in ("stage", "reason", "message")}}
-                )
-    return [row for rows in found.values() for row in rows]
+        rows = pl.DataFrame(tables.read_shard(folder, name))
+        columns = [column for column in rows.columns if column not in ("stage", "reason", "message")]
+        for row in rows.group_by("reason", maintain_order=True).head(PER_REASON).iter_rows(named=True):
+            of_reason = samples.setdefault(row["reason"], [])
+            if len(of_reason) < PER_REASON:
+                named = [(column, row[column]) for column in columns if row[column] is not None]
+                why = {name: row[name] for name in ("stage", "reason", "message")}
+                of_reason.append({"table": table.name, "named": named, **why})
+    return [row for rows in samples.values() for row in rows]

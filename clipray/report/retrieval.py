@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipray.analysis.retrieval import EASY, PROTOCOLS, RELATIONS
 from clipray.errors import ClipRayError
 from clipray.inputs.relevance import open_relevance, read_relevance
-from clipray.inputs.row_index import hash_strings
 from clipray.inputs.vector_column import open_vectors
 from clipray.job import Column
-from clipray.report.label_source import SALT
+from clipray.report.label_source import draw
 from clipray.report.ranking import MOST_ROWS, Row, listed, ranked, vectors_of
 from clipray.report.run_tables import RunTable, RunTables, open_table
 from clipray.report.section import Headline, LeftOut, Section
@@ -49,13 +49,13 @@ class Ranking:
     """A table of retrieval figures, or of neighbours.
 
     Attributes:
-        said: by which protocol and distance the examples are. bins: queries by tenths of average precision.
+        title: by which protocol and distance the examples are. bins: queries by tenths of average precision.
         why: why there are no examples. score: what stands below an answer.
     """
 
     name: str
     of: str
-    said: str
+    title: str
     queries: int
     bins: list[int]
     examples: list[Example]
@@ -65,7 +65,7 @@ class Ranking:
 
 def retrieval_section(run: RunTables, album: Album, examples: int) -> Section | LeftOut:
     """Measured rankings first; then lists of neighbours of which nothing was measured."""
-    measured, lists = run.of_kind("retrieval"), run.of_kind("neighbours")
+    measured, lists = run.of_type("retrieval"), run.of_type("neighbours")
     if not measured and not lists:
         return LeftOut(TITLE, "no ranking; a step `search` makes one, `evaluate_retrieval` says how good it is")
     shown = [_measured(run, table, album, examples) for table in measured[:TABLES]]
@@ -91,44 +91,39 @@ def _means(table: RunTable) -> list[dict[str, Any]]:
 
 def _headlines(measured: list[RunTable]) -> tuple[Headline, ...]:
     """The best mean average precision of the protocol that examples are of."""
-    found = [
+    means = [
         (value, f"{table.name}, {group.replace('/', ', ')}")
         for table in measured
         for group, value in dict(table.record.figures.get("mAP", {})).items()
         if group.startswith(("medium", "all"))
     ]
-    best = max(found, key=lambda each: each[0], default=None)
+    best = max(means, key=lambda each: each[0], default=None)
     return ((f"{best[0]:.3f}", f"mean average precision, {best[1]}"),) if best else ()
 
 
 def _measured(run: RunTables, table: RunTable, album: Album, examples: int) -> Ranking:
-    rows = _figures(table)
-    protocol, distance = rows["protocol"][0].as_py(), rows["distance"][0].as_py()
-    ap = rows["ap"].to_numpy()
-    order = np.lexsort((rows["query_id"].to_numpy().astype(str), ap))
-    chosen = rows.take(pa.array(order[np.unique(np.linspace(0, len(order) - 1, QUERIES).round().astype(int))]))
-    chosen = chosen.to_pylist()
-    bins = np.histogram(ap, BINS, (0, 1))[0].tolist()
+    rows = _figures(table).sort("ap", "query_id")
+    protocol, distance = rows["protocol"][0], rows["distance"][0]
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, QUERIES).round().astype(int))].to_dicts()
+    bins = np.histogram(rows["ap"], BINS, (0, 1))[0].tolist()
     name, of = table.name, str(table.record.inputs.get("input"))
-    said = f"protocol {protocol}" + ("" if distance == "given" else f", {distance} distance")
+    title = f"protocol {protocol}" + ("" if distance == "given" else f", {distance} distance")
     try:
-        answers, kind = _answers(run, table, [row["query_id"] for row in chosen], distance, examples)
+        answers, id_column = _answers(run, table, [row["query_id"] for row in chosen], distance, examples)
         relations = _relations(table, set(answers))
     except ClipRayError as error:
-        return Ranking(name, of, said, len(ap), bins, [], f"Its answers are not shown: {error}")
-    shown = [_example(album, row, answers.get(row["query_id"], []), relations, protocol, kind) for row in chosen]
+        return Ranking(name, of, title, len(rows), bins, [], f"Its answers are not shown: {error}")
+    shown = [_example(album, row, answers.get(row["query_id"], []), relations, protocol, id_column) for row in chosen]
     score = {"cosine": "cosine", "l2": "squared distance"}.get(distance, "score")
-    return Ranking(name, of, said, len(ap), bins, shown, score=score)
+    return Ranking(name, of, title, len(rows), bins, shown, score=score)
 
 
-def _figures(table: RunTable) -> pa.Table:
+def _figures(table: RunTable) -> pl.DataFrame:
     """The rows of one protocol, `medium` where there is one, and of the first distance."""
-    columns = ["query_id", "protocol", "distance", "ap", "first_rank", "positives", "found"]
-    rows = pa.concat_tables(list(table.parts(columns)))
-    protocols = pc.unique(rows["protocol"]).to_pylist()
-    wanted = "medium" if "medium" in protocols else protocols[0]
-    rows = rows.filter(pc.equal(rows["protocol"], wanted))
-    return rows.filter(pc.equal(rows["distance"], rows["distance"][0]))
+    rows = table.scan("query_id", "protocol", "distance", "ap", "first_rank", "positives", "found").collect()
+    protocol = "medium" if "medium" in rows["protocol"] else rows["protocol"][0]
+    rows = rows.filter(pl.col("protocol") == protocol)
+    return rows.filter(pl.col("distance") == pl.col("distance").first())
 
 
 def _answers(run: RunTables, table: RunTable, queries: list[str], distance: str, examples: int) -> tuple[Answers, str]:
@@ -138,27 +133,27 @@ def _answers(run: RunTables, table: RunTable, queries: list[str], distance: str,
     if "neighbours" in record.settings:
         folder = Folder(absolute(of)) if "/" in of else run.output.sub(of)
         lists = _opened(of, folder)
-        return listed(lists, queries, top), _kind(str(lists.record.inputs.get("input")), run)
-    given = dict(record.settings["input"])
-    source = open_vectors(Column(**given) if "path" in given else of, run.output)
+        return listed(lists, queries, top), _id_column(str(lists.record.inputs.get("input")), run)
+    column = dict(record.settings["input"])
+    source = open_vectors(Column(**column) if "path" in column else of, run.output)
     if source.n_samples > MOST_ROWS:
         raise ClipRayError(f"{source.n_samples:,} rows are too many to rank for a page; a step `search` lists them")
     other = dict(record.provenance.get("inputs") or {}).get("queries")
-    asked = dict(record.settings.get("queries") or {})
-    queried = source if not asked else open_vectors(Column(**asked) if "path" in asked else str(other), run.output)
+    column = dict(record.settings.get("queries") or {})
+    queried = source if not column else open_vectors(Column(**column) if "path" in column else str(other), run.output)
     vectors = vectors_of(queried, queries)
-    found = ranked(source, vectors, top, distance=distance, without_own=not asked) if vectors else {}
-    return found, queried.ids[-1]
+    answers = ranked(source, vectors, top, distance=distance, without_own=not column) if vectors else {}
+    return answers, queried.ids[-1]
 
 
 def _opened(name: str, folder: Folder) -> RunTable:
-    found = open_table(name, folder)
-    if found is None:
-        raise ClipRayError(f"{name} is no finished table")
-    return found
+    table = open_table(name, folder)
+    if table is None:
+        raise ClipRayError(f"{name} is not a finished table")
+    return table
 
 
-def _kind(source: str, run: RunTables) -> str:
+def _id_column(source: str, run: RunTables) -> str:
     """The column that names the rows of a vector column such as `images.clip`; `id` where that is not known."""
     name = source.rpartition(".")[0]
     columns = next((each.record.columns for each in (*run.tables, *run.texts) if each.name == name), {})
@@ -167,18 +162,18 @@ def _kind(source: str, run: RunTables) -> str:
 
 def _relations(table: RunTable, queries: set[str]) -> Relations:
     """What the ground truth says of these queries. Raises ClipRayError where it cannot be read."""
-    given = table.record.settings["ground_truth"]
-    truth = read_relevance(open_relevance(given["path"], given["query_id"], given["answer_id"]))
+    columns = table.record.settings["ground_truth"]
+    truth = read_relevance(open_relevance(columns["path"], columns["query_id"], columns["answer_id"]))
     wanted = pc.is_in(truth.queries, pa.array(sorted(queries), pa.string())).to_numpy(zero_copy_only=False)
-    found: Relations = {}
+    relations: Relations = {}
     for pair in np.flatnonzero(wanted[truth.query]).tolist():
         query, answer = truth.queries[truth.query[pair]].as_py(), truth.answers[truth.answer[pair]].as_py()
-        found.setdefault(query, {})[answer] = RELATIONS[truth.relation[pair]]
-    return found
+        relations.setdefault(query, {})[answer] = RELATIONS[truth.relation[pair]]
+    return relations
 
 
 def _example(
-    album: Album, row: dict[str, Any], answers: list[tuple[Row, float]], relations: Relations, protocol: str, kind: str
+    album: Album, row: dict[str, Any], answers: list[tuple[Row, float]], relations: Relations, protocol: str, id_column: str
 ) -> Example:  # fmt: skip
     known, tiles = relations.get(row["query_id"], {}), []
     positive = [RELATIONS[n] for n in PROTOCOLS.get(protocol, (EASY,))]
@@ -189,7 +184,7 @@ def _example(
     note = f"{row['positives']} to find"
     note += f", {row['found']} listed" if row["found"] < row["positives"] else ""
     note += f"; the first at rank {row['first_rank']}" if row["first_rank"] is not None else "; none found"
-    return Example(album.tile({kind: row["query_id"]}, "", "query"), row["ap"], note, tiles)
+    return Example(album.tile({id_column: row["query_id"]}, "", "query"), row["ap"], note, tiles)
 
 
 def _plain(run: RunTables, table: RunTable, album: Album, examples: int) -> Ranking:
@@ -197,9 +192,9 @@ def _plain(run: RunTables, table: RunTable, album: Album, examples: int) -> Rank
     queries = _draw(table)
     answers = listed(table, queries, examples)
     source = str(table.record.inputs.get("input"))
-    kind = _kind(source, run)
+    id_column = _id_column(source, run)
     shown = [
-        Example(album.tile({kind: query}, "", "query"), None, "",
+        Example(album.tile({id_column: query}, "", "query"), None, "",
                 [album.tile(ids, f"{score:.3f}") for ids, score in answers[query]])
         for query in queries
     ]  # fmt: skip
@@ -208,11 +203,6 @@ def _plain(run: RunTables, table: RunTable, album: Album, examples: int) -> Rank
 
 def _draw(table: RunTable) -> list[str]:
     """Queries with the least hashes."""
-    drawn: dict[str, int] = {}
-    for part in table.parts(["query_id", "rank"]):
-        firsts = part.filter(pc.equal(part["rank"], 1))["query_id"]
-        hashes = hash_strings(firsts, SALT)
-        least = np.argsort(hashes, kind="stable")[:PLAIN_QUERIES]
-        drawn |= dict(zip(firsts.take(pa.array(least)).to_pylist(), hashes[least].tolist(), strict=True))
-        drawn = dict(sorted(drawn.items(), key=lambda item: item[1])[:PLAIN_QUERIES])
-    return list(drawn)
+    queries = table.scan("query_id", "rank").filter(pl.col("rank") == 1).select("query_id")
+    drawn = queries.bottom_k(PLAIN_QUERIES, by=draw("query_id")).collect(engine="streaming")
+    return drawn.sort(draw("query_id"))["query_id"].to_list()

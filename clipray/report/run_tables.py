@@ -1,17 +1,17 @@
-"""The tables of a run that a page is made of, found by their kind, and read a shard at a time."""
+"""The tables of a run that a page is made of, found by their type, and read a shard at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import polars as pl
 
 from clipray import tables
 from clipray.storage.folder import Folder, absolute, split
+from clipray.tables.scan import scan_table
 
 STRINGS = ("string", "large_string")
 LABELS = (*STRINGS, "int8", "int16", "int32", "int64")  # types of a column of labels
@@ -26,26 +26,32 @@ class RunTable:
     record: tables.Record
 
     @property
-    def kind(self) -> str:
+    def type(self) -> str:
+        """The table type, such as `images`."""
         return self.record.table
 
     @property
     def ids(self) -> tuple[str, ...]:
         """Columns that name a row, the last of which is its own name."""
-        fixed = {column["name"] for column in tables.table_schema(self.kind)["columns"]}
-        return tuple(name for name, kind in self.record.columns.items() if name not in fixed and kind in STRINGS)
+        fixed = {column["name"] for column in tables.table_schema(self.type)["columns"]}
+        return tuple(name for name, dtype in self.record.columns.items() if name not in fixed and dtype in STRINGS)
 
-    def parts(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Its shards, one after the other."""
-        return tables.iter_table(self.folder.url, list(dict.fromkeys(columns)))
+    def scan(self, *columns: str) -> pl.LazyFrame:
+        """These columns, read a shard at a time."""
+        columns = tuple(dict.fromkeys(columns))
+        return scan_table(self.folder.url, columns).select(columns)
 
-    def where(self, column: str, wanted: set[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """The rows with one of these values, as plain values of `columns`."""
-        if not wanted:
-            return
-        values = pa.array(sorted(wanted), pa.string())
-        for part in self.parts([column, *columns]):
-            yield from part.filter(pc.is_in(part[column].cast(pa.string()), values)).select(list(columns)).to_pylist()
+    def shards(self, *columns: str) -> Iterator[pl.DataFrame]:
+        """These columns of its shards, one after the other."""
+        for shard in tables.iter_table(self.folder.url, columns := tuple(dict.fromkeys(columns))):
+            yield pl.DataFrame(shard.select(columns))
+
+    def where(self, column: str, values: Collection[str], *columns: str) -> list[dict[str, Any]]:
+        """These columns of the rows with one of these values."""
+        if not values:
+            return []
+        rows = self.scan(column, *columns).filter(pl.col(column).cast(pl.String).is_in(sorted(values)))
+        return rows.select(columns).collect(engine="streaming").to_dicts()
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class RunTables:
     Attributes:
         tables: finished ones, in the order in which they are shown.
         absent: names of those that should be there and are not finished.
-        label: the column with known labels, in the table of pictures.
+        label: the column with known labels, in the table of images.
     """
 
     output: Folder
@@ -63,17 +69,17 @@ class RunTables:
     absent: tuple[str, ...] = ()
     label: str = "label"
 
-    def of_kind(self, kind: str) -> list[RunTable]:
-        return [table for table in self.tables if table.kind == kind]
+    def of_type(self, table_type: str) -> list[RunTable]:
+        return [table for table in self.tables if table.type == table_type]
 
-    def beside(self, table: RunTable, suffix: str) -> RunTable | None:
-        """The table that a step writes beside its own: `clusters_centroids`."""
+    def companion(self, table: RunTable, suffix: str) -> RunTable | None:
+        """The companion table that the step of a table writes, such as `clusters_centroids`."""
         name = f"{table.name}_{suffix}"
         return open_table(name, _home(table).sub(name))
 
     @cached_property
-    def pictures(self) -> list[RunTable]:
-        """Tables that know where pictures lie: of this run, or of another that its vectors come from."""
+    def images(self) -> list[RunTable]:
+        """Tables that know where images lie: of this run, or of another that its vectors come from."""
         return self._known("images")
 
     @cached_property
@@ -85,27 +91,27 @@ class RunTables:
         return self._known("texts")
 
     def has_label(self, table: RunTable) -> bool:
-        """Whether a table of pictures has the column with known labels."""
-        kind = table.record.columns.get(self.label, "")
-        return kind in LABELS or kind.startswith("dictionary<values=string")
+        """Whether a table of images has the column with known labels."""
+        dtype = table.record.columns.get(self.label, "")
+        return dtype in LABELS or dtype.startswith("dictionary<values=string")
 
-    def _known(self, kind: str) -> list[RunTable]:
-        found = {table.folder.url: table for table in (*self.tables, *self._others) if table.kind == kind}
-        return list(found.values())
+    def _known(self, table_type: str) -> list[RunTable]:
+        by_url = {table.folder.url: table for table in (*self.tables, *self._others) if table.type == table_type}
+        return list(by_url.values())
 
     @cached_property
     def _others(self) -> list[RunTable]:
         """Tables that those of the run were made of, and those that they were made of, wherever they lie."""
-        found: dict[str, RunTable] = {}
+        others: dict[str, RunTable] = {}
         todo = [(table, self.output) for table in self.tables]
         while todo:
             table, home = todo.pop()
             for name in _inputs(table.record):
                 folder = Folder(absolute(name)) if "/" in name else home.sub(name)
-                if folder.url not in found and (other := open_table(name, folder)) is not None:
-                    found[folder.url] = other
+                if folder.url not in others and (other := open_table(name, folder)) is not None:
+                    others[folder.url] = other
                     todo.append((other, _home(other)))
-        return list(found.values())
+        return list(others.values())
 
 
 def open_table(name: str, folder: Folder) -> RunTable | None:
@@ -116,16 +122,16 @@ def open_table(name: str, folder: Folder) -> RunTable | None:
 
 def open_run(output: Folder, names: Sequence[str], label: str) -> RunTables:
     """The tables of these names that are finished."""
-    found = {name: open_table(name, output.sub(name)) for name in names}
-    absent = tuple(name for name, table in found.items() if table is None)
-    return RunTables(output, tuple(table for table in found.values() if table is not None), absent, label)
+    opened = {name: open_table(name, output.sub(name)) for name in names}
+    absent = tuple(name for name, table in opened.items() if table is None)
+    return RunTables(output, tuple(table for table in opened.values() if table is not None), absent, label)
 
 
 def finished_tables(output: Folder) -> list[str]:
     """Names of all finished tables of a run but its pages and `metrics`, in the order in which they were finished."""
-    found = [table for name in output.folders() if (table := open_table(name, output.sub(name))) is not None]
-    found.sort(key=lambda table: (table.record.finished_at, table.name))
-    return [table.name for table in found if table.kind not in ("report", "metrics")]
+    opened = [table for name in output.folders() if (table := open_table(name, output.sub(name))) is not None]
+    opened.sort(key=lambda table: (table.record.finished_at, table.name))
+    return [table.name for table in opened if table.type not in ("report", "metrics")]
 
 
 def _home(table: RunTable) -> Folder:

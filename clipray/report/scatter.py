@@ -72,20 +72,19 @@ def plot_section(run: RunTables, points: int) -> Section | LeftOut:
 
 
 def _pairs(run: RunTables) -> list[tuple[RunTable, RunTable | None]]:
-    reduced = run.of_kind("reduced")
+    reduced = run.of_type("reduced")
     pairs: list[tuple[RunTable, RunTable | None]] = []
-    for clusters in run.of_kind("clusters"):
+    for clusters in run.of_type("clusters"):
         made_of = str(clusters.record.inputs.get("input", "")).rpartition(".")[0]
         fitting = [table for table in reduced if table.ids == clusters.ids]
-        found = next((table for table in fitting if table.name == made_of), fitting[0] if fitting else None)
-        if found is not None:
-            pairs.append((found, clusters))
+        fitting.sort(key=lambda table: table.name != made_of)
+        pairs += [(table, clusters) for table in fitting[:1]]
     alone = [table for table in reduced if table not in [pair[0] for pair in pairs]]
     return [*pairs, *((table, None) for table in alone)]
 
 
 def _plot(run: RunTables, reduced: RunTable, clusters: RunTable | None, points: int) -> Plot:
-    column = next(name for name, kind in reduced.record.columns.items() if kind.startswith("fixed_size_list"))
+    column = next(name for name, dtype in reduced.record.columns.items() if dtype.startswith("fixed_size_list"))
     vectors = open_vectors(f"{reduced.name}.{column}", run.output)
     ids, xy = sample(vectors, points)
     spots, zero = _spots(xy)
@@ -93,15 +92,15 @@ def _plot(run: RunTables, reduced: RunTable, clusters: RunTable | None, points: 
     if clusters is not None:
         member = {
             row[clusters.ids[-1]]: row["cluster_id"]
-            for row in clusters.where(clusters.ids[-1], set(names), [clusters.ids[-1], "cluster_id"])
+            for row in clusters.where(clusters.ids[-1], names, clusters.ids[-1], "cluster_id")
         }
         panels.append(_by_cluster(f"by cluster, {clusters.name}", spots, [member.get(name) for name in names]))
     source = next((s for s in label_sources(run) if s.key in reduced.ids), None)
     if source is not None:
         owners = ids[source.key].to_pylist()
-        found = source.of(set(owners))
-        if found:
-            panels.append(_by_label(f"by {source.said}", spots, [found.get(name) for name in owners]))
+        labels = source.of(owners)
+        if labels:
+            panels.append(_by_label(f"by {source.title}", spots, [labels.get(name) for name in owners]))
     if not panels:
         panels.append(Panel("", [Group("all", len(spots), _path(spots), 250.0)]))
     n = vectors.n_samples
@@ -185,10 +184,7 @@ def _middle(spots: np.ndarray) -> tuple[float, float]:
 
 def _axes(run: RunTables, reduced: RunTable) -> tuple[str, str]:
     """What the axes are, with each one's share of the variance."""
-    beside = run.beside(reduced, "components")
-    shares: dict[int, float] = {}
-    if beside is not None:
-        for part in beside.parts(["component", "variance_ratio"]):
-            shares |= dict(zip(*(column.to_pylist() for column in part.columns), strict=True))
-    said = [f", {shares[n]:.1%} of the variance" if shares.get(n) is not None else "" for n in (0, 1)]
-    return f"component 1{said[0]}", f"component 2{said[1]}"
+    components = run.companion(reduced, "components")
+    shares = dict(components.scan("component", "variance_ratio").collect().iter_rows()) if components else {}
+    of_variance = [f", {shares[n]:.1%} of the variance" if shares.get(n) is not None else "" for n in (0, 1)]
+    return f"component 1{of_variance[0]}", f"component 2{of_variance[1]}"

@@ -19,7 +19,7 @@ TABLES = 200
 
 @dataclass(frozen=True)
 class Line:
-    """A table of the run. beside: whether a step wrote it beside its own; settings: what decided its values, as text."""
+    """A table of the run. is_companion: whether a step wrote it beside its own; settings: what decided its values, as text."""
 
     name: str
     what: str
@@ -29,7 +29,7 @@ class Line:
     rate: float
     finished: str
     settings: str
-    beside: bool = False
+    is_companion: bool = False
 
 
 def ran_section(run: RunTables) -> Section:
@@ -37,8 +37,8 @@ def ran_section(run: RunTables) -> Section:
     shown, room = run.tables[:TABLES], ALL_SETTINGS_BYTES
     lines: list[Line] = []
     for table in shown:
-        beside = any(table.name.startswith(f"{line.name}_") for line in lines)
-        line = _line(table, 0 if beside else min(room, SETTINGS_BYTES), beside)
+        is_companion = any(table.name.startswith(f"{line.name}_") for line in lines)
+        line = _line(table, 0 if is_companion else min(room, SETTINGS_BYTES), is_companion)
         room -= len(line.settings)
         lines.append(line)
     values = {
@@ -48,39 +48,39 @@ def ran_section(run: RunTables) -> Section:
     return Section("ran", "What ran", values, tuple(table.name for table in shown), _headlines(run))
 
 
-def _line(table: RunTable, room: int, beside: bool) -> Line:
+def _line(table: RunTable, room: int, is_companion: bool) -> Line:
     record = table.record
-    text = json.dumps(record.settings, indent=1, ensure_ascii=False) if record.settings and not beside else ""
+    text = json.dumps(record.settings, indent=1, ensure_ascii=False) if record.settings and not is_companion else ""
     text = text if len(text) <= room else f"{text[: max(room, 0)]}…"
     return Line(
         table.name, _what(table), record.rows, record.rejects, record.seconds, record.rows_per_s, record.finished_at,
-        text, beside,
+        text, is_companion,
     )  # fmt: skip
 
 
 def _what(table: RunTable) -> str:
     """What it holds, in the words of its schema, before the first stop."""
-    doc = str(tables.table_schema(table.kind)["doc"]).replace("One row per", "a row for each", 1)
+    doc = str(tables.table_schema(table.type)["doc"]).replace("One row per", "a row for each", 1)
     doc = doc.split(". ")[0].split(":")[0].split(";")[0].rstrip(".")
     return doc[:1].lower() + doc[1:]
 
 
 def _headlines(run: RunTables) -> tuple[Headline, ...]:
-    firsts = [table for table in run.tables if table.kind in ("images", "texts")]
-    found = [(f"{table.record.rows:,}", f"rows of {table.name}") for table in firsts[:2]]
+    firsts = [table for table in run.tables if table.type in ("images", "texts")]
+    rows = [(f"{table.record.rows:,}", f"rows of {table.name}") for table in firsts[:2]]
     rejects = sum(table.record.rejects for table in run.tables)
-    return (*found, (f"{rejects:,}", "rows rejected"))
+    return (*rows, (f"{rejects:,}", "rows rejected"))
 
 
 def _models(run: RunTables) -> list[list[tuple[str, str]]]:
     """What is known of each model that made vectors or scores, with the tables that it made."""
-    found: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    models: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for table in run.tables:
         model = table.record.provenance.get("model")
-        if isinstance(model, dict) and "name" in model and table.kind != "index":
-            said = found.setdefault(f"{model['name']} {model.get('weights')}", (model, []))[1]
-            said.append(f"{table.name} ({model['precision']})" if model.get("precision") else table.name)
-    return [[*_facts(model), ("made", ", ".join(names))] for model, names in found.values()]
+        if isinstance(model, dict) and "name" in model and table.type != "index":
+            names = models.setdefault(f"{model['name']} {model.get('weights')}", (model, []))[1]
+            names.append(f"{table.name} ({model['precision']})" if model.get("precision") else table.name)
+    return [[*_facts(model), ("made", ", ".join(names))] for model, names in models.values()]
 
 
 def _facts(model: dict[str, Any]) -> list[tuple[str, str]]:
@@ -102,20 +102,20 @@ def _brief(place: str, parts: int) -> str:
 
 def _versions(run: RunTables) -> list[tuple[str, str]]:
     """Of each program all versions that made a table."""
-    found: dict[str, set[str]] = {}
+    versions: dict[str, set[str]] = {}
     for table in run.tables:
         for name, version in dict(table.record.provenance.get("versions") or {}).items():
-            found.setdefault(str(name), set()).add(str(version))
-    return [(name, ", ".join(sorted(versions))) for name, versions in sorted(found.items())]
+            versions.setdefault(str(name), set()).add(str(version))
+    return [(name, ", ".join(sorted(of_name))) for name, of_name in sorted(versions.items())]
 
 
 def _workers(run: RunTables) -> list[tuple[str, str]]:
     """By table the machines that encoded: how many workers, on what."""
-    found = []
+    lines = []
     for table in run.tables:
-        kinds = Counter(f"{w.get('device', '?')}, {w.get('precision', '?')}" for w in table.record.workers)
-        if kinds:
+        workers = Counter(f"{w.get('device', '?')}, {w.get('precision', '?')}" for w in table.record.workers)
+        if workers:
             hosts = len({w.get("host") for w in table.record.workers})
-            said = "; ".join(f"{n} on {kind}" for kind, n in kinds.items())
-            found.append((table.name, f"{said}; {hosts} machine{'s' if hosts != 1 else ''}"))
-    return found
+            counts = "; ".join(f"{n} on {device}" for device, n in workers.items())
+            lines.append((table.name, f"{counts}; {hosts} machine{'s' if hosts != 1 else ''}"))
+    return lines

@@ -74,44 +74,42 @@ class Album:
         sources = self._sources(run, pictured)
         thumbnails = Thumbnails(self._side_px, min(LARGEST_BYTES, TOTAL_BYTES // max(len(pictured), 1)))
         inline = {key: source for key, source in sources.items() if source is not None and source.manifests}
-        made: dict[tuple[str, str], tuple[str | None, str]] = {}
+        thumbnails_of: dict[tuple[str, str], tuple[str | None, str]] = {}
         for image_id, data in inline_pictures(inline.values()):
             for key in (key for key in inline if key[0] == image_id):
-                made[key] = thumbnails.of_bytes(data, inline[key])
+                thumbnails_of[key] = thumbnails.of_bytes(data, inline[key])
         placed = {key: source for key, source in sources.items() if source is not None and source.uri}
         with ThreadPoolExecutor(THREADS) as pool:
-            made |= zip(placed, pool.map(thumbnails.of_uri, placed.values()), strict=True)
+            thumbnails_of |= zip(placed, pool.map(thumbnails.of_uri, placed.values()), strict=True)
         for tile in pictured:
-            tile.picture, tile.missing = made.get(_key(tile), (None, "no picture is known"))
+            tile.picture, tile.missing = thumbnails_of.get(_key(tile), (None, "no picture is known"))
 
     def _read_texts(self, run: RunTables) -> None:
         """The words of rows that may be texts."""
         maybe = [tile for tile in self.tiles if not {"image_id", "region_id"} & tile.ids.keys()]
-        found: dict[str, str] = {}
-        for table in run.texts:
-            for row in table.where("text_id", {tile.name for tile in maybe}, ["text_id", "text"]):
-                found[row["text_id"]] = row["text"]
+        names = {tile.name for tile in maybe}
+        rows = (row for table in run.texts for row in table.where("text_id", names, "text_id", "text"))
+        texts = {row["text_id"]: row["text"] for row in rows}
         for tile in maybe:
-            tile.text = found.get(tile.name)
+            tile.text = texts.get(tile.name)
 
     def _sources(self, run: RunTables, tiles: list[Tile]) -> dict[tuple[str, str], ImageSource | None]:
         """Where the pictures lie, by image and region; None where no table knows; and what they are known to show."""
-        found: dict[str, ImageSource] = {}
+        sources: dict[str, ImageSource] = {}
         known: dict[str, str] = {}
-        for table in run.pictures:
+        for table in run.images:
             labelled = [run.label] if run.has_label(table) else []
-            columns = ["image_id", "uri", "height", "width", *labelled]
-            for row in table.where("image_id", {tile.image_id for tile in tiles}, columns):
+            columns = ("image_id", "uri", "height", "width", *labelled)
+            for row in table.where("image_id", {tile.image_id for tile in tiles}, *columns):
                 manifests = () if row["uri"] else tuple(map(str, table.record.inputs.get("manifest", ())))
-                found[row["image_id"]] = ImageSource(
-                    row["image_id"], row["uri"], (row["width"], row["height"]), manifests
-                )
+                size = row["width"], row["height"]
+                sources[row["image_id"]] = ImageSource(row["image_id"], row["uri"], size, manifests)
                 if labelled and row[run.label] is not None:
                     known[row["image_id"]] = str(row[run.label])
         boxes = self._boxes(run, tiles)
         result: dict[tuple[str, str], ImageSource | None] = {}
         for tile in tiles:
-            source, region = found.get(tile.image_id), tile.ids.get("region_id", "")
+            source, region = sources.get(tile.image_id), tile.ids.get("region_id", "")
             result[_key(tile)] = source.with_box(boxes[region]) if source and region in boxes else source
             tile.known = known.get(tile.image_id)
         return result
@@ -121,7 +119,7 @@ class Album:
         return {
             row["region_id"]: row["box_xyxy"]
             for table in run.regions
-            for row in table.where("region_id", wanted, ["region_id", "box_xyxy"])
+            for row in table.where("region_id", wanted, "region_id", "box_xyxy")
         }
 
 

@@ -98,7 +98,7 @@ class ReportStep(TableStep[Report]):
 
     def _rows(self, sections: dict[str, list[str]]) -> pa.Table:
         rows = [
-            {"table": table.name, "kind": table.kind, "rows": table.record.rows, "rejects": table.record.rejects,
+            {"table": table.name, "kind": table.type, "rows": table.record.rows, "rejects": table.record.rejects,
              "sections": ", ".join(sections[table.name])}
             for table in self.shown.tables
         ]  # fmt: skip
@@ -120,8 +120,8 @@ def prepare(settings: Report, given: StepContext) -> ReportStep:
         )
     if not names:
         raise SchemaError(f"{settings.name}: no step before it writes a table: put it last, or name tables in `of`")
-    if settings.label != Report.model_fields["label"].default and not any(map(shown.has_label, shown.pictures)):
-        known = {name for table in shown.pictures for name in table.record.columns}
+    if settings.label != Report.model_fields["label"].default and not any(map(shown.has_label, shown.images)):
+        known = {name for table in shown.images for name in table.record.columns}
         raise SchemaError(
             f"{settings.name}: label: no table of pictures has a column {settings.label!r} of labels; "
             f"columns: {', '.join(sorted(known)) or 'none'}; `keep` of embed_images carries one along"

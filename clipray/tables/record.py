@@ -182,23 +182,34 @@ def iter_table(url: str | os.PathLike[str], columns: Sequence[str] | None = None
     Raises:
         SchemaError: the table is not finished, a shard is missing or torn, or a shard belongs to another space.
     """
-    folder = Folder(url := os.fspath(url))
-    record = read_record(folder)
+    folder, record = Folder(os.fspath(url)), record_at(url, columns or ())
+    for file in record.files:
+        schema_of_shard(folder, record, file["name"])
+        yield read_shard(folder, file["name"], columns)
+
+
+def record_at(url: str | os.PathLike[str], columns: Iterable[str] = ()) -> Record:
+    """The commit record of a finished table with these columns. Raises SchemaError."""
+    record = read_record(Folder(os.fspath(url)))
     if record is None:
         raise SchemaError(f"{url}: no {RECORD}, so the table is not finished; finish it with `clipray run`")
-    unknown = sorted(set(columns or ()) - set(record.columns))
+    unknown = sorted(set(columns) - set(record.columns))
     if unknown:
         raise SchemaError(f"{url}: no column {unknown[0]!r}; there are: {', '.join(record.columns)}")
-    for file in record.files:
-        try:
-            _, schema, stamp = shard_stamp(folder, file["name"])
-        except FileNotFoundError as error:
-            raise SchemaError(f"{url}: {file['name']} is missing; `clipray run` makes its rows again") from error
-        if stamp.get("fingerprint") != record.fingerprint:
-            raise SchemaError(f"{url}: {file['name']} was made with other settings than the rest of the table")
-        if {f.name: str(f.type) for f in schema} != record.columns:
-            raise SchemaError(f"{url}: {file['name']}: expected columns {record.columns}, found {schema.names}")
-        yield read_shard(folder, file["name"], columns)
+    return record
+
+
+def schema_of_shard(folder: Folder, record: Record, name: str) -> pa.Schema:
+    """The schema of a shard, which is there and belongs to the table. Raises SchemaError."""
+    try:
+        _, schema, stamp = shard_stamp(folder, name)
+    except FileNotFoundError as error:
+        raise SchemaError(f"{folder.url}: {name} is missing; `clipray run` makes its rows again") from error
+    if stamp.get("fingerprint") != record.fingerprint:
+        raise SchemaError(f"{folder.url}: {name} was made with other settings than the rest of the table")
+    if {field.name: str(field.type) for field in schema} != record.columns:
+        raise SchemaError(f"{folder.url}: {name}: expected columns {record.columns}, found {schema.names}")
+    return schema
 
 
 def read_table(url: str | os.PathLike[str], columns: Sequence[str] | None = None) -> pa.Table:

@@ -6,12 +6,12 @@ is written on the copy; both are encoded and labelled by the same class vectors,
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -33,6 +33,7 @@ from clipray.steps.labels.label_classes import ClassVectors, PromptSet, read_cla
 from clipray.storage.folder import Folder
 from clipray.storage.parquet import merge_neighbours
 from clipray.tables.metrics import Metric, write_metrics
+from clipray.tables.scan import scan_shards
 
 LABEL = "label"
 NAMED = 5  # labels that an error names
@@ -104,18 +105,19 @@ class AttackStep(EncodeStep[Attack]):
 
     def figures(self, stock: CommittedRows, made: dict[str, Any]) -> dict[str, Any]:
         """Rates, in one pass over the table's shards."""
-        found, n = Counter[str](), 0
-        for shard in stock.files:
-            data = tables.read_shard(self.table, shard.name, [LABEL, "word", "before", "after"]).to_pandas()
-            n += len(data)
-            flipped, to_word = data["after"] != data["before"], data["after"] == data["word"]
-            found["flip_rate"] += int(flipped.sum())
-            found["flip_rate_to_word"] += int((flipped & to_word).sum())
-            found["flip_rate_elsewhere"] += int((flipped & ~to_word).sum())
-            found["accuracy_before"] += int((data["before"] == data[LABEL]).sum())
-            found["accuracy_after"] += int((data["after"] == data[LABEL]).sum())
-        rates = {name: count / n for name, count in found.items()} if n else {}
-        write_metrics(self.output, self.name, [Metric(name, rate, n=n) for name, rate in rates.items()], made)
+        rates: dict[str, float] = {}
+        if stock.files:
+            before, after = pl.col("before"), pl.col("after")
+            flipped, to_word = after != before, after == pl.col("word")
+            rows = scan_shards(self.table, [shard.name for shard in stock.files]).select(
+                flip_rate=flipped.mean(),
+                flip_rate_to_word=(flipped & to_word).mean(),
+                flip_rate_elsewhere=(flipped & ~to_word).mean(),
+                accuracy_before=(before == pl.col(LABEL)).mean(),
+                accuracy_after=(after == pl.col(LABEL)).mean(),
+            )
+            rates = rows.collect(engine="streaming").row(0, named=True)
+        write_metrics(self.output, self.name, [Metric(name, rate, n=stock.rows) for name, rate in rates.items()], made)
         return {name: round(rate, 6) for name, rate in rates.items()}
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -39,13 +39,16 @@ class LabelTable:
         return tuple(top for top in lf.TOPS if top <= self.top or len(self.classes) <= self.top)
 
 
+PAIRS = {"known": pl.Int32, "given": pl.Int32, "n": pl.UInt32}
+
+
 @dataclass(eq=False)
 class Entry:
     """The labels of one style in one group of rows, counted.
 
     Attributes:
         ranks: (n,) int8 by row of `truth`: the place of the known label among those given, UNLABELLED, or lf.MISS.
-        pairs: rows by `known * (k + 1) + given`, given = k where none is.
+        pairs: rows by the numbers of the known and of the given label, which is null where none of the classes is.
     """
 
     data_set: str
@@ -56,14 +59,22 @@ class Entry:
     codes: np.ndarray  # (n,) int32 by row of `truth`: the number of the known label among the classes, or NONE
     ranks: np.ndarray
     state: lf.Outcomes
-    pairs: dict[int, int] = field(default_factory=dict)
+    pairs: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=PAIRS))
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Count more rows, as `_joined` made them."""
+        known, rank = rows["known"].to_numpy(), rows["rank"].to_numpy()
+        self.ranks[rows["position"].to_numpy()] = rank
+        counted = lf.count(known, rank, rows["probability"].to_numpy(), len(self.table.classes))
+        self.state = lf.combine(self.state, counted)
+        pairs = pl.concat([self.pairs, rows.group_by("known", "given").len("n")])
+        self.pairs = pairs.group_by("known", "given").agg(pl.col("n").sum())
 
     def pairs_rows(self) -> Iterator[tuple[str, str | None, int]]:
         """Known label, given label, rows."""
-        k = len(self.table.classes)
-        for pair, n in sorted(self.pairs.items()):
-            known, given = divmod(pair, k + 1)
-            yield self.table.classes[known], self.table.classes[given] if given < k else None, n
+        classes = self.table.classes
+        for known, given, n in self.pairs.sort("known", "given", nulls_last=True).iter_rows():
+            yield classes[known], None if given is None else classes[given], n
 
 
 def open_labels(name: str, output: Folder) -> LabelTable:
@@ -72,10 +83,8 @@ def open_labels(name: str, output: Folder) -> LabelTable:
     record = tables.finished(folder, f"labels {name}")
     if record.table != "labels":
         raise SchemaError(f"labels {name}: expected a table of labels, found one of {record.table}")
-    beside = tables.read_table(f"{folder.url}_classes", ["label"])["label"]
-    return LabelTable(
-        name, folder, record, tuple(dict.fromkeys(beside.drop_null().to_pylist())), int(record.settings["top"])
-    )
+    labels = tables.read_table(f"{folder.url}_classes", ["label"])["label"].drop_null()
+    return LabelTable(name, folder, record, tuple(dict.fromkeys(labels.to_pylist())), int(record.settings["top"]))
 
 
 def tally(data_set: str, table: LabelTable, truth: KnownLabels, *, grouped: bool) -> list[Entry]:
@@ -86,35 +95,48 @@ def tally(data_set: str, table: LabelTable, truth: KnownLabels, *, grouped: bool
     """
     number = {name: n for n, name in enumerate(table.classes)}
     of_truth = np.array([number.get(name, NONE) for name in truth.names], np.int32)
-    codes, classes = of_truth[truth.codes], pa.array(table.classes, pa.string())
+    codes = of_truth[truth.codes]
     ranks: dict[str, np.ndarray] = {}
-    found: dict[tuple[int, str], Entry] = {}
-    for part in tables.iter_table(table.folder.url):
-        at = truth.places(part)
-        rows, at = part.filter(pa.array(at != NONE)), at[at != NONE]
-        _refuse_unknown(table, truth, at, codes)
-        for style, own in _by(rows["style"].to_numpy()):
-            some, here = rows.filter(pa.array(own)), at[own]
-            given = pc.fill_null(pc.index_in(some["label"], classes), len(table.classes)).to_numpy()
-            places = _ranks(some["top"], classes, codes[here])
-            ranks.setdefault(style, np.full(len(truth.keys), UNLABELLED, np.int8))[here] = places
-            for group, member in _by(truth.group_codes[here]):
+    entries: dict[tuple[int, str], Entry] = {}
+    for shard in tables.iter_table(table.folder.url):
+        rows = _joined(shard, table, truth, codes)
+        for (group, style), members in rows.partition_by("group", "style", as_dict=True).items():
+            if (group, style) not in entries:
                 name = f"{data_set}/{truth.groups[group]}" if grouped else data_set
+                of_style = ranks.setdefault(style, np.full(len(truth.keys), UNLABELLED, np.int8))
                 state = lf.empty(len(table.classes))
-                fresh = Entry(name, style, table, truth, group, codes, ranks[style], state)
-                entry = found.setdefault((group, style), fresh)
-                p = some["probability"].to_numpy()[member]
-                here_codes = codes[here][member]
-                counted = lf.count(here_codes, places[member], p, len(table.classes))
-                entry.state = lf.combine(entry.state, counted)
-                _add(entry.pairs, here_codes.astype(np.int64) * (len(table.classes) + 1) + given[member])
-    if not found:
+                entries[group, style] = Entry(name, style, table, truth, group, codes, of_style, state)
+            entries[group, style].add(members)
+    if not entries:
         raise SchemaError(f"{truth.source}: no row of {table.folder.url} has a known label there")
-    return [found[key] for key in sorted(found)]
+    return [entries[key] for key in sorted(entries)]
 
 
-def _refuse_unknown(table: LabelTable, truth: KnownLabels, at: np.ndarray, codes: np.ndarray) -> None:
-    strange = at[codes[at] == NONE]
+def _joined(shard: pa.Table, table: LabelTable, truth: KnownLabels, codes: np.ndarray) -> pl.DataFrame:
+    """The rows of a shard that have a known label, with their positions in `truth` and what is known of them.
+
+    Raises:
+        SchemaError: a known label is not among the classes.
+    """
+    positions, classes = truth.places(shard), pa.array(table.classes, pa.string())
+    rows, positions = shard.filter(pa.array(positions != NONE)), positions[positions != NONE]
+    _refuse_unknown(table, truth, positions, codes)
+    known = codes[positions]
+    return pl.DataFrame(
+        {
+            "style": pl.Series(rows["style"]).cast(pl.String),
+            "position": positions,
+            "group": truth.group_codes[positions],
+            "known": known,
+            "given": pl.Series(pc.index_in(rows["label"], classes)),
+            "rank": _ranks(rows["top"], classes, known),
+            "probability": pl.Series(rows["probability"]),
+        }
+    )
+
+
+def _refuse_unknown(table: LabelTable, truth: KnownLabels, positions: np.ndarray, codes: np.ndarray) -> None:
+    strange = positions[codes[positions] == NONE]
     if len(strange):
         names = [truth.names[code] for code in np.unique(truth.codes[strange])]
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
@@ -124,25 +146,14 @@ def _refuse_unknown(table: LabelTable, truth: KnownLabels, at: np.ndarray, codes
         )
 
 
-def _by(values: np.ndarray) -> Iterator[tuple[Any, np.ndarray]]:
-    """Each value, and which rows have it, (n,) bool."""
-    for value in np.unique(values):
-        yield value, values == value
-
-
 def _ranks(top: pa.ChunkedArray, classes: pa.Array, codes: np.ndarray) -> np.ndarray:
     """(n,) int8: the place of each row's class in its list, from 0, or MISS."""
     lists = top.combine_chunks()
     lengths = pc.list_value_length(lists).to_numpy().astype(np.int64)
-    given = pc.index_in(lists.flatten().field("label"), classes).to_numpy()
+    listed = pc.index_in(lists.flatten().field("label"), classes).to_numpy()
     row = np.repeat(np.arange(len(lengths)), lengths)
     place = np.arange(len(row)) - (np.cumsum(lengths) - lengths)[row]
     ranks = np.full(len(lengths), lf.MISS, np.int8)
-    hit = given == codes[row]
+    hit = listed == codes[row]
     ranks[row[hit]] = np.minimum(place[hit], lf.MISS - 1)
     return ranks
-
-
-def _add(pairs: dict[int, int], values: np.ndarray) -> None:
-    for value, n in zip(*(found.tolist() for found in np.unique(values, return_counts=True)), strict=True):
-        pairs[value] = pairs.get(value, 0) + n

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
+import polars as pl
+from scipy import sparse
 
 from clipray import tables
+from clipray.analysis.agreement import agreement
 from clipray.analysis.kmeans import KMeans
 from clipray.errors import SchemaError
 from clipray.job import Cluster
 from clipray.storage.folder import Folder
 from clipray.tables.metrics import Metric
+from clipray.tables.scan import scan_shards, scan_table
 
 
 def cluster_metrics(
@@ -23,24 +26,24 @@ def cluster_metrics(
     inertia: np.ndarray,
     sample: np.ndarray,
 ) -> list[Metric]:
-    """Figures of a finished clustering, whose shards are written.
+    """Metrics of a clustering whose shards are written.
 
     Args:
         key: the identity column of `table`. sizes, inertia: (k,) by cluster. sample: (m, d) float32 vectors.
     """
     n = int(sizes.sum())
-    found = [Metric("inertia", value, f"iteration {i + 1}", n) for i, value in enumerate(state.inertia)]
-    found += [
+    metrics = [Metric("inertia", value, f"iteration {i + 1}", n) for i, value in enumerate(state.inertia)]
+    metrics += [
         Metric("inertia", float(inertia.sum()), None, n),
         Metric("clusters_empty", float((sizes == 0).sum()), None, n),
         Metric("cluster_size_min", float(sizes.min()), None, n),
         Metric("cluster_size_max", float(sizes.max()), None, n),
         Metric("imbalance", float(len(sizes) * np.square(sizes / n).sum()), None, n),
     ]
-    found += _silhouette(sample, state.centroids)
+    metrics += _silhouette(sample, state.centroids)
     if settings.labels:
-        found += _against_labels(settings.labels, output, table, key)
-    return found
+        metrics += _against_labels(settings.labels, output, table, key)
+    return metrics
 
 
 def _silhouette(sample: np.ndarray, centroids: np.ndarray) -> list[Metric]:
@@ -55,24 +58,26 @@ def _silhouette(sample: np.ndarray, centroids: np.ndarray) -> list[Metric]:
 
 def _against_labels(reference: str, output: Folder, table: Folder, key: str) -> list[Metric]:
     """Purity, normalised mutual information and adjusted Rand index, over the rows that have a label."""
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-    from sklearn.metrics.cluster import contingency_matrix
-
-    where, _, column = reference.rpartition(".")
-    folder = output.named(where)
-    if not where:
+    name, _, column = reference.rpartition(".")
+    if not name:
         raise SchemaError(f"labels {reference!r}: expected `table.column`")
-    own = pd.concat(
-        [tables.read_shard(table, name, [key, "cluster_id"]).to_pandas() for name in tables.shard_names(table)]
+    labels = scan_table(output.named(name).url, ["image_id", column]).drop_nulls(column)
+    clusters = scan_shards(table, tables.shard_names(table))
+    # By 64-bit hashes of the ids, so that no string is held: of a billion rows it is unlikely that two collide.
+    counts = (
+        labels.select(id=_hash("image_id"), label=pl.col(column).cast(pl.String).cast(pl.Categorical))
+        .join(clusters.select("cluster_id", id=_hash(key)), on="id")
+        .group_by("label", "cluster_id")
+        .len("n")
+        .select("n", "cluster_id", label=pl.col("label").cast(pl.String).rank("dense") - 1)
+        .collect(engine="streaming")
     )
-    given = tables.read_table(folder.url, ["image_id", column]).to_pandas()
-    joined = own.merge(given, left_on=key, right_on="image_id", how="inner").dropna(subset=[column])
-    if joined.empty:
-        raise SchemaError(f"labels {reference}: no row of {folder.url} has a label and is in the clusters")
-    labels, clusters = joined[column].astype(str), joined["cluster_id"]
-    counts = contingency_matrix(labels, clusters)
-    return [
-        Metric("purity", float(counts.max(axis=0).sum() / counts.sum()), None, len(joined)),
-        Metric("nmi", float(normalized_mutual_info_score(labels, clusters)), None, len(joined)),
-        Metric("ari", float(adjusted_rand_score(labels, clusters)), None, len(joined)),
-    ]
+    if counts.is_empty():
+        raise SchemaError(f"labels {reference}: no row of {output.named(name).url} has a label and is in the clusters")
+    n, cluster, label = counts.cast(pl.Int64).to_numpy().T
+    pairs = sparse.coo_matrix((n, (label, cluster)))
+    return [Metric(metric, value, None, int(pairs.sum())) for metric, value in agreement(pairs).items()]
+
+
+def _hash(column: str) -> pl.Expr:
+    return pl.col(column).cast(pl.String).hash()
