@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from clipray.job import Job, Model
     from clipray.job.load import load_job
     from clipray.runner.embed import embed
-    from clipray.runner.run import plan_job as plan
+    from clipray.runner.plan import plan_job as plan
     from clipray.runner.run import run_job as run
     from clipray.runner.status import status
     from clipray.tables import iter_table, read_table, table_schema
@@ -41,7 +41,7 @@ _HOMES = {
     "iter_table": "tables:iter_table",
     "load_job": "job.load:load_job",
     "make_manifest": "inputs.manifest:make_manifest",
-    "plan": "runner.run:plan_job",
+    "plan": "runner.plan:plan_job",
     "read_table": "tables:read_table",
     "run": "runner.run:run_job",
     "status": "runner.status:status",

@@ -72,7 +72,7 @@ def plan(
 
     Prints rows, bytes, actors and CPUs, and which tables are finished.
     """
-    from clipray.runner.run import plan_job
+    from clipray.runner.plan import plan_job
 
     if address and address.startswith(("http://", "https://")):
         from clipray.cli.cluster import write
@@ -131,7 +131,7 @@ def report(
     title: Annotated[str | None, typer.Option(help="Title of the page. [default: the job's name]")] = None,
 ) -> None:
     """Make an HTML page of what a run wrote."""
-    from clipray.runner.run import write_report
+    from clipray.runner.report import write_report
 
     print_pages([write_report(run, title=title)])
 

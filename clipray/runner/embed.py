@@ -14,7 +14,7 @@ from clipray.inputs.parquet_files import expand_parquet
 from clipray.job import EmbedImages, Model
 from clipray.job.load import dump_job, load_job, steps_of
 from clipray.runner.run import run_job
-from clipray.runner.status import StepReport
+from clipray.runner.status import TableStatus
 from clipray.storage.environment import environment_errors
 from clipray.storage.folder import Folder, absolute, filesystem
 from clipray.tables.started import STARTED
@@ -28,7 +28,7 @@ def embed(
     model: Model,
     manifest_label: str | None = None,
     **options: Any,
-) -> tuple[str, list[StepReport]]:
+) -> tuple[str, list[TableStatus]]:
     """One line for a folder, glob or manifest: write a job file into `out` and run it.
 
     Returns:

@@ -18,7 +18,7 @@ from clipray.tables.started import read_started, wrong_fields
 
 
 @dataclass(frozen=True)
-class StepReport:
+class TableStatus:
     """What a step is or would be: for `plan`, `status` and the end of a run.
 
     Attributes:
@@ -40,7 +40,7 @@ class StepReport:
 
 
 @environment_errors()
-def status(url: str | os.PathLike[str]) -> list[StepReport]:
+def status(url: str | os.PathLike[str]) -> list[TableStatus]:
     """The tables in a run's folder, finished or not, from the files alone: no Ray, no model.
 
     Raises:
@@ -59,7 +59,7 @@ def status(url: str | os.PathLike[str]) -> list[StepReport]:
         rejected = record.rejects if record else sum(_shard_rows(output.sub(f"rejects/{name}")).values())
         size = sum(folder.sizes().values())
         reports.append(
-            StepReport(
+            TableStatus(
                 name,
                 "damaged" if damaged else "finished" if record else "partial",
                 rows,

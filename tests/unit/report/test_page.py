@@ -29,7 +29,7 @@ from clipray.job import Column, Job, Report
 from clipray.report.ranking import listed, ranked
 from clipray.report.run_tables import open_table
 from clipray.report.thumbnails import ImageSource, Thumbnails
-from clipray.runner.run import write_report
+from clipray.runner.report import write_report
 from clipray.steps.base.step import StepContext
 from clipray.steps.report import prepare
 from clipray.storage.folder import Folder

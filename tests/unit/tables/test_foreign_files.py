@@ -11,7 +11,7 @@ import pytest
 
 from clipray import tables
 from clipray.errors import StaleTableError
-from clipray.runner import run
+from clipray.runner.fresh import delete_table
 from clipray.steps.base import shard_writer
 from clipray.steps.base.step import RunContext
 from clipray.storage.folder import Folder
@@ -80,7 +80,7 @@ def test_fresh_leaves_a_foreign_file(folder: Folder) -> None:
     if tables.shard_names(folder) and "mine.parquet" in folder.sizes():
         pq.write_table(pa.table({"mine": [1]}), folder.path("mine.parquet"))
     with pytest.raises(StaleTableError, match=MESSAGE):
-        run._delete_table(Folder(folder.url.rpartition("/")[0]), "table")
+        delete_table(Folder(folder.url.rpartition("/")[0]), "table")
     assert {"part-000000.parquet", "mine.parquet"} <= folder.sizes().keys()
 
 
