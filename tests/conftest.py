@@ -100,12 +100,12 @@ def ray_here() -> object:
     import logging
 
     from clipray.engine.connect import WORKER_ENV, _quiet_ray, _silent_stderr, ray
-    from clipray.engine.ray_internals import quiet_raylet, without_driver_path
+    from clipray.engine.ray_internals import quiet_raylet, without_driver_path, without_helpers
 
     _quiet_ray()
     worker_env = {**WORKER_ENV, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     options = {"num_cpus": 4, "include_dashboard": False, "runtime_env": {"env_vars": worker_env}}
-    with _silent_stderr(), without_driver_path(options) as safe_options:
+    with _silent_stderr(), without_helpers(), without_driver_path(options) as safe_options:
         ray.init("local", **safe_options, log_to_driver=False, logging_level=logging.ERROR)
     with quiet_raylet():
         yield ray

@@ -25,7 +25,7 @@ import ray
 
 from clipray.engine.cluster import ClusterResources, Node
 from clipray.engine.machine import ready_for_ray
-from clipray.engine.ray_internals import nodes_to_come, quiet_raylet, without_driver_path
+from clipray.engine.ray_internals import nodes_to_come, quiet_raylet, without_driver_path, without_helpers
 from clipray.errors import PlanError
 
 # Threads that wait for work sleep instead of spinning: decoding needs the cores that the network leaves idle.
@@ -78,10 +78,9 @@ def connected(address: str | None = None, say: Callable[[str], None] = lambda _:
         os.environ.update({**WORKER_ENV, **os.environ})  # inherited: workers that Ray has started ahead can be used
     if address not in ("local", "auto"):
         _knock(address)
-    ready = ready_for_ray(say) if address == "local" else contextlib.nullcontext()
     try:
         with (
-            _silent_stderr(), _own_sigterm(), _in_time(address), ready,
+            _silent_stderr(), _own_sigterm(), _in_time(address), _starting(address, say),
             without_driver_path(options) as safe_options,
         ):  # fmt: skip
             ray.init(address, **safe_options, log_to_driver=False, logging_level=logging.ERROR)
@@ -105,6 +104,16 @@ def connected(address: str | None = None, say: Callable[[str], None] = lambda _:
     finally:
         if not abandoned():
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _starting(address: str, say: Callable[[str], None]) -> Iterator[None]:
+    """What a Ray of our own needs, and what it does without."""
+    if address != "local":
+        yield
+        return
+    with ready_for_ray(say), without_helpers():
+        yield
 
 
 def answers() -> bool:

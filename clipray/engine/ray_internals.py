@@ -10,7 +10,7 @@ import importlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,11 @@ import ray
 from clipray.errors import RunError
 
 NAMES = {
+    "helpers": "ray._private.node Node start_monitor start_log_monitor start_api_server",
+    "full agent": "ray._private utils get_dashboard_dependency_error",
+    "metrics": "ray.data._internal.stats _StatsManager register_dataset_to_stats_actor update_execution_metrics",
+    "shares": "ray.data._internal.cluster_autoscaler DefaultAutoscalingCoordinator "
+    "request_resources cancel_request get_reserved_resources",
     "driver path": "ray.job_config JobConfig _runtime_env_has_working_dir",
     "raylet's errors": "ray._private worker print_to_stdstream",
     "nodes to come": "ray._private.state state get_cluster_config",
@@ -26,7 +31,7 @@ NAMES = {
     "references": "ray.data._internal.execution.interfaces RefBundle block_refs",
     "sizes": "ray.data._internal.execution.interfaces RefBundle metadata",
 }
-"""Of each purpose the module, the object in it, and the attribute that is used."""
+"""Of each purpose the module, the object in it, and the attributes that are used."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,29 @@ def without_driver_path(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {**options, "runtime_env": {**options.get("runtime_env", {}), "working_dir": empty}}
 
 
+@contextlib.contextmanager
+def without_helpers() -> Iterator[None]:
+    """A Ray that starts here within the block has no autoscaler, no forwarding of logs and no dashboard, and the agent of a
+    Ray installed without one. `include_dashboard` leaves out only the page; for the others there is no option.
+    """
+    minimal = _replaced("full agent", lambda: ImportError("not wanted"))
+    with _replaced("helpers", _nothing, _nothing, _nothing), minimal:
+        yield
+
+
+@contextlib.contextmanager
+def without_data_actors() -> Iterator[None]:
+    """Within the block Ray Data collects no metrics for a dashboard, and has all of Ray's resources.
+
+    Else it starts an actor for each; the second divides a cluster among data sets that run at once.
+    """
+    with (
+        _replaced("metrics", staticmethod(_nothing), staticmethod(_nothing)),
+        _replaced("shares", _nothing, _nothing, _all_resources),
+    ):
+        yield
+
+
 def quiet_raylet() -> contextlib.AbstractContextManager[None]:
     """Within the block Ray does not print what its processes complain of: their errors come as exceptions, or are looked for."""
     return _replaced("raylet's errors", lambda *_, **__: None)
@@ -88,27 +116,38 @@ def nodes_to_come() -> list[Any]:
     return list(config.node_group_configs) if config else []
 
 
+def _nothing(*_: Any, **__: Any) -> None: ...
+
+
+def _all_resources(*_: Any) -> dict[str, dict[str, float]]:
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+
 def _owner(purpose: str) -> Any:
-    """The object whose attribute is used; None where this Ray has no such module or object."""
-    module, name, _ = NAMES[purpose].split()
+    """The object whose attributes are used; None where this Ray has no such module or object."""
+    module, name, *_ = NAMES[purpose].split()
     with contextlib.suppress(ImportError):
         return getattr(importlib.import_module(module), name, None)
     return None
 
 
 def _attribute(purpose: str) -> Any:
+    """What the only name of a purpose stands for; None where this Ray has none."""
     return getattr(_owner(purpose), NAMES[purpose].split()[-1], None)
 
 
 @contextlib.contextmanager
-def _replaced(purpose: str, stand_in: Callable[..., Any]) -> Iterator[None]:
-    owner, name = _owner(purpose), NAMES[purpose].split()[-1]
-    before = vars(owner).get(name) if owner is not None else None
-    if before is None:
+def _replaced(purpose: str, *stand_ins: Any) -> Iterator[None]:
+    """The names of a purpose stand for others within the block; all or none of them."""
+    owner, (_, _, *names) = _owner(purpose), NAMES[purpose].split()
+    before = {name: vars(owner)[name] for name in names if name in vars(owner)} if owner is not None else {}
+    if len(before) < len(names):
         yield
         return
-    setattr(owner, name, stand_in)
+    for name, stand_in in zip(names, stand_ins, strict=True):
+        setattr(owner, name, stand_in)
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        for name, method in before.items():
+            setattr(owner, name, method)

@@ -24,7 +24,7 @@ from clipray.engine.failures import GOES_ON, unwrapped
 from clipray.engine.health import Health, refuse_dying
 from clipray.engine.plan import DECODE_CPUS, READ_CPUS, Plan
 from clipray.engine.progress import Progress, Reporter
-from clipray.engine.ray_internals import FinishedBlock, finished_blocks
+from clipray.engine.ray_internals import FinishedBlock, finished_blocks, without_data_actors
 from clipray.engine.reader import Reader, ReadPlan
 from clipray.engine.sink import Sink, Target, Written
 from clipray.engine.workers import Decode, Encode
@@ -62,9 +62,10 @@ def run_pass(
         refuse_dying(state["starts"], plan.max_actors)
 
     sink = Sink(target, written, provenance, local=plan.nodes == 1, nodes=plan.nodes)
+    spared = without_data_actors() if plan.local else contextlib.nullcontext()
     try:
         data = _dataset(this, plan, settings, progress.reporter)
-        with contextlib.closing(_timed(data, observe)) as blocks:
+        with spared, contextlib.closing(_timed(data, observe)) as blocks:
             for block in blocks:
                 sink.add(block.ref, block.rows, block.size_bytes)
     except (ray.exceptions.RayError, ExecutionTimeoutError) as error:

@@ -148,6 +148,11 @@ def is_raylet(process: psutil.Process) -> bool:
     return process.name() == "raylet"
 
 
+def is_spared(process: psutil.Process) -> bool:
+    """One of the helpers that Ray starts elsewhere, see `ray_internals.without_helpers`."""
+    return any(part.endswith(("dashboard.py", "monitor.py")) for part in process.cmdline())
+
+
 @contextlib.contextmanager
 def nothing_left_behind(process: subprocess.Popen[str]) -> Iterator[None]:
     """A killed driver's Ray and workers end by themselves; what does not is ended here, by id, and reported.
@@ -173,6 +178,7 @@ def test_killed_in_every_way_one_after_the_other(
 
     # The driver, as soon as there is a row; before that, a second run on the same output is refused.
     process = start_and_wait(job, 1)
+    assert not children(process, is_spared)
     second = subprocess.run([CLIPRAY, "run", job], capture_output=True, text=True, timeout=60, check=False)
     assert second.returncode == 1
     assert second.stderr.startswith("clipray: ")

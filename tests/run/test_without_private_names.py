@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from clipray import tables
 from clipray.engine import ray_internals
 from clipray.engine.cluster import ClusterResources
 from clipray.engine.connect import look_again
-from clipray.engine.ray_internals import NAMES, finished_blocks, nodes_to_come, quiet_raylet, without_driver_path
+from clipray.engine.ray_internals import (
+    NAMES,
+    finished_blocks,
+    nodes_to_come,
+    quiet_raylet,
+    without_data_actors,
+    without_driver_path,
+    without_helpers,
+)
 from clipray.inputs.manifest import make_manifest
 
 RENAMED = """
@@ -82,26 +91,33 @@ def test_nodes_to_come_are_none_without_the_name(monkeypatch: pytest.MonkeyPatch
     assert look_again(ClusterResources((), local=False)).growth == ()
 
 
-def test_what_is_replaced_is_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray._private import worker
-
-    for owner, name, replaced in replacements():
-        before = vars(owner)[name]
-        with replaced:
-            assert vars(owner)[name] is not before
-        assert vars(owner)[name] is before
-    monkeypatch.setattr(ray_internals, "NAMES", gone("raylet's errors"))
-    before = worker.print_to_stdstream
-    with quiet_raylet():
-        assert worker.print_to_stdstream is before
+REPLACED = {
+    "helpers": without_helpers,
+    "full agent": without_helpers,
+    "metrics": without_data_actors,
+    "shares": without_data_actors,
+    "raylet's errors": quiet_raylet,
+    "driver path": lambda: without_driver_path({}),
+}
 
 
-def replacements() -> Iterator[tuple[Any, str, Any]]:
-    from ray._private import worker
-    from ray.job_config import JobConfig
+def parts(purpose: str) -> list[Any]:
+    """What Ray has under the names of a purpose."""
+    module, name, *attributes = NAMES[purpose].split()
+    owner = getattr(importlib.import_module(module), name)
+    return [vars(owner)[attribute] for attribute in attributes]
 
-    yield worker, "print_to_stdstream", quiet_raylet()
-    yield JobConfig, "_runtime_env_has_working_dir", without_driver_path({})
+
+@pytest.mark.parametrize("purpose", REPLACED)
+def test_what_is_replaced_is_as_before_afterwards(purpose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = parts(purpose)
+    with contextlib.suppress(KeyError), REPLACED[purpose]():
+        assert all(now is not then for now, then in zip(parts(purpose), before, strict=True))
+        raise KeyError
+    assert parts(purpose) == before
+    monkeypatch.setattr(ray_internals, "NAMES", gone(purpose))  # where one name is not there, the others stay
+    with REPLACED[purpose]():
+        assert parts(purpose) == before
 
 
 def test_without_the_name_workers_get_an_empty_folder(monkeypatch: pytest.MonkeyPatch) -> None:
