@@ -2,14 +2,18 @@
 VENV ?= .venv
 PYTHON ?= python3
 READY := $(VENV)/.ready
+LOWEST ?= .venv-lowest
 
-.PHONY: demo test check lint bench clean
+.PHONY: demo test test-lowest check lint bench clean
 
 demo: $(READY)  ## The whole product on the built-in world, without a network
 	$(VENV)/bin/clipray demo runs/demo
 
 test: $(READY)  ## All tests, two files at a time (tests/conftest.py says which)
 	$(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder
+
+test-lowest: $(LOWEST)/.ready  ## The unit tests on the lowest versions that pyproject.toml allows
+	$(LOWEST)/bin/python -m pytest -q -n 2 --no-loadscope-reorder tests/unit
 
 check: lint  ## Style, types and the unit tests that need no Ray: the inner loop, two minutes
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --no-loadscope-reorder -m "not ray" tests/unit tests/test_architecture.py tests/test_project_files.py
@@ -29,3 +33,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(READY)
+
+$(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --constraint constraints-lowest.txt --editable ".[test]"
+	touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 
 import pytest
 import yaml
@@ -25,6 +26,16 @@ def test_the_workflow_calls_targets_of_make() -> None:
     (job,) = yaml.safe_load(WORKFLOW)["jobs"].values()
     assert "make ${{ matrix.target }}" in [step.get("run") for step in job["steps"]]
     assert {"check", "test"} <= set(job["strategy"]["matrix"]["target"]) <= TARGETS
+
+
+def test_the_lowest_versions_are_those_that_are_allowed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    tested = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    bounds = dict(found.groups() for line in tested if (found := re.match(r"([\w-]+)(?:\[.*\])?>=([\d.]+)", line)))
+    lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    lowest = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert lowest.keys() == bounds.keys()
+    assert {name: version for name, version in lowest.items() if not f"{version}.".startswith(f"{bounds[name]}.")} == {}
 
 
 def test_hooks_call_the_tools_of_make_lint() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from clipray.errors import ClusterError
 
 ANSWER_S = 10.0
-RAY_VERSIONS = ((2, 55), (2, 64))  # from, to; the second excluded, as in pyproject.toml
+RAY_VERSIONS = ((2, 60), (2, 64))  # from, to; the second excluded, as in pyproject.toml
 TRIES, AGAIN_S = 10, 3.0  # to find a head again whose connection broke
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 

@@ -310,7 +310,7 @@ def test_heads_that_cannot_be_used(
     for address, words in {
         "http://127.0.0.1:1": "http://127.0.0.1:1: no answer from a Ray job server: [Errno 111] Connection refused",
         silent: f"http://{silent}: no answer from a Ray job server: timed out",
-        old: f"{old}: the cluster runs Ray 2.9.3; this clipray needs 2.55 or later, below 2.64",
+        old: f"{old}: the cluster runs Ray 2.9.3; this clipray needs 2.60 or later, below 2.64",
         f"{old}/proxy": f"{old}/proxy: what answers there is no Ray job server (HTTP 404)",
         "auto": "auto: expected the job server of a Ray head, such as http://10.0.0.1:8265",
     }.items():
