@@ -33,6 +33,7 @@ from clipray.inputs.vector_column import open_vectors, read_vectors
 from clipray.job import Column, Label
 from clipray.job.load import fingerprint
 from clipray.models.resolve import ResolvedModel
+from clipray.steps.base.shard_writer import Part
 from clipray.steps.base.step import RunContext
 from clipray.steps.labels import label as step_of_label
 from clipray.steps.labels.label_classes import CLASSES, PromptSet
@@ -89,9 +90,9 @@ def make_step(home: Path, c: np.ndarray) -> step_of_label.LabelStep:
     data = pa.table([pa.array(["template"] * k), names, flags, counts, vectors], schema=schema)
     mark = fingerprint(said.identity)
     stamp = {"fingerprint": mark, "logit_scale": 100.0, "logit_bias": None, "prompts_truncated": 0}
-    shard = tables.write_shard(step.beside, CLASSES, "label_classes", data, stamp)
-    tables.finish(
-        step.beside, "label_classes", schema, [shard],
+    shard = tables.write_shard(step.companion, CLASSES, "label_classes", data, stamp)
+    tables.commit(
+        step.companion, "label_classes", schema, [shard],
         fingerprint=mark, inputs={}, settings={}, provenance=stamp, finished_at=tables.now(),
     )  # fmt: skip
     return step
@@ -118,7 +119,7 @@ def labelled(item: tuple[step_of_label.LabelStep, list, str]) -> np.ndarray:
     """A task of the step: its processor seconds, and the process's peak memory in MiB."""
     step, row_groups, name = item
     start = time.process_time()
-    step_of_label.label_group((step.of_a_task, row_groups, [name]))
+    step_of_label.label_part(Part(row_groups, [name]), step.of_a_task)
     return np.array([time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024])
 
 

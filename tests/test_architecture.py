@@ -111,7 +111,6 @@ def test_numerics_raise_value_error() -> None:
         assert not [name for name in imports(path) if name.startswith("clipray.errors")], path
 
 
-@pytest.mark.xfail(strict=True, reason="the steps that encode are still one circle")
 def test_no_modules_import_each_other() -> None:
     """The package itself apart: it imports its verbs when they are asked for."""
     files = {*modules(), *(ROOT / "tools").rglob("*.py")} - {PACKAGE / "__init__.py"}

@@ -85,9 +85,16 @@ def ready_index(name: str, output: Folder, source: VectorColumn) -> tables.Recor
 
 
 @functools.lru_cache(2)
-def opened_once(name: str, url: str, _version: str) -> OpenIndex:
-    """For a worker and all its parts; `_version`, the name of its file, tells builds apart."""
+def _opened_once(name: str, url: str, _index_file: str) -> OpenIndex:
     return open_index(name, Folder(url))
+
+
+def opened_in_worker(name: str, output: Folder, record: tables.Record) -> OpenIndex:
+    """An index of the run at `output`, opened once in a worker, which searches it in one thread."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    return _opened_once(name, output.named(name).url, record.provenance["index_file"])
 
 
 def index_record(name: str, folder: Folder) -> tables.Record:

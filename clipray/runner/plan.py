@@ -12,8 +12,8 @@ from clipray.job import Job
 from clipray.job.load import load_job, steps_of
 from clipray.runner.run import resolve_model
 from clipray.runner.status import TableStatus
-from clipray.steps.base.step import State, Step, StepContext
-from clipray.steps.open_step import prepare
+from clipray.steps.base.step import State, StepContext
+from clipray.steps.open_step import AnyStep, open_step
 from clipray.storage.environment import environment_errors
 from clipray.storage.folder import Folder
 
@@ -34,7 +34,7 @@ def plan_job(job: Job | str | os.PathLike[str], *, address: str | None = None) -
     unfinished: set[str] = set()  # tables that this very run would make first
     for settings in steps_of(job):
         try:
-            step = prepare(settings, context)
+            step = open_step(settings, context)
         except SchemaError as error:
             awaited = [name for name in settings.sources if name in unfinished]
             if not awaited:
@@ -51,18 +51,18 @@ def plan_job(job: Job | str | os.PathLike[str], *, address: str | None = None) -
     return statuses, lines
 
 
-def _planned(step: Step, state: State) -> TableStatus:
+def _planned(step: AnyStep, state: State) -> TableStatus:
     record = tables.read_record(step.table) if state.kind == "finished" else None
-    stock = state.stock
-    left = int((~stock.taken).sum()) if stock else step.total
+    committed = state.committed
+    left = int((~committed.taken).sum()) if committed else step.total
     note = {
         "finished": "nothing to do",
         "absent": f"{step.total} rows to do",
         "partial": _left(left, state.again),
         "stale": f"stale: {'; '.join(state.changed)}",
     }[state.kind]
-    written = record.rows if record else stock.rows if stock else 0
-    rejected = record.rejects if record else stock.rejected if stock else 0
+    written = record.rows if record else committed.rows if committed else 0
+    rejected = record.rejects if record else committed.rejected if committed else 0
     return TableStatus(step.name, state.kind, written, rejected, step.total, note=note, record=record)
 
 

@@ -19,8 +19,8 @@ from clipray.job.load import load_job, steps_of
 from clipray.runner.fresh import delete_for_rerun
 from clipray.runner.lock import interrupt_on_sigterm, only_run
 from clipray.runner.status import TableStatus, status
-from clipray.steps.base.step import RunContext, Snapshot, Step, StepContext
-from clipray.steps.open_step import check, prepare
+from clipray.steps.base.step import RunContext, Snapshot, StepContext
+from clipray.steps.open_step import AnyStep, check_model, open_step, run_step
 from clipray.storage.environment import environment_errors, need_room
 from clipray.storage.events import Events
 from clipray.storage.folder import Folder
@@ -100,11 +100,11 @@ def _run_steps(
         if any(s.needs_cluster for s in unfinished):
             connect()
         for s in unfinished:
-            check(s, model.result)
+            check_model(s, model.result)
         metered = _metered(watch, job.name, lambda: connect.cache_info().currsize > 0)
         run = RunContext(lambda: _as_it_is(connect()), events, metered, say)
         context = StepContext(job, output, model.result, retry)
-        return [table for s in steps for table in _run_step(prepare(s, context), run, s.tables)]
+        return [table for s in steps for table in _finish_step(open_step(s, context), run, s.tables)]
 
 
 def _is_unfinished(table: Folder, retry: bool) -> bool:
@@ -113,15 +113,15 @@ def _is_unfinished(table: Folder, retry: bool) -> bool:
     return record is None or (retry and passing(record.rejects_by_reason) > 0)
 
 
-def _run_step(step: Step, run: RunContext, names: Sequence[str]) -> Iterator[TableStatus]:
+def _finish_step(step: AnyStep, run: RunContext, names: Sequence[str]) -> Iterator[TableStatus]:
     """Run the step unless it is finished; the status of each table that it writes, `names`, its own first."""
     note = ""
-    if caveat := getattr(step, "caveat", ""):
-        run.say(f"{step.name}: {caveat}")
+    if step.caveat:
+        run.say(f"{step.name}: {step.caveat}")
     if step.inspect(count=False).kind == "finished":
         note = "was finished already"
     else:
-        record = step.run(run)
+        record = run_step(step, run)
         run.events.write(
             "step_finished",
             step=step.name,
@@ -130,13 +130,12 @@ def _run_step(step: Step, run: RunContext, names: Sequence[str]) -> Iterator[Tab
             seconds=record.seconds,
             rows_per_s=record.rows_per_s,
         )
-    page = str(getattr(step, "page", ""))
     for name in names:
         folder = step.output.sub(name)
         done = tables.read_record(folder)
         assert done is not None
         total = step.total if folder.url == step.table.url else None
-        yield TableStatus(name, "finished", done.rows, done.rejects, total, note=note, record=done, page=page)
+        yield TableStatus(name, "finished", done.rows, done.rejects, total, note=note, record=done, page=step.page)
 
 
 def _connected(address: str | None, say: Say) -> AbstractContextManager[ClusterResources]:

@@ -1,17 +1,19 @@
-"""From a step's settings to the step itself."""
+"""From a step's settings to the step itself, and its run."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
-from clipray.job import EmbedImages, EmbedRegions, RenderDepth, StepSettings
+from clipray.job import StepSettings
 from clipray.job.load import step_kind
+from clipray.models.resolve import ResolvedModel
 from clipray.steps.base.encode_step import EncodeStep
-from clipray.steps.base.step import Step, StepContext
-from clipray.steps.encode import embed_images, embed_regions, render_depth
+from clipray.steps.base.step import RunContext, StepContext, refuse_stale
+from clipray.steps.base.table_step import TableStep
+from clipray.tables import Record
 
 _HOMES = {
     "embed_images": "encode.embed_images",
@@ -35,22 +37,44 @@ _HOMES = {
 }
 
 
-def check(settings: StepSettings, model: Callable[[], Any]) -> None:
-    """Before the first step starts: what can be known of a step that may come hours later. Raises ModelError."""
-    if isinstance(settings, EmbedImages) and settings.needs_architecture:
-        embed_images.layers_of(settings, model())
-    if isinstance(settings, EmbedRegions):
-        embed_regions.look_inside(settings, model())
-    if isinstance(settings, RenderDepth):
-        render_depth.look_inside(settings, model())
+AnyStep = EncodeStep[Any] | TableStep[Any]
 
 
-def prepare(settings: StepSettings, given: StepContext) -> Step:
-    """Open and count the step's inputs, by the function `prepare` of the step's own module.
+def check_model(settings: StepSettings, resolve: Callable[[], ResolvedModel | None]) -> None:
+    """Before the first step starts: whether the network can do what a step that may come hours later asks of it.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    if settings.needs_architecture:
+        _home(settings).check_model(settings, resolve())
+
+
+def open_step(settings: StepSettings, context: StepContext) -> AnyStep:
+    """Open and count the step's inputs, by the function `open_step` of the step's own module.
 
     Raises:
         ClipRayError: what the settings name is not there, or is not what the step needs.
     """
-    module = importlib.import_module(f"clipray.steps.{_HOMES[step_kind(settings)]}")
-    step: Step = module.prepare(settings, given)
-    return replace(step, retry=given.retry) if isinstance(step, EncodeStep) else step
+    step: AnyStep = _home(settings).open_step(settings, context)
+    return step
+
+
+def run_step(step: AnyStep, run: RunContext) -> Record:
+    """Make what is missing of the step's tables, from wherever the last run ended; commit.
+
+    Raises:
+        StaleTableError: they were made with other settings.
+        ClipRayError: what is written by then is kept.
+    """
+    if not step.replaces_stale:
+        refuse_stale(step.table, step.inspect(count=False))
+    if isinstance(step, TableStep):
+        return step.run(run)
+    from clipray.steps.base.encode_run import encode_rows
+
+    return encode_rows(step, run)
+
+
+def _home(settings: StepSettings) -> ModuleType:
+    return importlib.import_module(f"clipray.steps.{_HOMES[step_kind(settings)]}")

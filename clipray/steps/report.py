@@ -6,7 +6,7 @@ asked. It needs no Ray.
 
 from __future__ import annotations
 
-import time
+import itertools
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -18,11 +18,10 @@ from clipray.job import Report
 from clipray.job.load import steps_of
 from clipray.report.page import make_page
 from clipray.report.run_tables import RunTables, open_run
-from clipray.steps.base.step import RunContext, State, StepContext
-from clipray.steps.base.table_step import TableStep
+from clipray.steps.base.step import RunContext, StepContext
+from clipray.steps.base.table_step import Outcome, TableStep
 from clipray.tables.digests import Digest, digest_of, plain
 
-FILE = "part-000000.parquet"
 PAGE = "report.html"
 
 
@@ -30,7 +29,8 @@ PAGE = "report.html"
 class ReportStep(TableStep[Report]):
     """A `Step`; see `TableStep`. shown: the tables that it shows."""
 
-    kind: ClassVar[str] = "report"
+    table_type: ClassVar[str] = "report"
+    replaces_stale: ClassVar[bool] = True
 
     title: str
     shown: RunTables
@@ -56,45 +56,29 @@ class ReportStep(TableStep[Report]):
         return plain(digest_of([asdict(table.record) for table in self.shown.tables]))
 
     @property
-    def made(self) -> dict[str, Any]:
+    def row_provenance(self) -> dict[str, Any]:
         return {"digest": self.digest}
 
     @property
     def inputs(self) -> list[str]:
         return [table.name for table in self.shown.tables]
 
+    def is_complete(self) -> bool:
+        record = tables.read_record(self.table)
+        page_bytes = record.figures.get("page_bytes") if record else None
+        return super().is_complete() and self.table.sizes().get(PAGE) == page_bytes
+
     @property
-    def schema(self) -> pa.Schema:
-        return tables.arrow_schema(self.kind)
+    def description(self) -> str:
+        return f"a page of {self.total} tables"
 
-    def inspect(self, *, count: bool = True) -> State:
-        state = super().inspect(count=count)
-        record = tables.read_record(self.table) if state.kind == "finished" else None
-        if record is not None and self.table.sizes().get(PAGE) != record.figures.get("page_bytes"):
-            return State("partial")
-        return state
-
-    def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
-        return [f"{self.name}: a page of {self.total} tables"]
-
-    def run(self, run: RunContext) -> tables.Record:
-        """Make the page, whatever was there before; commit.
-
-        Raises:
-            SchemaError: a table is not whole.
-        """
-        run.events.write("step_started", step=self.name, rows=self.total, fingerprint=self.fingerprint)
-        return self.make(run, time.monotonic())
-
-    def make(self, run: RunContext, began: float) -> tables.Record:  # noqa: ARG002 - of the base
+    def make(self, run: RunContext) -> Outcome:  # noqa: ARG002 - it needs no cluster
+        """Make the page. Raises SchemaError: a table is not whole."""
         self.begin(keep=False)
-        made = make_page(self.shown, self.title, self.settings)
-        self.table.write(PAGE, data := made.html.encode("utf-8", "replace"))
-        shard = tables.write_shard(self.table, FILE, self.kind, self._rows(made.sections), self.stamp)
-        figures = {"page": PAGE, "page_bytes": len(data), "left_out": made.left_out}
-        return self.finish(
-            self.table, self.kind, self.schema, [shard], figures, seconds=round(time.monotonic() - began, 2)
-        )
+        page = make_page(self.shown, self.title, self.settings)
+        self.table.write(PAGE, data := page.html.encode("utf-8", "replace"))
+        summary = {"page": PAGE, "page_bytes": len(data), "left_out": page.left_out}
+        return Outcome([self.write(self._rows(page.sections))], summary)
 
     def _rows(self, sections: dict[str, list[str]]) -> pa.Table:
         rows = [
@@ -105,17 +89,17 @@ class ReportStep(TableStep[Report]):
         return pa.Table.from_pylist(rows, schema=self.schema)
 
 
-def prepare(settings: Report, given: StepContext) -> ReportStep:
+def open_step(settings: Report, context: StepContext) -> ReportStep:
     """Find the tables that it shows: those that it names, or those of the steps before it.
 
     Raises:
         SchemaError: one that it names is not finished; there is none at all; pictures have no such column of labels.
     """
-    names = settings.of or earlier_tables(settings, given)
-    shown = open_run(given.output, names, settings.label)
+    names = settings.of or earlier_tables(settings, context)
+    shown = open_run(context.output, names, settings.label)
     if settings.of and shown.absent:
         raise SchemaError(
-            f"{settings.name}: {', '.join(shown.absent)}: no finished table in {given.output.url}; finish it with `clipray run`, "
+            f"{settings.name}: {', '.join(shown.absent)}: no finished table in {context.output.url}; finish it with `clipray run`, "
             "or take it out of `of`"
         )
     if not names:
@@ -126,14 +110,10 @@ def prepare(settings: Report, given: StepContext) -> ReportStep:
             f"{settings.name}: label: no table of pictures has a column {settings.label!r} of labels; "
             f"columns: {', '.join(sorted(known)) or 'none'}; `keep` of embed_images carries one along"
         )
-    return ReportStep(settings, given.output, settings.title or given.job.name, shown)
+    return ReportStep(settings, context.output, settings.title or context.job.name, shown)
 
 
-def earlier_tables(settings: Report, given: StepContext) -> list[str]:
+def earlier_tables(settings: Report, context: StepContext) -> list[str]:
     """All tables of the steps that stand before this one in the job, but other pages."""
-    found: list[str] = []
-    for step in steps_of(given.job):
-        if step.name == settings.name:
-            break
-        found += [] if isinstance(step, Report) else step.tables
-    return found
+    earlier = itertools.takewhile(lambda step: step.name != settings.name, steps_of(context.job))
+    return [table for step in earlier if not isinstance(step, Report) for table in step.tables]

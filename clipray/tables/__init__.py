@@ -11,7 +11,6 @@ from clipray.tables.record import (
     clear,
     commit,
     drop_damaged,
-    finish,
     finished,
     intact,
     is_broken,
@@ -23,6 +22,7 @@ from clipray.tables.record import (
     read_table,
     record_to_go_on,
     reopen,
+    write_record,
 )
 from clipray.tables.schema import (
     ARROW_TYPES,
@@ -61,7 +61,6 @@ __all__ = [
     "clear",
     "commit",
     "drop_damaged",
-    "finish",
     "finished",
     "fits",
     "intact",
@@ -89,5 +88,6 @@ __all__ = [
     "vector_type",
     "verified",
     "verify_shards",
+    "write_record",
     "write_shard",
 ]

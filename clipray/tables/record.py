@@ -45,25 +45,24 @@ class Record:
     finished_at: str = ""
 
 
-def commit(folder: Folder, record: Record) -> None:
-    """Write the commit record: from here on the table is finished."""
+def write_record(folder: Folder, record: Record) -> None:
     folder.write(RECORD, sealed_json(asdict(record)))
 
 
-def finish(
-    folder: Folder, table: str, schema: pa.Schema, files: Sequence[Shard], *, rejects: int = 0, **facts: Any
+def commit(
+    folder: Folder, table: str, schema: pa.Schema, shards: Sequence[Shard], *, rejects: int = 0, **facts: Any
 ) -> Record:
-    """Commit a table of these shards; `facts` are the other fields of its `Record`."""
+    """Write the commit record of a table of these shards: from here on it is finished. facts: more of its `Record`."""
     record = Record(
         table,
         table_schema(table)["version"],
         {field.name: str(field.type) for field in schema},
-        rows=sum(shard.rows for shard in files),
+        rows=sum(shard.rows for shard in shards),
         rejects=rejects,
-        files=[shard.entry() for shard in files],
+        files=[shard.entry() for shard in shards],
         **facts,
     )
-    commit(folder, record)
+    write_record(folder, record)
     return record
 
 

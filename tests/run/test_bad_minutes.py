@@ -16,6 +16,7 @@ from support import Answer, Website
 
 import clipray
 from clipray.errors import RejectRateError
+from clipray.inputs.committed_rows import CommittedRows, check_committed
 from clipray.storage.events import read_events
 from clipray.storage.folder import Folder
 from clipray.tables import read_record, read_table
@@ -110,3 +111,19 @@ def test_too_many_rejects_are_told_after_the_last_pass_and_tried_again(
     record = read_record(Folder(str(tmp_path / "out" / "images")))
     assert record is not None
     assert (record.rows, record.rejects) == (3, 0)
+
+
+@pytest.mark.parametrize(("rows", "passes"), [(["1", "2"], 1), (["1", "2", AWAY], 2)])
+def test_what_is_on_disk_is_counted_before_each_pass_and_once_after_the_last(
+    ray_here: object, job: Callable[..., str], rows: list[str], passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+
+    def counting(*args: Any, **options: Any) -> CommittedRows:
+        committed = check_committed(*args, **options)
+        counted.append(committed.rows)
+        return committed
+
+    monkeypatch.setattr("clipray.steps.base.encode_run.check_committed", counting)
+    clipray.run(job(rows, max_reject_rate=0.9, fetch_timeout_s=0.2))
+    assert counted == [0] + [2] * passes

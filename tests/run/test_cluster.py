@@ -216,7 +216,7 @@ def test_labels_say_how_pure_the_clusters_are(tmp_path: Path) -> None:
         data.replace_schema_metadata({"clipray": '{"fingerprint": "f"}'}), tmp_path / "a/out/known/part-0.parquet"
     )
     size = (tmp_path / "a/out/known/part-0.parquet").stat().st_size
-    tables.commit(
+    tables.write_record(
         folder,
         tables.Record("images", 1, {f.name: str(f.type) for f in schema}, ROWS, 0, [{"name": "part-0.parquet", "rows": ROWS, "bytes": size}], "f", {}, {}, {}),
     )  # fmt: skip

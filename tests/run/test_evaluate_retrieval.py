@@ -210,7 +210,9 @@ def write_lists(folder: Path, lists: dict[str, list[str]]) -> str:
         pq.write_table(data.replace_schema_metadata({"clipray": json.dumps({"fingerprint": "x"})}), path)
         files.append({"name": path.name, "rows": len(part), "bytes": path.stat().st_size})
     columns = {name: str(kind) for name, kind in kinds.items()}
-    tables.commit(Folder(str(folder)), tables.Record("neighbours", 1, columns, len(rows), 0, files, "x", {}, {}, {}))
+    tables.write_record(
+        Folder(str(folder)), tables.Record("neighbours", 1, columns, len(rows), 0, files, "x", {}, {}, {})
+    )
     return str(folder)
 
 

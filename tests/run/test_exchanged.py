@@ -140,7 +140,7 @@ def test_a_kill_between_an_exchange_and_the_end_hides_nothing(
     contents["a"] = files[10]
     write(tmp_path / "m.parquet", contents)
     with monkeypatch.context() as patch:  # killed before it took stock
-        patch.setattr(EncodeRun, "_stock", _killed)
+        patch.setattr(EncodeRun, "_check_committed", _killed)
         with pytest.raises(Stopped):
             clipray.run(run)
     contents["b"] = files[11]

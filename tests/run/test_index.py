@@ -181,7 +181,7 @@ def test_a_build_that_dies_leaves_the_index_before_it(tmp_path: Path, monkeypatc
     def broken(*_: Any, **__: Any) -> None:
         raise ConnectionError("the machine is gone")
 
-    monkeypatch.setattr(step.tables, "finish", broken)  # all is built, nothing is committed
+    monkeypatch.setattr(step.tables, "commit", broken)  # all is built, nothing is committed
     with pytest.raises(RunError, match="the machine is gone"):
         clipray.run(job)
     monkeypatch.undo()

@@ -199,7 +199,7 @@ def test_it_follows_the_pictures(tmp_path: Path, tiny_model: str) -> None:
     Path(job).write_text(yaml.safe_dump(text))
     clipray.run(job)
     made.provenance["space"]["of"]["model"]["weights"] = "sha256:0"
-    tables.commit(Folder(str(tmp_path / "out/reduced_components")), made)
+    tables.write_record(Folder(str(tmp_path / "out/reduced_components")), made)
     with pytest.raises(SchemaError, match=r"another space than images\.clip: model\.weights was 'sha256:0'"):
         clipray.run(job)
 

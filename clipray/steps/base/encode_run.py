@@ -1,33 +1,33 @@
-"""One run at a step, from wherever the last one ended: take stock, encode what is missing, reconcile, commit."""
+"""One run at a step, from wherever the last one ended: see what is committed, encode what is missing, reconcile, commit."""
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipray import tables
-from clipray.engine.plan import Plan
+from clipray.engine.plan import Plan, make_plan
 from clipray.engine.progress import Progress
 from clipray.engine.reader import ReadPlan
 from clipray.engine.sink import Regions, Target, Written
 from clipray.engine.stream import run_pass
-from clipray.inputs.committed_rows import REFUSED, CommittedRows, check_committed, take_back
+from clipray.errors import RejectRateError
+from clipray.inputs.committed_rows import REFUSED, CommittedRows, RegionFolders, check_committed, take_back
 from clipray.inputs.content_versions import CONTENT_HASH, rows_at_once
 from clipray.inputs.manifest import read_rows
 from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS, RowIndex, contains, hash_strings, row_groups_with
+from clipray.job.row_spec import PICTURES
 from clipray.pipelines.spec import EncodeSettings
-from clipray.steps.base.commit import commit_step
 from clipray.steps.base.encode_step import EncodeStep, told_by_shards
-from clipray.steps.base.reject_rate import too_many
-from clipray.steps.base.step import Snapshot, refuse_stale
-from clipray.storage.events import Events
+from clipray.steps.base.monitor import StreamTicker
+from clipray.steps.base.step import RunContext
 from clipray.storage.parquet import merge_neighbours
 from clipray.tables.reasons import passing
 from clipray.tables.started import read_started, write_started
@@ -37,24 +37,34 @@ LAST_PATIENCE = 3  # times that a server may take for a row in the last pass,
 PATIENT_ROWS = 1_000  # unless there are more rows than these
 
 
+def encode_rows(step: EncodeStep[Any], run: RunContext) -> tables.Record:
+    """Encode the rows of a step's manifest that are not on disk yet, and commit; see `EncodeRun.finish`."""
+    _ = step.widths  # an unknown layer is told before any work
+    rejects, plan = step.scan.rejects, make_plan(step.settings, run.cluster())
+    if rejects.num_rows:
+        run.say(
+            f"{step.name}: {rejects.num_rows} of {step.total} manifest rows have no id, a repeated one or a string that is not UTF-8 and are rejected, e.g. {rejects['message'][0].as_py()}"
+        )
+    run.say(f"{step.name}: {plan.sentence()}")
+    run.events.write(
+        "step_started", step=step.name, rows=step.total, plan=plan.sentence(), fingerprint=step.fingerprint
+    )
+    step.before_encoding(run)
+    return EncodeRun(step, plan, run).finish()
+
+
 class EncodeRun:
     """One run of the step, from wherever the last one ended."""
 
-    def __init__(
-        self, step: EncodeStep[Any], plan: Plan, progress: Progress, events: Events, watch: Callable[[Snapshot], None]
-    ) -> None:
-        self.step, self.plan, self.progress, self.events, self._watch = step, plan, progress, events, watch
+    def __init__(self, step: EncodeStep[Any], plan: Plan, run: RunContext) -> None:
+        self.step, self.plan, self.events = step, plan, run.events
+        self.progress, self.ticker = Progress(), StreamTicker(run, step.name, step.total)
         self._began = time.monotonic()
-        self._history: list[tuple[float, int]] = []
-        self._logged = 0.0
-        self._encoded = 0
-        self._before: dict[str, int] = {}  # rows by stage when the pass began
         self._streaming_s = 0.0
-        self._phase = "starting"
         self._verified: dict[str, tables.Shard] = {}  # by path: what this run has verified or written
         self._patience = 1
 
-    def run(self) -> tables.Record:
+    def finish(self) -> tables.Record:
         """Encode what is missing, reconcile, commit.
 
         Raises:
@@ -63,38 +73,46 @@ class EncodeRun:
         step = self.step
         attempt, precision = self._start()
         self._take_back()  # those of earlier runs
-        stock = self._stock(step.comparison.scan_with_contents())
+        committed = self._check_committed(step.comparison.scan_with_contents())
         self._note_versions()
-        self._check_rejects(stock, at_start=True)
-        stock = self._encode(stock, f"part-{attempt:04d}", precision)
+        self._check_manifest_rejects(committed)
+        committed, is_current = self._encode(committed, f"part-{attempt:04d}", precision)
         if count := self._take_back():
-            self._phase = f"again, {count} rows rejected for a passing reason"
+            self.ticker.phase = f"again, {count} rows rejected for a passing reason"
             self._patience = LAST_PATIENCE if count <= PATIENT_ROWS else 1
-            stock = self._encode(self._stock(), f"part-{attempt:04d}-again", precision)
-        self._reconcile(stock)
-        self._check_rejects(stock)
-        return self._commit(stock)
+            committed, is_current = self._encode(self._check_committed(), f"part-{attempt:04d}-again", precision)
+        if not is_current:
+            committed = self._check_committed()
+        self._reconcile(committed)
+        if committed.rejected > step.settings.max_reject_rate * step.total:
+            raise self._too_many(committed.rejects)
+        return self._commit(committed)
 
-    def _encode(self, stock: CommittedRows, prefix: str, precision: str) -> CommittedRows:
-        """Encode what is not taken yet; rows whose worker dies come again in smaller blocks, and at last are rejected."""
+    def _encode(self, committed: CommittedRows, prefix: str, precision: str) -> tuple[CommittedRows, bool]:
+        """Encode what is not done yet; rows whose worker dies come again in smaller blocks, and at last are rejected.
+
+        Returns what was committed when the last pass began, and whether that is still so.
+        """
         for number, (rows_per_block, careful) in enumerate(self._passes()):
-            todo = self.step.scan.keys[~stock.taken]
+            todo = self.step.scan.keys[~committed.taken]
             if not len(todo):
-                return stock
+                return committed, True
             if number:
                 self.events.write("rows_lost", rows=len(todo), again_in_blocks_of=rows_per_block)
-                self._phase = f"again, {len(todo)} rows whose worker died"
-            self._pass(todo, rows_per_block, careful, f"{prefix}-{number}", precision, stock)
-            stock = self._stock()
-        self._reject_the_dead(stock, prefix)
-        return self._stock()
+                self.ticker.phase = f"again, {len(todo)} rows whose worker died"
+            written = self._pass(todo, rows_per_block, careful, f"{prefix}-{number}", precision, committed)
+            if written.rows + sum(written.rejects.values()) == len(todo):
+                return committed, False
+            committed = self._check_committed()
+        self._reject_the_dead(committed, prefix)
+        return committed, False
 
     def _take_back(self) -> int:
         """Make rows that were rejected for a passing reason rows to do, unless the run is not to. Returns how many."""
         step = self.step
         count = take_back(step.rejects, step.fingerprint, self._verified) if step.retry else 0
         if count:
-            self.events.write("rejects_taken_back", step=step.settings.name, rows=count)
+            self.events.write("rejects_taken_back", step=step.name, rows=count)
         return count
 
     def _passes(self) -> list[tuple[int, bool]]:
@@ -104,7 +122,6 @@ class EncodeRun:
     def _start(self) -> tuple[int, str]:
         """Open the table for writing. Returns the number of this attempt and the precision of the earlier ones."""
         step = self.step
-        refuse_stale(step.table, step.inspect(count=False))
         before = read_started(step.table) or told_by_shards(step.table)
         attempt = int(before.get("attempt", 0)) + 1
         facts = {
@@ -113,22 +130,20 @@ class EncodeRun:
             "attempt": attempt,
             "precision": before.get("precision"),
             "started_at": before.get("started_at", tables.now()),
+            **step.comparison.facts(step.comparison.versions_before),
         }
-        if step.input_fingerprint:
-            facts["rests_on"] = step.input_fingerprint
-        comparison = step.comparison
-        facts |= comparison.facts(comparison.versions_before)
-        if scaling := step.made.get("draft_scaling"):
+        if step.lookup_digest:
+            facts["rests_on"] = step.lookup_digest
+        if scaling := step.row_provenance.get("draft_scaling"):
             facts["draft_scaling"] = scaling
         self._reopen()  # from here on the table is not finished
-        if before.get("rests_on", "") != step.input_fingerprint:
+        if before.get("rests_on", "") != step.lookup_digest:
             for folder in (step.table, step.rejects):
                 tables.remove_own(folder, tables.shard_names(folder))
         write_started(step.table, facts)
         self._facts, self._lookup = facts, step.lookup()
         if step.scan.rejects.num_rows:
-            refused = pa.Table.from_pylist(step.scan.rejects.to_pylist(), schema=step.rejects_schema)
-            tables.write_shard(step.rejects, REFUSED, "rejects", refused, self._provenance())
+            self._write_rejects(REFUSED, step.scan.rejects.to_pylist())
         else:
             step.rejects.remove(REFUSED)
         return attempt, before.get("precision") or step.precision
@@ -143,16 +158,16 @@ class EncodeRun:
         for folder in folders:
             tables.reopen(folder)
 
-    def _stock(self, compared: RowIndex | None = None) -> CommittedRows:
-        """`compared`: the scan with contents, for rows of earlier runs; those of this one may be newer than it."""
+    def _check_committed(self, compared: RowIndex | None = None) -> CommittedRows:
+        """`compared`: the rows with contents, for those of earlier runs; those of this one may be newer than it."""
         step = self.step
-        scan = compared or step.scan
-        stock = check_committed(
-            step.table, step.rejects, scan, step.keep, step.fingerprint, regions=step.regions, verified=self._verified
-        )
-        if stock.repaired:
-            self.events.write("repaired", step=step.settings.name, **stock.repaired)
-        return stock
+        committed = check_committed(
+            step.table, step.rejects, compared or step.scan, step.keep, step.fingerprint,
+            regions=step.regions, verified=self._verified,
+        )  # fmt: skip
+        if committed.repaired:
+            self.events.write("repaired", step=step.name, **committed.repaired)
+        return committed
 
     def _note_versions(self) -> None:
         """All rows on disk have been compared with the manifest as it is now: the next attempt need not read it again."""
@@ -161,164 +176,142 @@ class EncodeRun:
             self._facts["manifest_versions"] = versions
             write_started(self.step.table, self._facts)
 
-    def _provenance(self) -> dict[str, Any]:
-        return self.step.provenance(self._facts.get("precision") or self.step.precision)
+    def _shard_metadata(self) -> dict[str, Any]:
+        return self.step.shard_metadata(self._facts.get("precision") or self.step.precision)
 
-    def _encoder_provenance(self) -> dict[str, Any]:
-        """Provenance with the precision that the encoders chose; they say so before their first block."""
+    def _encoder_metadata(self) -> dict[str, Any]:
+        """With the precision that the encoders chose; they say so before their first block."""
         for _ in range(100):
             self._learn_precision(self.progress.state())
             if self._facts.get("precision"):
                 break
             time.sleep(0.1)
-        return self._provenance()
+        return self._shard_metadata()
 
-    def _learn_precision(self, board: dict[str, Any]) -> None:
+    def _learn_precision(self, board: Mapping[str, Any]) -> None:
         """Keep what `precision: auto` became, so that the next attempt goes on with the same, on whatever machine."""
         if board["workers"] and not self._facts.get("precision"):
             self._facts["precision"] = next(iter(board["workers"].values()))["precision"]
             write_started(self.step.table, self._facts)
 
     def _pass(
-        self, todo: np.ndarray, rows_per_block: int, careful: bool, prefix: str, precision: str, stock: CommittedRows
-    ) -> None:
+        self, todo: np.ndarray, rows_per_block: int, careful: bool, prefix: str, precision: str, committed: CommittedRows
+    ) -> Written:  # fmt: skip
         step, settings = self.step, self.step.settings
-        encode = step.encoder(precision, self.plan.device, self.plan.threads)
-        if isinstance(encode, EncodeSettings):
-            encode = replace(encode, limits=replace(encode.limits, patience=self._patience))
-        self._before = dict(self.progress.known["rows"])
+        encoder = step.encoder(precision, self.plan.device, self.plan.threads)
+        if isinstance(encoder, EncodeSettings):
+            encoder = replace(encoder, limits=replace(encoder.limits, patience=self._patience))
         target = Target(
-            step.table,
-            step.rejects,
-            step.schema,
-            step.rejects_schema,
-            prefix,
-            settings.rows_per_file,
-            settings.flush_s,
+            step.table, step.rejects, step.schema, step.rejects_schema, prefix, settings.rows_per_file, settings.flush_s,
             Regions(step.regions.table, step.regions.rejects, step.region_schema) if step.regions else None,
             step.manifest.kind,
-        )
-        columns = step.manifest.columns(step.keep)
-        work = ReadPlan(
-            row_groups_with(step.manifest, step.scan, todo),
-            columns,
-            todo,
-            step.scan.salt,
-            step.scan.refused,
-            rows_per_block,
-            careful,
-            step.comparison.contents,
-            step.manifest.kind,
-            step.manifest.schema,
-            *(self._lookup or ()),
-        )
+        )  # fmt: skip
+        plan = ReadPlan(
+            row_groups_with(step.manifest, step.scan, todo), step.manifest.columns(step.keep), todo, step.scan.salt,
+            step.scan.refused, rows_per_block, careful, step.comparison.contents, step.manifest.kind,
+            step.manifest.schema, *(self._lookup or ()),
+        )  # fmt: skip
+
+        def observe(written: Written, board: dict[str, Any]) -> None:
+            self._learn_precision(board)
+            self._verified.update(written.shards)
+            self.ticker.observe(committed, written.rows, written.rejects, board)
+            self._stop_early(Counter(committed.rejects) + Counter(written.rejects))
+
+        self.ticker.begin_pass(self.progress.known)
         began = time.monotonic()
         try:
-            run_pass(
-                work,
-                self.plan,
-                encode,
-                target,
-                self.progress,
-                lambda written, board: self._observe(stock, written, board),
-                self._encoder_provenance,
-            )
+            return run_pass(plan, self.plan, encoder, target, self.progress, observe, self._encoder_metadata)
         finally:
             self._streaming_s += time.monotonic() - began
-            self.events.write("pass_ended", step=settings.name, rows_by_node=self.progress.state()["nodes"])
-
-    def _observe(self, stock: CommittedRows, written: Written, board: dict[str, Any]) -> None:
-        """Once a second: keep the workers' precision for the next attempt, show, log, stop when too much is rejected."""
-        name, now = self.step.settings.name, time.monotonic()
-        self._learn_precision(board)
-        self._verified.update(written.shards)
-        self._encoded = board["rows"].get("encode", 0)
-        self._phase = "encoding" if self._encoded and self._phase == "starting" else self._phase
-        self._history = [*self._history, (now, self._encoded)]
-        self._history = [h for h in self._history if now - h[0] <= 30 and h[1]] or self._history[-1:]
-        (then, before), rejected = self._history[0], stock.rejected + sum(written.rejects.values())
-        rate = (self._encoded - before) / (now - then) if now > then else 0.0
-        left = self.step.scan.rows - stock.rows - stock.rejected - self._encoded
-        stages = {
-            stage: {
-                "rows": rows,
-                "busy_s": round(board["seconds"][stage], 1),
-                "rows_per_busy_s": round(rows / max(1e-9, board["seconds"][stage]), 1),
-            }
-            for stage, rows in board["rows"].items()
-        }
-        shot = Snapshot(
-            name,
-            self.step.scan.rows,
-            stock.rows + written.rows,
-            rejected,
-            self._encoded,
-            rate,
-            max(0, left) / rate if rate else None,
-            stages,
-            self._phase,
-            self._queues(board["rows"], written),
-        )
-        self._watch(shot)
-        if now - self._logged >= 5:
-            self._logged = now
-            self.events.write("progress", **asdict(shot))
-        self._stop_early(Counter(stock.rejects) + Counter(written.rejects))
+            self.events.write("pass_ended", step=step.name, rows_by_node=self.progress.state()["nodes"])
 
     def _stop_early(self, reasons: Counter[str]) -> None:
         """Raises RejectRateError where so many rows are rejected for good that the last pass cannot mend it."""
         lasting = reasons.total() - (passing(reasons) if self.step.retry else 0)
-        if lasting >= STOP_EARLY_REJECTS and lasting > self.step.settings.max_reject_rate * self.step.scan.rows:
-            raise too_many(self.step, reasons)
+        if lasting >= STOP_EARLY_REJECTS and lasting > self.step.settings.max_reject_rate * self.step.total:
+            raise self._too_many(reasons)
 
-    def _queues(self, rows: dict[str, int], written: Written) -> dict[str, int]:
-        """Rows between the stages of this pass, by the stage that they wait for; a lost block waits until its end."""
-        passed = {stage: count - self._before.get(stage, 0) for stage, count in rows.items()}
-        passed["write"] = written.rows + sum(written.rejects.values())
-        stages = [stage for stage in ("read", "decode", "encode", "write") if stage in passed]
-        return {after: max(0, passed[before] - passed[after]) for before, after in itertools.pairwise(stages)}
-
-    def _reject_the_dead(self, stock: CommittedRows, prefix: str) -> None:
+    def _reject_the_dead(self, committed: CommittedRows, prefix: str) -> None:
         """Rows that were alone when their worker died, twice, in the last pass."""
-        dead = step_rows(self.step, self.step.scan.keys[~stock.taken])
-        if not dead.num_rows:
-            return
-        rows = [
-            {
-                **row,
-                "stage": "encode",
-                "reason": "worker_died",
-                "message": "the worker process died twice while it held this row alone",
-            }
-            for row in dead.to_pylist()
-        ]
+        dead = step_rows(self.step, self.step.scan.keys[~committed.taken])
+        message = "the worker process died twice while it held this row alone"
+        why = {"stage": "encode", "reason": "worker_died", "message": message}
+        if dead.num_rows:
+            self._write_rejects(f"{prefix}-dead.parquet", [{**row, **why} for row in dead.to_pylist()])
+
+    def _write_rejects(self, name: str, rows: list[dict[str, Any]]) -> None:
         data = pa.Table.from_pylist(rows, schema=self.step.rejects_schema)
-        tables.write_shard(self.step.rejects, f"{prefix}-dead.parquet", "rejects", data, self._provenance())
+        tables.write_shard(self.step.rejects, name, "rejects", data, self._shard_metadata())
 
-    def _check_rejects(self, stock: CommittedRows, *, at_start: bool = False) -> None:
-        rows, limit = self.step.scan.rows, self.step.settings.max_reject_rate
-        own = self.step.scan.rejects
-        if at_start and own.num_rows:
-            example = own.slice(0, 1).to_pylist()[0]
-            self.events.write("manifest_rejects", rows=own.num_rows, example=example["message"])
-        rejected = own.num_rows if at_start else stock.rejected
-        if rejected > limit * rows:
-            raise too_many(self.step, stock.rejects)
+    def _check_manifest_rejects(self, committed: CommittedRows) -> None:
+        """Raises RejectRateError where the manifest itself has too many rows that cannot be encoded."""
+        rejects = self.step.scan.rejects
+        if rejects.num_rows:
+            self.events.write("manifest_rejects", rows=rejects.num_rows, example=rejects["message"][0].as_py())
+        if rejects.num_rows > self.step.settings.max_reject_rate * self.step.total:
+            raise self._too_many(committed.rejects)
 
-    def _reconcile(self, stock: CommittedRows) -> None:
-        rows = self.step.scan.rows
-        if stock.rows + stock.rejected != rows or not stock.taken.all():
-            raise AssertionError(f"rows in = {rows}, but {stock.rows} written + {stock.rejected} rejected")
+    def _too_many(self, reasons: Mapping[str, int]) -> RejectRateError:
+        """What ends a run whose rejects, counted by reason, are more than `max_reject_rate` allows."""
+        step, rejected, rows = self.step, sum(reasons.values()), self.step.total
+        listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
+        again = passing(reasons) if step.retry else 0
+        passes = f"the same run again tries {again} of them, whose reasons may pass; " if again else ""
+        return RejectRateError(
+            f"{rejected} of {rows} rows were rejected ({rejected / max(1, rows):.1%}), more than max_reject_rate={step.settings.max_reject_rate:g}: "
+            f"{listed}{_example(step)}. All rows written are kept. See {step.rejects.url}; {passes}mend the rows and run with --retry-rejects, or raise max_reject_rate"
+        )
 
-    def _commit(self, stock: CommittedRows) -> tables.Record:
-        return commit_step(
-            self.step,
-            stock,
-            self._provenance(),
+    def _reconcile(self, committed: CommittedRows) -> None:
+        if committed.rows + committed.rejected != self.step.total or not committed.taken.all():
+            raise AssertionError(
+                f"rows in = {self.step.total}, but {committed.rows} written + {committed.rejected} rejected"
+            )
+
+    def _commit(self, committed: CommittedRows) -> tables.Record:
+        """Write the records of all tables of the step, that of its own table last."""
+        step, provenance = self.step, self._shard_metadata()
+        versions = step.comparison.facts(step.scan.versions)
+        inputs = {"rows": step.total, "digest": step.digest, "manifest": list(step.manifest.urls), **versions}
+        facts = {"inputs": inputs, "provenance": provenance, "rejects_by_reason": committed.rejects}
+        step.commit(step.rejects, "rejects", step.rejects_schema, committed.reject_files, **facts)
+        if step.regions:
+            self._commit_regions(step.regions, committed, provenance)
+        return step.commit(
+            step.table, step.table_type, step.schema, committed.files, rejects=committed.rejected, **facts,
+            figures=step.summarize(committed, provenance),
             workers=list(self.progress.state()["workers"].values()),
             seconds=round(time.monotonic() - self._began, 2),
-            rows_per_s=round(self._encoded / self._streaming_s, 2) if self._streaming_s else 0.0,
+            rows_per_s=round(self.ticker.encoded / self._streaming_s, 2) if self._streaming_s else 0.0,
+        )  # fmt: skip
+
+    def _commit_regions(self, regions: RegionFolders, committed: CommittedRows, provenance: Mapping[str, Any]) -> None:
+        reasons, boxes_clipped = Counter[str](), 0
+        for shard in committed.refused_box_files:
+            reasons.update(tables.read_shard(regions.rejects, shard.name, ["reason"])["reason"].to_pylist())
+        for shard in committed.region_files:
+            clipped = tables.read_shard(regions.table, shard.name, ["clipped"])["clipped"]
+            boxes_clipped += pc.sum(clipped.cast(pa.int64())).as_py() or 0
+        facts = {
+            "inputs": {"pictures": committed.rows, "digest": self.step.digest},
+            "provenance": provenance,
+            "rejects_by_reason": dict(reasons),
+            "figures": {"boxes_clipped": boxes_clipped},
+        }
+        schema, rejects = tables.rejects_schema(*PICTURES.named), reasons.total()
+        self.step.commit(regions.rejects, "rejects", schema, committed.refused_box_files, **facts)
+        self.step.commit(
+            regions.table, "regions", self.step.region_schema, committed.region_files, rejects=rejects, **facts
         )
+
+
+def _example(step: EncodeStep[Any]) -> str:
+    key = step.manifest.kind.key
+    for name in tables.shard_names(step.rejects)[:1]:
+        row = tables.read_shard(step.rejects, name, [key, "message"]).slice(0, 1).to_pylist()[0]
+        return f"; e.g. {row[key]!r}: {row['message']}"
+    return ""
 
 
 def step_rows(step: EncodeStep[Any], keys: np.ndarray) -> pa.Table:
@@ -327,7 +320,7 @@ def step_rows(step: EncodeStep[Any], keys: np.ndarray) -> pa.Table:
     names = [*kind.named, *(field.name for field in step.hash_fields)]
     wanted = {*kind.named, *(contents.columns if contents else ())}
     columns = [c for c in step.manifest.columns() if c in wanted]
-    found = [pa.table({c: pa.array([], pa.string()) for c in names})]
+    parts = [pa.table({c: pa.array([], pa.string()) for c in names})]
     for row_group in merge_neighbours(row_groups_with(step.manifest, step.scan, keys), SCAN_ROWS, SCAN_BYTES):
         for read in read_rows(row_group, columns, rows_at_once(row_group), kind, step.manifest.schema):
             here = contains(keys, hash_strings(read.table[kind.key], step.scan.salt))
@@ -337,5 +330,5 @@ def step_rows(step: EncodeStep[Any], keys: np.ndarray) -> pa.Table:
                 rows = rows.append_column(CONTENT_HASH, contents.hashes(rows))
             for name in set(names) - set(rows.column_names):
                 rows = rows.append_column(name, pa.nulls(len(rows), pa.string()))
-            found.append(rows.select(names))
-    return pa.concat_tables(found)
+            parts.append(rows.select(names))
+    return pa.concat_tables(parts)

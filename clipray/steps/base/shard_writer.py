@@ -1,63 +1,109 @@
-"""A table made part by part, in tasks: what is there and still right stays, what is missing is made."""
+"""A table that tasks write part by part: what is there and still right stays, what is missing is made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
 
 from clipray import tables
-from clipray.steps.base.step import RunContext, Ticker
-from clipray.steps.base.table_step import TableStep
+from clipray.inputs.vector_column import VectorColumn, read_finite
+from clipray.steps.base.monitor import Ticker
+from clipray.steps.base.step import RunContext
+from clipray.steps.base.table_step import TableStep, VectorStep
 from clipray.storage.parquet import RowGroup, chunked
 
-Part = tuple[list[RowGroup], list[str]]
-"""Neighbouring row groups of the input, and the names of the files that their rows go to."""
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Neighbouring row groups of the input, and the names of the files that their rows go to."""
+
+    row_groups: list[RowGroup]
+    names: list[str]
+
+    @property
+    def rows(self) -> int:
+        return count_rows(self.row_groups)
 
 
 def numbered(row_groups: Sequence[RowGroup], rows: int) -> list[Part]:
     """Parts of about so many rows, each with one file."""
-    return [(group, [f"part-{n:06d}.parquet"]) for n, group in enumerate(chunked(row_groups, rows))]
+    return [Part(group, [f"part-{n:06d}.parquet"]) for n, group in enumerate(chunked(row_groups, rows))]
 
 
-def make_parts(
-    step: TableStep[Any], parts: Sequence[Part], stamp: Mapping[str, Any], make: Callable[[Any], list[tables.Shard]], run: RunContext,
-    phase: str, *, row_for_row: bool = True, given: Any = None,
+def write_parts(
+    step: TableStep[Any], parts: Sequence[Part], write: Callable[[Part, Any], list[tables.Shard]], run: RunContext, phase: str,
+    *, row_for_row: bool = True, shared: Any = None,
 ) -> list[tables.Shard]:  # fmt: skip
     """The shards of a step's table, in the order of `parts`; shards that belong to none, or are damaged, are removed.
 
     Args:
-        stamp: provenance by which a shard is known as right.
-        make: runs in a worker on (`given` or the step, row groups, names of the files to write).
-        row_for_row: a file has a row for each row of its row groups.
-        given: what a task gets in place of the step, where that is less.
+        write: runs in a worker on a part and `shared`, writes the part's files.
+        row_for_row: a file has a row for each row of its part.
+        shared: what all tasks need, the step by default.
 
     Raises:
         StaleTableError: Parquet of somebody else lies in the table's folder.
     """
     from clipray.engine.tasks import map_tasks
 
-    rows = {name: count_rows(row_groups) for row_groups, names in parts for name in names}
+    rows = {name: part.rows for part in parts for name in part.names}
     names = tables.shard_names(step.table)
     whole, broken = tables.verify_shards(step.table, [name for name in names if name in rows])
     shards = {
         name: whole[name]
         for name, count in rows.items()
-        if name in whole and tables.shard_is(step.table, name, stamp, count if row_for_row else None)
+        if name in whole and tables.shard_is(step.table, name, step.shard_metadata, count if row_for_row else None)
     }
     if broken:
         run.events.write("repaired", step=step.name, damaged_files=len(broken))
-    tables.remove_own(step.table, set(names) - shards.keys(), step.kind)
-    missing = [(row_groups, [name for name in names if name not in shards]) for row_groups, names in parts]
-    todo = [(row_groups, names) for row_groups, names in missing if names]
+    tables.remove_own(step.table, set(names) - shards.keys(), step.table_type)
+    missing = [replace(part, names=[name for name in part.names if name not in shards]) for part in parts]
+    todo = [part for part in missing if part.names]
     before, ticker = sum(shard.rows for shard in shards.values()), Ticker(run, step.name, step.total, phase)
 
     def tick(finished: int) -> None:
-        done = sum(count_rows(row_groups) * len(names) for row_groups, names in todo[:finished])
+        done = sum(part.rows * len(part.names) for part in todo[:finished])
         ticker.at(done, before + done)
 
-    for made in map_tasks(make, [(given or step, *part) for part in todo], run.cluster().cpus, tick):
-        shards.update({shard.name: shard for shard in made})
+    for written in map_tasks(write, todo, run.cluster().cpus, tick, step if shared is None else shared):
+        shards.update({shard.name: shard for shard in written})
     return [shards[name] for name in rows]
+
+
+def write_rows(
+    step: VectorStep[Any], part: Part, rows_of: Callable[[pa.Table, np.ndarray], pa.Table]
+) -> list[tables.Shard]:
+    """Write what `rows_of` makes of the identities and vectors of each row group, as the part's one file."""
+    (name,) = part.names
+    return [
+        step.write(
+            pa.concat_tables(rows_of(*read_finite(step.source, row_group)) for row_group in part.row_groups), name
+        )
+    ]
+
+
+def map_row_groups(
+    work: Callable[..., Result], source: VectorColumn, rows: int, run: RunContext, step: str, phase: str, shared: Any = None
+) -> Iterator[Result]:  # fmt: skip
+    """`work((source, pieces))` in tasks, each on neighbouring row groups of about so many rows; results in their order.
+
+    Args:
+        shared: what all tasks need; then it is `work((source, pieces), shared)`.
+    """
+    from clipray.engine.tasks import map_tasks
+
+    tasks = chunked(source.row_groups, rows)
+    ticker = Ticker(run, step, source.n_samples, phase)
+    items = [(source, row_groups) for row_groups in tasks]
+    yield from map_tasks(
+        work, items, run.cluster().cpus, lambda n: ticker.at(sum(map(count_rows, tasks[:n])), 0), shared
+    )
 
 
 def count_rows(row_groups: Sequence[RowGroup]) -> int:

@@ -1,21 +1,29 @@
-"""What every step has in common: where it stands on disk, what a run gives it, what it shows while it works."""
+"""What every step has in common: where it stands on disk, what a run gives it, how its tables are committed."""
 
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import pyarrow as pa
 
 from clipray import tables
+from clipray.engine.cluster import ClusterResources
 from clipray.errors import SchemaError, StaleTableError
 from clipray.inputs.committed_rows import CommittedRows
-from clipray.job import Job
-from clipray.job.load import changes, fingerprint
+from clipray.job import Job, StepSettings
+from clipray.job.load import changes, fingerprint, step_kind
+from clipray.models.resolve import ResolvedModel
 from clipray.storage.events import Events
 from clipray.storage.folder import Folder
+from clipray.tables.metrics import are_damaged
 from clipray.tables.started import read_started
+
+AnySettings = TypeVar("AnySettings", bound=StepSettings)
 
 
 @dataclass(frozen=True)
@@ -26,8 +34,8 @@ class State:
         again: rows that were rejected for a passing reason and are tried again.
     """
 
-    kind: str
-    stock: CommittedRows | None = None
+    kind: Literal["finished", "partial", "absent", "stale"]
+    committed: CommittedRows | None = None
     changed: tuple[str, ...] = ()
     again: int = 0
 
@@ -57,76 +65,147 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class StepContext:
-    """What a step is prepared from, beside its settings.
+    """What a step is opened with, beside its settings.
 
     Attributes:
-        model: gives the job's `ResolvedModel` to those that ask.
+        resolve: finds the job's model; None for a job without one.
         retry: rows that were rejected for a passing reason are tried again.
     """
 
     job: Job
     output: Folder
-    model: Callable[[], Any]
+    resolve: Callable[[], ResolvedModel | None]
     retry: bool = True
+
+    def model(self) -> ResolvedModel:
+        """The model of a job whose step needs one, as the job's validation asks."""
+        model = self.resolve()
+        assert model is not None
+        return model
+
+    @property
+    def precision(self) -> str:
+        """Of the job's model."""
+        return self.job.model.precision if self.job.model else "auto"
+
+    @property
+    def text_precision(self) -> str:
+        """Of the text tower: texts are few, and every row rests on them."""
+        return "fp32" if self.precision == "auto" else self.precision
 
 
 @dataclass(frozen=True)
 class RunContext:
     """What a step gets from the run: a cluster when it asks for one, and who listens."""
 
-    cluster: Callable[[], Any]
+    cluster: Callable[[], ClusterResources]
     events: Events
     watch: Callable[[Snapshot], None]
     say: Callable[[str], None]
 
 
-class Ticker:
-    """Tells the display and the event log, now and then, how far a step has come."""
+@dataclass(frozen=True)
+class Step(ABC, Generic[AnySettings]):
+    """A step whose inputs are opened and counted: to be looked at, or run.
 
-    def __init__(self, run: RunContext, step: str, total: int, phase: str) -> None:
-        self._run, self._step, self._total, self._phase = run, step, total, phase
-        self._began = self._logged = time.monotonic()
+    Attributes:
+        replaces_stale: a table of other settings is made anew without being asked.
+        output: the folder of the run, in which the step's tables lie.
+    """
 
-    def at(self, done: int, written: int, phase: str | None = None) -> None:
-        """`done`: rows worked on in this run; `written`: rows on disk."""
-        now = time.monotonic()
-        rate = done / max(now - self._began, 1e-9)
-        left = (self._total - done) / rate if done else None
-        shot = Snapshot(self._step, self._total, written, 0, done, rate, left, {}, phase or self._phase)
-        self._run.watch(shot)
-        if now - self._logged >= 5:
-            self._logged = now
-            self._run.events.write("progress", **asdict(shot))
+    replaces_stale: ClassVar[bool] = False
 
-
-class Step(Protocol):
-    """A step whose inputs are opened and counted: to be looked at, or run."""
+    settings: AnySettings
+    output: Folder
 
     @property
-    def name(self) -> str: ...
-
-    @property
+    @abstractmethod
     def total(self) -> int:
         """Rows that come in."""
 
     @property
-    def output(self) -> Folder: ...
+    @abstractmethod
+    def digest(self) -> str:
+        """Of the rows that come in; when it changes, the table is made again, or extended."""
 
     @property
-    def table(self) -> Folder: ...
+    @abstractmethod
+    def table_type(self) -> str:
+        """One of `schemas/`."""
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """The settings that decide the values of a row, and what they rest on."""
+    @abstractmethod
+    def schema(self) -> pa.Schema:
+        """Of the table."""
 
-    def inspect(self, *, count: bool = True) -> State:
-        """Look at what is on disk without touching it; `count`: also how many rows of a partial table there are."""
+    @property
+    @abstractmethod
+    def input_fingerprint(self) -> dict[str, Any]:
+        """What decides the values of a row beside the settings: what made the inputs, by the settings that name them."""
 
-    def describe(self, cluster: Any) -> list[str]:
+    @property
+    @abstractmethod
+    def row_provenance(self) -> dict[str, Any]:
+        """What made the rows, for the metadata of every shard."""
+
+    @abstractmethod
+    def describe(self, cluster: ClusterResources) -> list[str]:
         """Lines for `clipray plan`."""
 
-    def run(self, run: RunContext) -> tables.Record:
-        """Make what is missing, from wherever the last run ended; commit."""
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def table(self) -> Folder:
+        return self.output.sub(self.settings.primary_table)
+
+    @property
+    def caveat(self) -> str:
+        """What a person should know whatever the run does."""
+        return ""
+
+    @property
+    def page(self) -> str:
+        """Path or URL of the page that the step makes, if it makes one."""
+        return ""
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the values of a row."""
+        version = tables.table_schema(self.table_type)["version"]
+        step = {"step": step_kind(self.settings), "schema_version": version}
+        return {**step, **self.input_fingerprint, **self.settings.identity()}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.identity)
+
+    def inspect(self, *, count: bool = True) -> State:  # noqa: ARG002 - of steps that go on in the middle of a table
+        """Look at what is on disk without touching it; `count`: also how many rows of a partial table there are."""
+        state = standing(self.table, self.identity, self.digest)
+        return State("partial") if state.kind == "finished" and not self.is_complete() else state
+
+    def is_complete(self) -> bool:
+        """Whether all that belongs to the finished table is there: its companions, and its metrics."""
+        companions = [self.output.sub(name) for name in self.settings.tables]
+        return all(map(_is_finished, companions)) and not are_damaged(self.output, self.name)
+
+    def commit(
+        self, folder: Folder, table_type: str, schema: pa.Schema, shards: Sequence[tables.Shard], **facts: Any
+    ) -> tables.Record:
+        """Write the record of one of the step's tables: from here on it is finished. facts: more of its `Record`."""
+        made_by: dict[str, Any] = {
+            "fingerprint": self.fingerprint,
+            "settings": self.identity,
+            "finished_at": tables.now(),
+        }
+        return tables.commit(folder, table_type, schema, shards, **made_by, **facts)
+
+
+def _is_finished(folder: Folder) -> bool:
+    record = tables.record_to_go_on(folder)
+    return record is not None and tables.intact(folder, record)
 
 
 def standing(table: Folder, identity: Mapping[str, Any], digest: str) -> State:

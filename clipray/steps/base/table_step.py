@@ -1,73 +1,67 @@
-"""What the steps over finished tables have in common: where they stand, how they begin, what they commit.
+"""What the steps over finished tables have in common: how they begin, what they write, what they commit.
 
-Such a step has one table, and often others beside it, which lie there before its own is finished.
+Such a step has one table, and often a companion table, which lies there before its own is finished.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from clipray import __version__, tables
+from clipray.engine.cluster import ClusterResources
 from clipray.errors import SchemaError
 from clipray.inputs.vector_column import VectorColumn
-from clipray.job import StepSettings
-from clipray.job.load import changes, fingerprint, step_kind
-from clipray.steps.base.step import RunContext, State, refuse_stale, standing
+from clipray.job.load import changes
+from clipray.steps.base.step import AnySettings, RunContext, Step
 from clipray.storage.folder import Folder, absolute
 from clipray.tables.digests import Digest
-from clipray.tables.metrics import Metric, are_damaged, write_metrics
+from clipray.tables.metrics import Metric, write_metrics
 from clipray.tables.started import read_started, write_started
 
-AnySettings = TypeVar("AnySettings", bound=StepSettings)
+FILE = "part-000000.parquet"  # of a table of one shard
 
 
 @dataclass(frozen=True)
-class TableStep(ABC, Generic[AnySettings]):
-    """A `Step` whose inputs are opened.
+class Outcome:
+    """What a step made of its inputs, to be committed.
 
     Attributes:
-        kind: the type of its table, one of `schemas/`.
+        shards: of its table.
+        summary: figures for the table's record. metrics: rows for the table `metrics`; None: the step measures nothing.
+        provenance: for the record, beside the metadata of every shard.
+        row_for_row: the table has a row for each that came in.
     """
 
-    kind: ClassVar[str]
+    shards: Sequence[tables.Shard]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Iterable[Metric] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    row_for_row: bool = True
 
-    settings: AnySettings
-    output: Folder
 
-    @property
-    @abstractmethod
-    def total(self) -> int:
-        """Rows that come in."""
+@dataclass(frozen=True)
+class TableStep(Step[AnySettings]):
+    """A `Step` over finished tables.
+
+    Attributes:
+        table_type, companion_type: of its table and of the one beside it, if there is one: one of `schemas/`.
+    """
+
+    table_type: ClassVar[str]
+    companion_type: ClassVar[str] = ""
 
     @property
     @abstractmethod
     def inputs_digest(self) -> Digest:
         """Of the files that come in."""
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """Of the files that come in, as the table has it; when it changes, the table is to be made again, or extended."""
-        record = tables.record_to_go_on(self.table)
-        stored = record.inputs if record else read_started(self.table) or {}
-        return self.inputs_digest.like(stored.get("digest"))
-
-    @property
-    @abstractmethod
-    def input_fingerprint(self) -> dict[str, Any]:
-        """What made the inputs, by the settings that name them."""
-
-    @property
-    @abstractmethod
-    def made(self) -> dict[str, Any]:
-        """What beside the settings made the rows, for the metadata of every shard."""
 
     @property
     @abstractmethod
@@ -75,106 +69,103 @@ class TableStep(ABC, Generic[AnySettings]):
         """Names of the inputs, as the job has them."""
 
     @property
+    def description(self) -> str:
+        """What there is to do, in one line for `clipray plan`; a step whose plan depends on the cluster has `describe`."""
+        return ""
+
     @abstractmethod
+    def make(self, run: RunContext) -> Outcome:
+        """Write the shards that are missing."""
+
+    def tidy(self, record: tables.Record) -> None:
+        """Remove what only an unfinished table needs."""
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the files that come in, as the table has it; when it changes, the table is made again, or extended."""
+        record = tables.record_to_go_on(self.table)
+        stored = record.inputs if record else read_started(self.table) or {}
+        return self.inputs_digest.like(stored.get("digest"))
+
+    @property
     def schema(self) -> pa.Schema:
-        """Of the table."""
-
-    @abstractmethod
-    def make(self, run: RunContext, began: float) -> tables.Record:
-        """Write what is missing, commit. began: when, by `time.monotonic`."""
+        return tables.arrow_schema(self.table_type)
 
     @property
-    def name(self) -> str:
-        return self.settings.name
-
-    @property
-    def table(self) -> Folder:
-        return self.output.sub(self.name)
-
-    @property
-    def beside(self) -> Folder:
-        """The table beside its own, of steps that have one."""
+    def companion(self) -> Folder:
         return self.output.sub(self.settings.tables[1])
 
     @functools.cached_property
-    def identity(self) -> dict[str, Any]:
-        version = tables.table_schema(self.kind)["version"]
-        own = {"step": step_kind(self.settings), "schema_version": version}
-        return {**own, **self.input_fingerprint, **self.settings.identity()}
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        return fingerprint(self.identity)
-
-    @functools.cached_property
-    def stamp(self) -> dict[str, Any]:
-        """Provenance of the rows."""
+    def shard_metadata(self) -> dict[str, Any]:
+        """Provenance of the rows, for every shard."""
         versions = {"clipray": __version__, "numpy": np.__version__}
-        return {"fingerprint": self.fingerprint, **self.made, "versions": versions}
+        return {"fingerprint": self.fingerprint, **self.row_provenance, "versions": versions}
 
-    def inspect(self, *, count: bool = True) -> State:  # noqa: ARG002 - whole files are made, none is counted
-        state = standing(self.table, self.identity, self.digest)
-        if state.kind == "finished" and are_damaged(self.output, self.name):
-            return State("partial")
-        for name in self.settings.tables[1:] if state.kind == "finished" else ():
-            folder = self.output.sub(name)
-            record = tables.record_to_go_on(folder)
-            if record is None or not tables.intact(folder, record):
-                return State("partial")
-        return state
+    def describe(self, cluster: ClusterResources) -> list[str]:  # noqa: ARG002 - of steps whose plan depends on it
+        return [f"{self.name}: {self.description}"]
 
     def run(self, run: RunContext) -> tables.Record:
         """Make what is missing, commit.
 
         Raises:
-            StaleTableError: the table was made with other settings.
             ClipRayError: the inputs are not what the step needs.
         """
-        refuse_stale(self.table, self.inspect())
         began = time.monotonic()
         run.events.write("step_started", step=self.name, rows=self.total, fingerprint=self.fingerprint)
-        return self.make(run, began)
+        outcome = self.make(run)
+        rows = sum(shard.rows for shard in outcome.shards)
+        if outcome.row_for_row and rows != self.total:
+            raise AssertionError(f"rows in = {self.total}, but {rows} written")
+        if outcome.metrics is not None:
+            write_metrics(self.output, self.name, outcome.metrics, self.shard_metadata)
+        seconds = time.monotonic() - began
+        record = self.commit(
+            self.table, self.table_type, self.schema, outcome.shards, figures=dict(outcome.summary), **self._facts(outcome.provenance),
+            seconds=round(seconds, 2), rows_per_s=round(self.total / max(seconds, 1e-9), 2),
+        )  # fmt: skip
+        self.tidy(record)
+        return record
 
     def begin(self, *, keep: bool = True) -> None:
-        """Open the table for writing; `keep`: the shards that are there."""
-        before = read_started(self.table) or {}
+        """Open the table for writing; `keep`: the shards that are there, and the companion."""
         if keep:
             tables.reopen(self.table)
         else:
-            tables.clear(self.table, self.kind)
-        mine = {"settings": self.identity, "fingerprint": self.fingerprint, "digest": self.digest}
-        write_started(self.table, {**mine, "started_at": before.get("started_at", tables.now())})
+            if self.companion_type:
+                tables.clear(self.companion, self.companion_type)
+            tables.clear(self.table, self.table_type)
+        self.note_started()
 
-    def commit(
-        self, shards: Sequence[tables.Shard], began: float, *, figures: Mapping[str, Any] | None = None,
-        metrics: Iterable[Metric] | None = None, provenance: Mapping[str, Any] | None = None, row_for_row: bool = True,
-    ) -> tables.Record:  # fmt: skip
-        """Write the record of the table, and the `metrics` first.
+    def note_started(self) -> None:
+        """Note in the table's folder what is made there."""
+        started_at = (read_started(self.table) or {}).get("started_at", tables.now())
+        facts = {"settings": self.identity, "fingerprint": self.fingerprint, "digest": self.digest}
+        write_started(self.table, {**facts, "started_at": started_at})
 
-        Args:
-            row_for_row: the table has a row for each that came in.
-            provenance: beside the stamp.
-        """
-        rows, seconds = sum(shard.rows for shard in shards), time.monotonic() - began
-        if row_for_row and rows != self.total:
-            raise AssertionError(f"rows in = {self.total}, but {rows} written")
-        if metrics is not None:
-            write_metrics(self.output, self.name, metrics, self.stamp)
-        return self.finish(
-            self.table, self.kind, self.schema, shards, figures, provenance,
-            seconds=round(seconds, 2), rows_per_s=round(self.total / max(seconds, 1e-9), 2),
-        )  # fmt: skip
+    def write(self, data: pa.Table, name: str = FILE) -> tables.Shard:
+        """Write a shard of the table."""
+        return tables.write_shard(self.table, name, self.table_type, data, self.shard_metadata)
 
-    def finish(
-        self, folder: Folder, kind: str, schema: pa.Schema, shards: Sequence[tables.Shard],
-        figures: Mapping[str, Any] | None = None, provenance: Mapping[str, Any] | None = None, **clock: Any,
-    ) -> tables.Record:  # fmt: skip
-        """Write the record of one of the step's tables."""
-        return tables.finish(
-            folder, kind, schema, shards, fingerprint=self.fingerprint, settings=self.identity, figures=dict(figures or {}),
-            inputs={"rows": self.total, "digest": self.digest, "input": self.inputs},
-            provenance={**self.stamp, **(provenance or {})}, finished_at=tables.now(), **clock,
-        )  # fmt: skip
+    def write_companion(
+        self, data: pa.Table, summary: Mapping[str, Any] | None = None, provenance: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write the companion table, in one shard, and its record. provenance: beside the metadata of every shard."""
+        folder, table_type = self.companion, self.companion_type
+        tables.clear(folder, table_type)
+        shard = tables.write_shard(folder, FILE, table_type, data, {**self.shard_metadata, **(provenance or {})})
+        self.commit(folder, table_type, data.schema, [shard], figures=dict(summary or {}), **self._facts(provenance))
+
+    def finished_companion(self) -> tables.Record | None:
+        """The record of the companion, where this very step has written it already, and it is whole."""
+        folder = self.companion
+        record = tables.record_to_go_on(folder)
+        if record is None or not tables.intact(folder, record) or not tables.verify_shards(folder, [FILE])[0]:
+            return None
+        return record if tables.shard_is(folder, FILE, self.shard_metadata) else None
+
+    def _facts(self, provenance: Mapping[str, Any] | None) -> dict[str, Any]:
+        inputs = {"rows": self.total, "digest": self.digest, "input": self.inputs}
+        return {"inputs": inputs, "provenance": {**self.shard_metadata, **(provenance or {})}}
 
 
 @dataclass(frozen=True)
@@ -196,7 +187,7 @@ class VectorStep(TableStep[AnySettings]):
         return {"input": self.source.identity}
 
     @property
-    def made(self) -> dict[str, Any]:
+    def row_provenance(self) -> dict[str, Any]:
         source = self.source
         return {"input": {"name": source.name, "digest": self.digest, **source.identity}, "space": source.space}
 
@@ -207,13 +198,18 @@ class VectorStep(TableStep[AnySettings]):
     @property
     def schema(self) -> pa.Schema:
         """Identities, then the fixed columns."""
-        return pa.schema([*self.source.id_fields, *tables.arrow_schema(self.kind)])
+        return pa.schema([*self.source.id_fields, *tables.arrow_schema(self.table_type)])
+
+    def of_vectors(self, width: int, element: str) -> pa.Schema:
+        """Identities, then vectors in a column of the input's name."""
+        vectors = pa.field(self.source.column, tables.vector_type(width, element), nullable=False)
+        return pa.schema([*self.source.id_fields, vectors])
 
 
 def open_fit(fit: str, suffix: str, output: Folder) -> tuple[Folder, tables.Record]:
-    """What another step fitted, beside its table: the folder and its record. Raises SchemaError: it is not finished."""
-    fitted = Folder(f"{absolute(fit) if '/' in fit else output.sub(fit).url}_{suffix}")
-    return fitted, tables.finished(fitted, f"fit {fit}")
+    """What another step fitted, as its companion: the folder and its record. Raises SchemaError: it is not finished."""
+    folder = Folder(f"{absolute(fit) if '/' in fit else output.sub(fit).url}_{suffix}")
+    return folder, tables.finished(folder, f"fit {fit}")
 
 
 def refuse_other_fit(step: str, fit: str, width: int, space: Mapping[str, Any], source: VectorColumn) -> None:

@@ -21,14 +21,15 @@ from clipray.inputs.classes import prompt_styles
 from clipray.inputs.committed_rows import CommittedRows
 from clipray.inputs.manifest import Manifest, open_manifest, read_rows
 from clipray.inputs.parquet_files import is_text
-from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS, scan
+from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS
 from clipray.job import Attack, Feature, Style
 from clipray.job.load import fingerprint
 from clipray.job.row_spec import ATTACKS
 from clipray.pipelines.limits import Limits
 from clipray.pipelines.spec import AttackSettings
 from clipray.steps.base.encode_step import EncodeStep
-from clipray.steps.base.step import RunContext, State, StepContext, Ticker, refuse_stale
+from clipray.steps.base.monitor import Ticker
+from clipray.steps.base.step import RunContext, StepContext
 from clipray.steps.labels.label_classes import ClassVectors, PromptSet, read_classes, write_classes
 from clipray.storage.folder import Folder
 from clipray.storage.parquet import merge_neighbours
@@ -43,7 +44,7 @@ NAMED = 5  # labels that an error names
 class AttackStep(EncodeStep[Attack]):
     """A `Step`; see `EncodeStep`."""
 
-    said: PromptSet
+    prompts: PromptSet
 
     @property
     def classes(self) -> Folder:
@@ -54,8 +55,8 @@ class AttackStep(EncodeStep[Attack]):
         return {}
 
     @property
-    def identity(self) -> dict[str, Any]:
-        return {**super().identity, "classes": self.said.identity}
+    def input_fingerprint(self) -> dict[str, Any]:
+        return {**super().input_fingerprint, "classes": self.prompts.identity}
 
     @property
     def schema(self) -> pa.Schema:
@@ -63,10 +64,10 @@ class AttackStep(EncodeStep[Attack]):
         return tables.arrow_schema("attacks", extra=[*self.hash_fields, *kept])
 
     @property
-    def made(self) -> dict[str, Any]:
+    def row_provenance(self) -> dict[str, Any]:
         settings = self.settings
         return {
-            "classes": fingerprint(self.said.identity),
+            "classes": fingerprint(self.prompts.identity),
             "lettering": settings.lettering.model_dump(mode="json"),
             "seed": settings.seed,
         }
@@ -82,34 +83,27 @@ class AttackStep(EncodeStep[Attack]):
             batch_size=settings.batch_size,
             device=device,
             threads=threads,
-            labels=self.said.styles[0].labels,
-            classes=partial(_classes, self.classes.url, fingerprint(self.said.identity), self.said.styles[0].name),
+            labels=self.prompts.styles[0].labels,
+            classes=partial(
+                _classes, self.classes.url, fingerprint(self.prompts.identity), self.prompts.styles[0].name
+            ),
             lettering=settings.lettering,
             own=settings.word == "own",
             seed=settings.seed,
         )
 
-    def _standing(self) -> State:
-        state = super()._standing()
-        record = tables.record_to_go_on(self.classes)
-        if state.kind == "finished" and (record is None or not tables.intact(self.classes, record)):
-            return State("partial")
-        return state
-
-    def run(self, run: RunContext) -> tables.Record:
-        """Encode the classes unless that is done; then as all encoding steps."""
-        refuse_stale(self.table, self.inspect(count=False))
+    def before_encoding(self, run: RunContext) -> None:
+        """Encode the classes unless that is done."""
         ticker = Ticker(run, self.name, self.total, "encoding classes")
-        write_classes(self.said, self.classes, run.cluster().cpus, lambda _: ticker.at(0, 0))
-        return super().run(run)
+        write_classes(self.prompts, self.classes, run.cluster().cpus, lambda _: ticker.at(0, 0))
 
-    def figures(self, stock: CommittedRows, made: dict[str, Any]) -> dict[str, Any]:
+    def summarize(self, committed: CommittedRows, provenance: dict[str, Any]) -> dict[str, Any]:
         """Rates, in one pass over the table's shards."""
         rates: dict[str, float] = {}
-        if stock.files:
+        if committed.files:
             before, after = pl.col("before"), pl.col("after")
             flipped, to_word = after != before, after == pl.col("word")
-            rows = scan_shards(self.table, [shard.name for shard in stock.files]).select(
+            rows = scan_shards(self.table, [shard.name for shard in committed.files]).select(
                 flip_rate=flipped.mean(),
                 flip_rate_to_word=(flipped & to_word).mean(),
                 flip_rate_elsewhere=(flipped & ~to_word).mean(),
@@ -117,26 +111,25 @@ class AttackStep(EncodeStep[Attack]):
                 accuracy_after=(after == pl.col(LABEL)).mean(),
             )
             rates = rows.collect(engine="streaming").row(0, named=True)
-        write_metrics(self.output, self.name, [Metric(name, rate, n=stock.rows) for name, rate in rates.items()], made)
+        write_metrics(
+            self.output, self.name, [Metric(name, rate, n=committed.rows) for name, rate in rates.items()], provenance
+        )
         return {name: round(rate, 6) for name, rate in rates.items()}
 
 
-def prepare(settings: Attack, given: StepContext) -> AttackStep:
+def open_step(settings: Attack, context: StepContext) -> AttackStep:
     """Open and count the pictures, read the classes, hold the labels against them.
 
     Raises:
         ManifestError: no pictures there, no labels, or labels that are no classes.
         JobError: classes that cannot be read, or a single one.
     """
-    assert given.job.model is not None
     manifest = open_manifest(settings.manifest, settings.keep, [LABEL], ATTACKS)
     style = settings.style
     styles = prompt_styles(settings.classes, {"attack": style} if isinstance(style, Style) else [style])
     _check_labels(manifest, styles[0].labels)
-    keep, asked = (LABEL, *settings.keep), given.job.model.precision
-    model = given.model()
-    said = PromptSet(model, "fp32" if asked == "auto" else asked, tuple(styles[:1]), None)
-    return AttackStep(settings, given.output, manifest, scan(manifest, keep), model, asked, keep, said)
+    prompts = PromptSet(context.model(), context.text_precision, tuple(styles[:1]), None)
+    return AttackStep.of(settings, context, manifest, (LABEL, *settings.keep), prompts=prompts)
 
 
 def _classes(url: str, mark: str, style: str) -> ClassVectors:
@@ -147,20 +140,20 @@ def _classes(url: str, mark: str, style: str) -> ClassVectors:
 def _check_labels(manifest: Manifest, labels: tuple[str, ...]) -> None:
     if LABEL not in manifest.schema.names:
         raise ManifestError(f"{manifest.urls[0]}: no column `{LABEL}`; found: {', '.join(manifest.schema.names)}")
-    kind = manifest.schema.field(LABEL).type
-    if not is_text(kind):
-        raise ManifestError(f"{manifest.urls[0]}: column `{LABEL}` is {kind}; expected string")
+    column_type = manifest.schema.field(LABEL).type
+    if not is_text(column_type):
+        raise ManifestError(f"{manifest.urls[0]}: column `{LABEL}` is {column_type}; expected string")
     if len(labels) < 2:
         raise JobError(
             f"classes: {len(labels)} of them; expected two or more, as a wrong one is written on each picture"
         )
-    found: set[str] = set()
+    names: set[str] = set()
     for row_group in merge_neighbours(manifest.row_groups, SCAN_ROWS, SCAN_BYTES):
         for rows in read_rows(row_group, [LABEL], SCAN_ROWS, ATTACKS, manifest.schema):
             readable = ~rows.not_utf8.get(LABEL, np.zeros(len(rows.table), bool))
             column = rows.table[LABEL].filter(pa.array(readable)).cast(pa.string())
-            found.update(pc.unique(column).drop_null().to_pylist())
-    unknown = sorted(found - set(labels))
+            names.update(pc.unique(column).drop_null().to_pylist())
+    unknown = sorted(names - set(labels))
     if unknown:
         named = ", ".join(repr(label) for label in unknown[:NAMED])
         more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""

@@ -10,15 +10,14 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.errors import ManifestError, ModelError
-from clipray.inputs.committed_rows import RegionFolders, regions_of_another
+from clipray.inputs.committed_rows import RegionFolders
 from clipray.inputs.manifest import Manifest, check_boxes, open_manifest
-from clipray.inputs.row_index import scan
 from clipray.job import EmbedImages, Feature
 from clipray.models.resolve import ResolvedModel
 from clipray.pipelines.limits import Limits
 from clipray.pipelines.spec import EncodeSettings
 from clipray.steps.base.encode_step import EncodeStep
-from clipray.steps.base.step import State, StepContext
+from clipray.steps.base.step import StepContext
 
 ORIGINAL = "original"  # JPEGs that `decode: fast` decodes smaller are scaled by their originals' sides
 
@@ -52,13 +51,15 @@ class EmbedStep(EncodeStep[EmbedImages]):
     @property
     def schema(self) -> pa.Schema:
         counted = [pa.field("region_count", pa.int32(), nullable=False)] if self.regions else []
-        extra = [self.manifest.schema.field(name).with_nullable(True) for name in self.keep]
         return tables.arrow_schema(
-            "images", self.widths, element=self.settings.vector_type, extra=[*counted, *self.hash_fields, *extra]
+            "images",
+            self.widths,
+            element=self.settings.vector_type,
+            extra=[*counted, *self.hash_fields, *self.kept_fields],
         )
 
     @property
-    def made(self) -> dict[str, Any]:
+    def row_provenance(self) -> dict[str, Any]:
         settings = self.settings
         features = {name: _feature(feature) for name, feature in settings.features.items()}
         return {
@@ -74,18 +75,7 @@ class EmbedStep(EncodeStep[EmbedImages]):
         """With `decode: fast`, by what JPEGs are scaled that were decoded smaller; a table of before keeps its own way."""
         if self.settings.decode != "fast":
             return None
-        return ORIGINAL if self._before is None else self._before.get("draft_scaling")
-
-    def _standing(self) -> State:
-        state = super()._standing()
-        if state.kind == "finished" and not _regions_intact(self):
-            state = State("partial")
-        if state.kind in ("absent", "partial") and (other := self._other_regions()):
-            return State("stale", changed=(f"{other} is of another step, choose another `regions_name`",))
-        return state
-
-    def _other_regions(self) -> str | None:
-        return regions_of_another(self.regions, self.fingerprint, self.name) if self.regions else None
+        return ORIGINAL if self.before is None else self.before.get("draft_scaling")
 
     def encoder(self, precision: str, device: str, threads: int) -> EncodeSettings:
         settings = self.settings
@@ -108,18 +98,19 @@ class EmbedStep(EncodeStep[EmbedImages]):
 
 def _feature(feature: Feature) -> dict[str, Any] | str:
     """A feature in a table's provenance: what was set, or the layer where that says it all."""
-    said = feature.model_dump(mode="json", exclude_defaults=True, exclude={"layer"})
-    return {"layer": feature.layer, **said} if said else feature.layer
+    options = feature.model_dump(mode="json", exclude_defaults=True, exclude={"layer"})
+    return {"layer": feature.layer, **options} if options else feature.layer
 
 
-def prepare(settings: EmbedImages, given: StepContext) -> EmbedStep:
+def open_step(settings: EmbedImages, context: StepContext) -> EmbedStep:
     """Open and count the manifest. Raises ManifestError."""
-    assert given.job.model is not None
     manifest = open_manifest(settings.manifest, settings.keep, ["boxes"] if _use_of_boxes(settings) else ())
-    keep = (*settings.keep, *_boxes(settings, manifest))
-    return EmbedStep(
-        settings, given.output, manifest, scan(manifest, keep), given.model(), given.job.model.precision, keep
-    )
+    return EmbedStep.of(settings, context, manifest, (*settings.keep, *_boxes(settings, manifest)))
+
+
+def check_model(settings: EmbedImages, model: ResolvedModel) -> None:
+    """Raises ModelError: the network has no such layer."""
+    layers_of(settings, model)
 
 
 def _use_of_boxes(settings: EmbedImages) -> str | None:
@@ -137,8 +128,8 @@ def _boxes(settings: EmbedImages, manifest: Manifest) -> list[str]:
         check_boxes(manifest)
         return ["boxes"]
     if use == "must":
-        found = ", ".join(manifest.schema.names)
-        raise ManifestError(f"{manifest.urls[0]}: `regions: boxes` needs a column `boxes`; found: {found}")
+        columns = ", ".join(manifest.schema.names)
+        raise ManifestError(f"{manifest.urls[0]}: `regions: boxes` needs a column `boxes`; found: {columns}")
     return []
 
 
@@ -168,10 +159,3 @@ def layers_of(settings: EmbedImages, model: ResolvedModel) -> Layers:
         raise ModelError(f"preprocess: keep_aspect: {reason}; drop `keep_aspect`, or take other layers")
     strides = [round(model.image_size[0] / shape[1]) for shape in shapes.values() if len(shape) == 3]
     return Layers(widths, (settings.long_side_px or max(model.image_size), max(strides, default=1)))
-
-
-def _regions_intact(step: EmbedStep) -> bool:
-    if step.regions is None:
-        return True
-    record = tables.record_to_go_on(step.regions.table)
-    return record is not None and record.fingerprint == step.fingerprint and tables.intact(step.regions.table, record)

@@ -13,17 +13,15 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.errors import ManifestError
-from clipray.inputs.committed_rows import RegionFolders, regions_of_another
+from clipray.inputs.committed_rows import RegionFolders
 from clipray.inputs.manifest import Manifest, check_boxes, is_texts, open_manifest
-from clipray.inputs.row_index import scan
 from clipray.job import OF_BOXES, VECTOR, EmbedRegions
 from clipray.job.row_spec import REGION_PICTURES
 from clipray.models.resolve import ResolvedModel
 from clipray.pipelines.limits import Limits
 from clipray.pipelines.spec import RegionSettings
 from clipray.steps.base.encode_step import EncodeStep
-from clipray.steps.base.step import State, StepContext
-from clipray.storage.folder import Folder
+from clipray.steps.base.step import StepContext
 
 
 @dataclass(frozen=True)
@@ -32,16 +30,9 @@ class EmbedRegionsStep(EncodeStep[EmbedRegions]):
 
     @property
     def widths(self) -> dict[str, int]:
-        look_inside(self.settings, self.model)
+        if self.settings.needs_architecture:
+            check_model(self.settings, self.model)
         return {VECTOR: self.model.embed_dim}
-
-    @property
-    def table(self) -> Folder:
-        return self.output.sub(self.settings.primary_table)
-
-    @property
-    def rejects(self) -> Folder:
-        return self.output.sub(f"rejects/{self.settings.primary_table}")
 
     @property
     def regions(self) -> RegionFolders:
@@ -49,17 +40,16 @@ class EmbedRegionsStep(EncodeStep[EmbedRegions]):
 
     @property
     def schema(self) -> pa.Schema:
-        kept = [self.manifest.schema.field(name).with_nullable(True) for name in self.keep]
-        return tables.arrow_schema("region_pictures", extra=[*self.hash_fields, *kept])
+        return tables.arrow_schema("region_pictures", extra=[*self.hash_fields, *self.kept_fields])
 
     @property
     def region_schema(self) -> pa.Schema:
-        said = [pa.field(column, pa.string()) for name, column in OF_BOXES.items() if name in self.keep]
+        texts = [pa.field(column, pa.string()) for name, column in OF_BOXES.items() if name in self.keep]
         width = {VECTOR: self.model.embed_dim}
-        return tables.arrow_schema("regions", width, element=self.settings.vector_type, extra=said)
+        return tables.arrow_schema("regions", width, element=self.settings.vector_type, extra=texts)
 
     @property
-    def made(self) -> dict[str, Any]:
+    def row_provenance(self) -> dict[str, Any]:
         how = self.settings.identity()
         of_prompt = {key: how[key] for key in ("prompt", self.settings.prompt) if key in how}
         return {
@@ -84,43 +74,22 @@ class EmbedRegionsStep(EncodeStep[EmbedRegions]):
             how=settings,
         )
 
-    def _standing(self) -> State:
-        state = super()._standing()
-        if state.kind == "finished" and not self._regions_intact():
-            state = State("partial")
-        if state.kind in ("absent", "partial") and (
-            other := regions_of_another(self.regions, self.fingerprint, self.name)
-        ):
-            return State("stale", changed=(f"{other} is of another step, choose another `name`",))
-        return state
 
-    def _regions_intact(self) -> bool:
-        record = tables.record_to_go_on(self.regions.table)
-        return (
-            record is not None and record.fingerprint == self.fingerprint and tables.intact(self.regions.table, record)
-        )
-
-
-def look_inside(settings: EmbedRegions, model: ResolvedModel) -> None:
+def check_model(settings: EmbedRegions, model: ResolvedModel) -> None:
     """Raises ModelError: the network's attention cannot be turned to a box, or not in these blocks or heads."""
-    if settings.needs_architecture:
-        from clipray.models import foveal, layers
+    from clipray.models import foveal, layers
 
-        foveal.check(layers.tower_without_weights(model), settings.foveal)
+    foveal.check(layers.tower_without_weights(model), settings.foveal)
 
 
-def prepare(settings: EmbedRegions, given: StepContext) -> EmbedRegionsStep:
+def open_step(settings: EmbedRegions, context: StepContext) -> EmbedRegionsStep:
     """Open and count the manifest.
 
     Raises:
         ManifestError: no pictures there, no `boxes`, or lists of another type.
     """
-    assert given.job.model is not None
     manifest = open_manifest(settings.manifest, settings.keep, ["boxes", *OF_BOXES], REGION_PICTURES)
-    keep = (*settings.keep, *_lists(manifest))
-    return EmbedRegionsStep(
-        settings, given.output, manifest, scan(manifest, keep), given.model(), given.job.model.precision, keep
-    )
+    return EmbedRegionsStep.of(settings, context, manifest, (*settings.keep, *_lists(manifest)))
 
 
 def _lists(manifest: Manifest) -> list[str]:
@@ -129,11 +98,11 @@ def _lists(manifest: Manifest) -> list[str]:
     if "boxes" not in names:
         raise ManifestError(f"{manifest.urls[0]}: `embed_regions` needs a column `boxes`; found: {', '.join(names)}")
     check_boxes(manifest)
-    found = [name for name in OF_BOXES if name in names]
-    for name in found:
-        kind = manifest.schema.field(name).type
-        if not is_texts(kind):
+    lists = [name for name in OF_BOXES if name in names]
+    for name in lists:
+        column_type = manifest.schema.field(name).type
+        if not is_texts(column_type):
             raise ManifestError(
-                f"{manifest.urls[0]}: column `{name}` is {kind}; expected list<string>: for each picture a text for each box"
+                f"{manifest.urls[0]}: column `{name}` is {column_type}; expected list<string>: for each picture a text for each box"
             )
-    return ["boxes", *found]
+    return ["boxes", *lists]

@@ -11,7 +11,6 @@ from clipray import tables
 from clipray.errors import ManifestError
 from clipray.inputs.manifest import Manifest, open_manifest
 from clipray.inputs.parquet_files import is_text
-from clipray.inputs.row_index import scan
 from clipray.job import EmbedTexts
 from clipray.job.row_spec import TEXTS
 from clipray.pipelines.spec import TextSettings
@@ -19,7 +18,7 @@ from clipray.steps.base.encode_step import EncodeStep
 from clipray.steps.base.step import StepContext
 
 VECTOR = "embedding"
-PICTURE = "image_id"
+IMAGE = "image_id"
 
 
 @dataclass(frozen=True)
@@ -32,14 +31,11 @@ class EmbedTextsStep(EncodeStep[EmbedTexts]):
 
     @property
     def schema(self) -> pa.Schema:
-        kept = [
-            pa.field(name, pa.string()) if name == PICTURE else self.manifest.schema.field(name).with_nullable(True)
-            for name in self.keep
-        ]
+        kept = [pa.field(IMAGE, pa.string()) if field.name == IMAGE else field for field in self.kept_fields]
         return tables.arrow_schema("texts", self.widths, element=self.settings.vector_type, extra=kept)
 
     @property
-    def made(self) -> dict[str, Any]:
+    def row_provenance(self) -> dict[str, Any]:
         return {"features": {VECTOR: "output"}, "normalize": self.settings.normalize}
 
     def encoder(self, precision: str, device: str, threads: int) -> TextSettings:
@@ -55,23 +51,19 @@ class EmbedTextsStep(EncodeStep[EmbedTexts]):
         )
 
 
-def prepare(settings: EmbedTexts, given: StepContext) -> EmbedTextsStep:
+def open_step(settings: EmbedTexts, context: StepContext) -> EmbedTextsStep:
     """Open and count the manifest. Raises ManifestError."""
-    assert given.job.model is not None
-    manifest = open_manifest(settings.manifest, settings.keep, [PICTURE], TEXTS)
-    keep = (*_picture(manifest), *settings.keep)
-    return EmbedTextsStep(
-        settings, given.output, manifest, scan(manifest, keep), given.model(), given.job.model.precision, keep
-    )
+    manifest = open_manifest(settings.manifest, settings.keep, [IMAGE], TEXTS)
+    return EmbedTextsStep.of(settings, context, manifest, (*_image(manifest), *settings.keep))
 
 
-def _picture(manifest: Manifest) -> list[str]:
-    """The column of the picture that a text describes, where there is one."""
-    if PICTURE not in manifest.schema.names:
+def _image(manifest: Manifest) -> list[str]:
+    """The column of the image that a text describes, where there is one."""
+    if IMAGE not in manifest.schema.names:
         return []
-    kind = manifest.schema.field(PICTURE).type
-    if not is_text(kind):
+    column_type = manifest.schema.field(IMAGE).type
+    if not is_text(column_type):
         raise ManifestError(
-            f"{manifest.urls[0]}: column `{PICTURE}` is {kind}; expected string: cast it when you write the manifest"
+            f"{manifest.urls[0]}: column `{IMAGE}` is {column_type}; expected string: cast it when you write the manifest"
         )
-    return [PICTURE]
+    return [IMAGE]

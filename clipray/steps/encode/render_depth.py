@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.inputs.manifest import open_manifest
-from clipray.inputs.row_index import scan
 from clipray.job import VECTOR, RenderDepth
 from clipray.job.row_spec import CLOUDS
 from clipray.models.resolve import ResolvedModel
@@ -29,17 +28,19 @@ class RenderDepthStep(EncodeStep[RenderDepth]):
 
     @property
     def widths(self) -> dict[str, int]:
-        look_inside(self.settings, self.model)
+        if self.settings.needs_architecture:
+            check_model(self.settings, self.model)
         return {VECTOR: self.model.embed_dim}
 
     @property
     def schema(self) -> pa.Schema:
-        kept = [self.manifest.schema.field(name).with_nullable(True) for name in self.keep]
         width = {VECTOR: self.model.embed_dim}
-        return tables.arrow_schema("clouds", width, element=self.settings.vector_type, extra=[*self.hash_fields, *kept])
+        return tables.arrow_schema(
+            "clouds", width, element=self.settings.vector_type, extra=[*self.hash_fields, *self.kept_fields]
+        )
 
     @property
-    def made(self) -> dict[str, Any]:
+    def row_provenance(self) -> dict[str, Any]:
         how = self.settings.identity()
         of_views = {key: how[key] for key in ("prompt", "weights", "foveal") if key in how}
         return {"features": {VECTOR: {"layer": "output", **of_views}}, "normalize": "l2"}
@@ -59,18 +60,14 @@ class RenderDepthStep(EncodeStep[RenderDepth]):
         )
 
 
-def look_inside(settings: RenderDepth, model: ResolvedModel) -> None:
+def check_model(settings: RenderDepth, model: ResolvedModel) -> None:
     """Raises ModelError: the network's attention cannot be turned to the foreground."""
-    if settings.needs_architecture:
-        from clipray.models import foveal, layers
+    from clipray.models import foveal, layers
 
-        foveal.check(layers.tower_without_weights(model), settings.foveal)
+    foveal.check(layers.tower_without_weights(model), settings.foveal)
 
 
-def prepare(settings: RenderDepth, given: StepContext) -> RenderDepthStep:
+def open_step(settings: RenderDepth, context: StepContext) -> RenderDepthStep:
     """Open and count the manifest. Raises ManifestError."""
-    assert given.job.model is not None
-    manifest, keep = open_manifest(settings.manifest, settings.keep, (), CLOUDS), tuple(settings.keep)
-    return RenderDepthStep(
-        settings, given.output, manifest, scan(manifest, keep), given.model(), given.job.model.precision, keep
-    )
+    manifest = open_manifest(settings.manifest, settings.keep, (), CLOUDS)
+    return RenderDepthStep.of(settings, context, manifest, settings.keep)

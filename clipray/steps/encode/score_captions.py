@@ -13,7 +13,6 @@ from clipray import tables
 from clipray.errors import ManifestError
 from clipray.inputs.committed_rows import CommittedRows
 from clipray.inputs.manifest import Manifest, is_texts, open_manifest
-from clipray.inputs.row_index import scan
 from clipray.inputs.vector_column import VectorColumn, open_vectors, refuse_another_model
 from clipray.inputs.vector_lookup import Lookup, open_lookup
 from clipray.job import ScoreCaptions
@@ -38,11 +37,11 @@ class ScoreStep(EncodeStep[ScoreCaptions]):
         return {}
 
     @property
-    def identity(self) -> dict[str, Any]:
-        return {**super().identity, "input": self.source.identity}
+    def input_fingerprint(self) -> dict[str, Any]:
+        return {**super().input_fingerprint, "input": self.source.identity}
 
     @functools.cached_property
-    def input_fingerprint(self) -> str:
+    def lookup_digest(self) -> str:
         return self.source.digest.like((read_started(self.table) or {}).get("rests_on"))
 
     def lookup(self) -> tuple[Lookup, str]:
@@ -50,14 +49,13 @@ class ScoreStep(EncodeStep[ScoreCaptions]):
 
     @property
     def schema(self) -> pa.Schema:
-        kept = [self.manifest.schema.field(name).with_nullable(True) for name in self.keep]
-        return tables.arrow_schema("caption_scores", extra=kept)
+        return tables.arrow_schema("caption_scores", extra=self.kept_fields)
 
     @property
-    def made(self) -> dict[str, Any]:
+    def row_provenance(self) -> dict[str, Any]:
         source = self.source
         return {
-            "input": {"name": source.name, "digest": self.input_fingerprint, **source.identity},
+            "input": {"name": source.name, "digest": self.lookup_digest, **source.identity},
             "prefix": self.settings.prefix,
         }
 
@@ -76,11 +74,11 @@ class ScoreStep(EncodeStep[ScoreCaptions]):
             source=self.source.name,
         )
 
-    def figures(self, stock: CommittedRows, made: dict[str, Any]) -> dict[str, Any]:
+    def summarize(self, committed: CommittedRows, provenance: dict[str, Any]) -> dict[str, Any]:
         """Means, in one pass over the table's shards."""
         names = ("clipscore", "ref_clipscore")
         sums, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
-        for shard in stock.files:
+        for shard in committed.files:
             data = tables.read_shard(self.table, shard.name, names)
             for name in names:
                 values = data[name].drop_null().to_numpy().astype(np.float64)
@@ -88,36 +86,31 @@ class ScoreStep(EncodeStep[ScoreCaptions]):
                 counts[name] += len(values)
         means = {name: sums[name] / counts[name] for name in names if counts[name]}
         write_metrics(
-            self.output, self.name, [Metric(name, mean, n=counts[name]) for name, mean in means.items()], made
+            self.output, self.name, [Metric(name, mean, n=counts[name]) for name, mean in means.items()], provenance
         )
         return {f"mean_{name}": round(mean, 6) for name, mean in means.items()}
 
 
-def prepare(settings: ScoreCaptions, given: StepContext) -> ScoreStep:
+def open_step(settings: ScoreCaptions, context: StepContext) -> ScoreStep:
     """Open the pairs and the pictures.
 
     Raises:
         ManifestError: no pairs there, or columns that are missing or of another type.
         SchemaError: the table of pictures is not finished, or of another model than the job's.
     """
-    assert given.job.model is not None
-    source = open_vectors(settings.input, given.output)
-    model = given.model()
+    source, model = open_vectors(settings.input, context.output), context.model()
     refuse_another_model(source, model.identity(), model.embed_dim)
     manifest = open_manifest(settings.manifest, settings.keep, [REFERENCES], PAIRS)
-    keep = (*_references(manifest), *settings.keep)
-    return ScoreStep(
-        settings, given.output, manifest, scan(manifest, keep), model, given.job.model.precision, keep, source
-    )
+    return ScoreStep.of(settings, context, manifest, (*_references(manifest), *settings.keep), source=source)
 
 
 def _references(manifest: Manifest) -> list[str]:
     """The column of captions by people, where there is one."""
     if REFERENCES not in manifest.schema.names:
         return []
-    kind = manifest.schema.field(REFERENCES).type
-    if not is_texts(kind):
+    column_type = manifest.schema.field(REFERENCES).type
+    if not is_texts(column_type):
         raise ManifestError(
-            f"{manifest.urls[0]}: column `{REFERENCES}` is {kind}; expected list<string>: for each pair the captions to compare with"
+            f"{manifest.urls[0]}: column `{REFERENCES}` is {column_type}; expected list<string>: for each pair the captions to compare with"
         )
     return [REFERENCES]

@@ -20,13 +20,13 @@ from clipray.errors import JobError
 from clipray.inputs.known_labels import KnownLabels, fingerprint_of, read_labelled
 from clipray.job import EvaluateLabels
 from clipray.report import plots
-from clipray.steps.base.step import RunContext, StepContext, Ticker
-from clipray.steps.base.table_step import TableStep
+from clipray.steps.base.monitor import Ticker
+from clipray.steps.base.step import RunContext, StepContext
+from clipray.steps.base.table_step import Outcome, TableStep
 from clipray.steps.labels.label_tally import UNLABELLED, Entry, LabelTable, open_labels, tally
 from clipray.tables.digests import Digest, combined, files_digest, without_hashes
 from clipray.tables.metrics import Metric
 
-FILE = "part-000000.parquet"
 DRAWN_CLASSES = 1_000  # of a confusion matrix, at most
 
 
@@ -39,7 +39,8 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
         compared: of each data set what made its labels and its truth. files: the digest of all of them.
     """
 
-    kind: ClassVar[str] = "label_figures"
+    table_type: ClassVar[str] = "label_figures"
+    companion_type: ClassVar[str] = "confusion"
 
     opened: dict[str, LabelTable]
     compared: dict[str, Any]
@@ -59,7 +60,7 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
         return {"inputs": self.compared}
 
     @property
-    def made(self) -> dict[str, Any]:
+    def row_provenance(self) -> dict[str, Any]:
         return self.input_fingerprint
 
     @property
@@ -67,14 +68,11 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
         return list(self.opened)
 
     @property
-    def schema(self) -> pa.Schema:
-        return tables.arrow_schema(self.kind)
+    def description(self) -> str:
+        return f"{self.total} rows of {', '.join(self.opened)}"
 
-    def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
-        return [f"{self.name}: {self.total} rows of {', '.join(self.opened)}"]
-
-    def make(self, run: RunContext, began: float) -> tables.Record:
-        """Read, count, compare, commit.
+    def make(self, run: RunContext) -> Outcome:
+        """Read, count, compare.
 
         Raises:
             SchemaError: labels and what is known do not fit together.
@@ -83,9 +81,8 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
         rows = [
             row for entry in entries for row in self._rows(entry, _baseline(self.settings, entry, entries, baselines))
         ]
-        tables.clear(self.beside, "confusion")
         self.begin(keep=False)
-        return self._commit(entries, rows, began)
+        return self._written(entries, rows)
 
     def _tallied(self, ticker: Ticker) -> tuple[list[Entry], dict[str, list[Entry]]]:
         """All styles of all data sets, and those of the tables that a data set is compared with."""
@@ -146,24 +143,22 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
             if name not in tops
         }
 
-    def _commit(self, entries: list[Entry], rows: list[dict[str, Any]], began: float) -> tables.Record:
+    def _written(self, entries: list[Entry], rows: list[dict[str, Any]]) -> Outcome:
         pairs = [(e.data_set, e.style, *row) for e in entries for row in e.pairs_rows()]
-        schema = tables.arrow_schema("confusion")
+        schema = tables.arrow_schema(self.companion_type)
         columns = [pa.array(column, field.type) for column, field in zip(zip(*pairs, strict=True), schema, strict=True)]
-        beside = tables.write_shard(self.beside, FILE, "confusion", pa.table(columns, schema=schema), self.stamp)
         for entry in entries:
             self._draw(entry)
-        self.finish(self.beside, "confusion", schema, [beside])
-        data = pa.Table.from_pylist(rows, schema=self.schema)
-        own = tables.write_shard(self.table, FILE, self.kind, data, self.stamp)
+        self.write_companion(pa.table(columns, schema=schema))
+        shard = self.write(pa.Table.from_pylist(rows, schema=self.schema))
         unlabelled = {
             f"{e.data_set}/{e.style}": int(((e.ranks == UNLABELLED) & (e.truth.group_codes == e.group)).sum())
             for e in entries
         }
         top1 = {f"{r['data_set']}/{r['style']}": round(r["value"], 6) for r in rows if r["metric"] == "top1"}
-        figures = {"top1": top1, "known_but_not_labelled": unlabelled}
+        summary = {"top1": top1, "known_but_not_labelled": unlabelled}
         metrics = [Metric(row["metric"], row["value"], f"{row['data_set']}/{row['style']}", row["n"]) for row in rows]
-        return self.commit([own], began, figures=figures, metrics=metrics, row_for_row=False)
+        return Outcome([shard], summary, metrics, row_for_row=False)
 
     def _draw(self, entry: Entry) -> None:
         """The confusion matrix as a picture, beside its table."""
@@ -176,7 +171,7 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
                 counts[number[known], number[given]] = n
         title = f"{entry.data_set}, {entry.style}: {lf.figures(entry.state)['top1']:.1%} of {entry.state.n} right"
         name = re.sub(r"[^\w.-]+", "_", f"{entry.data_set}-{entry.style}")
-        self.beside.write(f"{name}.png", plots.confusion(counts, classes, title=title))
+        self.companion.write(f"{name}.png", plots.confusion(counts, classes, title=title))
 
 
 def _baseline(
@@ -204,7 +199,7 @@ def _baseline(
     return None
 
 
-def prepare(settings: EvaluateLabels, given: StepContext) -> EvaluateLabelsStep:
+def open_step(settings: EvaluateLabels, context: StepContext) -> EvaluateLabelsStep:
     """Open the tables of labels.
 
     Raises:
@@ -215,14 +210,14 @@ def prepare(settings: EvaluateLabels, given: StepContext) -> EvaluateLabelsStep:
     digests: list[Digest] = []
     before: list[Any] = []
     for name, data in settings.data_sets.items():
-        truth, digest = fingerprint_of(data.truth, given.output)
+        truth, digest = fingerprint_of(data.truth, context.output)
         inputs[name] = {"truth": truth}
         digests.append(digest)
         before.append(digest.before)
         for role, table in {"labels": data.labels, "baseline": data.baseline}.items():
             if table is not None:
-                opened.setdefault(table, open_labels(table, given.output))
+                opened.setdefault(table, open_labels(table, context.output))
                 inputs[name][role] = opened[table].record.fingerprint
                 digests.append(files_digest(opened[table].record.files))
                 before.append(without_hashes(opened[table].record.files))
-    return EvaluateLabelsStep(settings, given.output, opened, inputs, combined(digests, before))
+    return EvaluateLabelsStep(settings, context.output, opened, inputs, combined(digests, before))

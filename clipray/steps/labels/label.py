@@ -16,45 +16,53 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis.normalize import l2_normalize
 from clipray.inputs.classes import prompt_styles
-from clipray.inputs.vector_column import VectorColumn, open_vectors, read_finite, read_vectors, refuse_another_model
+from clipray.inputs.vector_column import (
+    VectorColumn,
+    open_vectors,
+    read_finite,
+    read_vectors,
+    refuse_another_model,
+)
 from clipray.job import Label
 from clipray.job.load import fingerprint
-from clipray.steps.base.shard_writer import make_parts
-from clipray.steps.base.step import RunContext, StepContext, Ticker
-from clipray.steps.base.table_step import VectorStep
+from clipray.steps.base.monitor import Ticker
+from clipray.steps.base.shard_writer import Part, write_parts
+from clipray.steps.base.step import RunContext, StepContext
+from clipray.steps.base.table_step import Outcome, VectorStep
 from clipray.steps.labels.label_classes import PromptSet, read_classes, write_classes
 from clipray.storage.folder import Folder
-from clipray.storage.parquet import RowGroup, chunked
+from clipray.storage.parquet import chunked
 
 
 @dataclass(frozen=True)
 class LabelStep(VectorStep[Label]):
     """A `Step`; see `VectorStep`. Beside its table lie the classes."""
 
-    kind: ClassVar[str] = "labels"
+    table_type: ClassVar[str] = "labels"
 
-    said: PromptSet
+    prompts: PromptSet
 
     @property
     def total(self) -> int:
         """A row for each row of the input and each style."""
-        return self.source.n_samples * len(self.said.styles)
+        return self.source.n_samples * len(self.prompts.styles)
 
     @property
     def input_fingerprint(self) -> dict[str, Any]:
-        return {**super().input_fingerprint, "classes": self.said.identity}
+        return {**super().input_fingerprint, "classes": self.prompts.identity}
 
     @property
-    def made(self) -> dict[str, Any]:
-        return {**super().made, "classes": fingerprint(self.said.identity)}
+    def row_provenance(self) -> dict[str, Any]:
+        return {**super().row_provenance, "classes": fingerprint(self.prompts.identity)}
 
-    def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
-        source, styles = self.source, self.said.styles
-        said = ", ".join(f"{style.name} ({len(style.labels)} classes)" for style in styles)
-        return [f"{self.name}: {source.n_samples} vectors of {source.n_features} from {source.name}, styles: {said}"]
+    @property
+    def description(self) -> str:
+        source = self.source
+        styles = ", ".join(f"{style.name} ({len(style.labels)} classes)" for style in self.prompts.styles)
+        return f"{source.n_samples} vectors of {source.n_features} from {source.name}, styles: {styles}"
 
-    def make(self, run: RunContext, began: float) -> tables.Record:
-        """Encode the classes unless that is done, label what is missing, commit.
+    def make(self, run: RunContext) -> Outcome:
+        """Encode the classes unless that is done, label what is missing.
 
         Raises:
             SchemaError: vectors that are not finite.
@@ -62,39 +70,38 @@ class LabelStep(VectorStep[Label]):
         """
         self.begin()
         encoding = Ticker(run, self.name, self.total, "encoding classes")
-        classes = write_classes(self.said, self.beside, run.cluster().cpus, lambda _: encoding.at(0, 0))
+        classes = write_classes(self.prompts, self.companion, run.cluster().cpus, lambda _: encoding.at(0, 0))
         if classes.provenance["prompts_truncated"]:
             run.say(
                 f"{self.name}: {classes.provenance['prompts_truncated']} prompts were longer than the model reads, and cut"
             )
-        figures = {"styles": {style.name: len(style.labels) for style in self.said.styles}}
-        return self.commit(self._label(run), began, figures=figures)
+        return Outcome(self._label(run), {"styles": {style.name: len(style.labels) for style in self.prompts.styles}})
 
     def _label(self, run: RunContext) -> list[tables.Shard]:
+        styles = [style.name for style in self.prompts.styles]
         work = chunked(self.source.row_groups, self.settings.rows_per_file)
-        parts = [(group, [f"part-{n:06d}-{s.name}.parquet" for s in self.said.styles]) for n, group in enumerate(work)]
-        return make_parts(self, parts, self.stamp, label_group, run, "labelling", given=self.of_a_task)
+        parts = [Part(group, [f"part-{n:06d}-{style}.parquet" for style in styles]) for n, group in enumerate(work)]
+        return write_parts(self, parts, label_part, run, "labelling", shared=self.of_a_task)
 
     @property
     def of_a_task(self) -> Task:
         """What a task must know, and not all that is said of 20,000 classes."""
         how = self.settings.model_copy(update={"classes": "", "styles": None})
-        mark = self.stamp["classes"]
-        return Task(self.source, self.table, self.beside.url, mark, how, self.schema, self.stamp)
+        mark = self.shard_metadata["classes"]
+        return Task(self.source, self.table, self.companion.url, mark, how, self.schema, self.shard_metadata)
 
 
-def prepare(settings: Label, given: StepContext) -> LabelStep:
+def open_step(settings: Label, context: StepContext) -> LabelStep:
     """Open the input, read the classes, hold the model against the vectors.
 
     Raises:
         JobError, SchemaError, ManifestError: no such input or classes, or vectors of another space than the model's.
     """
-    source, model = open_vectors(settings.input, given.output), given.model()
+    source, model = open_vectors(settings.input, context.output), context.model()
     refuse_another_model(source, model.identity(), model.embed_dim)
     styles = tuple(prompt_styles(settings.classes, settings.styles))
-    asked = given.job.model.precision if given.job.model else "auto"
-    precision = "fp32" if asked == "auto" else asked  # classes are few, and every row rests on them
-    return LabelStep(settings, given.output, source, PromptSet(model, precision, styles, settings.multi_label))
+    prompts = PromptSet(model, context.text_precision, styles, settings.multi_label)
+    return LabelStep(settings, context.output, source, prompts)
 
 
 @dataclass(frozen=True)
@@ -107,24 +114,23 @@ class Task:
     mark: str
     settings: Label
     schema: pa.Schema
-    stamp: dict[str, Any]
+    shard_metadata: dict[str, Any]
 
 
-def label_group(item: tuple[Task, list[RowGroup], list[str]]) -> list[tables.Shard]:
-    """Runs in a worker: labels row groups in some styles and writes the rows of each."""
-    task, group, names = item
-    styles = {name.removesuffix(".parquet").split("-", 2)[2]: name for name in names}
-    parts: dict[str, list[pa.Table]] = {style: [] for style in styles}
+def label_part(part: Part, task: Task) -> list[tables.Shard]:
+    """Runs in a worker: labels pieces in some styles and writes the rows of each."""
+    styles = {name.removesuffix(".parquet").split("-", 2)[2]: name for name in part.names}
+    rows: dict[str, list[pa.Table]] = {style: [] for style in styles}
     known = task.source.provenance.get("normalize") == "l2"
-    for row_group in group:
+    for row_group in part.row_groups:
         ids, x = read_vectors(task.source, row_group)
         x = x if known and x.dtype == np.float32 else l2_normalize(x)
         for style in styles:
-            parts[style].append(_labelled(task, style, ids, x))
-            if not np.isfinite(parts[style][-1]["probability"].to_numpy()).all():
+            rows[style].append(_labelled(task, style, ids, x))
+            if not np.isfinite(rows[style][-1]["probability"].to_numpy()).all():
                 read_finite(task.source, row_group)  # says which
     return [
-        tables.write_shard(task.table, name, "labels", pa.concat_tables(parts[style]), task.stamp)
+        tables.write_shard(task.table, name, "labels", pa.concat_tables(rows[style]), task.shard_metadata)
         for style, name in styles.items()
     ]
 

@@ -93,7 +93,7 @@ def write_classes(said: PromptSet, folder: Folder, cpus: float, tick: Callable[[
     }
     data = pa.concat_tables(rows)
     shard = tables.write_shard(folder, CLASSES, "label_classes", data, stamp)
-    return tables.finish(
+    return tables.commit(
         folder, "label_classes", data.schema, [shard], fingerprint=mark, inputs={"rows": len(data)},
         settings=said.identity, provenance=stamp, finished_at=tables.now(),
     )  # fmt: skip

@@ -21,9 +21,10 @@ from clipray.errors import SchemaError
 from clipray.inputs.vector_column import open_vectors, read_finite, refuse_another_model
 from clipray.job import Refer
 from clipray.models.resolve import ResolvedModel
-from clipray.steps.base.shard_writer import make_parts
-from clipray.steps.base.step import RunContext, StepContext, Ticker
-from clipray.steps.base.table_step import VectorStep
+from clipray.steps.base.monitor import Ticker
+from clipray.steps.base.shard_writer import Part, write_parts
+from clipray.steps.base.step import RunContext, StepContext
+from clipray.steps.base.table_step import Outcome, VectorStep
 from clipray.steps.labels.caption_draw import CAPTION, drawn_captions, encode_captions, mean_vector
 from clipray.storage.parquet import RowGroup
 from clipray.tables.metrics import Metric
@@ -36,7 +37,7 @@ IDS = ("image_id", "region_id")
 class ReferStep(VectorStep[Refer]):
     """A `Step`; see `VectorStep`. precision: of the text tower."""
 
-    kind: ClassVar[str] = "referred"
+    table_type: ClassVar[str] = "referred"
 
     model: ResolvedModel
     precision: str
@@ -49,11 +50,12 @@ class ReferStep(VectorStep[Refer]):
     def schema(self) -> pa.Schema:
         return tables.arrow_schema("referred")
 
-    def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
-        return [f"{self.name}: captions and boxes of {self.total} regions from {self.source.name}"]
+    @property
+    def description(self) -> str:
+        return f"captions and boxes of {self.total} regions from {self.source.name}"
 
-    def make(self, run: RunContext, began: float) -> tables.Record:
-        """Compare file by file, measure, commit.
+    def make(self, run: RunContext) -> Outcome:
+        """Compare file by file, measure.
 
         Raises:
             SchemaError: vectors that are not finite; no region has a caption.
@@ -63,18 +65,18 @@ class ReferStep(VectorStep[Refer]):
             list(row_groups)
             for _, row_groups in itertools.groupby(self.source.row_groups, lambda row_group: row_group.path)
         ]
-        parts = [(row_groups, [f"part-{n:06d}.parquet"]) for n, row_groups in enumerate(files)]
+        parts = [Part(row_groups, [f"part-{n:06d}.parquet"]) for n, row_groups in enumerate(files)]
         task = Task(self, *self._dataset(files, run))
-        shards = make_parts(self, parts, self.stamp, refer_file, run, "comparing", row_for_row=False, given=task)
+        shards = write_parts(self, parts, refer_file, run, "comparing", row_for_row=False, shared=task)
         if not sum(shard.rows for shard in shards):
             raise SchemaError(
                 f"input {self.source.name}: no region has a caption; `box_captions` of the manifest has them"
             )
         measured = self._metrics(shards)
-        figures = {metric.metric: round(metric.value, 6) for metric in measured}
+        summary: dict[str, Any] = {metric.metric: round(metric.value, 6) for metric in measured}
         if task.drawn:
-            figures["captions_drawn"] = task.drawn
-        return self.commit(shards, began, figures=figures, metrics=measured, row_for_row=False)
+            summary["captions_drawn"] = task.drawn
+        return Outcome(shards, summary, measured, row_for_row=False)
 
     def _dataset(self, files: list[list[RowGroup]], run: RunContext) -> tuple[np.ndarray | None, int]:
         """The mean vector of captions drawn from the whole input, and how many; None where they are not wanted."""
@@ -108,13 +110,13 @@ def _mean(values: np.ndarray) -> float:
     return float(values.astype(np.float64).mean())
 
 
-def prepare(settings: Refer, given: StepContext) -> ReferStep:
+def open_step(settings: Refer, context: StepContext) -> ReferStep:
     """Open the regions, hold the model against their vectors.
 
     Raises:
         JobError, SchemaError, ManifestError: no such input, one of another model, or one without captions.
     """
-    source, model = open_vectors(settings.input, given.output), given.model()
+    source, model = open_vectors(settings.input, context.output), context.model()
     refuse_another_model(source, model.identity(), model.embed_dim)
     missing = [name for name in (*IDS, BOX, CAPTION) if name not in source.schema.names]
     if missing:
@@ -122,8 +124,7 @@ def prepare(settings: Refer, given: StepContext) -> ReferStep:
             f"input {source.name}: no column `{missing[0]}`; expected regions with captions: `embed_regions` writes them, "
             f"from a manifest with `boxes` and `box_captions`; found: {', '.join(source.schema.names)}"
         )
-    asked = given.job.model.precision if given.job.model else "auto"
-    return ReferStep(settings, given.output, source, model, "fp32" if asked == "auto" else asked)
+    return ReferStep(settings, context.output, source, model, context.text_precision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,23 +136,21 @@ class Task:
     drawn: int
 
 
-def refer_file(item: tuple[Task, list[RowGroup], list[str]]) -> list[tables.Shard]:
+def refer_file(part: Part, task: Task) -> list[tables.Shard]:
     """Runs in a worker: the captions of one file's pictures."""
-    task, row_groups, (name,) = item
     step, wanted = task.step, (*IDS, BOX, CAPTION)
-    read = [read_finite(step.source, row_group, wanted) for row_group in row_groups]
+    read = [read_finite(step.source, row_group, wanted) for row_group in part.row_groups]
     regions, x = pa.concat_tables([ids for ids, _ in read]), l2_normalize(np.concatenate([x for _, x in read]))
-    said = regions[CAPTION].to_pylist()
-    texts = list(dict.fromkeys(text for text in said if text and text.strip()))
+    captions = regions[CAPTION].to_pylist()
+    texts = list(dict.fromkeys(text for text in captions if text and text.strip()))
     vectors = encode_captions(step.model, step.precision, step.settings.template, texts)
     place = {text: n for n, text in enumerate(texts)}
     rows = [
         row
         for picture in _pictures(regions["image_id"])
-        for row in _of_picture(regions, x, picture, [place.get(said[n]) for n in picture], vectors, task)
+        for row in _of_picture(regions, x, picture, [place.get(captions[n]) for n in picture], vectors, task)
     ]
-    data = pa.Table.from_pylist(rows, schema=tables.arrow_schema("referred"))
-    return [tables.write_shard(step.table, name, "referred", data, step.stamp)]
+    return [step.write(pa.Table.from_pylist(rows, schema=step.schema), *part.names)]
 
 
 def _pictures(ids: pa.ChunkedArray) -> Iterator[np.ndarray]:

@@ -13,20 +13,18 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from clipray import tables
 from clipray.analysis import retrieval as rt
 from clipray.errors import SchemaError
 from clipray.inputs.relevance import GroundTruth, RelevanceSource, open_relevance, read_relevance
 from clipray.inputs.vector_column import VectorColumn, comparable, open_vectors
 from clipray.job import EvaluateRetrieval
 from clipray.steps.base.step import RunContext, StepContext
-from clipray.steps.base.table_step import TableStep
+from clipray.steps.base.table_step import Outcome, TableStep
 from clipray.steps.retrieval.lists import NOT_FOUND, Lists, negatives_listed, open_lists
 from clipray.steps.retrieval.ranks import negatives_before
 from clipray.tables.digests import Digest, combined, files_digest, without_hashes
 from clipray.tables.metrics import Metric
 
-FILE = "part-000000.parquet"
 GIVEN = "given"  # the distance of a list that the job gives
 Row = tuple[dict[str, Any], rt.QueryFigures]
 
@@ -35,7 +33,7 @@ Row = tuple[dict[str, Any], rt.QueryFigures]
 class EvaluateRetrievalStep(TableStep[EvaluateRetrieval]):
     """A `Step`; see `TableStep`. `ranked`: what is ranked, or lists that are; `queries`: another column of theirs."""
 
-    kind: ClassVar[str] = "retrieval"
+    table_type: ClassVar[str] = "retrieval"
 
     ranked: VectorColumn | Lists
     queries: VectorColumn | None
@@ -48,24 +46,20 @@ class EvaluateRetrievalStep(TableStep[EvaluateRetrieval]):
 
     @property
     def input_fingerprint(self) -> dict[str, Any]:
-        given: dict[str, Any] = {"ground_truth": self.relevance.identity}
+        ground_truth: dict[str, Any] = {"ground_truth": self.relevance.identity}
         if isinstance(self.ranked, Lists):
-            return {**given, "neighbours": self.ranked.record.fingerprint}
+            return {**ground_truth, "neighbours": self.ranked.record.fingerprint}
         queries = self.queries.identity if self.queries else None
-        return {**given, "input": self.ranked.identity, "queries": queries}
+        return {**ground_truth, "input": self.ranked.identity, "queries": queries}
 
     @property
-    def made(self) -> dict[str, Any]:
+    def row_provenance(self) -> dict[str, Any]:
         inputs = {"name": self.ranked.name, "ground_truth": self.relevance.identity, "digest": self.digest}
         return {"inputs": {**inputs, "queries": self.queries.name if self.queries else None}}
 
     @property
     def inputs(self) -> str:
         return self.ranked.name
-
-    @property
-    def schema(self) -> pa.Schema:
-        return tables.arrow_schema(self.kind)
 
     @property
     def inputs_digest(self) -> Digest:
@@ -76,12 +70,13 @@ class EvaluateRetrievalStep(TableStep[EvaluateRetrieval]):
         before = [without_hashes(files), queries and queries.before, self.relevance.digest]
         return combined([files_digest(files), queries, self.relevance.digest], before)
 
-    def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
+    @property
+    def description(self) -> str:
         what = "entries of" if isinstance(self.ranked, Lists) else "rows ranked of"
-        return [f"{self.name}: {self.total} {what} {self.ranked.name}, by {self.relevance.path}"]
+        return f"{self.total} {what} {self.ranked.name}, by {self.relevance.path}"
 
-    def make(self, run: RunContext, began: float) -> tables.Record:
-        """Count, measure, commit.
+    def make(self, run: RunContext) -> Outcome:
+        """Count, measure.
 
         Raises:
             SchemaError: ids of the ground truth that are not there; vectors that cannot be ranked.
@@ -97,26 +92,25 @@ class EvaluateRetrievalStep(TableStep[EvaluateRetrieval]):
             before = negatives_before(self.ranked, self.queries, truth, self.settings.distances, run, self.name)
         rows = [row for distance, counts in before.items() for row in _figures(truth, distance, counts)]
         self.begin(keep=False)
-        return self._commit(truth, rows, began)
+        return self._measured(truth, rows)
 
-    def _commit(self, truth: GroundTruth, rows: list[Row], began: float) -> tables.Record:
-        found, metrics = _means(truth, rows), []
-        for (protocol, distance), values in found.items():
+    def _measured(self, truth: GroundTruth, rows: list[Row]) -> Outcome:
+        means, metrics = _means(truth, rows), []
+        for (protocol, distance), values in means.items():
             n = sum(row["protocol"] == protocol and row["distance"] == distance for row, _ in rows)
             group = protocol if distance == GIVEN else f"{protocol}/{distance}"
             metrics += [Metric(name, value, group, n) for name, value in values.items()]
-        data = pa.Table.from_pylist([row for row, _ in rows], schema=self.schema)
-        shard = tables.write_shard(self.table, FILE, self.kind, data, self.stamp)
+        shard = self.write(pa.Table.from_pylist([row for row, _ in rows], schema=self.schema))
         left_out = {
             protocol: len(truth.queries) - len(np.unique(truth.query[np.isin(truth.relation, wanted)]))
             for protocol, wanted in truth.protocols.items()
         }
-        figures: dict[str, Any] = {
+        summary: dict[str, Any] = {
             "queries": len(truth.queries),
             "queries_without_positives": left_out,
-            **{m: {f"{p}/{d}": round(f[m], 6) for (p, d), f in found.items()} for m in ("mAP", "mP@10", "recall@5")},
+            **{m: {f"{p}/{d}": round(f[m], 6) for (p, d), f in means.items()} for m in ("mAP", "mP@10", "recall@5")},
         }
-        return self.commit([shard], began, figures=figures, metrics=metrics, row_for_row=False)
+        return Outcome([shard], summary, metrics, row_for_row=False)
 
 
 def _figures(truth: GroundTruth, distance: str, before: np.ndarray) -> Iterator[Row]:
@@ -153,7 +147,7 @@ def _means(truth: GroundTruth, rows: list[Row]) -> dict[tuple[str, str], dict[st
     return {key: rt.means(by[key]) for key in sorted(by, key=lambda key: (key[1], order.index(key[0])))}
 
 
-def prepare(settings: EvaluateRetrieval, given: StepContext) -> EvaluateRetrievalStep:
+def open_step(settings: EvaluateRetrieval, context: StepContext) -> EvaluateRetrievalStep:
     """Open what is ranked, the queries and the ground truth.
 
     Raises:
@@ -161,14 +155,14 @@ def prepare(settings: EvaluateRetrieval, given: StepContext) -> EvaluateRetrieva
     """
     relevance = open_relevance(settings.ground_truth, settings.query_id, settings.answer_id)
     if settings.neighbours is not None:
-        lists = open_lists(settings.neighbours, given.output, settings.answer_id)
-        return EvaluateRetrievalStep(settings, given.output, lists, None, relevance)
+        lists = open_lists(settings.neighbours, context.output, settings.answer_id)
+        return EvaluateRetrievalStep(settings, context.output, lists, None, relevance)
     assert settings.input is not None
-    source = open_vectors(settings.input, given.output)
-    queries = open_vectors(settings.queries, given.output) if settings.queries is not None else None
+    source = open_vectors(settings.input, context.output)
+    queries = open_vectors(settings.queries, context.output) if settings.queries is not None else None
     if queries is not None:
         _refuse_other_space(settings.name, source, queries)
-    return EvaluateRetrievalStep(settings, given.output, source, queries, relevance)
+    return EvaluateRetrievalStep(settings, context.output, source, queries, relevance)
 
 
 def _refuse_other_space(name: str, source: VectorColumn, queries: VectorColumn) -> None:

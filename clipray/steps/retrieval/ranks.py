@@ -17,9 +17,9 @@ from clipray.analysis.retrieval import count_from, scores, thresholds
 from clipray.errors import SchemaError
 from clipray.inputs.relevance import GroundTruth
 from clipray.inputs.vector_column import VectorColumn, read_finite, read_ids
-from clipray.steps.base.shard_writer import count_rows
-from clipray.steps.base.step import RunContext, Ticker
-from clipray.storage.parquet import RowGroup, chunked
+from clipray.steps.base.shard_writer import map_row_groups
+from clipray.steps.base.step import RunContext
+from clipray.storage.parquet import RowGroup
 
 TASK_ROWS = 131_072
 QUERY_BLOCK, ROW_BLOCK = 512, 8_192  # of one product: 32 MiB of scores
@@ -79,13 +79,9 @@ def negatives_before(
 
 def gather(source: VectorColumn, ids: pa.Array, run: RunContext, step: str) -> tuple[np.ndarray, np.ndarray]:
     """Whether each of these distinct ids is there, (n,) bool, and its vector, (n, d) float64. Raises SchemaError."""
-    from clipray.engine.tasks import map_tasks
-
     times, x = np.zeros(len(ids), np.int64), np.zeros((len(ids), source.n_features))
-    work = chunked(source.row_groups, TASK_ROWS)
-    ticker = Ticker(run, step, source.n_samples, f"reading what is named of {source.name}")
-    items = [(source, group) for group in work]
-    for at, rows in map_tasks(_named, items, run.cluster().cpus, lambda n: ticker.at(_rows(work[:n]), 0), ids):
+    phase = f"reading what is named of {source.name}"
+    for at, rows in map_row_groups(_named, source, TASK_ROWS, run, step, phase, ids):
         np.add.at(times, at, 1)
         x[at] = rows
     twice = np.flatnonzero(times > 1)
@@ -140,20 +136,11 @@ def _bounds(values: np.ndarray, n: int) -> np.ndarray:
 
 
 def _count(source: VectorColumn, asked: RankingQuery, run: RunContext, step: str) -> dict[str, np.ndarray]:
-    from clipray.engine.tasks import map_tasks
-
-    work = chunked(source.row_groups, TASK_ROWS)
-    ticker = Ticker(run, step, source.n_samples, "counting")
     counts = {name: np.zeros(int(asked.bounds[-1]), np.int64) for name in asked.starts}
-    items = [(source, group) for group in work]
-    for part in map_tasks(_count_group, items, run.cluster().cpus, lambda n: ticker.at(_rows(work[:n]), 0), asked):
+    for part in map_row_groups(_count_group, source, TASK_ROWS, run, step, "counting", asked):
         for name, values in part.items():
             counts[name] += values
     return counts
-
-
-def _rows(work: Sequence[Sequence[RowGroup]]) -> int:
-    return sum(count_rows(group) for group in work)
 
 
 def _count_group(item: tuple[VectorColumn, list[RowGroup]], asked: RankingQuery) -> dict[str, np.ndarray]:

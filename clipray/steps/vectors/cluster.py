@@ -25,43 +25,43 @@ from clipray.analysis.mini_batch import mini_batch_kmeans
 from clipray.errors import ClipRayError, JobError, SchemaError
 from clipray.inputs.vector_column import open_vectors
 from clipray.job import Cluster
-from clipray.steps.base.step import RunContext, StepContext, Ticker
-from clipray.steps.base.table_step import VectorStep
+from clipray.steps.base.monitor import Ticker
+from clipray.steps.base.step import RunContext, StepContext
+from clipray.steps.base.table_step import Outcome, VectorStep
 from clipray.steps.vectors.cluster_metrics import cluster_metrics
 from clipray.storage.folder import Folder
 from clipray.tables.started import read_started
 
 CHECKPOINT = "_checkpoint.npz"
-CENTROIDS = "part-000000.parquet"
 
 
 @dataclass(frozen=True)
 class ClusterStep(VectorStep[Cluster]):
     """A `Step`; see `VectorStep`. Beside its table lie the centroids."""
 
-    kind: ClassVar[str] = "clusters"
+    table_type: ClassVar[str] = "clusters"
+    companion_type: ClassVar[str] = "centroids"
 
-    def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
+    @property
+    def description(self) -> str:
         source, settings = self.source, self.settings
         size = {"float16": 2, "none": 0}.get("none" if settings.mini_batch else settings.hold, 6)
         held = (
             f"{source.n_samples * source.n_features * size / 2**20:.1f} MiB in memory" if size else "not held in memory"
         )
-        return [
-            f"{self.name}: {source.n_samples} vectors of {source.n_features} from {source.name}, {held}, {settings.clusters} clusters"
-        ]
+        return f"{source.n_samples} vectors of {source.n_features} from {source.name}, {held}, {settings.clusters} clusters"
 
-    def make(self, run: RunContext, began: float) -> tables.Record:
-        """Iterate from the last checkpoint, assign, commit.
+    def make(self, run: RunContext) -> Outcome:
+        """Iterate from the last checkpoint, then assign.
 
         Raises:
             SchemaError, JobError: vectors that cannot be clustered: not finite, fewer distinct ones than clusters.
         """
         from clipray.engine.vector_actors import Holding, held
 
+        began = time.monotonic()
         cluster, settings = run.cluster(), self.settings
         self._forget_another_input()
-        tables.clear(self.beside, "centroids")
         self.begin(keep=False)
         normalize = settings.spherical or settings.normalize == "l2"
         hold = "none" if settings.mini_batch else settings.hold
@@ -72,16 +72,16 @@ class ClusterStep(VectorStep[Cluster]):
             loaded_s = time.monotonic() - began
             state = self._iterate(run, data)
             iterations_s = time.monotonic() - began - loaded_s
-            made = data.finish(state.centroids, _Writer(self, facts["precision"]), settings.rows_per_file)
+            parts = data.finish(state.centroids, _Writer(self, facts["precision"]), settings.rows_per_file)
             sample = data.sample(min(5_000, self.total), settings.random_state)
-        figures = {
+        summary = {
             "iterations": state.n_iterations,
             "converged": state.converged,
             "loading_s": round(loaded_s, 2),
             "iterations_s": round(iterations_s, 2),
             **facts,
         }
-        return self._commit(state, made, sample, figures, began)
+        return self._measured(state, parts, sample, summary)
 
     def _forget_another_input(self) -> None:
         """Remove a checkpoint of other vectors, before the note says that these are begun."""
@@ -121,28 +121,27 @@ class ClusterStep(VectorStep[Cluster]):
         except ClipRayError as error:
             raise type(error)(f"{self.name}: {self.source.name}: {error}") from error
 
-    def _commit(
-        self, state: KMeans, made: list[ClusteredShard], sample: np.ndarray, figures: dict[str, Any], began: float
-    ) -> tables.Record:
-        key, own = self.source.ids[-1], {"precision": figures["precision"]}
-        sizes, inertia = (np.sum([getattr(part, name) for part in made], axis=0) for name in ("sizes", "inertia"))
+    def tidy(self, record: tables.Record) -> None:  # noqa: ARG002 - of steps whose files the record names
+        self.table.remove(CHECKPOINT)
+
+    def _measured(
+        self, state: KMeans, parts: list[ClusteredShard], sample: np.ndarray, summary: dict[str, Any]
+    ) -> Outcome:
+        """Write the centroids; measure the clusters."""
+        key, provenance = self.source.ids[-1], {"precision": summary["precision"]}
+        sizes, inertia = (np.sum([getattr(part, name) for part in parts], axis=0) for name in ("sizes", "inertia"))
         schema = tables.arrow_schema("centroids", {self.source.column: self.source.n_features})
         columns = [
             pa.array(range(len(state.centroids)), pa.int32()),
             pa.array(sizes),
             pa.array(inertia),
-            pa.array(_nearest_ids(made), pa.string()),
+            pa.array(_nearest_ids(parts), pa.string()),
             tables.vector_array(state.centroids, schema.field(self.source.column).type),
         ]
-        centroids = pa.table(columns, schema=schema)
-        beside = tables.write_shard(self.beside, CENTROIDS, "centroids", centroids, {**self.stamp, **own})
+        self.write_companion(pa.table(columns, schema=schema), provenance=provenance)
         metrics = cluster_metrics(self.settings, self.output, self.table, key, state, sizes, inertia, sample)
-        figures = {**figures, **{m.metric: round(m.value, 6) for m in metrics if m.group is None}}
-        self.finish(self.beside, "centroids", schema, [beside], provenance=own)
-        shards = [part.shard for part in made]
-        record = self.commit(shards, began, figures=figures, metrics=metrics, provenance=own)
-        self.table.remove(CHECKPOINT)
-        return record
+        summary = {**summary, **{m.metric: round(m.value, 6) for m in metrics if m.group is None}}
+        return Outcome([part.shard for part in parts], summary, metrics, provenance)
 
 
 @dataclass(frozen=True)
@@ -165,9 +164,8 @@ class _Writer:
     def __call__(self, ids: pa.Table, labels: np.ndarray, squares: np.ndarray, first_row: int) -> ClusteredShard:
         step, k = self.step, self.step.settings.clusters
         rows = pa.table([*ids.columns, pa.array(labels), pa.array(np.sqrt(squares))], schema=step.schema)
-        shard = tables.write_shard(
-            step.table, f"part-{first_row:012d}.parquet", "clusters", rows, {**step.stamp, "precision": self.precision}
-        )
+        metadata = {**step.shard_metadata, "precision": self.precision}
+        shard = tables.write_shard(step.table, f"part-{first_row:012d}.parquet", step.table_type, rows, metadata)
         order = np.lexsort((squares, labels))
         firsts = order[np.unique(labels[order], return_index=True)[1]]
         keys = ids[step.source.ids[-1]].take(pa.array(firsts)).to_pylist()
@@ -179,8 +177,8 @@ def _nearest_ids(parts: list[ClusteredShard]) -> list[str | None]:
     """Identity of the row nearest to each centroid; of two equally near the one whose identity sorts first."""
     best: dict[int, tuple[float, str]] = {}
     for part in parts:
-        for label, found in part.nearest.items():
-            best[label] = min(found, best.get(label, found))
+        for label, nearest in part.nearest.items():
+            best[label] = min(nearest, best.get(label, nearest))
     return [best[label][1] if label in best else None for label in range(len(parts[0].sizes))]
 
 
@@ -206,15 +204,15 @@ def _load(folder: Folder) -> KMeans | None:
         return None  # damaged, as the checksums of its members say: the iterations begin anew
 
 
-def prepare(settings: Cluster, given: StepContext) -> ClusterStep:
+def open_step(settings: Cluster, context: StepContext) -> ClusterStep:
     """Open the input.
 
     Raises:
         JobError, SchemaError, ManifestError: it is not there, or has fewer rows than clusters.
     """
-    source = open_vectors(settings.input, given.output)
+    source = open_vectors(settings.input, context.output)
     if source.n_samples < settings.clusters:
         raise SchemaError(
             f"{settings.name}: n_samples={source.n_samples} of {source.name} should be >= clusters={settings.clusters}"
         )
-    return ClusterStep(settings, given.output, source)
+    return ClusterStep(settings, context.output, source)

@@ -7,19 +7,15 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.analysis.pca import Projection
+from clipray.steps.base.table_step import FILE
 from clipray.storage.folder import Folder
 
-COMPONENTS = "part-000000.parquet"
 MEAN = -1  # `component` of the row that holds the mean
-
-
-def components_schema(n_features: int) -> pa.Schema:
-    return tables.arrow_schema("components", {"vector": n_features}, element="float64")
 
 
 def components_table(fitted: Projection, n_features: int) -> pa.Table:
     """The mean and the k components as k + 1 rows."""
-    schema = components_schema(n_features)
+    schema = tables.arrow_schema("components", {"vector": n_features}, element="float64")
     k = len(fitted.variance)
     none = np.array([np.nan])
 
@@ -41,7 +37,7 @@ def components_table(fitted: Projection, n_features: int) -> pa.Table:
 
 def read_projection(folder: Folder) -> Projection:
     """What `components_table` wrote. Raises SchemaError where it is not there."""
-    data = tables.read_shard(folder, COMPONENTS)
+    data = tables.read_shard(folder, FILE)
     order = np.argsort(data["component"].to_numpy())
     vectors = data["vector"].combine_chunks().flatten().to_numpy().reshape(len(data), -1)[order]
     variance, ratio, scale = (data[name].to_numpy()[order][1:] for name in ("variance", "variance_ratio", "scale"))

@@ -20,9 +20,10 @@ from clipray.analysis import duplicates as dd
 from clipray.errors import SchemaError
 from clipray.inputs.vector_column import open_vectors
 from clipray.job import Deduplicate
+from clipray.steps.base.monitor import Ticker
 from clipray.steps.base.shard_writer import count_rows
-from clipray.steps.base.step import RunContext, StepContext, Ticker
-from clipray.steps.base.table_step import VectorStep
+from clipray.steps.base.step import RunContext, StepContext
+from clipray.steps.base.table_step import Outcome, VectorStep
 from clipray.steps.vectors.sorted_by_cluster import (
     CLUSTER,
     DISTANCE,
@@ -49,7 +50,7 @@ FILE = "part-{:06d}.parquet"
 class DeduplicateStep(VectorStep[Deduplicate]):
     """A `Step`; see `VectorStep`. clusters, record: the table of clusters."""
 
-    kind: ClassVar[str] = "duplicates"
+    table_type: ClassVar[str] = "duplicates"
 
     clusters: Folder
     record: tables.Record
@@ -68,35 +69,35 @@ class DeduplicateStep(VectorStep[Deduplicate]):
         return {**super().input_fingerprint, "clusters": self.record.fingerprint}
 
     @property
-    def made(self) -> dict[str, Any]:
+    def row_provenance(self) -> dict[str, Any]:
         clusters = {"name": self.settings.clusters, "fingerprint": self.record.fingerprint}
-        return {**super().made, "clusters": clusters}
+        return {**super().row_provenance, "clusters": clusters}
 
-    def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
+    @property
+    def description(self) -> str:
         source = self.source
         mib = source.n_samples * source.n_features * 4 / 2**20
-        return [f"{self.name}: {source.n_samples} vectors of {source.name}, {mib:.1f} MiB of them aside while it runs"]
+        return f"{source.n_samples} vectors of {source.name}, {mib:.1f} MiB of them aside while it runs"
 
-    def make(self, run: RunContext, began: float) -> tables.Record:
-        """Sort by cluster, compare, choose, commit.
+    def make(self, run: RunContext) -> Outcome:
+        """Sort by cluster, compare, choose.
 
         Raises:
             SchemaError: rows that are in no cluster, vectors that are not finite.
         """
         self.begin(keep=False)
         with self._put_aside(run) as buckets:
-            found = self._linked(run, buckets)
-            made = self._chosen(run, buckets, found)
-        shards = [shard for shard, _, _ in made]
-        rows, n_groups = sum(shard.rows for shard in shards), sum(n for _, n, _ in made)
-        figures = {
+            chosen = self._chosen(run, buckets, self._linked(run, buckets))
+        shards = [shard for shard, _, _ in chosen]
+        rows, n_groups = sum(shard.rows for shard in shards), sum(n for _, n, _ in chosen)
+        summary = {
             "duplicates": rows - n_groups,
             "duplicate_rate": round((rows - n_groups) / self.total, 6),
             "groups": n_groups,
-            "largest_group": max(n for _, _, n in made),
+            "largest_group": max(n for _, _, n in chosen),
         }
-        metrics = [Metric(name, value, n=self.total) for name, value in figures.items()]
-        return self.commit(shards, began, figures=figures, metrics=metrics, row_for_row=False)
+        metrics = [Metric(name, value, n=self.total) for name, value in summary.items()]
+        return Outcome(shards, summary, metrics, row_for_row=False)
 
     @contextlib.contextmanager
     def _put_aside(self, run: RunContext) -> Iterator[list[Bucket]]:
@@ -202,7 +203,7 @@ def _choose(
     ]  # fmt: skip
     order = pa.array(np.lexsort((np.arange(len(rows)), labels)))
     table = pa.table(columns, schema=step.schema).take(order)
-    shard = tables.write_shard(step.table, FILE.format(bucket.number), "duplicates", table, step.stamp)
+    shard = step.write(table, FILE.format(bucket.number))
     return shard, len(keepers), int(np.bincount(labels).max(initial=0))
 
 
@@ -226,14 +227,14 @@ def _here(rows: np.ndarray, first: int, n: int) -> slice:
     return slice(*np.searchsorted(rows, [first, first + n]))
 
 
-def prepare(settings: Deduplicate, given: StepContext) -> DeduplicateStep:
+def open_step(settings: Deduplicate, context: StepContext) -> DeduplicateStep:
     """Open the input and the clusters.
 
     Raises:
         JobError, SchemaError, ManifestError: one of them is not there, or is no table of clusters of such rows.
     """
-    source = open_vectors(settings.input, given.output)
-    folder = given.output.named(settings.clusters)
+    source = open_vectors(settings.input, context.output)
+    folder = context.output.named(settings.clusters)
     record = tables.finished(folder, f"clusters {settings.clusters}")
     if record.table != "clusters":
         raise SchemaError(f"clusters {settings.clusters}: expected a table of clusters, found one of {record.table}")
@@ -242,4 +243,4 @@ def prepare(settings: Deduplicate, given: StepContext) -> DeduplicateStep:
             f"clusters {settings.clusters}: no column {source.ids[-1]!r}, by which rows of {source.name} are known; "
             f"there are: {', '.join(record.columns)}"
         )
-    return DeduplicateStep(settings, given.output, source, folder, record)
+    return DeduplicateStep(settings, context.output, source, folder, record)

@@ -17,16 +17,17 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis.errors import DataError
 from clipray.analysis.vector_index import choose_type, empty_index, mergeable, training_rows
+from clipray.engine.cluster import ClusterResources
 from clipray.errors import ClipRayError, JobError, SchemaError, StaleTableError
 from clipray.inputs.index_files import broken_files, hash_of
 from clipray.inputs.vector_column import VectorColumn, comparable, open_vectors
 from clipray.job import Index
-from clipray.steps.base.step import RunContext, State, StepContext, Ticker
-from clipray.steps.base.table_step import VectorStep
+from clipray.steps.base.monitor import Ticker
+from clipray.steps.base.step import RunContext, StepContext
+from clipray.steps.base.table_step import Outcome, VectorStep
 from clipray.storage.folder import TEMPORARY, Folder
 from clipray.storage.parquet import RowGroup, chunked
 from clipray.tables.digests import is_same_file
-from clipray.tables.started import read_started, write_started
 
 OUTGROWN = 2  # times the rows that an index was built of: beyond it is built anew
 OURS = re.compile(
@@ -43,7 +44,7 @@ SHARE = 0.5  # of the memory that Ray's workers may take
 class IndexStep(VectorStep[Index]):
     """A `Step`; see `VectorStep`."""
 
-    kind: ClassVar[str] = "index"
+    table_type: ClassVar[str] = "index"
 
     queries: VectorColumn | None = None  # `settings.queries`, opened
 
@@ -52,27 +53,24 @@ class IndexStep(VectorStep[Index]):
         return {**super().input_fingerprint, **({"queries": self.queries.identity} if self.queries else {})}
 
     @property
-    def made(self) -> dict[str, Any]:
-        return {**super().made, "metric": self.settings.metric}
+    def row_provenance(self) -> dict[str, Any]:
+        return {**super().row_provenance, "metric": self.settings.metric}
 
     @property
     def schema(self) -> pa.Schema:
         return pa.schema([*tables.arrow_schema("index"), *self.source.id_fields])
 
-    def inspect(self, *, count: bool = True) -> State:
-        state = super().inspect(count=count)
+    def is_complete(self) -> bool:
         record = tables.record_to_go_on(self.table)
-        if state.kind == "finished" and record is not None and not has_index(self.table, record):
-            return State("partial")
-        return state
+        return super().is_complete() and record is not None and has_index(self.table, record)
 
-    def describe(self, cluster: Any) -> list[str]:
+    def describe(self, cluster: ClusterResources) -> list[str]:
         source = self.source
         kind = self._type(cluster.memory_bytes)[0]
         return [f"{self.name}: {kind} of {source.n_samples} vectors of {source.n_features} from {source.name}"]
 
-    def make(self, run: RunContext, began: float) -> tables.Record:
-        """Build or extend, commit, and remove what is not used any more.
+    def make(self, run: RunContext) -> Outcome:
+        """Build or extend.
 
         Raises:
             SchemaError, JobError: vectors that are not finite; too few for the type.
@@ -81,7 +79,7 @@ class IndexStep(VectorStep[Index]):
         from clipray.engine.index_order import IndexSpec
 
         self._refuse_others()
-        self._write_started()
+        self.note_started()
         cluster, before = run.cluster(), self._extendable()
         kind, on_disk = self._type(cluster.memory_bytes)
         if before is not None:
@@ -101,7 +99,7 @@ class IndexStep(VectorStep[Index]):
         except ClipRayError as error:
             raise type(error)(f"{self.name}: {error}") from error
         self._say_what_is_missed(run, kind, {**before.figures, **figures} if before else figures)
-        return self._commit(order.name, parts, before, shards, figures, began)
+        return self._measured(order.name, parts, before, shards, figures)
 
     def _refuse_others(self) -> None:
         for name in tables.shard_names(self.table):
@@ -117,11 +115,6 @@ class IndexStep(VectorStep[Index]):
             )
         if "parameter" not in figures:
             run.say(f"{self.name}: recall is not measured: {kind} has no rows, or takes none, that could be held out")
-
-    def _write_started(self) -> None:
-        started = read_started(self.table) or {}
-        facts = {"settings": self.identity, "fingerprint": self.fingerprint, "digest": self.digest}
-        write_started(self.table, {**facts, "started_at": started.get("started_at", tables.now())})
 
     def _type(self, memory_bytes: float) -> tuple[str, bool]:
         """The factory string, and whether the lists must lie on disk."""
@@ -164,10 +157,9 @@ class IndexStep(VectorStep[Index]):
             start += sum(row_group.rows for row_group in group)
         return parts
 
-    def _commit(
-        self, name: str, parts: list[Any], before: tables.Record | None, shards: list[tables.Shard],
-        figures: dict[str, Any], began: float,
-    ) -> tables.Record:  # fmt: skip
+    def _measured(
+        self, name: str, parts: list[Any], before: tables.Record | None, shards: list[tables.Shard], figures: dict[str, Any]
+    ) -> Outcome:  # fmt: skip
         old = [tables.Shard(**file) for file in before.files] if before else []
         rows = sum(shard.rows for shard in [*old, *shards])
         if rows != figures["vectors"]:
@@ -179,27 +171,26 @@ class IndexStep(VectorStep[Index]):
             "pieces": _first_rows(parts),
             "built_of": before.provenance["indexed"]["built_of"] if before else rows,
         }
-        files = {
+        provenance = {
             "index_file": name,
             "lists_file": f"{name}.lists" if f"{name}.lists" in sizes else None,
             "sizes": sizes,
             "sha256": sha256,
-        }
-        made = {
-            **files,
             "width": self.source.n_features,
             "model": self.source.provenance.get("model"),
             "indexed": indexed,
         }
         # Where too few rows are new to measure anything, the effort and the recall of before stay.
         measured = before.figures if before else {}
-        figures = {"trained_on": 0, **measured, **figures, "index_bytes": sum(sizes.values())}
-        record = self.commit([*old, *shards], began, figures=figures, provenance=made)
-        keep = {*sizes, *(file["name"] for file in record.files)}
+        summary = {"trained_on": 0, **measured, **figures, "index_bytes": sum(sizes.values())}
+        return Outcome([*old, *shards], summary, provenance=provenance)
+
+    def tidy(self, record: tables.Record) -> None:
+        """Remove the files of earlier builds."""
+        keep = {*record.provenance["sizes"], *(file["name"] for file in record.files)}
         for file in set(self.table.sizes()) - keep:
             if OURS.fullmatch(file):
                 self.table.remove(file)
-        return record
 
 
 @dataclass(frozen=True)
@@ -212,7 +203,7 @@ class _WriteIds:
     def __call__(self, ids: pa.Table, numbers: np.ndarray, first_row: int) -> tables.Shard:
         rows = pa.table([pa.array(numbers), *ids.columns], schema=self.step.schema)
         name = f"part-{self.build_id}-{first_row:012d}.parquet"
-        return tables.write_shard(self.step.table, name, "index", rows, self.step.stamp)
+        return self.step.write(rows, name)
 
 
 def has_index(folder: Folder, record: tables.Record) -> bool:
@@ -238,24 +229,24 @@ def _key(row_group: RowGroup) -> str:
 
 def _first_rows(parts: list[Any]) -> dict[str, int]:
     """The first row of each row group, of all rows in the order in which they came."""
-    found = {}
+    first_rows = {}
     for part in parts:
         start = part.first_row
         for row_group in part.row_groups:
-            found[_key(row_group)] = start
+            first_rows[_key(row_group)] = start
             start += row_group.rows
-    return found
+    return first_rows
 
 
-def prepare(settings: Index, given: StepContext) -> IndexStep:
+def open_step(settings: Index, context: StepContext) -> IndexStep:
     """Open the input.
 
     Raises:
         JobError, SchemaError, ManifestError: it is not there; faiss knows no such type; there are too few rows for it;
             queries of another width or space.
     """
-    source = open_vectors(settings.input, given.output)
-    queries = open_vectors(settings.queries, given.output) if settings.queries else None
+    source = open_vectors(settings.input, context.output)
+    queries = open_vectors(settings.queries, context.output) if settings.queries else None
     if queries is not None:
         _refuse_other_queries(settings.name, queries, source)
     if settings.type != "auto":
@@ -263,7 +254,7 @@ def prepare(settings: Index, given: StepContext) -> IndexStep:
             training_rows(empty_index(settings.type, source.n_features, settings.metric), source.n_samples)
         except DataError as error:
             raise JobError(f"{settings.name}: {source.name}: {error}") from error
-    return IndexStep(settings, given.output, source, queries)
+    return IndexStep(settings, context.output, source, queries)
 
 
 def _refuse_other_queries(name: str, queries: VectorColumn, source: VectorColumn) -> None:

@@ -11,14 +11,13 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis.vector_index import expanded
 from clipray.errors import SchemaError
-from clipray.inputs.index_reader import OpenIndex, opened_once, ready_index
-from clipray.inputs.vector_column import IDENTITIES, open_vectors, read_finite
+from clipray.inputs.index_reader import OpenIndex, opened_in_worker, ready_index
+from clipray.inputs.vector_column import IDENTITIES, open_vectors
 from clipray.job import Search
-from clipray.steps.base.shard_writer import make_parts, numbered
+from clipray.steps.base.shard_writer import Part, numbered, write_parts, write_rows
 from clipray.steps.base.step import RunContext, StepContext
-from clipray.steps.base.table_step import VectorStep
+from clipray.steps.base.table_step import Outcome, VectorStep
 from clipray.steps.vectors.rerank import best_regions
-from clipray.storage.parquet import RowGroup
 from clipray.tables.digests import Digest
 
 AT_ONCE = 1_024  # queries
@@ -28,7 +27,7 @@ AT_ONCE = 1_024  # queries
 class SearchStep(VectorStep[Search]):
     """A `Step`; see `VectorStep`: of the queries, each of which gets up to `top` rows. index, regions: records of the indexes."""
 
-    kind: ClassVar[str] = "neighbours"
+    table_type: ClassVar[str] = "neighbours"
 
     index: tables.Record
     regions: tables.Record | None
@@ -39,7 +38,7 @@ class SearchStep(VectorStep[Search]):
         return {"queries": self.source.identity, "index": self.index.fingerprint, "rerank": rerank}
 
     @property
-    def made(self) -> dict[str, Any]:
+    def row_provenance(self) -> dict[str, Any]:
         return {
             "queries": {"name": self.source.name, "digest": self.digest.split("-")[0]},
             "index": {"name": self.settings.index, "files": self.index.provenance["sizes"]},
@@ -56,43 +55,37 @@ class SearchStep(VectorStep[Search]):
     @property
     def answers(self) -> list[str]:
         """Identity columns of an answer."""
-        found = [name for name in IDENTITIES if name in self.index.columns]
-        return [*found, "region_id"] if self.regions and "region_id" not in found else found
+        names = [name for name in IDENTITIES if name in self.index.columns]
+        return [*names, "region_id"] if self.regions and "region_id" not in names else names
 
     @property
     def schema(self) -> pa.Schema:
         fields = [pa.field(name, pa.string(), nullable=False) for name in self.answers]
         return pa.schema([*tables.arrow_schema("neighbours"), *fields])
 
-    def describe(self, cluster: Any) -> list[str]:  # noqa: ARG002 - of the protocol
-        kind = self.index.figures["type"]
-        return [
-            f"{self.name}: {self.total} queries from {self.source.name} in {self.settings.index}, {kind} of {self.index.rows}"
-        ]
+    @property
+    def description(self) -> str:
+        index = f"{self.settings.index}, {self.index.figures['type']} of {self.index.rows}"
+        return f"{self.total} queries from {self.source.name} in {index}"
 
-    def make(self, run: RunContext, began: float) -> tables.Record:
-        """Search for what is missing, commit. Raises SchemaError: vectors that are not finite."""
+    def make(self, run: RunContext) -> Outcome:
+        """Search for what is missing. Raises SchemaError: vectors that are not finite."""
         self.begin()
         parts = numbered(self.source.row_groups, self.settings.rows_per_file)
-        shards = make_parts(self, parts, self.stamp, _search_group, run, "searching", row_for_row=False)
-        return self.commit(shards, began, row_for_row=False)
+        shards = write_parts(self, parts, _search, run, "searching", row_for_row=False)
+        return Outcome(shards, row_for_row=False)
 
 
-def _search_group(item: tuple[SearchStep, list[RowGroup], list[str]]) -> list[tables.Shard]:
-    import faiss
+def _search(part: Part, step: SearchStep) -> list[tables.Shard]:
+    """Runs in a worker: searches for the part's queries and writes their answers."""
+    opened = opened_in_worker(step.settings.index, step.output, step.index)
 
-    step, group, names = item
-    faiss.omp_set_num_threads(1)
-    opened = opened_once(
-        step.settings.index, step.output.named(step.settings.index).url, step.index.provenance["index_file"]
-    )
-    rows = []
-    for row_group in group:
-        ids, x = read_finite(step.source, row_group)
+    def answers(ids: pa.Table, x: np.ndarray) -> pa.Table:
         queries = ids[step.source.ids[-1]].combine_chunks()
-        for start in range(0, len(x), AT_ONCE):
-            rows.append(_answered(step, opened, queries[start : start + AT_ONCE], x[start : start + AT_ONCE]))
-    return [tables.write_shard(step.table, names[0], "neighbours", pa.concat_tables(rows), step.stamp)]
+        starts = range(0, len(x), AT_ONCE)
+        return pa.concat_tables(_answered(step, opened, queries[n : n + AT_ONCE], x[n : n + AT_ONCE]) for n in starts)
+
+    return write_rows(step, part, answers)
 
 
 def _answered(step: SearchStep, opened: OpenIndex, queries: pa.Array, x: np.ndarray) -> pa.Table:
@@ -110,34 +103,32 @@ def _answered(step: SearchStep, opened: OpenIndex, queries: pa.Array, x: np.ndar
     regions = None
     if step.regions is not None:
         assert settings.rerank is not None
-        over = opened_once(
-            settings.rerank, step.output.named(settings.rerank).url, step.regions.provenance["index_file"]
-        )
+        over = opened_in_worker(settings.rerank, step.output, step.regions)
         scores, numbers, regions = best_regions(opened, over, x, numbers, known)
         known = numbers >= 0
     known &= np.cumsum(known, axis=1) <= settings.top
     rank = np.cumsum(known, axis=1)[known].astype(np.int32)
-    found = opened.ids.take(pa.array(numbers[known]))
+    answers = opened.ids.take(pa.array(numbers[known]))
     columns = {
         "query_id": queries.take(pa.array(np.nonzero(known)[0])),
         "rank": pa.array(rank),
         "score": pa.array(scores[known].astype(np.float32)),
-        **{name: found[name].combine_chunks() for name in found.column_names},
+        **{name: answers[name].combine_chunks() for name in answers.column_names},
     }
     if regions is not None:
         columns["region_id"] = pa.array(regions[known], pa.string())
     return pa.table([columns[name] for name in step.schema.names], schema=step.schema)
 
 
-def prepare(settings: Search, given: StepContext) -> SearchStep:
+def open_step(settings: Search, context: StepContext) -> SearchStep:
     """Open queries and indexes.
 
     Raises:
         JobError, SchemaError, ManifestError: something is not there, or is of another space or width, or has changed.
     """
-    source = open_vectors(settings.queries, given.output)
-    index = ready_index(settings.index, given.output, source)
-    regions = ready_index(settings.rerank, given.output, source) if settings.rerank else None
+    source = open_vectors(settings.queries, context.output)
+    index = ready_index(settings.index, context.output, source)
+    regions = ready_index(settings.rerank, context.output, source) if settings.rerank else None
     if regions is not None and ("region_id" not in regions.columns or "image_id" not in index.columns):
         raise SchemaError(f"{settings.name}: rerank: {settings.rerank} is no index over regions, with their `image_id`")
-    return SearchStep(settings, given.output, source, index, regions)
+    return SearchStep(settings, context.output, source, index, regions)

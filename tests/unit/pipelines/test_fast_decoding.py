@@ -85,5 +85,5 @@ def test_photos_keep_their_vectors(photos: Any) -> None:
     ],
 )
 def test_a_table_keeps_the_way_it_was_begun_in(decode: Any, before: dict[str, Any] | None, scaling: str | None) -> None:
-    step: Any = SimpleNamespace(settings=EmbedImages(name="images", manifest="m", decode=decode), _before=before)
+    step: Any = SimpleNamespace(settings=EmbedImages(name="images", manifest="m", decode=decode), before=before)
     assert EmbedStep.draft_scaling.fget(step) == scaling  # type: ignore[attr-defined]

@@ -31,7 +31,7 @@ from clipray.report.run_tables import open_table
 from clipray.report.thumbnails import ImageSource, Thumbnails
 from clipray.runner.report import write_report
 from clipray.steps.base.step import StepContext
-from clipray.steps.report import prepare
+from clipray.steps.report import open_step
 from clipray.storage.folder import Folder
 
 HOSTILE = (
@@ -94,7 +94,7 @@ def write(
         "provenance": stamp,
         "finished_at": f"2026-01-01T00:00:{len(name):02d}+00:00",
     } | facts
-    tables.finish(folder, kind, schema, shards, fingerprint=f"of-{name}", **facts)
+    tables.commit(folder, kind, schema, shards, fingerprint=f"of-{name}", **facts)
 
 
 def ids(names: tuple[str, ...] = ("image_id",)) -> list[pa.Field]:
@@ -338,7 +338,7 @@ def test_labels_are_counted_and_held_against_what_is_known(small: Path) -> None:
 def test_a_page_is_made_again_when_what_it_shows_has_changed(small: Path) -> None:
     def state(**settings: Any) -> str:
         job = Job(name="out", output=str(small), steps=[{"report": settings}])
-        return prepare(Report(**settings), StepContext(job, Folder(str(small)), lambda: None)).inspect().kind
+        return open_step(Report(**settings), StepContext(job, Folder(str(small)), lambda: None)).inspect().kind
 
     path = Path(write_report(str(small)))
     stamp = path.stat().st_mtime_ns
@@ -350,7 +350,7 @@ def test_a_page_is_made_again_when_what_it_shows_has_changed(small: Path) -> Non
     assert clipray.run(job)[0].note == "was finished already"
     record = tables.read_record(Folder(str(small / "images")))
     assert record is not None
-    tables.commit(Folder(str(small / "images")), replace(record, rejects=77))
+    tables.write_record(Folder(str(small / "images")), replace(record, rejects=77))
     assert state(of=["images", "clusters"]) == "partial"
     assert "77" in Reader(Path(clipray.run(job)[0].page).read_text(encoding="utf-8")).text
     assert state(of=["images", "clusters"]) == "finished"

@@ -251,7 +251,7 @@ def test_a_run_whose_log_is_odd_has_a_status(total: str, tmp_path: Path) -> None
 def test_a_record_of_wrong_types_is_one_line(change: dict[str, Any], tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "images"))
     schema = tables.arrow_schema("rejects")
-    tables.finish(folder, "rejects", schema, [], fingerprint="f", inputs={}, settings={}, provenance={}, seconds=1)
+    tables.commit(folder, "rejects", schema, [], fingerprint="f", inputs={}, settings={}, provenance={}, seconds=1)
     assert tables.read_record(folder) is not None
     record, _ = open_json(folder.read(tables.RECORD) or b"")
     folder.write(tables.RECORD, sealed_json({**record, **change}))

@@ -37,7 +37,7 @@ def finish(folder: Folder, table: str, data: list[pa.Table], **facts: object) ->
     write_started(folder, {"settings": {"step": table}, "fingerprint": STAMP["fingerprint"]})
     known = {"inputs": {"rows": ROWS, "digest": "00"}, "settings": {"step": table}, "provenance": STAMP, **facts}
     schema = data[0].schema if data else tables.arrow_schema(table)
-    return tables.finish(folder, table, schema, shards, fingerprint=STAMP["fingerprint"], **known)
+    return tables.commit(folder, table, schema, shards, fingerprint=STAMP["fingerprint"], **known)
 
 
 def images() -> pa.Table:
@@ -163,7 +163,7 @@ def test_a_foreign_index_without_a_hash_is_one_line(run: Path) -> None:
     file = run / "index/index-00112233.faiss"
     file.write_bytes(b"\x93" * file.stat().st_size)
     del record.provenance["sha256"]
-    tables.commit(folder, record)
+    tables.write_record(folder, record)
     with pytest.raises(DamagedError, match="is no FAISS index: ") as caught:
         open_index("index", folder)
     assert "\n" not in str(caught.value)

@@ -172,7 +172,7 @@ def test_what_is_no_json_object(data: bytes) -> None:
 
 
 def record(folder: Folder, files: list[tables.Shard]) -> tables.Record:
-    return tables.finish(
+    return tables.commit(
         folder, "images", tables.arrow_schema("images", {"clip": 4}), files,
         fingerprint=STAMP["fingerprint"], inputs={}, settings={}, provenance={},
     )  # fmt: skip

@@ -39,7 +39,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     """A table of one shard of ours, and a foreign Parquet file."""
     folder, foreign = Folder(str(tmp_path / "out" / "table")), FOREIGN[request.param]
     shard = write(folder, "part-000000.parquet", "metrics")
-    tables.finish(
+    tables.commit(
         folder, "metrics", tables.arrow_schema("metrics"), [shard],
         fingerprint="f", inputs={}, settings={}, provenance={},
     )  # fmt: skip
@@ -67,12 +67,12 @@ def test_a_table_with_a_foreign_file_is_not_cleared(folder: Folder) -> None:
 
 def test_parts_refuse_a_foreign_file(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     class Step:
-        table, kind, name, total = folder, "metrics", "table", 3
+        table, table_type, shard_metadata, name, total = folder, "metrics", {}, "table", 3
 
     monkeypatch.setattr("clipray.engine.tasks.map_tasks", lambda *_: [])
     run = RunContext(lambda: pytest.fail("no cluster is needed"), None, None, None)  # type: ignore[arg-type]
     with pytest.raises(StaleTableError, match=MESSAGE):
-        shard_writer.make_parts(Step(), [], {}, lambda _: [], run, "making")  # type: ignore[arg-type]
+        shard_writer.write_parts(Step(), [], lambda *_: [], run, "making")  # type: ignore[arg-type]
     assert folder.sizes().keys() == {"part-000000.parquet", "mine.parquet", tables.RECORD}
 
 
@@ -87,7 +87,7 @@ def test_fresh_leaves_a_foreign_file(folder: Folder) -> None:
 def test_what_is_noted_as_damaged_goes_with_the_note(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     shards = [write(folder, f"part-{n}.parquet", "metrics") for n in range(2)]
-    record = tables.finish(
+    record = tables.commit(
         folder, "metrics", tables.arrow_schema("metrics"), shards,
         fingerprint="f", inputs={}, settings={}, provenance={},
     )  # fmt: skip

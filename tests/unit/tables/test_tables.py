@@ -76,7 +76,7 @@ def finished(tmp_path: Path) -> Folder:
     folder = Folder(str(tmp_path / "images"))
     parts = {"a.parquet": images(10), "b.parquet": images(20, start=10)}
     shards = [tables.write_shard(folder, name, "images", part, PROVENANCE) for name, part in parts.items()]
-    tables.commit(folder, record(shards, images(1).schema))
+    tables.write_record(folder, record(shards, images(1).schema))
     return folder
 
 
@@ -294,7 +294,7 @@ def test_a_record_comes_back(tmp_path: Path) -> None:
     written = record(
         [tables.Shard("a.parquet", 1, 2)], images(1).schema, rejects_by_reason={"empty": 3}, rows_per_s=1.5
     )
-    tables.commit(folder, written)
+    tables.write_record(folder, written)
     assert tables.read_record(folder) == written
     (tmp_path / "_table.json").write_bytes(sealed_json({**asdict(written), "of_a_later_version": 1}))
     assert tables.read_record(folder) == written
@@ -377,7 +377,7 @@ def test_read_table_refuses_a_shard_with_other_columns(finished: Folder) -> None
 
 
 def test_a_table_without_rows_says_so(tmp_path: Path) -> None:
-    tables.commit(Folder(str(tmp_path)), record([], images(1).schema))
+    tables.write_record(Folder(str(tmp_path)), record([], images(1).schema))
     with pytest.raises(SchemaError, match="the table has no rows"):
         tables.read_table(str(tmp_path))
 
@@ -387,7 +387,7 @@ def test_a_table_on_s3(s3: str) -> None:
     assert folder.sizes() == {}
     shard = tables.write_shard(folder, "a.parquet", "images", images(10), PROVENANCE)
     written = record([shard], images(1).schema)
-    tables.commit(folder, written)
+    tables.write_record(folder, written)
     assert folder.sizes().keys() == {"a.parquet", "_table.json"}
     assert tables.intact(folder, written)
     assert tables.read_table(folder.url).equals(images(10))

@@ -53,7 +53,7 @@ def commit_anew(folder: Folder) -> None:
     assert record is not None
     files = [tables.verified(folder, file["name"]).entry() for file in record.files]
     assert all(len(file["sha256"]) == 64 for file in files)
-    tables.commit(folder, replace(record, files=files))
+    tables.write_record(folder, replace(record, files=files))
 
 
 def test_they_stay_finished_when_what_they_rest_on_gets_hashes(job: str) -> None:
@@ -76,8 +76,8 @@ def test_values_that_change_in_a_file_of_the_same_size_are_noticed(job: str) -> 
     with_hashes = tables.read_record(table)
     assert with_hashes is not None
     by_content = files_digest(with_hashes.files).content
-    tables.commit(run.sub("reduced"), replace(reduced, inputs={**reduced.inputs, "digest": by_content}))
+    tables.write_record(run.sub("reduced"), replace(reduced, inputs={**reduced.inputs, "digest": by_content}))
     assert states(job)["reduced"] == "finished nothing to do"
     other = [{**file, "sha256": file["sha256"][::-1]} for file in with_hashes.files]
-    tables.commit(table, replace(with_hashes, files=other))
+    tables.write_record(table, replace(with_hashes, files=other))
     assert states(job)["reduced"] == "partial 12 rows to do"
