@@ -59,7 +59,7 @@ def _code_of(error: Exception) -> int:
 
 def _told(text: str, code: int) -> int:
     with contextlib.suppress(OSError):  # there may be nobody to tell
-        err.print(text, soft_wrap=True)
+        err.print(text)
     return code
 
 

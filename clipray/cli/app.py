@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -10,6 +10,11 @@ from typer.core import TyperGroup
 from clipray import __version__
 from clipray.errors import JobError, Stopped
 from clipray.runner.printing import PlainConsole, PlainTable
+
+if TYPE_CHECKING:
+    from clipray.job import Model
+    from clipray.runner.status import TableStatus
+    from clipray.runner.verify import TableCheck
 
 
 class _Verbs(TyperGroup):
@@ -92,7 +97,7 @@ def _main(
     pass
 
 
-def model_settings(name: str, pretrained: str | None, seed: int | None) -> Any:
+def model_settings(name: str, pretrained: str | None, seed: int | None) -> Model:
     """The settings of a model that is named on the command line."""
     from pydantic import ValidationError
 
@@ -112,41 +117,41 @@ def run_job(job: str, **options: Any) -> list[str]:
     from clipray.runner.run import run_job as run_job_file
 
     with Display(err) as display:
-        reports = run_job_file(job, watch=display.watch, notice=display.notice, **options)
-    print_reports(reports)
-    return [report.page for report in reports if report.page]
+        statuses = run_job_file(job, watch=display.watch, notice=display.notice, **options)
+    print_statuses(statuses)
+    return [status.page for status in statuses if status.page]
 
 
 def say(text: str) -> None:
     """A remark beside the answer."""
-    err.print(text, soft_wrap=True, markup=False)
+    err.print(text)
 
 
 def print_pages(pages: list[str]) -> None:
     for page in pages:
-        out.print(f"report: {page}", soft_wrap=True, markup=False)
+        out.print(f"report: {page}")
 
 
-def print_reports(reports: list[Any]) -> None:
+def print_statuses(statuses: list[TableStatus]) -> None:
     listing = PlainTable("table", "state", "rows", "rejected", "of", "")
-    for report in reports:
-        note = report.note
-        if report.record and not note and report.record.seconds:
-            note = f"{report.record.seconds:g} s"
-            note += f", {report.record.rows_per_s:g} rows/s" if report.record.rows_per_s else ""
+    for status in statuses:
+        note = status.note
+        if status.record and not note and status.record.seconds:
+            note = f"{status.record.seconds:g} s"
+            note += f", {status.record.rows_per_s:g} rows/s" if status.record.rows_per_s else ""
         listing.add_row(
-            report.name,
-            report.state,
-            str(report.rows),
-            str(report.rejected),
-            "?" if report.total is None else str(report.total),
+            status.name,
+            status.state,
+            str(status.rows),
+            str(status.rejected),
+            "?" if status.total is None else str(status.total),
             note,
         )
     out.print(listing)
 
 
-def print_checks(checks: list[Any]) -> None:
-    """What `clipray verify` has found: a line for each table, and then for each broken file."""
+def print_checks(checks: list[TableCheck]) -> None:
+    """The outcome of `clipray verify`: a line for each table, then one for each broken file."""
     listing = PlainTable("table", "state", "files", "rows", "without a hash")
     for check in checks:
         listing.add_row(check.name, check.state, str(check.files), str(check.rows), str(len(check.without_hash) or ""))
@@ -154,13 +159,9 @@ def print_checks(checks: list[Any]) -> None:
     for check in checks:
         for file in check.broken:
             rows = "" if file.rows is None else f", {file.rows} rows"
-            out.print(f"{check.name}/{file.file}{rows}: {file.problem}; {file.repair}", soft_wrap=True, markup=False)
+            out.print(f"{check.name}/{file.file}{rows}: {file.problem}; {file.repair}")
         if check.note:
-            out.print(f"{check.name}: not noted for the next run: {check.note}", soft_wrap=True, markup=False)
+            out.print(f"{check.name}: not noted for the next run: {check.note}")
     before = [check.name for check in checks if check.without_hash]
     if before:
-        out.print(
-            f"made before hashes were recorded, so only what can be read was verified: {', '.join(before)}",
-            soft_wrap=True,
-            markup=False,
-        )
+        out.print(f"made before hashes were recorded, so only what can be read was verified: {', '.join(before)}")

@@ -13,8 +13,8 @@ from clipray.cli.app import (
     NoRetry,
     RetryRejects,
     app,
-    err,
     out,
+    say,
 )
 from clipray.runner.printing import shown
 
@@ -61,11 +61,7 @@ def stop(
     from clipray.runner.submit import stop as end
 
     attempt = end(run, address)
-    out.print(f"{attempt.id}: {attempt.state.lower()}", soft_wrap=True, markup=False)
-
-
-def say(line: str) -> None:
-    err.print(line, markup=False, soft_wrap=True)
+    out.print(f"{attempt.id}: {attempt.state.lower()}")
 
 
 def write(text: str) -> None:

@@ -30,7 +30,7 @@ def manifest(
     if not output.endswith((".parquet", ".pq")):
         raise JobError(f"{output}: a manifest's name ends in .parquet")
     count = make_manifest(images, output, label=label, say=say)
-    out.print(f"{count} images in {output}", soft_wrap=True)
+    out.print(f"{count} images in {output}")
 
 
 @app.command(name="ground-truth", rich_help_panel="Prepare")
@@ -49,7 +49,7 @@ def ground_truth(
     if not output.endswith((".parquet", ".pq")):
         raise JobError(f"{output}: the name of a ground truth ends in .parquet")
     queries, rows = convert_ground_truth(source, output, prefix=prefix, suffix=suffix)
-    out.print(f"{queries} queries, {rows} rows in {output}", soft_wrap=True)
+    out.print(f"{queries} queries, {rows} rows in {output}")
 
 
 @app.command(rich_help_panel="Prepare")
@@ -109,12 +109,12 @@ def layers(
     from clipray.models.layers import shapes_without_weights
     from clipray.models.resolve import architecture
 
-    found = architecture(model)
-    height, width = found.image_size
+    network = architecture(model)
+    height, width = network.image_size
     listing = PlainTable(
         "layer", "shape", title=f"{model}: layers for images of {height} x {width} px", title_justify="left"
     )
-    for layer, shape in shapes_without_weights(found).items():
+    for layer, shape in shapes_without_weights(network).items():
         names = "" if len(shape) == 1 else " (channels x height x width)"
         listing.add_row(layer, " x ".join(map(str, shape)) + names)
     out.print(listing)

@@ -49,7 +49,7 @@ def search(
         title = query or (f"like {like}" if like else f"like the image {image}")
         folder, name = split(html)
         Folder(folder).write(name, search_page(answer, title).encode())
-        err.print(f"{html}: {len(answer.hits)} answers", markup=False, soft_wrap=True)
+        err.print(f"{html}: {len(answer.hits)} answers")
     if as_json:
         print(json.dumps([asdict(hit) for hit in answer.hits], indent=2, ensure_ascii=False))
         return
@@ -84,18 +84,18 @@ def label(
     if as_json:
         for seen in looks:
             labels = [{"label": name, "probability": round(p, 6)} for name, p in seen.labels]
-            print(json.dumps({"picture": seen.picture, "labels": labels, "refused": seen.refused or None}))
+            print(json.dumps({"picture": seen.image, "labels": labels, "refused": seen.rejected or None}))
         return
     listing = PlainTable("image", "label", "probability", "")
     for seen in looks:
         for n, (name, p) in enumerate(seen.labels):
             listing.add_row(
-                "" if n else seen.picture,
+                "" if n else seen.image,
                 name,
                 f"{p:.1%}",
                 "█" * round(10 * p),
                 end_section=n + 1 == len(seen.labels),
             )
-        if seen.refused:
-            listing.add_row(seen.picture, Text(shown(seen.refused), style="red"), "", "", end_section=True)
+        if seen.rejected:
+            listing.add_row(seen.image, Text(shown(seen.rejected), style="red"), "", "", end_section=True)
     out.print(listing)

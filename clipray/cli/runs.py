@@ -23,7 +23,7 @@ from clipray.cli.app import (
     out,
     print_checks,
     print_pages,
-    print_reports,
+    print_statuses,
     run_job,
     say,
 )
@@ -57,7 +57,7 @@ def embed(
 
     spec = model_settings(model, pretrained, seed)
     path = write_embed_job(images, output, spec, label, say=say)
-    out.print(f"job file: {path}", soft_wrap=True)
+    out.print(f"job file: {path}")
     print_pages(run_job(path, address=address))
 
 
@@ -79,10 +79,10 @@ def plan(
         from clipray.runner.submit import plan as plan_there
 
         raise typer.Exit(plan_there(job, address, write=write))
-    reports, lines = plan_job(job, address=address)
-    print_reports(reports)
+    statuses, lines = plan_job(job, address=address)
+    print_statuses(statuses)
     for text in lines:
-        out.print(text, soft_wrap=True, markup=False)
+        out.print(text)
 
 
 @app.command(rich_help_panel="Look")
@@ -100,9 +100,9 @@ def status(
         from clipray.runner.submit import state
 
         attempt = state(run, address)
-        said = f"{attempt.id}: {attempt.state.lower()}" if attempt else f"was not submitted to {address}"
-        out.print(said, soft_wrap=True, markup=False)
-    print_reports(look(run))
+        text = f"{attempt.id}: {attempt.state.lower()}" if attempt else f"was not submitted to {address}"
+        out.print(text)
+    print_statuses(look(run))
 
 
 @app.command(rich_help_panel="Look")
@@ -148,12 +148,12 @@ def demo(
     from clipray.demo.tour import nearest_images, style_figures, write_demo
 
     job = write_demo(output)
-    out.print(f"images: {output}/world/pictures, job file: {job}", soft_wrap=True)
+    out.print(f"images: {output}/world/pictures, job file: {job}")
     pages = run_job(job)
     shown, same = nearest_images(f"{output}/images")
     listing = PlainTable("image", "nearest by cosine", title="What the vectors know", title_justify="left")
-    for picture in shown:
-        listing.add_row(picture.caption, "; ".join(f"{caption} ({cosine:.2f})" for caption, cosine in picture.nearest))
+    for image in shown:
+        listing.add_row(image.caption, "; ".join(f"{caption} ({cosine:.2f})" for caption, cosine in image.nearest))
     out.print(listing)
     out.print(f"The nearest other image of a single thing shows the same thing for {same:.0%} of them.")
     views = look_at_clusters(output)
@@ -178,6 +178,6 @@ def demo(
         f"  duckdb -c \"select kind, count(*) from '{output}/images/*.parquet' group by kind\"",
         f"  {output}/images/_table.json (what made the table), {output}/events.jsonl (what happened)",
     ):
-        out.print(line, soft_wrap=True, markup=False)
+        out.print(line)
     out.print("And at all of it on one page, in a browser:")
     print_pages(pages)

@@ -1,4 +1,4 @@
-"""One picture that shows the demo world: a row for each kind of scene, and places seen several times."""
+"""One image that shows the demo world: a row for each kind of scene, and places seen several times."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _LOOKS: tuple[tuple[Relation, int], ...] = (
 
 
 def _with_boxes(scene: Scene, side_px: int) -> Image.Image:
-    picture = draw(scene, side_px)
-    image = Image.fromarray(picture.pixels)
+    drawing = draw(scene, side_px)
+    image = Image.fromarray(drawing.pixels)
     pen = ImageDraw.Draw(image)
-    for left, top, right, bottom in picture.boxes.tolist():
+    for left, top, right, bottom in drawing.boxes.tolist():
         pen.rectangle((left - 1, top - 1, right, bottom), outline=(255, 255, 255))
     return image
 
@@ -44,7 +44,7 @@ def _rows(n_columns: int, side_px: int) -> list[tuple[str, list[Image.Image]]]:
     rows = [("one thing: label = colour and shape", drawn(singles[:n_columns])), ("", drawn(singles[n_columns:]))]
     rows.append(("two to four things, with boxes", [_with_boxes(scene, side_px) for scene in groups]))
     rows.append(("a word alone", drawn(words)))
-    rows.append(("a word that contradicts the picture", drawn(clashes)))
+    rows.append(("a word that contradicts the image", drawn(clashes)))
     for index in range(3):
         place = sample_place(0, index)
         looks = [sample_view(place, number, relation=relation) for relation, number in _LOOKS[:n_columns]]

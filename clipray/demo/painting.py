@@ -52,7 +52,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Palette:
-    """Small differences of colour from picture to picture, added to every thing and ground (RGB shares)."""
+    """Small differences of colour from image to image, added to every thing and ground (RGB shares)."""
 
     thing_shift: tuple[float, float, float]
     ground_shift: tuple[float, float, float]
@@ -66,7 +66,7 @@ class Palette:
 
 @dataclass(frozen=True)
 class Lighting:
-    """The light and the camera: overall gain, its slope across the picture, warmth, noise and blur.
+    """The light and the camera: overall gain, its slope across the image, warmth, noise and blur.
 
     `noise` is the standard deviation in shares of full white, `blur` the Gaussian radius as a share of the side.
     """
@@ -111,17 +111,17 @@ def clouds(rng: np.random.Generator, side_px: int, cells: int = 5) -> np.ndarray
     return np.clip(np.asarray(coarse.resize((side_px, side_px), Image.Resampling.BICUBIC)), 0.0, 1.0)
 
 
-def draw_ground(rng: np.random.Generator, name: str, kind: str, side_px: int, palette: Palette) -> np.ndarray:
+def draw_ground(rng: np.random.Generator, name: str, pattern_name: str, side_px: int, palette: Palette) -> np.ndarray:
     """A new canvas filled with a ground colour and its pattern."""
     x, y = grid(side_px)
     turn, period = float(rng.uniform(-np.pi, np.pi)), float(rng.uniform(0.09, 0.2))
-    if kind == "cloudy":
+    if pattern_name == "cloudy":
         field = clouds(rng, side_px)
-    elif kind == "shaded":
+    elif pattern_name == "shaded":
         field = turned(x - 0.5, y - 0.5, turn)[0] + 0.5
     else:
         u, v = turned(x - 0.5, y - 0.5, turn)
-        field = pattern(kind, u / period, v / period)
+        field = pattern(pattern_name, u / period, v / period)
     rgb = np.asarray(GROUND_RGB[name], np.float32) + np.asarray(palette.ground_shift, np.float32)
     tone = 0.8 + 0.4 * field.astype(np.float32)
     return np.clip(rgb, 0.02, 1.0) * np.broadcast_to(tone, (side_px, side_px))[..., None] + np.float32(0.05) * (
@@ -184,7 +184,7 @@ def _lettering(word: str, font_px: int) -> np.ndarray:
 
 
 def _free_spot(rng: np.random.Generator, height: int, width: int, side_px: int, thing: Thing | None) -> tuple[int, int]:
-    """Top and left of a plate inside the picture: of twelve tries, the one that hides least of the thing."""
+    """Top and left of a plate inside the image: of twelve tries, the one that hides least of the thing."""
     spots = rng.integers(0, (side_px - height + 1, side_px - width + 1), size=(12, 2))
     if thing is None:
         return int(spots[0, 0]), int(spots[0, 1])
@@ -195,17 +195,17 @@ def _free_spot(rng: np.random.Generator, height: int, width: int, side_px: int, 
     return int(spots[best, 0]), int(spots[best, 1])
 
 
-def draw_word(canvas: np.ndarray, rng: np.random.Generator, word: str, *, beside: Thing | None) -> None:
+def draw_word(canvas: np.ndarray, rng: np.random.Generator, word: str, *, thing: Thing | None) -> None:
     """Write a word on a plate, dark on light or light on dark, a little turned, beside a thing where there is room."""
     side_px = canvas.shape[0]
     longest = max(len(part) for part in word.split(" "))
-    share = float(rng.uniform(0.52, 0.72) if beside else rng.uniform(0.56, 0.92))  # of the side
+    share = float(rng.uniform(0.52, 0.72) if thing else rng.uniform(0.56, 0.92))  # of the side
     ink = Image.fromarray(_lettering(word, max(int(side_px * share / (0.62 * longest + 0.5)), 6)))
     plate = Image.new("L", ink.size, 255)
     turn = float(rng.uniform(-10, 10))
     ink, plate = (layer.rotate(turn, Image.Resampling.BICUBIC, expand=True) for layer in (ink, plate))
     height, width = min(ink.height, side_px), min(ink.width, side_px)
-    top, left = _free_spot(rng, height, width, side_px, beside)
+    top, left = _free_spot(rng, height, width, side_px, thing)
     on, under = (np.float32(0.05), np.float32(0.93)) if rng.random() < 0.5 else (np.float32(0.95), np.float32(0.06))
     patch = canvas[top : top + height, left : left + width]
     for layer, value in ((plate, under), (ink, on)):

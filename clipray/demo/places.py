@@ -63,7 +63,7 @@ class Place:
 
 @dataclass(frozen=True)
 class View:
-    """A look at a place. `centre_x`, `centre_y` in place units, `zoom`: picture side over front width; the light."""
+    """A look at a place. `centre_x`, `centre_y` in place units, `zoom`: image side over front width; the light."""
 
     relation: Relation
     number: int

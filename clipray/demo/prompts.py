@@ -79,6 +79,6 @@ def group_captions(labels: tuple[str, ...], *, ground: str) -> tuple[str, ...]:
 
 
 def word_captions(word: str, *, ground: str) -> tuple[str, ...]:
-    """Captions of a picture that shows nothing but a written word."""
+    """Captions of an image that shows nothing but a written word."""
     sign = f"a sign that says {word}"
     return (sign, with_article(word), f"{sign} on {with_article(ground)} background")

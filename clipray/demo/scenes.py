@@ -1,8 +1,8 @@
 """Scenes of the demo world: one to four things on a ground, or a written word, drawn with NumPy from a seed.
 
 A `Scene` says what there is; `draw` gives its pixels. The same seed and index give the same scene and, on one set of
-library versions, the same pixels. Lengths in a scene are shares of the picture's side; boxes of a drawn `Drawing` are
-pixels, xyxy, half-open, origin top left, and span the whole thing inside the picture, also where something hides it.
+library versions, the same pixels. Lengths in a scene are shares of the image's side; boxes of a drawn `Drawing` are
+pixels, xyxy, half-open, origin top left, and span the whole thing inside the image, also where something hides it.
 
 ``python -m clipray.demo.contact_sheet docs/demo-scenes.jpg`` draws a contact sheet.
 """
@@ -23,7 +23,7 @@ _MAX_OVERLAP = 0.25  # share of the smaller thing's square that two things of a 
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a picture shows. `index` and `seed` also seed the noise and the small differences of colour."""
+    """All that an image shows. `index` and `seed` also seed the noise and the small differences of colour."""
 
     seed: int
     index: int
@@ -37,14 +37,14 @@ class Scene:
 
     @property
     def label(self) -> str | None:
-        """The class of a scene with one thing; the word's for a picture that shows only a word; None for a group."""
+        """The class of a scene with one thing; the word's for an image that shows only a word; None for a group."""
         if self.kind == "word" and not self.things:
             return self.word
         return self.things[0].label if len(self.things) == 1 else None
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """What the picture shows (a word written over a thing is left out), the caption to search with first."""
+        """What the image shows (a word written over a thing is left out), the caption to search with first."""
         if not self.things:
             return prompts.word_captions(self.word or "", ground=self.ground)
         if len(self.things) > 1:
@@ -126,7 +126,7 @@ def sample_scene(seed: int, index: int, *, kind: SceneKind = "single", label: st
 
 
 def with_word(scene: Scene, word: str) -> Scene:
-    """The same scene with a word written over it: what the picture shows and what it says may contradict."""
+    """The same scene with a word written over it: what the image shows and what it says may contradict."""
     return replace(scene, word=word)
 
 
@@ -138,7 +138,7 @@ def contradicting_word(scene: Scene) -> str:
 
 
 def draw(scene: Scene, side_px: int = 192) -> Drawing:
-    """Draw a scene as a square picture of `side_px` pixels."""
+    """Draw a scene as a square image of `side_px` pixels."""
     rng = np.random.default_rng([scene.seed, scene.index, side_px, 3])
     palette = Palette.sample(rng)
     canvas = draw_ground(rng, scene.ground, scene.pattern, side_px, palette)
@@ -146,7 +146,7 @@ def draw(scene: Scene, side_px: int = 192) -> Drawing:
     if scene.has_post:
         draw_post(canvas, rng, scene.things[0])
     if scene.word:
-        draw_word(canvas, rng, scene.word, beside=scene.things[0] if scene.things else None)
+        draw_word(canvas, rng, scene.word, thing=scene.things[0] if scene.things else None)
     pixels = finish(canvas, rng, scene.lighting)
     return Drawing(
         pixels=pixels,

@@ -81,20 +81,20 @@ def _wave(phase: np.ndarray, sharpness: float) -> np.ndarray:
     return np.clip(0.5 + sharpness * np.sin(np.float32(2 * np.pi) * phase), 0.0, 1.0)
 
 
-def pattern(kind: str, x: np.ndarray, y: np.ndarray, *, sharpness: float = 3.0) -> np.ndarray:
+def pattern(name: str, x: np.ndarray, y: np.ndarray, *, sharpness: float = 3.0) -> np.ndarray:
     """A repeating pattern of period 1, float32 in 0..1 with the shape of `x`; ``plain`` is 0.5 everywhere."""
-    if kind == "striped":
+    if name == "striped":
         return _wave(x, sharpness)
-    if kind == "checkered":
+    if name == "checkered":
         both = np.sin(np.float32(np.pi) * x) * np.sin(np.float32(np.pi) * y)
         return np.clip(0.5 + 2 * sharpness * both, 0.0, 1.0)
-    if kind == "dotted":
+    if name == "dotted":
         gap = np.hypot(x - np.round(x), y - np.round(y))
         return np.clip(0.5 + 2 * sharpness * (0.3 - gap), 0.0, 1.0)
-    if kind == "brick":
+    if name == "brick":
         shifted = x + 0.5 * (np.floor(2 * y) % 2)
         joint = np.minimum(np.abs(shifted - np.round(shifted)), np.abs(y - np.round(2 * y) / 2) * 1.0)
         return np.clip(2 * sharpness * (joint - 0.05) + 0.5, 0.0, 1.0)
-    if kind == "zigzag":
+    if name == "zigzag":
         return _wave(y + 0.5 * np.abs(x - np.round(x)) * 2, sharpness)
     return np.full_like(x, 0.5)

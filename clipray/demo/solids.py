@@ -29,8 +29,8 @@ CORNERS = {"square": 4, "triangle": 3}
 def sample_solid(shape: str, rng: np.random.Generator, points: int = 2_048) -> np.ndarray:
     """Points on the surface of a solid, (points, 3) float32, a little turned about the upright axis and uneven."""
     thickness = float(rng.uniform(0.1, 0.3))
-    found = _ball(rng, points) if shape == "circle" else _prism(shape, rng, points, thickness)
-    return (_turned(found, rng) + rng.normal(0, 0.005, found.shape)).astype(np.float32)
+    surface = _ball(rng, points) if shape == "circle" else _prism(shape, rng, points, thickness)
+    return (_turned(surface, rng) + rng.normal(0, 0.005, surface.shape)).astype(np.float32)
 
 
 def _ball(rng: np.random.Generator, points: int) -> np.ndarray:
@@ -62,9 +62,9 @@ def _turned(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def ply(points: np.ndarray, *, text: bool) -> bytes:
     """A Stanford .ply of points (n, 3)."""
-    kind = "ascii" if text else "binary_little_endian"
+    encoding = "ascii" if text else "binary_little_endian"
     axes = "".join(f"property float {axis}\n" for axis in "xyz")
-    header = f"ply\nformat {kind} 1.0\ncomment of the demo world\nelement vertex {len(points)}\n{axes}end_header\n"
+    header = f"ply\nformat {encoding} 1.0\ncomment of the demo world\nelement vertex {len(points)}\n{axes}end_header\n"
     body = "".join("{:.6f} {:.6f} {:.6f}\n".format(*row) for row in points.tolist()).encode()
     return header.encode() + (body if text else points.astype("<f4").tobytes())
 

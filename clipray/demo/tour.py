@@ -19,7 +19,7 @@ from clipray.tables import read_table
 
 @dataclass(frozen=True)
 class Neighbours:
-    """A picture and the pictures whose vectors are nearest to its own, by caption."""
+    """An image and the images whose vectors are nearest to its own, by caption."""
 
     image_id: str
     caption: str
@@ -36,7 +36,7 @@ def write_demo(out: str) -> str:
         JobError: `out` is no folder of this machine.
     """
     if not is_local(out):
-        raise JobError(f"{out}: expected a folder on this machine for the pictures of the demo")
+        raise JobError(f"{out}: expected a folder on this machine for the images of the demo")
     home = absolute(out)
     world = write_world(Path(home) / "world")
     job = yaml.safe_load((_jobs_folder() / "demo.yaml").read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def nearest_images(table_url: str, *, examples: int = 4, top: int = 3) -> tuple[
     """Look around in the demo's `images` table.
 
     Returns:
-        (a few pictures with their `top` nearest others, the share of single things whose nearest other single thing
+        (a few images with their `top` nearest others, the share of single things whose nearest other single thing
         has the same label)
     """
     table = read_table(table_url, ["image_id", "label", "kind", "caption", "clip"])
@@ -84,8 +84,8 @@ def nearest_images(table_url: str, *, examples: int = 4, top: int = 3) -> tuple[
 
 
 def style_figures(table_url: str) -> list[tuple[str, str, int, dict[str, float]]]:
-    """Of the demo's `label_figures`: data set, style, pictures, and the figures by name."""
-    found: dict[tuple[str, str, int], dict[str, float]] = {}
+    """Of the demo's `label_figures`: data set, style, images, and the figures by name."""
+    by_style: dict[tuple[str, str, int], dict[str, float]] = {}
     for row in read_table(table_url).to_pylist():
-        found.setdefault((row["data_set"], row["style"], row["n"]), {})[row["metric"]] = row["value"]
-    return [(*key, figures) for key, figures in found.items()]
+        by_style.setdefault((row["data_set"], row["style"], row["n"]), {})[row["metric"]] = row["value"]
+    return [(*key, figures) for key, figures in by_style.items()]

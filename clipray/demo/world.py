@@ -1,7 +1,7 @@
-"""Writes a demo world to a folder: pictures, manifests, class lists and retrieval ground truth.
+"""Writes a demo world to a folder: images, manifests, class lists and retrieval ground truth.
 
 The files are plain JPEG, Parquet and YAML. `uri` in `images.parquet` is relative to that file. The same arguments give
-the same pictures and rows; seeds from `TRAINING_SEEDS_FROM` on are the ones that the demo model was trained with.
+the same images and rows; seeds from `TRAINING_SEEDS_FROM` on are the ones that the demo model was trained with.
 """
 
 from __future__ import annotations
@@ -87,26 +87,26 @@ class DemoWorld:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A picture to write and its row of `images.parquet`."""
+    """An image to write and its row of `images.parquet`."""
 
     pixels: np.ndarray
     row: dict[str, Any]
 
 
 def _scene_entry(scene: Scene, name: str, side_px: int) -> _Entry:
-    picture = draw(scene, side_px)
+    drawing = draw(scene, side_px)
     row: dict[str, Any] = {
         "image_id": f"{name}-{scene.index:05d}",
         "kind": name,
         "split": "test" if scene.index % 5 == 4 else "train",
         "label": scene.label,
         "captions": list(scene.captions),
-        "boxes": picture.boxes.tolist(),
-        "box_captions": list(picture.box_captions),
+        "boxes": drawing.boxes.tolist(),
+        "box_captions": list(drawing.box_captions),
         "box_labels": [thing.label for thing in scene.things],
         "word": scene.word,
     }
-    return _Entry(picture.pixels, row)
+    return _Entry(drawing.pixels, row)
 
 
 def _single(seed: int, index: int) -> Scene:
@@ -186,7 +186,7 @@ def _classes_yaml() -> str:
     return "\n".join([*lines, *(f"  {label}: {prompts.definition(label)}" for label in prompts.class_labels())]) + "\n"
 
 
-def _write_pictures(entries: Iterator[_Entry], folder: Path) -> list[dict[str, Any]]:
+def _write_images(entries: Iterator[_Entry], folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for entry in entries:
         uri = f"pictures/{entry.row['image_id']}.jpg"
@@ -207,13 +207,13 @@ def write_world(
 ) -> DemoWorld:
     """Write a world of `n_scenes` single things, groups, contradicting words and places (seven views each).
 
-    `word-00007` shows what `single-00007` shows, with the name of another class written beside it. `side_px` is the height and width of the pictures. About 250 pictures a second on one core at 192 px.
+    `word-00007` shows what `single-00007` shows, with the name of another class written beside it. `side_px` is the height and width of the images. About 250 images a second on one core at 192 px.
     """
     folder = Path(out_dir)
     (folder / "pictures").mkdir(parents=True, exist_ok=True)  # fails before anything is drawn
     entries = list(_scene_entries(seed, n_scenes=n_scenes, n_groups=n_groups, n_words=n_words, side_px=side_px))
     entries += list(_place_entries(seed, n_places, side_px))
-    rows = _write_pictures(iter(entries), folder)
+    rows = _write_images(iter(entries), folder)
     texts = [
         {"text_id": f"{row['image_id']}-{n}", "text": text, "image_id": row["image_id"]}
         for row in rows

@@ -59,7 +59,7 @@ class GroundTruth:
             some = ", ".join(map(repr, ids.take(pa.array(unknown[:NAMED])).to_pylist()))
             more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
             raise SchemaError(
-                f"{self.source}: {what} that are not in {where}: {some}{more}; drop their rows or add the pictures"
+                f"{self.source}: {what} that are not in {where}: {some}{more}; drop their rows or add the images"
             )
 
 

@@ -1,4 +1,4 @@
-"""Settings of the step that encodes pictures."""
+"""Settings of the step that encodes images."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ REGION_COLUMNS = ("region_id", "box_xyxy", "scale", "clipped")
 """Columns of the regions table, beside `image_id` and the feature's vector."""
 
 
-class Pictures(Encoding):
-    """What one picture may cost, and whether one that changed behind its `uri` is noticed. Rows already written stay valid when it changes.
+class ImageEncoding(Encoding):
+    """What one image may cost, and whether one that changed behind its `uri` is noticed. Rows already written stay valid when it changes.
 
     Attributes:
         max_pixels: a larger image is rejected before it is decoded.
@@ -76,8 +76,8 @@ class Pictures(Encoding):
         return listed_schemes(self.schemes) if self.check_sources == "size_mtime" else ()
 
 
-class EmbedImages(Pictures, Embedding):
-    """Manifest of pictures -> `images` table: one row a picture, one vector column a feature.
+class EmbedImages(ImageEncoding, Embedding):
+    """Manifest of images -> `images` table: one row an image, one vector column a feature.
 
     A feature with `regions` also fills the table `regions_name`, one row a region.
 

@@ -76,8 +76,8 @@ def field_docs(cls: type, fields: list[str]) -> dict[str, str]:
     names = "|".join(fields)
     entries = re.split(rf"(?:^|(?<=[.;] )|(?<=; or ))`?((?:{names})(?:, (?:{names}))*)`?: ", text)
     return {
-        name: said.removesuffix(" ").removesuffix("; or").removesuffix(";")
-        for group, said in zip(entries[1::2], entries[2::2], strict=True)
+        name: doc.removesuffix(" ").removesuffix("; or").removesuffix(";")
+        for group, doc in zip(entries[1::2], entries[2::2], strict=True)
         for name in group.split(", ")
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -73,7 +74,7 @@ class MultiLabel(Settings):
     """Each class is judged for itself.
 
     Attributes:
-        negative: what a picture shows that does not show the class, with or without `{}` for its name; needed unless
+        negative: what an image shows that does not show the class, with or without `{}` for its name; needed unless
             the model has a `logit_bias` of its own (SigLIP).
         threshold: labels are given from this probability on.
     """
@@ -83,7 +84,7 @@ class MultiLabel(Settings):
 
 
 class Label(StepSettings):
-    """CLIP vectors of pictures -> `labels` table: zero-shot labels, a row for each row of the input and each style.
+    """CLIP vectors of images -> `labels` table: zero-shot labels, a row for each row of the input and each style.
 
     Attributes:
         classes: a file (YAML or Parquet), a built-in list (`cifar100`, `imagenet`), a list of names, or `Classes`.
@@ -144,10 +145,10 @@ def with_place(templates: Texts | None) -> Texts | None:
     """Raises ValueError where a template has no place for the name."""
     if templates is None or templates in TEMPLATE_SETS:
         return templates
-    given: Sequence[str] = [templates] if isinstance(templates, str) else templates
-    if not given:
+    texts: Sequence[str] = [templates] if isinstance(templates, str) else templates
+    if not texts:
         raise ValueError("no template is given")
-    bad = [text for text in given if "{}" not in text]
+    bad = [text for text in texts if "{}" not in text]
     if bad:
         raise ValueError(
             f"the template {bad[0]!r} has no `{{}}` where the name goes; built-in sets: {', '.join(TEMPLATE_SETS)}"
@@ -207,8 +208,8 @@ class EvaluateLabels(StepSettings):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        given = [(s.labels, *table_of(s.truth), *([s.baseline] if s.baseline else [])) for s in self.data_sets.values()]
-        return tuple(dict.fromkeys(name for names in given for name in names))
+        names = ((s.labels, *table_of(s.truth), *([s.baseline] if s.baseline else [])) for s in self.data_sets.values())
+        return tuple(dict.fromkeys(itertools.chain.from_iterable(names)))
 
 
 class Probe(StepSettings):

@@ -97,12 +97,12 @@ def _table_setting(steps: Sequence[StepSettings], table: str) -> str:
 
 def steps_of(job: Job) -> list[StepSettings]:
     """The validated settings of each step, in order."""
-    return [STEPS[kind](**(settings or {})) for step in job.steps for kind, settings in step.items()]
+    return [STEPS[name](**(settings or {})) for step in job.steps for name, settings in step.items()]
 
 
 def step_kind(settings: BaseModel) -> str:
     """The name under which a job file knows these settings: `embed_images`."""
-    return next(kind for kind, cls in STEPS.items() if isinstance(settings, cls))
+    return next(name for name, cls in STEPS.items() if isinstance(settings, cls))
 
 
 def _step_settings(steps: Any, lines: dict[Place, int], where: str, mistakes: list[str]) -> Iterator[StepSettings]:
@@ -113,18 +113,18 @@ def _step_settings(steps: Any, lines: dict[Place, int], where: str, mistakes: li
                 f"{where}:{lines.get(place, 1)}: a step is one name and its settings, `- embed_images: {{...}}`; found {step!r}"
             )
             continue
-        ((kind, settings),) = step.items()
-        if kind not in STEPS:
+        ((name, settings),) = step.items()
+        if name not in STEPS:
             mistakes.append(
-                f"{where}:{lines.get((*place, str(kind)), 1)}: unknown step {kind!r}{_nearest(str(kind), list(STEPS))}"
+                f"{where}:{lines.get((*place, str(name)), 1)}: unknown step {name!r}{_nearest(str(name), list(STEPS))}"
             )
             continue
         if settings is not None and not isinstance(settings, dict):
             mistakes.append(
-                f"{where}:{lines.get((*place, kind), 1)}: {kind} needs settings as a mapping, found {settings!r}"
+                f"{where}:{lines.get((*place, name), 1)}: {name} needs settings as a mapping, found {settings!r}"
             )
             continue
-        checked = _validated(STEPS[kind], settings or {}, (*place, kind), lines, where, mistakes)
+        checked = _validated(STEPS[name], settings or {}, (*place, name), lines, where, mistakes)
         if checked is not None:
             yield checked
 
@@ -150,14 +150,14 @@ def _validated(
 def _narrowed(values: Any, details: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Of the mistakes of a mapping that may be one of several things, those in the branch that is a mapping."""
     branches = {_inside(values, detail) for detail in details if _mapping_branch(values, detail)}
-    found = []
+    narrowed = []
     for detail in details:
         inner, loc = _inside(values, detail), detail["loc"]
         if _mapping_branch(values, detail):
-            found += _narrowed(values, [{**detail, "loc": (*inner, *loc[len(inner) + 1 :])}])
+            narrowed += _narrowed(values, [{**detail, "loc": (*inner, *loc[len(inner) + 1 :])}])
         elif len(inner) == len(loc) or inner not in branches:
-            found.append(detail)
-    return found
+            narrowed.append(detail)
+    return narrowed
 
 
 def _mapping_branch(values: Any, detail: Mapping[str, Any]) -> bool:
@@ -198,10 +198,10 @@ def _explain(cls: type[BaseModel], detail: Mapping[str, Any], inner: Place, valu
         return "is missing"
     if detail["type"] == "value_error" and isinstance(detail["input"], dict):  # of the settings as a whole
         return detail["msg"].removeprefix("Value error, ")
-    said = TYPES.get(detail["type"]) or detail["msg"].removeprefix("Value error, ").replace(
+    message = TYPES.get(detail["type"]) or detail["msg"].removeprefix("Value error, ").replace(
         "Input should be", "expected"
     )
-    return f"{said}, found {_shown(detail['input'])}"
+    return f"{message}, found {_shown(detail['input'])}"
 
 
 def _shown(value: Any) -> str:
@@ -209,9 +209,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
-def _wanted(kind: Any) -> str:
+def _wanted(annotation: Any) -> str:
     """A field's type in words: `'auto', an integer >= 1 or [min, max]`."""
-    origin, args = get_origin(kind), get_args(kind)
+    origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         rules = [rule for extra in args[1:] for rule in getattr(extra, "metadata", ())]
         bounds = [
@@ -221,26 +221,26 @@ def _wanted(kind: Any) -> str:
             if hasattr(rule, name)
         ]
         return _wanted(args[0]) + " and".join(bounds)
-    if kind is bool or origin in (Literal, Union, UnionType):
-        return _either(_choices(kind))
+    if annotation is bool or origin in (Literal, Union, UnionType):
+        return _either(_choices(annotation))
     if origin is list:
         return f"a list of {_wanted(args[0]).split(' ', 1)[-1]}s"
     if origin is tuple:
         return "[min, max]"
     if origin is dict:
         return "a mapping"
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return f"a mapping of {', '.join(f'`{name}`' for name in kind.model_fields)}"
-    return {str: "a string", int: "an integer", float: "a number"}.get(kind, str(kind))
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"a mapping of {', '.join(f'`{name}`' for name in annotation.model_fields)}"
+    return {str: "a string", int: "an integer", float: "a number"}.get(annotation, str(annotation))
 
 
-def _choices(kind: Any) -> list[str]:
-    origin, args = get_origin(kind), get_args(kind)
+def _choices(annotation: Any) -> list[str]:
+    origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         return [word for branch in args for word in _choices(branch)]
     if origin is Literal:
         return [repr(value) for value in args]
-    return ["true", "false"] if kind is bool else [_wanted(kind)]
+    return ["true", "false"] if annotation is bool else [_wanted(annotation)]
 
 
 def _either(words: list[str]) -> str:
@@ -257,10 +257,10 @@ def _settings_at(cls: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel]:
     return cls
 
 
-def _models_in(kind: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        yield kind
-    for inner in get_args(kind):
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
         yield from _models_in(inner)
 
 

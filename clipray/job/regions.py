@@ -18,14 +18,14 @@ from clipray.job.base import (
     added_later,
     refuse_taken,
 )
-from clipray.job.images import FIXED_COLUMNS, Pictures, colour_name
+from clipray.job.images import FIXED_COLUMNS, ImageEncoding, colour_name
 from clipray.job.vectors import Column, table_of
 
 Prompt = Literal["foveal", "crop", "blur", "circle", "none"]
 VECTOR = "clip"
 """The vector column of `embed_regions` and of `render_depth`."""
 OF_BOXES = {"box_ids": "box_id", "box_captions": "caption", "box_labels": "label"}
-"""Columns of a manifest with a list for each picture, an entry a box -> the column of the regions table."""
+"""Columns of a manifest with a list for each image, an entry a box -> the column of the regions table."""
 
 
 def _of_mask(whole_image: Any, falip: Any) -> Callable[[dict[str, Any]], Any]:
@@ -92,16 +92,16 @@ def _preprocess(foveal: Foveal | None) -> Literal["model", "squash"]:
     return "squash" if foveal is not None and foveal.mask == "falip" else "model"
 
 
-class EmbedRegions(Pictures, Embedding):
-    """Manifest of pictures with `boxes` -> `regions` table: a CLIP vector for each box.
+class EmbedRegions(ImageEncoding, Embedding):
+    """Manifest of images with `boxes` -> `regions` table: a CLIP vector for each box.
 
     Attributes:
         prompt: what turns the network to a box: its attention (`foveal`), the box cut out (`crop`), all else blurred
-            (`blur`), an ellipse around it (`circle`), or nothing (`none`: the whole picture's vector).
+            (`blur`), an ellipse around it (`circle`), or nothing (`none`: the whole image's vector).
         foveal, blur, circle: settings of the prompt of that name.
-        preprocess: `squash` shows the network the whole picture, its sides scaled apart, and is the default of
+        preprocess: `squash` shows the network the whole image, its sides scaled apart, and is the default of
             `foveal: {mask: falip}`; `model` may crop the centre.
-        max_regions: a picture with more boxes is rejected.
+        max_regions: an image with more boxes is rejected.
     """
 
     name: str = Field("regions", pattern=TABLE_NAME)
@@ -143,12 +143,12 @@ class EmbedRegions(Pictures, Embedding):
 
 
 class Refer(StepSettings):
-    """Regions with captions -> `referred` table: for each caption the box of its picture that it fits best.
+    """Regions with captions -> `referred` table: for each caption the box of its image that it fits best.
 
     Attributes:
         input: the regions' vectors, of the job's model, in a table with a column `caption`.
         template: what captions are put in.
-        subtract: from each box's similarity to a caption, the mean of those to the picture's `others`, to captions drawn
+        subtract: from each box's similarity to a caption, the mean of those to the image's `others`, to captions drawn
             from the whole `dataset` (as the authors of FALIP do), or `nothing`.
         dataset_captions: how many are drawn; all of them where there are fewer. random_state: of the draw.
     """

@@ -15,10 +15,10 @@ class Report(StepSettings):
     Attributes:
         of: names of the tables that it shows; by default all that the job's earlier steps write.
         title: by default the job's name.
-        label: the column of the pictures' table with what they are known to show. Where there is none, labels that
+        label: the column of the images' table with what they are known to show. Where there is none, labels that
             were given take its place.
-        points: of a plot, at most. examples: pictures of a cluster, of a label, or in the answers to a query, at most.
-        thumbnail_px: of a picture's longer side.
+        points: of a plot, at most. examples: images of a cluster, of a label, or in the answers to a query, at most.
+        thumbnail_px: of an image's longer side.
     """
 
     needs_cluster: ClassVar[bool] = False

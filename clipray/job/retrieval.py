@@ -1,4 +1,4 @@
-"""Settings of the steps about finding pictures: `evaluate_retrieval`."""
+"""Settings of the steps about finding images: `evaluate_retrieval`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class EvaluateRetrieval(StepSettings):
     Attributes:
         input: the vectors that are ranked, all of them; or neighbours: a table of ranked lists, as `search` writes it.
         queries: vectors of the queries; by default they are rows of `input`, each left out of its own ranking.
-        ground_truth: Parquet with a row for each picture that is relevant to a query, or junk.
+        ground_truth: Parquet with a row for each image that is relevant to a query, or junk.
         query_id, answer_id: its columns; by default `query_id`, or `text_id` where there is no such; and `image_id`.
         distances: by which `input` is ranked.
     """
@@ -49,5 +49,5 @@ class EvaluateRetrieval(StepSettings):
     def sources(self) -> tuple[str, ...]:
         if self.neighbours is not None:
             return (self.neighbours,)
-        given = [source for source in (self.input, self.queries) if source is not None]
-        return tuple(dict.fromkeys(name for source in given for name in table_of(source)))
+        columns = [source for source in (self.input, self.queries) if source is not None]
+        return tuple(dict.fromkeys(name for source in columns for name in table_of(source)))

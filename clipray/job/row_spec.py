@@ -1,4 +1,4 @@
-"""What the rows of a manifest are: pictures, texts, or pairs of both."""
+"""What the rows of a manifest are: images, texts, or pairs of both."""
 
 from __future__ import annotations
 

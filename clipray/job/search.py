@@ -71,7 +71,7 @@ class Search(StepSettings):
         leave_out_self: drop the row that has the query's own id.
         expand: average the query with so many of its first answers, and search again (query expansion, Chum et al. 2007);
             `alpha`: each weighted by its similarity to this power (Radenović et al. 2018), 0 for equal weights.
-        rerank, rerank_top: an index over regions, by which the first `rerank_top` pictures are put in a new order: by the region that
+        rerank, rerank_top: an index over regions, by which the first `rerank_top` images are put in a new order: by the region that
             is most like the query.
     """
 

@@ -18,7 +18,7 @@ PAIR_COLUMNS = (
 
 
 class EmbedTexts(Embedding):
-    """Manifest of texts -> `texts` table: one row a text, in the space of the pictures' `output` feature.
+    """Manifest of texts -> `texts` table: one row a text, in the space of the images' `output` feature.
 
     The manifest's `image_id`, where it has one, is carried through.
     """
@@ -34,10 +34,10 @@ class EmbedTexts(Embedding):
 
 
 class ScoreCaptions(Encoding):
-    """Pairs of pictures and captions -> `caption_scores` table: CLIPScore, and RefCLIPScore where there are references.
+    """Pairs of images and captions -> `caption_scores` table: CLIPScore, and RefCLIPScore where there are references.
 
     Attributes:
-        input: the pictures' vectors, of the job's model.
+        input: the images' vectors, of the job's model.
         prefix: what is put before every caption and reference.
     """
 

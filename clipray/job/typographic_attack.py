@@ -1,4 +1,4 @@
-"""Settings of the step that writes words on pictures."""
+"""Settings of the step that writes words on images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from clipray.job.base import TABLE_NAME, Reference, Settings, refuse_taken
-from clipray.job.images import Pictures, colour_name
+from clipray.job.images import ImageEncoding, colour_name
 from clipray.job.labels import Classes, Style, distinct
 
 ATTACK_COLUMNS = (
@@ -20,11 +20,11 @@ Place = Literal[
 
 
 class Lettering(Settings):
-    """How a word is written on a picture, with Pillow's built-in font.
+    """How a word is written on an image, with Pillow's built-in font.
 
     Attributes:
-        size: of the letters, as a share of the picture's shorter side; smaller where the word would not fit.
-        place: `random` is another one for each picture.
+        size: of the letters, as a share of the image's shorter side; smaller where the word would not fit.
+        place: `random` is another one for each image.
         colour, plate: of the letters, and of the plate behind them (null: none); anything that Pillow calls a colour.
     """
 
@@ -39,12 +39,12 @@ class Lettering(Settings):
         return None if colour is None else colour_name(colour)
 
 
-class Attack(Pictures):
-    """Pictures with labels -> `attacks` table: how labels change when a wrong class's name is written on the picture.
+class Attack(ImageEncoding):
+    """Images with labels -> `attacks` table: how labels change when a wrong class's name is written on the image.
 
     Attributes:
         classes: as in `label`. style: one prompt style, or the name of a kind of prompt, or of a Parquet file's style.
-        word: the name of a wrong class, or, to know what the plate alone does, of the picture's own.
+        word: the name of a wrong class, or, to know what the plate alone does, of the image's own.
         lettering: how the word is written.
         seed: of the words and of their places.
     """

@@ -57,10 +57,10 @@ class Reduce(StepSettings):
 
     @model_validator(mode="after")
     def _one_way(self) -> Reduce:
-        given = [name for name in ("components", "explained_variance", "fit") if getattr(self, name) is not None]
-        if len(given) != 1:
+        named = [name for name in ("components", "explained_variance", "fit") if getattr(self, name) is not None]
+        if len(named) != 1:
             raise ValueError(
-                f"expected one of `components`, `explained_variance` and `fit`, found {' and '.join(given) or 'none'}"
+                f"expected one of `components`, `explained_variance` and `fit`, found {' and '.join(named) or 'none'}"
             )
         return self
 

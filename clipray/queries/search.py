@@ -1,12 +1,14 @@
-"""`clipray search RUN QUERY`: answers of an index to one text or picture, at once, without Ray."""
+"""`clipray search RUN QUERY`: answers of an index to one text or image, at once, without Ray."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 
 from clipray import tables
 from clipray.errors import JobError, ManifestError, ModelError, SchemaError
@@ -16,6 +18,12 @@ from clipray.job import SCHEMES, Model
 from clipray.storage.environment import environment_errors
 from clipray.storage.folder import Folder, absolute
 from clipray.storage.uris import is_relative
+from clipray.tables.scan import scan_table
+
+if TYPE_CHECKING:
+    from clipray.models.resolve import ResolvedModel
+
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -24,8 +32,8 @@ class Hit:
 
     Attributes:
         score: cosine or dot product, the larger the nearer; by `metric: l2` the squared distance.
-        uri: path or URL of the picture, "" where no table of the run knows it.
-        region_id, box: of a region: its id and x1, y1, x2, y2 in px of the picture.
+        uri: path or URL of the image, "" where no table of the run knows it.
+        region_id, box: of a region: its id and x1, y1, x2, y2 in px of the image.
     """
 
     rank: int
@@ -33,7 +41,7 @@ class Hit:
     score: float
     uri: str = ""
     region_id: str | None = None
-    box: tuple[float, float, float, float] | None = None
+    box: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -53,17 +61,17 @@ def search(
     """Search an index of the run at `run`.
 
     Args:
-        text, image, like: the query, one of them: words, the path or URL of a picture, or the id of an indexed row.
+        text, image, like: the query, one of them: words, the path or URL of an image, or the id of an indexed row.
         index: the index's table; by default the only one. by_region: the only one over regions.
         model: that of the index, where its record does not say where to find it.
 
     Raises:
         JobError: not one query; no such index, or more than one.
-        SchemaError: the index is stale, or holds vectors that texts and pictures cannot be compared with.
-        ModelError, ManifestError: the model or the picture cannot be had.
+        SchemaError: the index is stale, or holds vectors that texts and images cannot be compared with.
+        ModelError, ManifestError: the model or the image cannot be had.
     """
-    given = [query for query in (text, image, like) if query is not None]
-    if len(given) != 1 or not given[0].strip():
+    queries = [query for query in (text, image, like) if query is not None]
+    if len(queries) != 1 or not queries[0].strip():
         raise JobError("expected one query: words, --image PATH or --like ID")
     output = Folder(absolute(run))
     name = index or _only_index(output, by_region)
@@ -71,22 +79,22 @@ def search(
     opened = open_index(name, output.sub(name))
     query = _vector_of(opened, like) if like is not None else _encoded(opened, text, image, model)
     scores, numbers = opened.search(query, top + (like is not None))
-    found = [(float(s), int(n)) for s, n in zip(scores[0], numbers[0], strict=True) if n >= 0]
+    nearest = [(float(s), int(n)) for s, n in zip(scores[0], numbers[0], strict=True) if n >= 0]
     if like is not None:
-        own = opened.ids.column_names[-1]
-        found = [(s, n) for s, n in found if opened.ids[own][n].as_py() != like][:top]
-    return Answer(_hits(opened, output, found), name, opened.metric)
+        names = opened.ids[opened.ids.column_names[-1]]
+        nearest = [(s, n) for s, n in nearest if names[n].as_py() != like][:top]
+    return Answer(_hits(opened, output, nearest), name, opened.metric)
 
 
 def _only_index(output: Folder, by_region: bool) -> str:
     records = {name: tables.read_record(output.sub(name)) for name in output.folders()}
-    found = [n for n, r in records.items() if r and r.table == "index" and ("region_id" in r.columns) == by_region]
-    if len(found) == 1:
-        return found[0]
-    kind = "index over regions" if by_region else "index"
-    if found:
-        raise JobError(f"{output.url}: there are several: {', '.join(found)}; choose one with --index")
-    raise JobError(f"{output.url}: no finished {kind} there; a job's step `index: {{input: images.clip}}` makes one")
+    names = [n for n, r in records.items() if r and r.table == "index" and ("region_id" in r.columns) == by_region]
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise JobError(f"{output.url}: there are several: {', '.join(names)}; choose one with --index")
+    what = "index over regions" if by_region else "index"
+    raise JobError(f"{output.url}: no finished {what} there; a job's step `index: {{input: images.clip}}` makes one")
 
 
 def _vector_of(opened: OpenIndex, like: str) -> np.ndarray:
@@ -98,28 +106,30 @@ def _vector_of(opened: OpenIndex, like: str) -> np.ndarray:
 
 def _encoded(opened: OpenIndex, text: str | None, image: str | None, model: Model | None) -> np.ndarray:
     """The query's vector (1, d) by the index's own model."""
-    made, space = opened.record.provenance.get("model"), opened.space
+    recorded, space = opened.record.provenance.get("model"), opened.space
     layer = layer_of(space)
-    if not made or layer != "output":
+    if not recorded or layer != "output":
         held = f"components of {opened.record.inputs['input']}" if "reduce" in space else f"vectors of layer {layer!r}"
-        held = held if made or "reduce" in space else "vectors of which no model is known"
+        held = held if recorded or "reduce" in space else "vectors of which no model is known"
         raise SchemaError(
-            f"index {opened.name} holds {held}: words and new pictures cannot be compared with these; "
+            f"index {opened.name} holds {held}: words and new images cannot be compared with these; "
             "search with --like ID, or make an index over a model's `output`"
         )
     from clipray.models.resolve import resolve
 
-    found = resolve(model or _model_of(made))
-    if found.identity()["weights"] != made["weights"]:
-        raise ModelError(f"index {opened.name} was made with other weights of {made['name']}: {made['weights'][:23]}…")
+    resolved = resolve(model or _model_of(recorded))
+    if resolved.identity()["weights"] != recorded["weights"]:
+        raise ModelError(
+            f"index {opened.name} was made with other weights of {recorded['name']}: {recorded['weights'][:23]}…"
+        )
     if text is not None:
         from clipray.models.text_encoder import TextEncoder
 
-        return TextEncoder(found, precision="fp32", batch_size=1).encode([text])[0]
-    return _encoded_picture(found, str(image))
+        return TextEncoder(resolved, precision="fp32", batch_size=1).encode([text])[0]
+    return _encoded_image(resolved, str(image))
 
 
-def _encoded_picture(found: Any, image: str) -> np.ndarray:
+def _encoded_image(model: ResolvedModel, path: str) -> np.ndarray:
     from clipray.models.image_encoder import ImageEncoder
     from clipray.models.load import split_transform
     from clipray.pipelines.decode import DecodedImage, load_picture, prepare_pillow
@@ -127,54 +137,56 @@ def _encoded_picture(found: Any, image: str) -> np.ndarray:
 
     prepare_pillow()
     limits = Limits(schemes=SCHEMES)
-    picture = load_picture(absolute(image), None, limits, split_transform(found, limits.max_pixels)[0])
-    if not isinstance(picture, DecodedImage):
-        raise ManifestError(f"--image {image}: {picture.reason}: {picture.message}")
-    return ImageEncoder(found, precision="fp32", batch_size=1).encode(np.stack([picture.pixels])).vectors["clip"]
+    image = load_picture(absolute(path), None, limits, split_transform(model, limits.max_pixels)[0])
+    if not isinstance(image, DecodedImage):
+        raise ManifestError(f"--image {path}: {image.reason}: {image.message}")
+    return ImageEncoder(model, precision="fp32", batch_size=1).encode(np.stack([image.pixels])).vectors["clip"]
 
 
-def _model_of(made: dict[str, Any]) -> Model:
+def _model_of(recorded: dict[str, Any]) -> Model:
     """The settings by which the model of a table is found again."""
-    if made["name"] in ("demo", "demo-rn"):
-        return Model(name=made["name"])
-    if made.get("config"):
+    if recorded["name"] in ("demo", "demo-rn"):
+        return Model(name=recorded["name"])
+    if recorded.get("config"):
         raise JobError(
-            f"the model {made['name']} has a config file of its own: name it with --model {made['config']} --pretrained …"
+            f"the model {recorded['name']} has a config file of its own: name it with --model {recorded['config']} --pretrained …"
         )
-    pretrained = "random" if str(made["weights"]).startswith("random:") else made["pretrained"]
-    return Model(name=made["name"], pretrained=pretrained, seed=made["seed"])
+    pretrained = "random" if str(recorded["weights"]).startswith("random:") else recorded["pretrained"]
+    return Model(name=recorded["name"], pretrained=pretrained, seed=recorded["seed"])
 
 
-def _hits(opened: OpenIndex, output: Folder, found: list[tuple[float, int]]) -> list[Hit]:
-    rows = [opened.ids.slice(number, 1).to_pylist()[0] for _, number in found]  # `take` imports pandas, in 0.2 s
-    pictures = [row.get("image_id", next(iter(row.values()))) for row in rows]
-    uris, boxes = _uris(output, set(pictures)), _boxes(opened, output, {row.get("region_id") for row in rows})
+def _hits(opened: OpenIndex, output: Folder, nearest: list[tuple[float, int]]) -> list[Hit]:
+    rows = [opened.ids.slice(number, 1).to_pylist()[0] for _, number in nearest]  # `take` imports pandas, in 0.2 s
+    images = [row.get("image_id", next(iter(row.values()))) for row in rows]
+    regions = [row.get("region_id") for row in rows]
+    uris, boxes = _uris(output, images), _boxes(opened, output, regions)
     return [
-        Hit(n + 1, pictures[n], score, uris.get(pictures[n], ""), rows[n].get("region_id"), boxes.get(rows[n].get("region_id")))
-        for n, (score, _) in enumerate(found)
-    ]  # fmt: skip
+        Hit(n + 1, images[n], score, uris.get(images[n], ""), regions[n], boxes.get(regions[n]))
+        for n, (score, _) in enumerate(nearest)
+    ]
 
 
-def _uris(output: Folder, wanted: set[str]) -> dict[str, str]:
-    """Where the pictures lie, as the run's first table of pictures has it; relative ones lie beside the manifest."""
+def _uris(output: Folder, images: list[str]) -> dict[str, str]:
+    """Where the images lie, as the run's first table of images has it; relative ones lie beside the manifest."""
     for name in output.folders():
         record = tables.read_record(output.sub(name))
         if record is not None and record.table == "images":
             home = os.path.dirname(str((record.inputs.get("manifest") or [""])[0]))
-            parts = tables.iter_table(output.sub(name).url, ["image_id", "uri"])
-            rows = (row for part in parts for row in zip(*(column.to_pylist() for column in part.columns), strict=True))
-            return {key: _placed(uri, home) for key, uri in rows if key in wanted and uri}
+            rows = _rows(output.sub(name), "image_id", images, "uri")
+            return {image: f"{home}/{uri}" if is_relative(uri) else uri for image, uri in rows if uri}
     return {}
 
 
-def _placed(uri: str, home: str) -> str:
-    return f"{home}/{uri}" if is_relative(uri) else uri
-
-
-def _boxes(opened: OpenIndex, output: Folder, wanted: set[Any]) -> dict[Any, tuple[float, float, float, float]]:
+def _boxes(opened: OpenIndex, output: Folder, regions: list[str | None]) -> dict[str | None, Box]:
     if "region_id" not in opened.ids.column_names:
         return {}
     source = str(opened.record.inputs["input"]).rpartition(".")[0]
-    parts = tables.iter_table(output.sub(source or "regions").url, ["region_id", "box_xyxy"])
-    rows = (row for part in parts for row in zip(*(column.to_pylist() for column in part.columns), strict=True))
-    return {key: tuple(box) for key, box in rows if key in wanted}
+    return {
+        region: tuple(box) for region, box in _rows(output.sub(source or "regions"), "region_id", regions, "box_xyxy")
+    }
+
+
+def _rows(table: Folder, key: str, names: list[Any], column: str) -> Iterator[tuple[Any, Any]]:
+    """Key and value of a column, of the rows with these names."""
+    rows = scan_table(table.url, [key, column]).filter(pl.col(key).is_in(names)).select(key, column)
+    return rows.collect(engine="streaming").iter_rows()

@@ -1,10 +1,10 @@
-"""Answers as one page of HTML, with the pictures in it."""
+"""Answers as one page of HTML, with the images in it."""
 
 from __future__ import annotations
 
 import base64
 import io
-from typing import Any
+from dataclasses import dataclass
 
 from clipray.job import SCHEMES
 from clipray.pipelines.decode import decode
@@ -18,35 +18,46 @@ LIMITS = Limits(schemes=SCHEMES)
 MEASURES = {"cosine": "cosine", "dot": "dot product", "l2": "squared distance"}
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A hit on the page.
+
+    Attributes:
+        image: a JPEG as base64; missing: why there is none.
+        box: of a region, in per cent of the image: left, top, width, height.
+    """
+
+    hit: Hit
+    image: str = ""
+    missing: str = ""
+    box: tuple[float, ...] | None = None
+
+
 def search_page(answer: Answer, title: str) -> str:
-    """The page, for a file: it needs nothing beside itself."""
+    """The page, for a file: it needs nothing else."""
     from jinja2 import Environment, PackageLoader
 
     page = Environment(loader=PackageLoader("clipray.report", "pages"), autoescape=True).get_template("search.html")
-    shown = [_shown(hit, MEASURES[answer.metric]) for hit in answer.hits]
-    return page.render(title=title, note=f"{len(shown)} answers of {answer.index}", hits=shown)
+    note, measure = f"{len(answer.hits)} answers of {answer.index}", MEASURES[answer.metric]
+    return page.render(title=title, note=note, measure=measure, answers=[_shown(hit) for hit in answer.hits])
 
 
-def _shown(hit: Hit, measure: str) -> dict[str, Any]:
-    """What the page needs of a hit; `box` in per cent of the picture: left, top, width, height."""
-    facts: dict[str, Any] = {"rank": hit.rank, "image_id": hit.image_id, "score": hit.score, "region_id": hit.region_id}
-    facts |= {"measure": measure, "picture": None, "box": None, "missing": "no picture is known"}
+def _shown(hit: Hit) -> Shown:
     if not hit.uri:
-        return facts
+        return Shown(hit, missing="no image is known")
     try:
         data, (width, height) = _thumbnail(hit.uri)
-    except Rejected as refused:
-        return {**facts, "missing": f"{hit.uri} cannot be shown: {refused.reason}"}
-    box = None
-    if hit.box is not None:
-        x1, y1, x2, y2 = hit.box
-        sides = (x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height)
-        box = [round(100 * share, 2) for share in sides]
-    return {**facts, "picture": data, "box": box}
+    except Rejected as rejected:
+        return Shown(hit, missing=f"{hit.uri} cannot be shown: {rejected.reason}")
+    if hit.box is None:
+        return Shown(hit, data)
+    x1, y1, x2, y2 = hit.box
+    shares = x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height
+    return Shown(hit, data, box=tuple(round(100 * share, 2) for share in shares))
 
 
 def _thumbnail(uri: str) -> tuple[str, tuple[int, int]]:
-    """A JPEG of at most SIDE_PX as base64, and the picture's own width and height as people see it. Raises Refused."""
+    """A JPEG of at most SIDE_PX as base64, and the image's own width and height as people see it. Raises Rejected."""
     image = decode(fetch(uri, LIMITS), LIMITS)
     size = image.size
     image.thumbnail((SIDE_PX, SIDE_PX))

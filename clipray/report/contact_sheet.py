@@ -1,4 +1,4 @@
-"""Contact sheets: rows of small pictures under their titles, as one picture."""
+"""Contact sheets: rows of small images under their titles, as one image."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ TITLE_PX = 24
 def contact_sheet(
     rows: Iterable[tuple[str, Sequence[Image.Image]]], *, side_px: int = 128, gap_px: int = 6
 ) -> Image.Image:
-    """Lay out rows of (title, pictures); a row without a title follows the one above it closely.
+    """Lay out rows of (title, images); a row without a title follows the one above it closely.
 
-    Pictures are scaled to fit a square of `side_px`, their aspect kept; rows may be of different lengths.
+    Images are scaled to fit a square of `side_px`, their aspect kept; rows may be of different lengths.
     """
     rows = list(rows)
     columns = max((len(images) for _, images in rows), default=1)

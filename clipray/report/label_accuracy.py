@@ -113,7 +113,8 @@ def _matrix(name: str, pairs: pl.DataFrame) -> Matrix:
     columns = [*labels, *_commonest(foreign, "predicted", max(CLASSES - len(labels), 0))]
     most = wrong.sort("n", "label", "predicted", descending=[True, False, False]).head(MISTAKES)
     mistakes = [
-        (known, given, n, n / totals[known]) for known, given, n in most.select("label", "predicted", "n").iter_rows()
+        (known, predicted, n, n / totals[known])
+        for known, predicted, n in most.select("label", "predicted", "n").iter_rows()
     ]
     shades = _shades(pairs, totals, labels, columns)
     return Matrix(name, labels, columns, shades, len(totals) - len(labels), mistakes, int(wrong["n"].sum()), sum(totals.values()))  # fmt: skip
@@ -131,8 +132,8 @@ def _shades(
     """See `Matrix.shades`."""
     x, y = ({label: n for n, label in enumerate(names)} for names in (columns, labels))
     squares: dict[tuple[bool, float], str] = {}
-    for known, given, n in pairs.select("label", "predicted", "n").iter_rows():
-        if known in y and given in x:
-            key = known == given, max(1, round(SHADES * n / totals[known])) / SHADES
-            squares[key] = squares.get(key, "") + f"M{x[given]} {y[known]}h1v1h-1z"
+    for known, predicted, n in pairs.select("label", "predicted", "n").iter_rows():
+        if known in y and predicted in x:
+            key = known == predicted, max(1, round(SHADES * n / totals[known])) / SHADES
+            squares[key] = squares.get(key, "") + f"M{x[predicted]} {y[known]}h1v1h-1z"
     return [(right, shade, path) for (right, shade), path in sorted(squares.items())]

@@ -36,7 +36,7 @@ class Labelling:
     rest: int
     unlabelled: int
     too_many: bool
-    given: bool
+    predicted: bool
     others: list[str] = field(default_factory=list)
 
 
@@ -53,43 +53,45 @@ def labels_section(run: RunTables, album: Album, examples: int) -> Section | Lef
     examples = min(examples, PER_LABEL)
     known_counts = count_labels(known, 0 if by_table else examples) if known else None
     groups = list(by_table.items())[:TABLES]
-    shown = [_given(name, styles, known_counts, album, examples) for name, styles in groups]
+    shown = [_predicted(name, styles, known_counts, album, examples) for name, styles in groups]
     if not shown and known is not None and known_counts is not None:
-        shown = [_labelling(known.table.name, known.ids, ["rows"], [known_counts], album, given=False)]
+        shown = [_labelling(known.table.name, known.ids, ["rows"], [known_counts], album, predicted=False)]
     values = {"labellings": shown, "more": list(by_table)[TABLES:]}
     used = [each.name for each in shown] + ([known.table.name] if known else [])
     return Section("labels", TITLE, values, tuple(dict.fromkeys(used)))
 
 
-def _given(name: str, styles: list[Labels], known: LabelCounts | None, album: Album, examples: int) -> Labelling:
+def _predicted(name: str, styles: list[Labels], known: LabelCounts | None, album: Album, examples: int) -> Labelling:
     """Of the first style; the known labels beside it."""
     first, *others = styles
     counted, columns = [count_labels(first, examples, "probability")], [str(first.style)]
     if known and not known.too_many:
         counted, columns = [*counted, known], [*columns, "known"]
-    labelling = _labelling(name, first.ids, columns, counted, album, given=True)
+    labelling = _labelling(name, first.ids, columns, counted, album, predicted=True)
     return replace(labelling, others=[str(style.style) for style in others])
 
 
 def _labelling(
-    name: str, ids: tuple[str, ...], columns: list[str], counted: list[LabelCounts], album: Album, *, given: bool
+    name: str, ids: tuple[str, ...], columns: list[str], counted: list[LabelCounts], album: Album, *, predicted: bool
 ) -> Labelling:
     first = counted[0]
     counts = {label: n for label, n in first.counts.items() if label != NO_LABEL}
     if any(each.too_many for each in counted):
-        return Labelling(name, columns, [], len(counts), first.counts[NO_LABEL], True, given)
+        return Labelling(name, columns, [], len(counts), first.counts[NO_LABEL], True, predicted)
     commonest = sorted(counts, key=lambda label: (-counts[label], label))[:LABELS]
     most = max(counts.values(), default=1)
     rows = [
         LabelRow(
             label, [each.counts[label] for each in counted], counts[label] / most,
-            [_tile(album, ids, row, label if given else None) for row in first.examples.get(label, [])],
+            [_tile(album, ids, row, label if predicted else None) for row in first.examples.get(label, [])],
         )
         for label in commonest
     ]  # fmt: skip
-    return Labelling(name, columns, rows, len(counts) - len(rows), first.counts[NO_LABEL], False, given)
+    return Labelling(name, columns, rows, len(counts) - len(rows), first.counts[NO_LABEL], False, predicted)
 
 
-def _tile(album: Album, ids: tuple[str, ...], row: dict[str, object], given: str | None) -> Tile:
+def _tile(album: Album, ids: tuple[str, ...], row: dict[str, object], predicted: str | None) -> Tile:
     p = row.get("probability")
-    return album.tile({name: str(row[name]) for name in ids}, f"{p:.0%}" if isinstance(p, float) else "", given=given)
+    return album.tile(
+        {name: str(row[name]) for name in ids}, f"{p:.0%}" if isinstance(p, float) else "", predicted=predicted
+    )

@@ -1,25 +1,27 @@
-"""The page: its sections in order, its pictures, and the template; nothing in it is longer than it may be."""
+"""The page: its sections in order, its images, and the template; nothing in it is longer than it may be."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipray import __version__, tables
 from clipray.job import Report
 from clipray.report.clusters import clusters_section
 from clipray.report.label_accuracy import right_section
 from clipray.report.labels import labels_section
-from clipray.report.metrics import metrics_section
-from clipray.report.rejects import rejects_section
 from clipray.report.retrieval import retrieval_section
 from clipray.report.run_tables import RunTables
 from clipray.report.scatter import plot_section
 from clipray.report.section import LeftOut, Section
-from clipray.report.summary import ran_section
+from clipray.report.summary import metrics_section, ran_section, rejects_section
 from clipray.report.tiles import Album
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
 
 LONGEST = 160  # characters of any value that comes from the data
 DIRECTIONS = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -69,7 +71,7 @@ def _sections(run: RunTables, album: Album, settings: Report) -> list[Callable[[
     ]
 
 
-def _environment() -> Any:
+def _environment() -> Environment:
     """Escapes all that it is given; strings of the data are cut at LONGEST and lose what cannot be seen."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -93,7 +95,7 @@ def _shown(value: Any) -> Any:
     return "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text if c not in DIRECTIONS)
 
 
-def _breaking(value: str) -> Any:
+def _breaking(value: str) -> Markup:
     """A name that may be broken into lines after each `_`."""
     from markupsafe import Markup, escape
 

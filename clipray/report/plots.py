@@ -5,9 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DPI = 110
 NAMED = 100  # classes whose names fit beside a confusion matrix
@@ -30,9 +34,10 @@ def scatter(
     names = sorted(set(groups), key=lambda name: (len(name), name))  # 2 before 10
     palette, member = colormaps["tab10" if len(names) <= MANY else "tab20"], np.array(groups)
     for n, name in enumerate(names):
-        own = points[member == name]
-        plot.scatter(*own.T, s=14, color=palette(n % palette.N), alpha=0.75, linewidths=0)
-        text = plot.text(*np.median(own, axis=0), name, fontsize=12, fontweight="bold", ha="center", va="center")
+        members = points[member == name]
+        plot.scatter(members[:, 0], members[:, 1], s=14, color=palette(n % palette.N), alpha=0.75, linewidths=0)
+        x, y = np.median(members, axis=0)
+        text = plot.text(x, y, name, fontsize=12, fontweight="bold", ha="center", va="center")
         text.set_path_effects([patheffects.withStroke(linewidth=3.5, foreground="white")])
     plot.set_xlabel(axes[0])
     plot.set_ylabel(axes[1])
@@ -65,7 +70,7 @@ def confusion(counts: np.ndarray, labels: Sequence[str], *, title: str = "") -> 
     return _png(figure)
 
 
-def _figure(width_in: float, height_in: float, title: str) -> tuple[Any, Any]:
+def _figure(width_in: float, height_in: float, title: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout="constrained")
@@ -75,13 +80,13 @@ def _figure(width_in: float, height_in: float, title: str) -> tuple[Any, Any]:
     return figure, plot
 
 
-def _saved(figure: Any, path: str | Path) -> Path:
+def _saved(figure: Figure, path: str | Path) -> Path:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(_png(figure))
     return Path(path)
 
 
-def _png(figure: Any) -> bytes:
+def _png(figure: Figure) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     sink = io.BytesIO()

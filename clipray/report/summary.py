@@ -1,4 +1,4 @@
-"""What ran: a line for each table, the models and versions that made them, and the settings of each step."""
+"""What a run did: its tables with the models, versions and settings that made them, its metrics, its rejected rows."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import polars as pl
+
 from clipray import tables
 from clipray.report.run_tables import RunTable, RunTables
-from clipray.report.section import Headline, Section
+from clipray.report.section import Headline, LeftOut, Section
 from clipray.storage.uris import is_local
+from clipray.tables.scan import scan_table
 
 SETTINGS_BYTES = 4_000  # of a table's settings as text
 ALL_SETTINGS_BYTES = 80_000
 TABLES = 200
+FIGURES = 24  # of a step: those of the whole
+SAMPLES = 40  # of rejected rows
+PER_REASON = 6
 
 
 @dataclass(frozen=True)
@@ -119,3 +125,62 @@ def _workers(run: RunTables) -> list[tuple[str, str]]:
             counts = "; ".join(f"{n} on {device}" for device, n in workers.items())
             lines.append((table.name, f"{counts}; {hosts} machine{'s' if hosts != 1 else ''}"))
     return lines
+
+
+def metrics_section(run: RunTables) -> Section | LeftOut:
+    """Figures of the whole, step by step; figures of parts are only counted."""
+    title, folder = "Metrics", run.output.sub("metrics")
+    names = [table.name for table in run.tables]
+    if tables.read_record(folder) is None:
+        return LeftOut(title, "no step measured anything")
+    rows = scan_table(folder.url).filter(pl.col("step").is_in(names)).collect()
+    steps = {step: members for (step,), members in rows.partition_by("step", as_dict=True).items()}
+    if not steps:
+        return LeftOut(title, "no step measured anything")
+    blocks, only_parts = [], []
+    for name in (name for name in names if name in steps):
+        whole, parts = (steps[name].filter(pl.col("group").is_null() == is_whole) for is_whole in (True, False))
+        if len(whole):
+            blocks.append((name, whole.head(FIGURES).to_dicts(), len(parts)))
+        else:
+            only_parts.append((name, len(parts)))
+    return Section("metrics", title, {"blocks": blocks, "only_parts": only_parts})
+
+
+def rejects_section(run: RunTables) -> Section | LeftOut:
+    """Rejected rows by reason, and some of each."""
+    counts: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
+    for table in run.tables:
+        reasons = table.record.rejects_by_reason
+        if not reasons or not table.record.rejects:
+            continue
+        most, total = max(reasons.values()), table.record.rows + table.record.rejects
+        counts += [
+            {"table": table.name, "reason": reason, "n": n, "share": n / most, "of": n / max(total, 1)}
+            for reason, n in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+        ]
+        samples += _samples(run, table)
+    if not counts:
+        return LeftOut("Rejected rows", "no row was rejected")
+    total = sum(row["n"] for row in counts)
+    values = {"counts": counts, "samples": samples[:SAMPLES], "total": total}
+    return Section("rejects", "Rejected rows", values, tuple(dict.fromkeys(row["table"] for row in counts)))
+
+
+def _samples(run: RunTables, table: RunTable) -> list[dict[str, Any]]:
+    """The first rejects of each reason."""
+    folder, counts = run.output.sub(f"rejects/{table.name}"), table.record.rejects_by_reason
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for name in tables.shard_names(folder):
+        if all(len(samples.get(reason, ())) >= min(n, PER_REASON) for reason, n in counts.items()):
+            break
+        rows = pl.DataFrame(tables.read_shard(folder, name))
+        columns = [column for column in rows.columns if column not in ("stage", "reason", "message")]
+        for row in rows.group_by("reason", maintain_order=True).head(PER_REASON).iter_rows(named=True):
+            of_reason = samples.setdefault(row["reason"], [])
+            if len(of_reason) < PER_REASON:
+                named = [(column, row[column]) for column in columns if row[column] is not None]
+                why = {name: row[name] for name in ("stage", "reason", "message")}
+                of_reason.append({"table": table.name, "named": named, **why})
+    return [row for rows in samples.values() for row in rows]

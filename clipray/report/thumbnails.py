@@ -1,4 +1,4 @@
-"""Small pictures as data URIs, each within a number of bytes; a picture that cannot be had comes back as the reason."""
+"""Small images as data URIs, each within a number of bytes; an image that cannot be had comes back as the reason."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ LIMITS = Limits(max_bytes=64 * 2**20, max_pixels=50_000_000, fetch_timeout_s=10.
 QUALITIES = (80, 65, 50, 35)
 LEAST_PX = 16
 SLOW_S = 2.0
-PATIENCE = 6  # pictures of one place that failed so slowly, one after the other, after which no more are tried
+PATIENCE = 6  # images of one place that failed so slowly, one after the other, after which no more are tried
 MARK = (234, 88, 12)
 BATCH_ROWS = 64
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where a picture lies.
+    """Where an image lies.
 
     Attributes:
         size: width and height in px, as people see it. box: of a region, x1, y1, x2, y2 in px.
@@ -102,7 +102,7 @@ def _said(refused: Rejected) -> str:
 
 
 def _draw_box(image: Image.Image, source: ImageSource) -> None:
-    """The region's box on the picture, its size known from the table."""
+    """The region's box on the image, its size known from the table."""
     assert source.box is not None
     scale = [side / max(whole, 1) for side, whole in zip(image.size, source.size, strict=True)] * 2
     left, top, right, bottom = (value * factor for value, factor in zip(source.box, scale, strict=True))
@@ -110,8 +110,8 @@ def _draw_box(image: Image.Image, source: ImageSource) -> None:
     pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=MARK, width=2)
 
 
-def inline_pictures(sources: Iterable[ImageSource]) -> Iterator[tuple[str, bytes]]:
-    """Id and bytes of pictures that lie in the manifests themselves, read a few rows at a time."""
+def inline_images(sources: Iterable[ImageSource]) -> Iterator[tuple[str, bytes]]:
+    """Id and bytes of images that lie in the manifests themselves, read a few rows at a time."""
     wanted: dict[str, set[str]] = {}
     for source in sources:
         for url in source.manifests:
@@ -119,7 +119,7 @@ def inline_pictures(sources: Iterable[ImageSource]) -> Iterator[tuple[str, bytes
     for url, names in wanted.items():
         try:
             yield from _inline(url, pa.array(sorted(names), pa.string()))
-        except Exception:  # every filesystem has its own errors; without the manifest its pictures are not known
+        except Exception:  # every filesystem has its own errors; without the manifest its images are not known
             continue
 
 

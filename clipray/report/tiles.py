@@ -1,4 +1,4 @@
-"""Tiles: rows on the page as small pictures, or as texts; gathered while its sections are made, and loaded at once."""
+"""Tiles: rows on the page as small images, or as texts; gathered while its sections are made, and loaded at once."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from clipray.report.run_tables import RunTables
-from clipray.report.thumbnails import ImageSource, Thumbnails, inline_pictures
+from clipray.report.thumbnails import ImageSource, Thumbnails, inline_images
 
-TOTAL_BYTES = 1_100_000  # of all pictures of a page, before base64
+TOTAL_BYTES = 1_100_000  # of all images of a page, before base64
 LARGEST_BYTES = 12_000  # of one of them
 THREADS = 4
 
@@ -21,18 +21,18 @@ class Tile:
     Attributes:
         ids: columns that name it, the last of which is its own name.
         note: what stands below it. mark: `hit`, `miss`, `junk`, `query` or "".
-        given: the label that it was given, held against `known`.
-        known, text, picture, missing: filled in by `Album.load`: what it is known to show; of a text, its words; the
-            picture as a data URI; or why there is none.
+        predicted: the label that it was given, held against `known`.
+        known, text, image, missing: filled in by `Album.load`: what it is known to show; of a text, its words; the
+            image as a data URI; or why there is none.
     """
 
     ids: Mapping[str, str]
     note: str = ""
     mark: str = ""
-    given: str | None = None
+    predicted: str | None = None
     known: str | None = None
     text: str | None = None
-    picture: str | None = None
+    image: str | None = None
     missing: str = ""
 
     @property
@@ -48,9 +48,9 @@ class Tile:
     @property
     def verdict(self) -> str:
         """Whether the given label is the known one."""
-        if self.given is None or self.known is None:
+        if self.predicted is None or self.known is None:
             return ""
-        return "right" if self.given == self.known else "wrong"
+        return "right" if self.predicted == self.known else "wrong"
 
 
 class Album:
@@ -60,29 +60,29 @@ class Album:
         self.tiles: list[Tile] = []
         self._side_px = thumbnail_px
 
-    def tile(self, ids: Mapping[str, str], note: str = "", mark: str = "", given: str | None = None) -> Tile:
-        self.tiles.append(Tile(ids, note, mark, given))
+    def tile(self, ids: Mapping[str, str], note: str = "", mark: str = "", predicted: str | None = None) -> Tile:
+        self.tiles.append(Tile(ids, note, mark, predicted))
         return self.tiles[-1]
 
     def load(self, run: RunTables) -> None:
-        """Fill in the tiles: one pass over each table that knows their rows, and each picture once.
+        """Fill in the tiles: one pass over each table that knows their rows, and each image once.
 
-        Pictures share TOTAL_BYTES, so a page has room for any number of them. Whatever cannot be had says why.
+        Images share TOTAL_BYTES, so a page has room for any number of them. Whatever cannot be had says why.
         """
         self._read_texts(run)
-        pictured = [tile for tile in self.tiles if tile.text is None]
-        sources = self._sources(run, pictured)
-        thumbnails = Thumbnails(self._side_px, min(LARGEST_BYTES, TOTAL_BYTES // max(len(pictured), 1)))
+        with_image = [tile for tile in self.tiles if tile.text is None]
+        sources = self._sources(run, with_image)
+        thumbnails = Thumbnails(self._side_px, min(LARGEST_BYTES, TOTAL_BYTES // max(len(with_image), 1)))
         inline = {key: source for key, source in sources.items() if source is not None and source.manifests}
         thumbnails_of: dict[tuple[str, str], tuple[str | None, str]] = {}
-        for image_id, data in inline_pictures(inline.values()):
+        for image_id, data in inline_images(inline.values()):
             for key in (key for key in inline if key[0] == image_id):
                 thumbnails_of[key] = thumbnails.of_bytes(data, inline[key])
         placed = {key: source for key, source in sources.items() if source is not None and source.uri}
         with ThreadPoolExecutor(THREADS) as pool:
             thumbnails_of |= zip(placed, pool.map(thumbnails.of_uri, placed.values()), strict=True)
-        for tile in pictured:
-            tile.picture, tile.missing = thumbnails_of.get(_key(tile), (None, "no picture is known"))
+        for tile in with_image:
+            tile.image, tile.missing = thumbnails_of.get(_key(tile), (None, "no image is known"))
 
     def _read_texts(self, run: RunTables) -> None:
         """The words of rows that may be texts."""
@@ -94,7 +94,7 @@ class Album:
             tile.text = texts.get(tile.name)
 
     def _sources(self, run: RunTables, tiles: list[Tile]) -> dict[tuple[str, str], ImageSource | None]:
-        """Where the pictures lie, by image and region; None where no table knows; and what they are known to show."""
+        """Where the images lie, by image and region; None where no table knows; and what they are known to show."""
         sources: dict[str, ImageSource] = {}
         known: dict[str, str] = {}
         for table in run.images:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from clipray.runner.printing import PlainTable, shown
+from clipray.runner.printing import PlainConsole, PlainTable, shown
+from clipray.steps.base.step import Snapshot
 
 PLAIN_EVERY_S = 5.0
 
@@ -18,7 +17,7 @@ PLAIN_EVERY_S = 5.0
 class Display:
     """Context manager; give `watch` and `notice` to `runner.run`."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: PlainConsole) -> None:
         self._console = console
         self._live: Live | None = None
         self._printed = 0.0
@@ -30,17 +29,17 @@ class Display:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live:
             self._live.stop()
 
     def notice(self, text: str) -> None:
         """One line that stays."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(text)
 
-    def watch(self, shot: Any) -> None:
-        """Show where the step stands (a `Snapshot`)."""
+    def watch(self, shot: Snapshot) -> None:
+        """Show where the step stands."""
         if self._live:
             self._live.update(_table(shot))
         elif time.monotonic() - self._printed >= PLAIN_EVERY_S:
@@ -48,7 +47,7 @@ class Display:
             self.notice(line(shot))
 
 
-def line(shot: Any) -> str:
+def line(shot: Snapshot) -> str:
     """A snapshot as one plain line."""
     parts = [f"{shot.step}: {shot.written} of {shot.total} rows on disk"]
     if shot.encoded:
@@ -66,7 +65,7 @@ def _left(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def _table(shot: Any) -> PlainTable:
+def _table(shot: Snapshot) -> PlainTable:
     done = shot.written + shot.rejected
     table = PlainTable(title=f"{shot.step}: {shot.phase}", title_justify="left", expand=False)
     for name in ("rows", "on disk", "rejected", "rate", "left"):

@@ -22,7 +22,7 @@ from clipray.tables.started import STARTED
 
 @environment_errors()
 def embed(
-    pictures: str | os.PathLike[str],
+    images: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     model: Model,
@@ -33,22 +33,22 @@ def embed(
 
     Returns:
         (path of the job file, reports as of `run`). Called again with the same `out`, it goes on; a folder is listed
-        anew, so that new pictures are added.
+        anew, so that new images are added.
 
     Raises:
         ClipRayError: as `run`.
     """
-    path = write_embed_job(os.fspath(pictures), os.fspath(out), model, manifest_label)
+    path = write_embed_job(os.fspath(images), os.fspath(out), model, manifest_label)
     return path, run_job(path, **options)
 
 
 @environment_errors()
 def write_embed_job(
-    pictures: str, out: str, model: Model, label: str | None = None, *, say: Callable[[str], None] | None = None
+    images: str, out: str, model: Model, label: str | None = None, *, say: Callable[[str], None] | None = None
 ) -> str:
-    """The job file (and, for a folder or glob of pictures, the manifest) of `embed`. Returns the job file's path."""
+    """The job file (and, for a folder or glob of images, the manifest) of `embed`. Returns the job file's path."""
     home = Folder(absolute(out))
-    source = absolute(pictures)
+    source = absolute(images)
     if _is_manifest(source):
         manifest, keep = source, []
     else:
@@ -79,7 +79,7 @@ def _is_manifest(source: str) -> bool:
     return fs.isdir(path) and not _holds(source, list_images) and _holds(source, expand_parquet)
 
 
-def _holds(source: str, listed: Callable[[str], Any]) -> bool:
+def _holds(source: str, listed: Callable[[str], object]) -> bool:
     try:
         listed(source)
         return True
@@ -90,11 +90,11 @@ def _holds(source: str, listed: Callable[[str], Any]) -> bool:
 def _same_job(path: str, values: dict[str, Any]) -> None:
     """The job file may have been edited; only model and manifest must still be those of the command."""
     job = load_job(path)
-    asked = Model(**values["model"])
-    if job.model != asked:
+    wanted = Model(**values["model"])
+    if job.model != wanted:
         model = job.model.model_dump(exclude_none=True, exclude_defaults=True) if job.model else None
         raise StaleTableError(
-            f"{path} says model {model}, the command {asked.model_dump(exclude_none=True, exclude_defaults=True)}: "
+            f"{path} says model {model}, the command {wanted.model_dump(exclude_none=True, exclude_defaults=True)}: "
             "give another OUT, or edit the job and `clipray run` it"
         )
     step = steps_of(job)[0]

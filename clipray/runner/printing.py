@@ -16,7 +16,7 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 def shown(text: str) -> str:
     r"""`text` with its control characters as escapes, such as `\x1b`; line ends and tabs stay."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def harden_streams() -> None:
@@ -27,10 +27,11 @@ def harden_streams() -> None:
 
 
 class PlainConsole(Console):
-    """Prints strings as they are. Raises BrokenPipeError where nobody reads any longer."""
+    """Prints strings as they are, neither wrapped nor as markup. Raises BrokenPipeError where nobody reads any longer."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        super().print(*map(_plain, objects), **options)
+        whole = all(isinstance(item, str) for item in objects)
+        super().print(*map(_plain, objects), soft_wrap=whole, **options)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

@@ -47,7 +47,7 @@ def status(url: str | os.PathLike[str]) -> list[TableStatus]:
         JobError: there is no run.
     """
     output = Folder(absolute(os.fspath(url)))
-    reports = []
+    statuses = []
     for name in output.folders():
         folder = output.sub(name)
         record = tables.record_to_go_on(folder)
@@ -58,7 +58,7 @@ def status(url: str | os.PathLike[str]) -> list[TableStatus]:
         rows = record.rows if record else sum(shards.values())
         rejected = record.rejects if record else sum(_shard_rows(output.sub(f"rejects/{name}")).values())
         size = sum(folder.sizes().values())
-        reports.append(
+        statuses.append(
             TableStatus(
                 name,
                 "damaged" if damaged else "finished" if record else "partial",
@@ -70,9 +70,9 @@ def status(url: str | os.PathLike[str]) -> list[TableStatus]:
                 record,
             )
         )
-    if not reports:
+    if not statuses:
         raise JobError(f"{url}: no run there: expected the `output` folder of a job that was started")
-    return reports
+    return statuses
 
 
 def _note(output: Folder, name: str, record: tables.Record | None) -> str:

@@ -120,7 +120,7 @@ def runtime_env(job: Job, requirements: str | None, exclude: Sequence[str]) -> d
     excludes = [*LEFT_OUT, *_modules(here), *exclude]
     if is_local(job.output) and Path(absolute(job.output)).is_relative_to(here):
         excludes.append(f"/{Path(absolute(job.output)).relative_to(here)}")
-    found: dict[str, Any] = {
+    env: dict[str, Any] = {
         "working_dir": str(here),
         "excludes": excludes,
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)},
@@ -128,8 +128,8 @@ def runtime_env(job: Job, requirements: str | None, exclude: Sequence[str]) -> d
     if requirements is not None:
         if not Path(requirements).is_file():
             raise JobError(f"--requirements {requirements}: no such file")
-        found["pip"] = requirements
-    return found
+        env["pip"] = requirements
+    return env
 
 
 def _modules(here: Path) -> tuple[str, ...]:
@@ -142,14 +142,14 @@ def _portable(path: str) -> tuple[Job, str]:
     """The job, and the path by which the cluster knows its file. Raises JobError: it names what is only here."""
     if not is_local(path):
         return load_job(path), path
-    job, given = load_job(path), yaml.safe_load(Path(absolute(path)).read_text(encoding="utf-8"))
+    job, values = load_job(path), yaml.safe_load(Path(absolute(path)).read_text(encoding="utf-8"))
     manifests = [
         (f"{step.name}: manifest", url)
         for step in steps_of(job)
         if isinstance(step, Encoding)
         for url in ([step.manifest] if isinstance(step.manifest, str) else step.manifest)
     ]
-    for what, url in [("output", given["output"]), *manifests]:
+    for what, url in [("output", values["output"]), *manifests]:
         if is_relative(url):
             raise JobError(
                 f"{path}: {what}: {url} is a path in this folder; nodes of a cluster need a URL (s3://…) or an absolute path on storage that they share"

@@ -93,7 +93,7 @@ def open_step(settings: Report, context: StepContext) -> ReportStep:
     """Find the tables that it shows: those that it names, or those of the steps before it.
 
     Raises:
-        SchemaError: one that it names is not finished; there is none at all; pictures have no such column of labels.
+        SchemaError: one that it names is not finished; there is none at all; images have no such column of labels.
     """
     names = settings.of or earlier_tables(settings, context)
     shown = open_run(context.output, names, settings.label)
@@ -107,7 +107,7 @@ def open_step(settings: Report, context: StepContext) -> ReportStep:
     if settings.label != Report.model_fields["label"].default and not any(map(shown.has_label, shown.images)):
         known = {name for table in shown.images for name in table.record.columns}
         raise SchemaError(
-            f"{settings.name}: label: no table of pictures has a column {settings.label!r} of labels; "
+            f"{settings.name}: label: no table of images has a column {settings.label!r} of labels; "
             f"columns: {', '.join(sorted(known)) or 'none'}; `keep` of embed_images carries one along"
         )
     return ReportStep(settings, context.output, settings.title or context.job.name, shown)

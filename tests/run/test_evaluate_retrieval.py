@@ -251,7 +251,7 @@ TRUTH = {"v0": {"v1": "easy", "v2": "junk"}}
 @pytest.mark.parametrize(
     ("settings", "truth", "message"),
     [
-        ({}, {"v0": {"v1": "easy", "x1": "hard", "x2": "junk"}}, "pictures that are not in .*: 'x1', 'x2'; drop"),
+        ({}, {"v0": {"v1": "easy", "x1": "hard", "x2": "junk"}}, "images that are not in .*: 'x1', 'x2'; drop"),
         ({}, {f"q{n}": {"v1": "easy"} for n in range(7)}, "queries that are not in .*: 'q0', .*'q4' and 2 more"),
         ({}, {"v0": {"v1": "good"}}, "relation 'good': expected one of easy, hard, junk"),
         ({}, {"v0": {"v1": "junk"}}, "no query has a positive"),

@@ -234,7 +234,7 @@ def test_the_page_on_clusters(head: Head, s3: str, here: Path, monkeypatch: pyte
     page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
     printed = follow(page.replace("http://127.0.0.1:8265", head.address), here)
     assert "images: 1 encoder with 3 threads" in printed
-    assert "24 pictures in s3://photos/manifest.parquet" in printed
+    assert "24 images in s3://photos/manifest.parquet" in printed
     assert "-1: succeeded" in printed
     assert {report.name: report.rows for report in status("s3://photos/run") if report.name != "metrics"} == {
         "images": 24, "clusters": 24, "clusters_centroids": 3,

@@ -90,21 +90,21 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
         entries: list[Entry] = []
         baselines: dict[str, list[Entry]] = {}
         grouped, done = self.settings.by is not None, 0
-        for name, given in self.settings.data_sets.items():
-            mark = given.truth if isinstance(given.truth, str) else given.truth.model_dump_json()
-            if mark not in known:
-                known[mark] = read_labelled(given.truth, self.output, self.settings.by)
-            found = tally(name, self.opened[given.labels], known[mark], grouped=grouped)
-            if given.baseline:
-                for entry in tally(name, self.opened[given.baseline], known[mark], grouped=grouped):
+        for name, data in self.settings.data_sets.items():
+            source = data.truth if isinstance(data.truth, str) else data.truth.model_dump_json()
+            if source not in known:
+                known[source] = read_labelled(data.truth, self.output, self.settings.by)
+            of_set = tally(name, self.opened[data.labels], known[source], grouped=grouped)
+            if data.baseline:
+                for entry in tally(name, self.opened[data.baseline], known[source], grouped=grouped):
                     baselines.setdefault(entry.data_set, []).append(entry)
-            entries += found
-            done += self.opened[given.labels].record.rows
+            entries += of_set
+            done += self.opened[data.labels].record.rows
             ticker.at(done, 0)
         if grouped and len(self.settings.data_sets) == 1:
             for entry in [*entries, *(e for es in baselines.values() for e in es)]:
                 entry.data_set = entry.data_set.partition("/")[2]
-            baselines = {name.partition("/")[2]: found for name, found in baselines.items()}
+            baselines = {name.partition("/")[2]: of_set for name, of_set in baselines.items()}
         return entries, baselines
 
     def _rows(self, entry: Entry, other: tuple[str, Entry] | None) -> Iterator[dict[str, Any]]:
@@ -161,14 +161,14 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
         return Outcome([shard], summary, metrics, row_for_row=False)
 
     def _draw(self, entry: Entry) -> None:
-        """The confusion matrix as a picture, beside its table."""
+        """The confusion matrix as an image, beside its table."""
         classes = entry.table.classes
         if len(classes) > DRAWN_CLASSES:
             return
         counts, number = np.zeros((len(classes),) * 2, np.int64), {name: n for n, name in enumerate(classes)}
-        for known, given, n in entry.pairs_rows():
-            if given is not None:
-                counts[number[known], number[given]] = n
+        for known, predicted, n in entry.pairs_rows():
+            if predicted is not None:
+                counts[number[known], number[predicted]] = n
         title = f"{entry.data_set}, {entry.style}: {lf.figures(entry.state)['top1']:.1%} of {entry.state.n} right"
         name = re.sub(r"[^\w.-]+", "_", f"{entry.data_set}-{entry.style}")
         self.companion.write(f"{name}.png", plots.confusion(counts, classes, title=title))
@@ -178,10 +178,10 @@ def _baseline(
     settings: EvaluateLabels, entry: Entry, entries: list[Entry], tables_: dict[str, list[Entry]]
 ) -> tuple[str, Entry] | None:
     """What an entry is compared with, and its name: its own baseline, the data set or the style that the job names."""
-    own = tables_.get(entry.data_set, [])
-    found = next((e for e in own if e.style == entry.style), own[0] if len(own) == 1 else None)
-    if found:
-        return found.table.name, found
+    of_set = tables_.get(entry.data_set, [])
+    baseline = next((e for e in of_set if e.style == entry.style), of_set[0] if len(of_set) == 1 else None)
+    if baseline:
+        return baseline.table.name, baseline
     wanted = settings.baseline
     if wanted is None or wanted in (entry.data_set, entry.style):
         return None

@@ -1,4 +1,4 @@
-"""Step `label`: CLIP vectors of pictures -> the `labels` table, by what is said of each class.
+"""Step `label`: CLIP vectors of images -> the `labels` table, by what is said of each class.
 
 First a worker encodes what is said, into the table of classes. Then each part of the input is read once and labelled in
 every style; a file holds the rows of one part in one style. A kill costs what was not written.
@@ -140,14 +140,14 @@ def _classifier(url: str, mark: str, style: str, top: int, precision: str, alone
     """A style's classes ready to label, once in a worker."""
     from clipray.analysis.zero_shot import ZeroShot
 
-    found = read_classes(url, mark)[style]
-    bias = found.logit_bias if alone and found.negatives is None else None
+    classes = read_classes(url, mark)[style]
+    bias = classes.logit_bias if alone and classes.negatives is None else None
     return ZeroShot(
-        found.vectors,
-        found.logit_scale,
+        classes.vectors,
+        classes.logit_scale,
         top=top,
         precision=precision,  # type: ignore[arg-type]
-        negatives=found.negatives,
+        negatives=classes.negatives,
         logit_bias=bias,
     )
 
@@ -155,10 +155,10 @@ def _classifier(url: str, mark: str, style: str, top: int, precision: str, alone
 def _labelled(task: Task, style: str, ids: pa.Table, x: np.ndarray) -> pa.Table:
     settings, multi = task.settings, task.settings.multi_label
     classifier = _classifier(task.classes, task.mark, style, settings.top, settings.precision, multi is not None)
-    found = classifier.label(x)
+    best = classifier.label(x)
     labels = read_classes(task.classes, task.mark)[style].labels
-    kept = None if multi is None else found.probabilities >= multi.threshold
-    return labels_table(ids, style, labels, found.classes, found.probabilities, task.schema, kept)
+    kept = None if multi is None else best.probabilities >= multi.threshold
+    return labels_table(ids, style, labels, best.classes, best.probabilities, task.schema, kept)
 
 
 def labels_table(
@@ -176,8 +176,8 @@ def labels_table(
     lengths = np.full(n, top) if kept is None else kept.sum(axis=1)
     flat = slice(None) if kept is None else kept.ravel()
     names = labels.take(pa.array(classes.ravel()[flat]))
-    kind = schema.field("top").type
-    ranking = pa.StructArray.from_arrays([names, pa.array(p.ravel()[flat])], fields=list(kind.value_type))
+    dtype = schema.field("top").type
+    ranking = pa.StructArray.from_arrays([names, pa.array(p.ravel()[flat])], fields=list(dtype.value_type))
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
     best = labels.take(pa.array(classes[:, 0], mask=None if kept is None else ~kept[:, 0]))
     columns = [
@@ -186,6 +186,6 @@ def labels_table(
         best,
         pa.array(p[:, 0]),
         pa.array(margin),
-        pa.ListArray.from_arrays(offsets, ranking, type=kind),
+        pa.ListArray.from_arrays(offsets, ranking, type=dtype),
     ]
     return pa.table(columns, schema=schema)

@@ -43,7 +43,7 @@ class PromptSet:
         return {"model": self.model.identity(), "precision": self.precision, "styles": styles, "negative": negative}
 
     def negatives(self) -> list[PromptStyle]:
-        """What is said of pictures that do not show a class: a text for all, or one for each."""
+        """What is said of images that do not show a class: a text for all, or one for each."""
         text = self.multi_label.negative if self.multi_label else None
         if text is None:
             return []
@@ -63,43 +63,43 @@ class ClassVectors:
     logit_bias: float | None
 
 
-def write_classes(said: PromptSet, folder: Folder, cpus: float, tick: Callable[[int], None]) -> tables.Record:
+def write_classes(prompts: PromptSet, folder: Folder, cpus: float, tick: Callable[[int], None]) -> tables.Record:
     """Encode the classes in workers and write their table, unless it is there; its record."""
     from clipray.engine.tasks import map_tasks
     from clipray.engine.workers import encode_classes
 
-    mark = fingerprint(said.identity)
+    mark = fingerprint(prompts.identity)
     record = tables.record_to_go_on(folder)
     if record is not None and record.fingerprint == mark and tables.intact(folder, record):
         return record
     tables.clear(folder, "label_classes")
-    styles = [*said.styles, *said.negatives()]
-    encoded = list(map_tasks(encode_classes, _items(said, styles, cpus), cpus, tick))
+    styles = [*prompts.styles, *prompts.negatives()]
+    encoded = list(map_tasks(encode_classes, _items(prompts, styles, cpus), cpus, tick))
     facts = encoded[0].facts
-    if said.multi_label and said.multi_label.negative is None and facts["logit_bias"] is None:
+    if prompts.multi_label and prompts.multi_label.negative is None and facts["logit_bias"] is None:
         raise JobError(
-            f"multi_label: {said.model.name} has no logit_bias of its own: give a `negative`, such as 'a photo'"
+            f"multi_label: {prompts.model.name} has no logit_bias of its own: give a `negative`, such as 'a photo'"
         )
     rows = [
-        _rows(style, n >= len(said.styles), [part.parts[n] for part in encoded], said.model.embed_dim)
+        _rows(style, n >= len(prompts.styles), [part.parts[n] for part in encoded], prompts.model.embed_dim)
         for n, style in enumerate(styles)
     ]
-    made = provenance(said.model)
+    origin = provenance(prompts.model)
     stamp = {
         "fingerprint": mark,
-        "model": made["model"],
+        "model": origin["model"],
         **facts,
-        "versions": {"clipray": __version__, **made["versions"]},
+        "versions": {"clipray": __version__, **origin["versions"]},
     }
     data = pa.concat_tables(rows)
     shard = tables.write_shard(folder, CLASSES, "label_classes", data, stamp)
     return tables.commit(
         folder, "label_classes", data.schema, [shard], fingerprint=mark, inputs={"rows": len(data)},
-        settings=said.identity, provenance=stamp, finished_at=tables.now(),
+        settings=prompts.identity, provenance=stamp, finished_at=tables.now(),
     )  # fmt: skip
 
 
-def _items(said: PromptSet, styles: Sequence[PromptStyle], cpus: float) -> list[ClassTexts]:
+def _items(prompts: PromptSet, styles: Sequence[PromptStyle], cpus: float) -> list[ClassTexts]:
     """Work for as many tasks as are worthwhile: of each style a range of its classes."""
     texts = sum(len(style.labels) * max(1, len(style.templates)) for style in styles)
     parts = int(max(1, min(cpus, texts // TEXTS_OF_A_TASK)))
@@ -109,12 +109,14 @@ def _items(said: PromptSet, styles: Sequence[PromptStyle], cpus: float) -> list[
         k = len(style.labels)
         return style, part * k // parts, (part + 1) * k // parts
 
-    return [ClassTexts(said.model, said.precision, threads, tuple(edges(s, n) for s in styles)) for n in range(parts)]
+    return [
+        ClassTexts(prompts.model, prompts.precision, threads, tuple(edges(s, n) for s in styles)) for n in range(parts)
+    ]
 
 
 def _rows(style: PromptStyle, negative: bool, parts: Sequence[tuple[np.ndarray, np.ndarray]], width: int) -> pa.Table:
     schema = tables.arrow_schema("label_classes", {"vector": width})
-    vectors, counts = (np.concatenate(found) for found in zip(*parts, strict=True))
+    vectors, counts = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     labels = [label or None for label in style.labels]
     columns = [
         pa.array([style.name] * len(labels), pa.string()),
@@ -134,14 +136,14 @@ def read_classes(url: str, mark: str) -> dict[str, ClassVectors]:
     if stamp.get("fingerprint") != mark:
         raise AssertionError(f"{url}: classes of another job")
     width = data["vector"].type.list_size
-    found = {}
+    by_style = {}
     styles, negative = data["style"].to_numpy(), data["negative"].to_numpy()
     vectors = data["vector"].combine_chunks().flatten().to_numpy().reshape(-1, width)
     for style in dict.fromkeys(styles.tolist()):
-        own = (styles == style) & ~negative
+        of_style = (styles == style) & ~negative
         against = vectors[(styles == style) & negative]
-        labels = data["label"].combine_chunks().filter(pa.array(own))
-        found[style] = ClassVectors(
-            labels, vectors[own], against if len(against) else None, stamp["logit_scale"], stamp["logit_bias"]
+        labels = data["label"].combine_chunks().filter(pa.array(of_style))
+        by_style[style] = ClassVectors(
+            labels, vectors[of_style], against if len(against) else None, stamp["logit_scale"], stamp["logit_bias"]
         )
-    return found
+    return by_style

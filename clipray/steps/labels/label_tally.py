@@ -39,7 +39,7 @@ class LabelTable:
         return tuple(top for top in lf.TOPS if top <= self.top or len(self.classes) <= self.top)
 
 
-PAIRS = {"known": pl.Int32, "given": pl.Int32, "n": pl.UInt32}
+PAIRS = {"known": pl.Int32, "predicted": pl.Int32, "n": pl.UInt32}
 
 
 @dataclass(eq=False)
@@ -67,14 +67,14 @@ class Entry:
         self.ranks[rows["position"].to_numpy()] = rank
         counted = lf.count(known, rank, rows["probability"].to_numpy(), len(self.table.classes))
         self.state = lf.combine(self.state, counted)
-        pairs = pl.concat([self.pairs, rows.group_by("known", "given").len("n")])
-        self.pairs = pairs.group_by("known", "given").agg(pl.col("n").sum())
+        pairs = pl.concat([self.pairs, rows.group_by("known", "predicted").len("n")])
+        self.pairs = pairs.group_by("known", "predicted").agg(pl.col("n").sum())
 
     def pairs_rows(self) -> Iterator[tuple[str, str | None, int]]:
         """Known label, given label, rows."""
         classes = self.table.classes
-        for known, given, n in self.pairs.sort("known", "given", nulls_last=True).iter_rows():
-            yield classes[known], None if given is None else classes[given], n
+        for known, predicted, n in self.pairs.sort("known", "predicted", nulls_last=True).iter_rows():
+            yield classes[known], None if predicted is None else classes[predicted], n
 
 
 def open_labels(name: str, output: Folder) -> LabelTable:
@@ -128,7 +128,7 @@ def _joined(shard: pa.Table, table: LabelTable, truth: KnownLabels, codes: np.nd
             "position": positions,
             "group": truth.group_codes[positions],
             "known": known,
-            "given": pl.Series(pc.index_in(rows["label"], classes)),
+            "predicted": pl.Series(pc.index_in(rows["label"], classes)),
             "rank": _ranks(rows["top"], classes, known),
             "probability": pl.Series(rows["probability"]),
         }

@@ -32,9 +32,9 @@ class Rows:
 
     def of(self, *names: str) -> tuple[np.ndarray, np.ndarray]:
         """Vectors and classes of some splits; to train on, only those of `labels`."""
-        own = np.isin(self.splits, [SPLITS.index(name) for name in names])
-        own &= (self.codes != NONE) | ("train" not in names)
-        return self.x[own], self.codes[own]
+        chosen = np.isin(self.splits, [SPLITS.index(name) for name in names])
+        chosen &= (self.codes != NONE) | ("train" not in names)
+        return self.x[chosen], self.codes[chosen]
 
 
 def labelled_rows(step: Any) -> Rows:
@@ -52,14 +52,14 @@ def labelled_rows(step: Any) -> Rows:
         ids, x = read_finite(source, row_group)
         at, key = known.places(ids), ids[source.ids[-1]]
         draw = _fraction(key, settings.random_state)
-        own = (at != NONE) & (_fraction(key, settings.random_state + 1) < used)
+        chosen = (at != NONE) & (_fraction(key, settings.random_state + 1) < used)
         part = here[at] if here is not None else split(draw, settings.validation_share, settings.test_share)
         if here is not None and not (here == 1).any():
             part = np.where((part == 0) & (draw < settings.validation_share), 1, part)
-        own &= part >= 0
-        xs.append(x[own])
-        names.append(known.codes[at[own]])
-        splits.append(part[own])
+        chosen &= part >= 0
+        xs.append(x[chosen])
+        names.append(known.codes[at[chosen]])
+        splits.append(part[chosen])
     return _checked(source.name, known, np.concatenate(xs), np.concatenate(names), np.concatenate(splits))
 
 

@@ -1,7 +1,7 @@
-"""Step `refer`: regions with captions -> the `referred` table: for each caption the box of its picture that it fits best.
+"""Step `refer`: regions with captions -> the `referred` table: for each caption the box of its image that it fits best.
 
-The regions of a picture lie in one file, so each file of the input is a part of its own: a task encodes its captions and
-goes from picture to picture.
+The regions of an image lie in one file, so each file of the input is a part of its own: a task encodes its captions and
+goes from image to image.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Task:
 
 
 def refer_file(part: Part, task: Task) -> list[tables.Shard]:
-    """Runs in a worker: the captions of one file's pictures."""
+    """Runs in a worker: the captions of one file's images."""
     step, wanted = task.step, (*IDS, BOX, CAPTION)
     read = [read_finite(step.source, row_group, wanted) for row_group in part.row_groups]
     regions, x = pa.concat_tables([ids for ids, _ in read]), l2_normalize(np.concatenate([x for _, x in read]))
@@ -147,47 +147,47 @@ def refer_file(part: Part, task: Task) -> list[tables.Shard]:
     place = {text: n for n, text in enumerate(texts)}
     rows = [
         row
-        for picture in _pictures(regions["image_id"])
-        for row in _of_picture(regions, x, picture, [place.get(captions[n]) for n in picture], vectors, task)
+        for rows_of in _by_image(regions["image_id"])
+        for row in _of_image(regions, x, rows_of, [place.get(captions[n]) for n in rows_of], vectors, task)
     ]
     return [step.write(pa.Table.from_pylist(rows, schema=step.schema), *part.names)]
 
 
-def _pictures(ids: pa.ChunkedArray) -> Iterator[np.ndarray]:
-    """Places of the rows of each picture, in the order in which pictures come."""
+def _by_image(ids: pa.ChunkedArray) -> Iterator[np.ndarray]:
+    """Places of the rows of each image, in the order in which images come."""
     codes = ids.combine_chunks().dictionary_encode().indices.to_numpy()
     order = np.argsort(codes, kind="stable")
     yield from np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(order) else ()
 
 
-def _of_picture(
+def _of_image(
     regions: pa.Table, x: np.ndarray, rows: np.ndarray, captions: list[int | None], vectors: np.ndarray, task: Task
 ) -> Iterator[dict[str, Any]]:
     """A row for each region that has a caption. captions: places in `vectors`."""
-    own = [n for n, place in enumerate(captions) if place is not None]
-    if not own:
+    captioned = [n for n, place in enumerate(captions) if place is not None]
+    if not captioned:
         return
-    picture = regions.take(pa.array(rows)).select([*IDS, BOX, CAPTION]).to_pylist()
+    boxes = regions.take(pa.array(rows)).select([*IDS, BOX, CAPTION]).to_pylist()
     similarity = x[rows] @ vectors[[place for place in captions if place is not None]].T  # (boxes, captions)
-    found = refer(similarity, _baseline(task, similarity, x[rows]))
-    for m, n in enumerate(own):
-        best = int(found.best[m])
-        margin = float(found.margin[m])
+    choice = refer(similarity, _baseline(task, similarity, x[rows]))
+    for m, n in enumerate(captioned):
+        best = int(choice.best[m])
+        margin = float(choice.margin[m])
         yield {
-            **picture[best],
-            CAPTION: picture[n][CAPTION],
+            **boxes[best],
+            CAPTION: boxes[n][CAPTION],
             "similarity": float(similarity[best, m]),
-            "score": float(found.scores[best, m]),
+            "score": float(choice.scores[best, m]),
             "margin": None if np.isnan(margin) else margin,
             "boxes": len(rows),
-            "truth": picture[n]["region_id"],
-            "rank": found.rank(n, m),
-            "correct": picture[best][CAPTION] == picture[n][CAPTION],
+            "truth": boxes[n]["region_id"],
+            "rank": choice.rank(n, m),
+            "correct": boxes[best][CAPTION] == boxes[n][CAPTION],
         }
 
 
 def _baseline(task: Task, similarity: np.ndarray, x: np.ndarray) -> np.ndarray | float:
-    """What each of a picture's boxes has with any caption; x: (b, d), their vectors."""
+    """What each of an image's boxes has with any caption; x: (b, d), their vectors."""
     if task.dataset is not None:
         return (x @ task.dataset)[:, None]
     return others(similarity) if task.step.settings.subtract == "others" else 0.0

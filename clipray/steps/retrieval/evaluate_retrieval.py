@@ -118,17 +118,17 @@ def _figures(truth: GroundTruth, distance: str, before: np.ndarray) -> Iterator[
     relation, bounds = truth.relation[truth.positive], _runs(truth.query[truth.positive], len(truth.queries))
     named = np.bincount(truth.query, minlength=len(truth.queries))
     for q, query_id in enumerate(truth.queries.to_pylist()):
-        own, counts = relation[bounds[q] : bounds[q + 1]], before[bounds[q] : bounds[q + 1]]
+        relations, counts = relation[bounds[q] : bounds[q + 1]], before[bounds[q] : bounds[q + 1]]
         for protocol, wanted in truth.protocols.items():
-            mine = counts[np.isin(own, wanted)]
-            if not len(mine):
+            positives = counts[np.isin(relations, wanted)]
+            if not len(positives):
                 continue
-            figures = rt.query_figures(mine[mine != NOT_FOUND], len(mine))
+            figures = rt.query_figures(positives[positives != NOT_FOUND], len(positives))
             row = {
                 "query_id": query_id, "protocol": protocol, "distance": distance, "ap": figures.ap,
                 **{f"p_at_{k}": value for k, value in zip(rt.TOPS, figures.precision, strict=True)},
-                "first_rank": figures.first_rank, "positives": len(mine), "found": figures.found,
-                "junk": int(named[q]) - len(mine),
+                "first_rank": figures.first_rank, "positives": len(positives), "found": figures.found,
+                "junk": int(named[q]) - len(positives),
             }  # fmt: skip
             yield row, figures
 

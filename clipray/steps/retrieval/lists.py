@@ -46,9 +46,9 @@ def open_lists(name: str, output: Folder, answer_id: str) -> Lists:
 
 
 def negatives_listed(lists: Lists, truth: GroundTruth) -> np.ndarray:
-    """(m,) int64: the pictures that are not named for a query and are listed before each of its positives, or NOT_FOUND.
+    """(m,) int64: the images that are not named for a query and are listed before each of its positives, or NOT_FOUND.
 
-    A query's own entry is left out. Of a picture that is listed several times, say by several regions, the first entry
+    A query's own entry is left out. Of an image that is listed several times, say by several regions, the first entry
     counts. Holds 32 bytes of each entry of the queries' lists.
 
     Args:
@@ -72,13 +72,13 @@ def negatives_listed(lists: Lists, truth: GroundTruth) -> np.ndarray:
     before = (
         unnamed - np.concatenate([[0], unnamed])[starts][query[order]]
     )  # in the own list, and none is itself unnamed
-    found = np.full(len(truth.query), NOT_FOUND, np.int64)
-    found[pair[pair != NOT_FOUND]] = before[pair != NOT_FOUND]
-    return found[truth.positive]
+    ranks = np.full(len(truth.query), NOT_FOUND, np.int64)
+    ranks[pair[pair != NOT_FOUND]] = before[pair != NOT_FOUND]
+    return ranks[truth.positive]
 
 
 def _entries(lists: Lists, truth: GroundTruth) -> tuple[np.ndarray, ...]:
-    """Of the queries' lists: number of the query, rank, number of the picture or NOT_FOUND, hash of the picture."""
+    """Of the queries' lists: number of the query, rank, number of the image or NOT_FOUND, hash of the image."""
     parts: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int64),) * 3 + (np.zeros(0, np.uint64),)]
     for part in tables.iter_table(lists.folder.url, ["query_id", "rank", lists.answer_id]):
         kept = part.filter(

@@ -60,20 +60,20 @@ def negatives_before(
     Raises:
         SchemaError: an id that is not there, or twice; vectors that are not finite.
     """
-    own = queries is None
-    ids = pa.concat_arrays([truth.answers, truth.queries]) if own else truth.answers
+    self_queries = queries is None
+    ids = pa.concat_arrays([truth.answers, truth.queries]) if self_queries else truth.answers
     ids = ids.unique()
-    known, found = gather(source, ids, run, step)
+    known, rows_of = gather(source, ids, run, step)
     answer = pc.index_in(truth.answers, ids).to_numpy()
-    truth.refuse_unknown(truth.answers, known[answer], "pictures", source.name)
+    truth.refuse_unknown(truth.answers, known[answer], "images", source.name)
     if queries is None:
         at = pc.index_in(truth.queries, ids).to_numpy()
         truth.refuse_unknown(truth.queries, known[at], "queries", source.name)
-        asking = found[at]
+        asking = rows_of[at]
     else:
         known, asking = gather(queries, truth.queries, run, step)
         truth.refuse_unknown(truth.queries, known, "queries", queries.name)
-    asked = _asked(truth, ids, asking, found[answer], distances, own=own)
+    asked = _asked(truth, ids, asking, rows_of[answer], distances, self_queries=self_queries)
     return _count(source, asked, run, step)
 
 
@@ -107,7 +107,13 @@ def _named(item: tuple[VectorColumn, list[RowGroup]], ids: pa.Array) -> tuple[np
 
 
 def _asked(
-    truth: GroundTruth, ids: pa.Array, asking: np.ndarray, answers: np.ndarray, distances: Sequence[str], *, own: bool
+    truth: GroundTruth,
+    ids: pa.Array,
+    asking: np.ndarray,
+    answers: np.ndarray,
+    distances: Sequence[str],
+    *,
+    self_queries: bool,
 ) -> RankingQuery:
     """asking: (q, d) vectors of the queries. answers: (n, d) of `truth.answers`."""
     positive = truth.positive
@@ -116,7 +122,7 @@ def _asked(
     starts = {name: thresholds(*pairs, name) for name in distances}
     named = pc.index_in(truth.answers, ids).to_numpy()[truth.answer]
     by, who = named, truth.query
-    if own:  # a query is hidden from itself
+    if self_queries:  # a query is hidden from itself
         by = np.concatenate([by, pc.index_in(truth.queries, ids).to_numpy()])
         who = np.concatenate([who, np.arange(len(truth.queries))])
     order = np.argsort(by, kind="stable")

@@ -132,20 +132,20 @@ class DeduplicateStep(VectorStep[Deduplicate]):
             starts = range(0, bucket.rows, rows) if bucket.single else [0]
             items += [(self, bucket, start) for start in starts]
         done = np.cumsum([min(rows, b.rows - start) if b.single else b.rows for _, b, start in items])
-        ticker, found = Ticker(run, self.name, self.total, "comparing"), {b.number: [] for b in buckets}  # type: ignore[var-annotated]
+        ticker, links = Ticker(run, self.name, self.total, "comparing"), {b.number: [] for b in buckets}  # type: ignore[var-annotated]
         parts = map_tasks(_compare, items, run.cluster().cpus, lambda n: ticker.at(int(done[n - 1]) if n else 0, 0))
         for (_, bucket, _), part in zip(items, parts, strict=True):
-            found[bucket.number].append(part)
-        return [dd.merged(found[bucket.number]) for bucket in buckets]
+            links[bucket.number].append(part)
+        return [dd.merged(links[bucket.number]) for bucket in buckets]
 
     def _chosen(
-        self, run: RunContext, buckets: list[Bucket], found: list[dd.Links]
+        self, run: RunContext, buckets: list[Bucket], links_of: list[dd.Links]
     ) -> list[tuple[tables.Shard, int, int]]:
         """Shards, each with its groups and the rows of its largest one."""
         from clipray.engine.tasks import map_tasks
 
         items, first = [], 0
-        for bucket, links in zip(buckets, found, strict=True):
+        for bucket, links in zip(buckets, links_of, strict=True):
             if len(links.rows) or bucket is buckets[0]:  # a table has at least one file
                 labels = dd.groups(links)
                 items.append((self, bucket, links.rows, labels, links.nearest, first))
@@ -161,14 +161,14 @@ def _compare(item: tuple[DeduplicateStep, Bucket, int]) -> dd.Links:
     threshold, rows = step.settings.similarity, step.settings.rows_per_block
     if not bucket.single:
         return _within_clusters(step, bucket, threshold)
-    own: list[np.ndarray] = []
+    first_rows: list[np.ndarray] = []
     for first, part in batches(step.aside, bucket, [VECTOR], start):
-        own.append(matrix(part)[: max(0, start + rows - first)])
+        first_rows.append(matrix(part)[: max(0, start + rows - first)])
         if first + len(part) >= start + rows:
             break
-    mine, parts = np.concatenate(own), []
+    queries, parts = np.concatenate(first_rows), []
     for first, part in batches(step.aside, bucket, [VECTOR], start):
-        parts.append(dd.between(mine, start, matrix(part), first, threshold))
+        parts.append(dd.between(queries, start, matrix(part), first, threshold))
     return dd.merged(parts)
 
 
@@ -176,11 +176,11 @@ def _within_clusters(step: DeduplicateStep, bucket: Bucket, threshold: float) ->
     parts = [(part[CLUSTER].to_numpy(), matrix(part)) for _, part in batches(step.aside, bucket, [CLUSTER, VECTOR])]
     cluster, x = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     order = np.argsort(cluster, kind="stable")
-    found = []
+    linked = []
     for rows in np.split(order, np.flatnonzero(np.diff(cluster[order])) + 1):
         links = dd.within(x[rows], threshold)
-        found.append(dd.Links(rows[links.i], rows[links.j], rows[links.rows], links.nearest))
-    return dd.merged(found)
+        linked.append(dd.Links(rows[links.i], rows[links.j], rows[links.rows], links.nearest))
+    return dd.merged(linked)
 
 
 def _choose(

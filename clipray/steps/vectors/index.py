@@ -66,8 +66,8 @@ class IndexStep(VectorStep[Index]):
 
     def describe(self, cluster: ClusterResources) -> list[str]:
         source = self.source
-        kind = self._type(cluster.memory_bytes)[0]
-        return [f"{self.name}: {kind} of {source.n_samples} vectors of {source.n_features} from {source.name}"]
+        index_type = self._type(cluster.memory_bytes)[0]
+        return [f"{self.name}: {index_type} of {source.n_samples} vectors of {source.n_features} from {source.name}"]
 
     def make(self, run: RunContext) -> Outcome:
         """Build or extend.
@@ -81,24 +81,24 @@ class IndexStep(VectorStep[Index]):
         self._refuse_others()
         self.note_started()
         cluster, before = run.cluster(), self._extendable()
-        kind, on_disk = self._type(cluster.memory_bytes)
+        index_type, on_disk = self._type(cluster.memory_bytes)
         if before is not None:
-            kind, on_disk = before.figures["type"], False
+            index_type, on_disk = before.figures["type"], False
             run.say(f"{self.name}: {self.total - before.rows} new vectors are added to the {before.rows} of the index")
         parts, build_id = self._parts(before), os.urandom(4).hex()
         order = IndexSpec(
-            self.source, kind, self.settings.metric, self.settings.recall, self.settings.random_state, parts,
+            self.source, index_type, self.settings.metric, self.settings.recall, self.settings.random_state, parts,
             self.table, f"index-{build_id}.faiss", self.queries, before.provenance["index_file"] if before else None,
             on_disk,
         )  # fmt: skip
-        ticker = Ticker(run, self.name, self.total, f"building {kind}")
+        ticker = Ticker(run, self.name, self.total, f"building {index_type}")
         try:
             figures, shards = build(order, _WriteIds(self, build_id), cluster, lambda n: ticker.at(n, 0))
         except DataError as error:
             raise JobError(f"{self.name}: {error}") from error
         except ClipRayError as error:
             raise type(error)(f"{self.name}: {error}") from error
-        self._say_what_is_missed(run, kind, {**before.figures, **figures} if before else figures)
+        self._say_what_is_missed(run, index_type, {**before.figures, **figures} if before else figures)
         return self._measured(order.name, parts, before, shards, figures)
 
     def _refuse_others(self) -> None:
@@ -106,25 +106,27 @@ class IndexStep(VectorStep[Index]):
             if not OURS.fullmatch(name):
                 raise StaleTableError(f"{self.table.path(name)} is no file of this index; move it away")
 
-    def _say_what_is_missed(self, run: RunContext, kind: str, figures: dict[str, Any]) -> None:
+    def _say_what_is_missed(self, run: RunContext, index_type: str, figures: dict[str, Any]) -> None:
         reached = figures.get("queries", figures).get("recall@10", 1.0)
         if reached < self.settings.recall:
             run.say(
                 f"{self.name}: recall@10 is {reached:.3f}, below the wanted {self.settings.recall}, with the greatest "
-                f"effort that {kind} has; another `type` finds more"
+                f"effort that {index_type} has; another `type` finds more"
             )
         if "parameter" not in figures:
-            run.say(f"{self.name}: recall is not measured: {kind} has no rows, or takes none, that could be held out")
+            run.say(
+                f"{self.name}: recall is not measured: {index_type} has no rows, or takes none, that could be held out"
+            )
 
     def _type(self, memory_bytes: float) -> tuple[str, bool]:
         """The factory string, and whether the lists must lie on disk."""
         settings, source = self.settings, self.source
         bound = settings.memory_gib * 2**30 if settings.memory_gib else memory_bytes * SHARE
-        kind = settings.type
-        if kind == "auto":
+        index_type = settings.type
+        if index_type == "auto":
             return choose_type(source.n_samples, source.n_features, bound), False
-        too_large = bool(bound) and ",Flat" in kind and source.n_samples * (4 * source.n_features + 8) > bound
-        return kind, too_large and mergeable(empty_index(kind, source.n_features, settings.metric))
+        too_large = bool(bound) and ",Flat" in index_type and source.n_samples * (4 * source.n_features + 8) > bound
+        return index_type, too_large and mergeable(empty_index(index_type, source.n_features, settings.metric))
 
     def _extendable(self) -> tables.Record | None:
         """The record of an index of these very files and fewer, if it can be extended."""

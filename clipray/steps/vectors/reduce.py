@@ -48,8 +48,8 @@ class ReduceStep(VectorStep[Reduce]):
     @property
     def row_provenance(self) -> dict[str, Any]:
         """The reduced space is that of the very components, wherever they are applied."""
-        own = {"fingerprint": self.fingerprint, "digest": self.digest}
-        fit = self.fitted[1].provenance["space"]["reduce"] if self.fitted else own
+        this_fit = {"fingerprint": self.fingerprint, "digest": self.digest}
+        fit = self.fitted[1].provenance["space"]["reduce"] if self.fitted else this_fit
         return {**super().row_provenance, "space": {"reduce": fit, "of": self.source.space}}
 
     @property

@@ -102,13 +102,13 @@ def write_sorted(item: tuple[Folder, str, VectorColumn, list[RowGroup]], cluster
     cluster = data[CLUSTER].to_numpy()
     order = np.argsort(cluster, kind="stable")
     buckets = clusters.buckets[cluster[order]]
-    sink, found = io.BytesIO(), []
+    sink, groups = io.BytesIO(), []
     with pq.ParquetWriter(sink, data.schema, compression="none", use_dictionary=False) as writer:
         for bucket, first, rows in zip(*np.unique(buckets, return_index=True, return_counts=True), strict=True):
             writer.write_table(data.take(pa.array(order[first : first + rows])), row_group_size=int(rows))
-            found.append((int(bucket), int(rows)))
+            groups.append((int(bucket), int(rows)))
     folder.write(name, sink.getvalue())
-    return found
+    return groups
 
 
 def _sorted_row_group(source: VectorColumn, row_group: RowGroup, clusters: Clusters) -> pa.Table:
@@ -118,19 +118,21 @@ def _sorted_row_group(source: VectorColumn, row_group: RowGroup, clusters: Clust
     at = np.minimum(np.searchsorted(clusters.keys, keys), len(clusters.keys) - 1)
     lost = np.flatnonzero(clusters.keys[at] != keys)
     if len(lost):
-        some = ", ".join(map(repr, names.take(pa.array(lost[:5])).to_pylist()))
+        named = ", ".join(map(repr, names.take(pa.array(lost[:5])).to_pylist()))
         raise SchemaError(
-            f"{source.name}: rows that are not in {clusters.name}, {source.ids[-1]}: {some}; cluster this very table"
+            f"{source.name}: rows that are not in {clusters.name}, {source.ids[-1]}: {named}; cluster this very table"
         )
     vectors = tables.vector_array(l2_normalize(x), tables.vector_type(source.n_features))
-    beside = [pa.array(clusters.cluster[at]), pa.array(clusters.distance[at]), vectors]
-    return pa.table([*ids.columns, *beside], [*ids.column_names, CLUSTER, DISTANCE, VECTOR])
+    columns = [pa.array(clusters.cluster[at]), pa.array(clusters.distance[at]), vectors]
+    return pa.table([*ids.columns, *columns], [*ids.column_names, CLUSTER, DISTANCE, VECTOR])
 
 
-def buckets_of(names: Sequence[str], found: Sequence[Sequence[tuple[int, int]]], clusters: Clusters) -> list[Bucket]:
+def buckets_of(
+    names: Sequence[str], groups_of: Sequence[Sequence[tuple[int, int]]], clusters: Clusters
+) -> list[Bucket]:
     """The buckets that have rows, in order, of what `write_sorted` returned for each file."""
     parts: dict[int, list[tuple[str, int, int]]] = {}
-    for name, groups in zip(names, found, strict=True):
+    for name, groups in zip(names, groups_of, strict=True):
         for group, (bucket, rows) in enumerate(groups):
             parts.setdefault(bucket, []).append((name, group, rows))
     of_one = np.bincount(clusters.buckets) == 1

@@ -80,7 +80,7 @@ def test_the_table(pictures: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing.jpg", "--classes", "a, b"], "nothing.jpg: no such picture"),
+        (["nothing.jpg", "--classes", "a, b"], "nothing.jpg: no such image"),
         (["{p}", "--classes", "a, a"], "--classes: class 'a' stands twice"),
         (["{p}", "--classes", "a, "], "--classes: class 1 has an empty name"),
         (["{p}", "--classes", "a", "--template", "x"], "--template: the template 'x' has no"),

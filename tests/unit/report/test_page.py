@@ -26,7 +26,7 @@ from clipray.cli import app
 from clipray.errors import ClipRayError, JobError, SchemaError
 from clipray.inputs.vector_column import open_vectors
 from clipray.job import Column, Job, Report
-from clipray.report.ranking import listed, ranked
+from clipray.report.retrieval import listed, ranked
 from clipray.report.run_tables import open_table
 from clipray.report.thumbnails import ImageSource, Thumbnails
 from clipray.runner.report import write_report
@@ -276,7 +276,7 @@ def test_the_page_needs_nothing_beside_itself(hostile: tuple[Path, str]) -> None
 
 def test_pictures_that_cannot_be_had_are_placeholders(hostile: tuple[Path, str]) -> None:
     text = Reader(hostile[1]).text
-    for reason in ("cannot be read", "undecodable", "scheme not allowed", "no picture is known"):
+    for reason in ("cannot be read", "undecodable", "scheme not allowed", "no image is known"):
         assert reason in text
 
 
@@ -484,7 +484,7 @@ def test_errors_are_ours(small: Path) -> None:
 def test_a_column_of_labels_that_is_named_must_be_there(small: Path) -> None:
     job = Job(name="x", output=str(small), steps=[{"report": {"of": ["images"], "label": "images.label"}}])
     with pytest.raises(
-        SchemaError, match=r"no table of pictures has a column 'images.label' of labels; columns: clip, height, "
+        SchemaError, match=r"no table of images has a column 'images.label' of labels; columns: clip, height, "
     ):
         clipray.run(job)
 
