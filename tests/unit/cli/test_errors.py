@@ -132,7 +132,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["search", "out"], "expected one query: words, --image PATH or --like ID"),
     (["label", "photos", "--classes", "nothing.yaml"], "nothing.yaml: no such class file"),
     (["label", "photos", "--classes", "broken.yaml"], "broken.yaml:2: not valid YAML"),
-    (["label", "nothing", "--classes", "a dog, a cat"], "nothing: no such picture"),
+    (["label", "nothing", "--classes", "a dog, a cat"], "nothing: no such image"),
     (["label", "photos", "--classes", "a dog, a dog"], "--classes: class 'a dog' stands twice"),
     (["label", "photos", "--classes", "a, b", "--template", "c"], "--template: the template 'c' has no `{}`"),
     (["embed", "", "out"], "expected a path or a URL, found ''"),
