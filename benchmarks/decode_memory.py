@@ -125,14 +125,12 @@ def measured(data: bytes, max_pixels: int, threads: int) -> dict[str, Any]:
     from clipray.job import Model
     from clipray.models.resolve import resolve
     from clipray.pipelines.decode import DecodedImage
-    from clipray.pipelines.decode_ahead import PictureLoader
+    from clipray.pipelines.image_loader import ImageLoader
     from clipray.pipelines.limits import Limits
-    from clipray.pipelines.spec import EncodeSettings
+    from clipray.pipelines.spec import ImageSpec
 
-    settings = EncodeSettings(
-        resolve(Model(name="demo")), Limits(max_pixels=max_pixels), {}, pa.schema([]), threads=threads
-    )
-    loader = PictureLoader(settings)
+    model, limits = resolve(Model(name="demo")), Limits(max_pixels=max_pixels)
+    loader = ImageLoader(ImageSpec(model=model, limits=limits, schema=pa.schema([]), threads=threads))
     list(loader.load(pa.table({"bytes": [png(300, 300, 8, 6, 4)] * 8}), 8))
     resource.setrlimit(resource.RLIMIT_DATA, (status_bytes("VmData") + MAY_TAKE_BYTES,) * 2)
     block = pa.table({"bytes": [data] * (2 * threads)})

@@ -61,10 +61,10 @@ def encode_core_s(seconds: float = 10) -> tuple[float, dict]:
     from clipray.models.resolve import resolve
     from clipray.pipelines.block_encoder import start_encoder
     from clipray.pipelines.limits import Limits
-    from clipray.pipelines.spec import EncodeSettings
+    from clipray.pipelines.spec import ImageSpec
 
-    settings = EncodeSettings(resolve(Model(**MODEL)), Limits(), {}, pa.schema([]), threads=CORES)
-    networks, encoder = start_encoder(ImageEncoder, settings)
+    spec = ImageSpec(model=resolve(Model(**MODEL)), limits=Limits(), schema=pa.schema([]), threads=CORES)
+    networks, encoder = start_encoder(ImageEncoder, spec)
     batch = np.repeat(sample_picture(*encoder.image_size)[None], encoder.batch_size, axis=0)
 
     def work(until: float) -> tuple[int, float]:

@@ -172,7 +172,7 @@ def _write_regions(
         written.write(target.table, name, "regions", pa.table(rows.columns, schema=target.schema), provenance)
     else:
         target.table.remove(name)
-    boxes = unfolded(pictures, "refused_boxes")
+    boxes = unfolded(pictures, "rejected_boxes")
     if boxes.num_rows:
         boxes = boxes.append_column("stage", pa.array(["pool"] * len(boxes), pa.string()))
         refused = boxes.select(refused_schema.names).cast(refused_schema)

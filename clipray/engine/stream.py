@@ -29,7 +29,7 @@ from clipray.engine.reader import Reader, ReadPlan
 from clipray.engine.sink import Sink, Target, Written
 from clipray.engine.workers import Decode, Encode
 from clipray.errors import RunError
-from clipray.pipelines.spec import EncodeSettings, TextSettings
+from clipray.pipelines.spec import EncoderSpec, ImageSpec
 
 BLOCK_BYTES = 64 * 2**20
 STOP_S = 15.0  # for the last rows of a run that is stopped
@@ -39,7 +39,7 @@ LOST_BLOCKS, LOST_SHARE = 64, 0.1  # more lost blocks than both in one pass, and
 def run_pass(
     this: ReadPlan,
     plan: Plan,
-    settings: EncodeSettings | TextSettings,
+    spec: EncoderSpec,
     target: Target,
     progress: Progress,
     watch: Callable[[Written, dict[str, Any]], None],
@@ -64,7 +64,7 @@ def run_pass(
     sink = Sink(target, written, provenance, local=plan.nodes == 1, nodes=plan.nodes)
     spared = without_data_actors() if plan.local else contextlib.nullcontext()
     try:
-        data = _dataset(this, plan, settings, progress.reporter)
+        data = _dataset(this, plan, spec, progress.reporter)
         with spared, contextlib.closing(_timed(data, observe)) as blocks:
             for block in blocks:
                 sink.add(block.ref, block.rows, block.size_bytes)
@@ -82,7 +82,7 @@ def run_pass(
     return written
 
 
-def _dataset(this: ReadPlan, plan: Plan, settings: EncodeSettings | TextSettings, report: Reporter) -> Any:
+def _dataset(this: ReadPlan, plan: Plan, spec: EncoderSpec, report: Reporter) -> Any:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False  # clipray's are shown
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # which Ray Data sets anew when it is imported
@@ -99,9 +99,9 @@ def _dataset(this: ReadPlan, plan: Plan, settings: EncodeSettings | TextSettings
     data: Any = ray.data.from_items(items, override_num_blocks=min(len(items), 4096))
     data = data.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS)
     data = data.repartition(target_num_rows_per_block=rows)
-    if plan.decode_in == "tasks" and isinstance(settings, EncodeSettings):
+    if plan.decode_in == "tasks" and isinstance(spec, ImageSpec):
         data = data.map_batches(
-            Decode(settings, report),
+            Decode(spec, report),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=DECODE_CPUS,
@@ -117,7 +117,7 @@ def _dataset(this: ReadPlan, plan: Plan, settings: EncodeSettings | TextSettings
     )
     return data.map_batches(
         Encode,
-        fn_constructor_kwargs={"settings": settings, "report": report},
+        fn_constructor_kwargs={"spec": spec, "report": report},
         batch_size=rows if plan.gpus_per_actor else None,  # whole blocks; with GPUs Ray Data asks for a number
         batch_format="pyarrow",
         compute=pool,

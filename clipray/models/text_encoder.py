@@ -109,6 +109,9 @@ class Tokens:
     ids: torch.Tensor
     cut: np.ndarray
 
+    def __getitem__(self, rows: slice) -> Tokens:
+        return Tokens(self.ids[rows], self.cut[rows])
+
 
 class TextEncoder(Batched):
     """The text tower of an open_clip model that has proved its precision.

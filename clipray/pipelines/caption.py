@@ -1,61 +1,73 @@
-"""Blocks of pictures' vectors and captions to blocks of scores."""
+"""Captions and image vectors to scores."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from clipray.analysis.caption_scores import clip_score, ref_clip_score, reference_score
 from clipray.analysis.normalize import l2_normalize
-from clipray.pipelines.spec import PairSettings
-from clipray.pipelines.text import TextWork, refusal
+from clipray.models.text_encoder import Tokens
+from clipray.pipelines.block_encoder import Row
+from clipray.pipelines.spec import CaptionSpec
+from clipray.pipelines.text import TokenBlockEncoder, rejection
 from clipray.tables.reasons import Rejected
 
+VectorAndTokens = tuple[np.ndarray, Tokens]
 
-class ScorePairs(TextWork[PairSettings]):
-    """Rows with `image_id`, `caption`, perhaps `references`, and the picture's vector -> rows of `caption_scores`."""
 
-    def _made(self, block: pa.Table) -> tuple[dict[str, pa.Array], list[Rejected | None]]:
-        pictures = block[self.settings.pictures].combine_chunks()
-        captions, images, x = block["caption"].to_pylist(), block["image_id"].to_pylist(), _matrix(pictures)
-        refused = [
-            self._no_picture(image, vector if there else None) or refusal(caption, "caption")
-            for image, caption, there, vector in zip(images, captions, pictures.is_valid().to_pylist(), x, strict=True)
+class CaptionBlockEncoder(TokenBlockEncoder[CaptionSpec, VectorAndTokens]):
+    """Rows with `image_id`, `caption`, perhaps `references`, and the image's vector -> rows of `caption_scores`."""
+
+    def load(self, block: pa.Table) -> Iterator[VectorAndTokens | Rejected]:
+        """The image's vector and the tokens of the caption and its references; null and empty references are skipped."""
+        images = block[self.spec.image_vectors].combine_chunks()
+        captions, ids, x = block["caption"].to_pylist(), block["image_id"].to_pylist(), _matrix(images)
+        has_references = "references" in block.column_names
+        references = block["references"].to_pylist() if has_references else [None] * len(block)
+        texts = [
+            self._no_image(image_id, vector if valid else None)
+            or rejection(caption, "caption")
+            or [caption, *(text for text in others or () if rejection(text, "reference") is None)]
+            for image_id, valid, vector, caption, others in zip(
+                ids, images.is_valid().to_pylist(), x, captions, references, strict=True
+            )
         ]
-        good = [n for n, no in enumerate(refused) if no is None]
-        references, counts = self._references(block, good)
-        texts = [*(captions[n] for n in good), *references]
-        found = self._encode([self.settings.prefix + text for text in texts], range(len(texts)))
-        own, others = found.vectors[: len(good)], found.vectors[len(good) :]
-        score = clip_score(own, l2_normalize(x[good]))
-        both = ref_clip_score(score, reference_score(own, others, counts))
-        for place, no in found.failed.items():
-            owner = place if place < len(good) else int(np.repeat(np.arange(len(good)), counts)[place - len(good)])
-            refused[good[owner]] = no
-        return {
-            "clipscore": _spread(score, good, len(block)),
-            "ref_clipscore": _spread(both, good, len(block)),
-            "truncated": _spread(found.cut[: len(good)], good, len(block)),
-        }, refused
+        prefixed = [row if isinstance(row, Rejected) else [self.spec.prefix + text for text in row] for row in texts]
+        for vector, tokens in zip(x, self.tokenize(prefixed), strict=True):
+            yield tokens if isinstance(tokens, Rejected) else (vector, tokens)
 
-    def _no_picture(self, image: str | None, vector: np.ndarray | None) -> Rejected | None:
-        if image is None:
+    def encode(self, items: Sequence[VectorAndTokens]) -> list[Row | Rejected]:
+        vectors = self.vectors([tokens for _, tokens in items])  # (1 + r, d) each: the caption, its references
+        captions, counts = np.stack([x[0] for x in vectors]), np.array([len(x) - 1 for x in vectors])
+        score = clip_score(captions, l2_normalize(np.stack([image for image, _ in items])))
+        with_references = ref_clip_score(
+            score, reference_score(captions, np.concatenate([x[1:] for x in vectors]), counts)
+        )
+        return [
+            Row(
+                {
+                    "clipscore": score[n],
+                    "ref_clipscore": with_references[n] if counts[n] else None,
+                    "truncated": bool(tokens.cut[0]),
+                }
+            )
+            if np.isfinite(vectors[n]).all()
+            else Rejected("encode", "encode_failed", "the vector is not finite")
+            for n, (_, tokens) in enumerate(items)
+        ]
+
+    def _no_image(self, image_id: str | None, vector: np.ndarray | None) -> Rejected | None:
+        if image_id is None:
             return Rejected("manifest", "no_source", "no `image_id`")
         if vector is None:
-            return Rejected("manifest", "no_such_image", f"{self.settings.source} has no picture {image!r}")
+            return Rejected("manifest", "no_such_image", f"{self.spec.source} has no image {image_id!r}")
         if not np.isfinite(vector).all():
-            return Rejected(
-                "encode", "encode_failed", f"the vector of {image!r} in {self.settings.source} is not finite"
-            )
+            message = f"the vector of {image_id!r} in {self.spec.source} is not finite"
+            return Rejected("encode", "encode_failed", message)
         return None
-
-    def _references(self, block: pa.Table, rows: list[int]) -> tuple[list[str], np.ndarray]:
-        """The references of `rows`, one after the other, and how many each has; null and empty ones are passed over."""
-        if "references" not in block.column_names:
-            return [], np.zeros(len(rows), np.int64)
-        column = block["references"].to_pylist()
-        found = [[text for text in column[n] or () if refusal(text, "reference") is None] for n in rows]
-        return [text for texts in found for text in texts], np.array([len(texts) for texts in found], np.int64)
 
 
 def _matrix(vectors: pa.FixedSizeListArray) -> np.ndarray:
@@ -63,10 +75,3 @@ def _matrix(vectors: pa.FixedSizeListArray) -> np.ndarray:
     width = vectors.type.list_size
     values = vectors.values.slice(vectors.offset * width, len(vectors) * width)
     return values.to_numpy(zero_copy_only=False).reshape(-1, width)
-
-
-def _spread(values: np.ndarray, places: list[int], rows: int) -> pa.Array:
-    """`values` at their places among `rows`; null elsewhere, and where not a number."""
-    whole, mask = np.zeros(rows, values.dtype), np.ones(rows, bool)
-    whole[places], mask[places] = values, np.isnan(values) if values.dtype.kind == "f" else False
-    return pa.array(whole, mask=mask)

@@ -1,45 +1,144 @@
-"""What an encoder is told: made by the driver, read by workers. Imports no torch, so that the driver need not."""
+"""What a worker is told: built by the driver, read by workers. Imports no torch, so that the driver needs none."""
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from clipray.analysis.prompts import PromptStyle
 from clipray.job import EmbedRegions, Feature, Lettering, RenderDepth
 from clipray.models.resolve import ResolvedModel
 from clipray.pipelines.limits import Limits
+from clipray.pipelines.messages import Report
+
+BlockFunction = Callable[[pa.Table], pa.Table]
 
 
-@dataclass(frozen=True)
-class EncodeSettings:
-    """What a worker needs to know; small, so that it travels with every actor."""
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """What every worker that encodes needs to know; small, because it travels with every actor.
+
+    Attributes:
+        block_encoder: `module:class`; a name, because its module imports torch, and this one.
+    """
+
+    block_encoder: ClassVar[str]
 
     model: ResolvedModel
-    limits: Limits
-    features: dict[str, Feature]  # by column
     schema: pa.Schema  # of the table to write
-    region_schema: pa.Schema | None = None  # of the regions table, where a feature has one
-    keep_aspect: tuple[int, int] | None = None  # (long side, multiple of both sides) in px; None: the model's own crop
+    region_schema: pa.Schema | None = None  # of the regions table, where there is one
     precision: str = "auto"
     batch_size: int | Literal["auto"] = "auto"
     normalize: bool = True
-    fast_decode: bool = False
-    rounded_draft: bool = False  # JPEGs decoded smaller are scaled by their rounded sides, as in tables of before
     device: str = "cpu"
     threads: int = 1
 
     @property
     def at_once(self) -> int:
-        """Batches in the network together: on a CPU each core has its own.
+        """Batches in the network at the same time."""
+        return 1
 
-        Cores that share one wait for each other in every layer, the more so while pictures are decoded beside them.
-        Positions of pictures of other sizes are put into the network itself, for one batch at a time.
+    def build(self, report: Report) -> BlockFunction:
+        """Load the network; for a worker."""
+        block_encoder: Callable[[EncoderSpec, Report], BlockFunction] = pkgutil.resolve_name(self.block_encoder)
+        return block_encoder(self, report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec(EncoderSpec):
+    """Images to vectors."""
+
+    block_encoder = "clipray.pipelines.image:ImageBlockEncoder"
+
+    limits: Limits
+    features: dict[str, Feature] = field(default_factory=dict)  # by column; none: the CLIP vector
+    keep_aspect: tuple[int, int] | None = None  # (long side, multiple of both sides) in px; None: the model's own crop
+    fast_decode: bool = False
+    rounded_draft: bool = False  # scale a JPEG that is decoded smaller by its rounded sides, as older tables do
+
+    @property
+    def at_once(self) -> int:
+        """Batches in the network at the same time: on a CPU, one for each core.
+
+        Cores that share a batch wait for each other in every layer, and more so while images are decoded beside them.
+        Images of other sizes change the network's positional embedding, so only one batch of them runs at a time.
         """
         return self.threads if self.device == "cpu" and self.keep_aspect is None else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionSpec(ImageSpec):
+    """Boxes of images to vectors. how: the prompt and its settings."""
+
+    block_encoder = "clipray.pipelines.region:RegionBlockEncoder"
+
+    how: EmbedRegions
+
+
+class ClassVectors(Protocol):
+    """The text tower's (k, d) float32 for k classes, and the factor of cosines before the softmax."""
+
+    @property
+    def vectors(self) -> np.ndarray: ...
+
+    @property
+    def logit_scale(self) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackSpec(ImageSpec):
+    """Labelled images to labels before and after a typographic attack.
+
+    Attributes:
+        labels: names of the classes. classes: reads their vectors, in the worker.
+        own: whether the word is the image's own label.
+        seed: of the words and of their places.
+    """
+
+    block_encoder = "clipray.pipelines.attack:AttackBlockEncoder"
+
+    labels: tuple[str, ...]
+    classes: Callable[[], ClassVectors]
+    lettering: Lettering
+    own: bool
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloudSpec(ImageSpec):
+    """Point clouds to vectors. how: the prompt, and how maps are drawn."""
+
+    block_encoder = "clipray.pipelines.point_cloud:CloudBlockEncoder"
+
+    how: RenderDepth
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpec(EncoderSpec):
+    """Texts to vectors."""
+
+    block_encoder = "clipray.pipelines.text:TextBlockEncoder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSpec(EncoderSpec):
+    """Captions and image vectors to scores.
+
+    Attributes:
+        prefix: what stands before every caption.
+        image_vectors: the block's column with the image vectors. source: the table that they come from.
+    """
+
+    block_encoder = "clipray.pipelines.caption:CaptionBlockEncoder"
+
+    prefix: str
+    image_vectors: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -54,62 +153,3 @@ class ClassTexts:
     precision: str
     threads: int
     ranges: tuple[tuple[PromptStyle, int, int], ...]
-
-
-@dataclass(frozen=True)
-class TextSettings:
-    """What a worker that encodes texts needs to know. at_once: batches in the network together."""
-
-    at_once: ClassVar[int] = 1
-
-    model: ResolvedModel
-    schema: pa.Schema  # of the table to write
-    precision: str = "auto"
-    batch_size: int | Literal["auto"] = "auto"
-    normalize: bool = True
-    device: str = "cpu"
-    threads: int = 1
-
-
-@dataclass(frozen=True)
-class PairSettings(TextSettings):
-    """What a worker that scores captions needs to know.
-
-    Attributes:
-        prefix: what stands before every caption. pictures: the column with the pictures' vectors, and where they are from.
-    """
-
-    prefix: str = ""
-    pictures: str = ""
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class AttackSettings(EncodeSettings):
-    """What a worker that attacks pictures needs to know.
-
-    Attributes:
-        labels: names of the classes. classes: reads their vectors, in the worker.
-        own: whether the word is the picture's own label.
-        seed: of the words and of their places.
-    """
-
-    labels: tuple[str, ...] = ()
-    classes: Callable[[], Any] = field(default=dict)
-    lettering: Lettering = field(default_factory=Lettering)
-    own: bool = False
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class RegionSettings(EncodeSettings):
-    """What a worker that encodes boxes of pictures needs to know. how: the prompt and its settings."""
-
-    how: EmbedRegions = field(default_factory=lambda: EmbedRegions(name="regions", manifest=""))
-
-
-@dataclass(frozen=True)
-class CloudSettings(EncodeSettings):
-    """What a worker that renders point clouds needs to know. how: the prompt, and how maps are drawn."""
-
-    how: RenderDepth = field(default_factory=lambda: RenderDepth(name="clouds", manifest=""))

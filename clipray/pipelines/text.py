@@ -1,112 +1,69 @@
-"""Blocks of manifest rows to blocks of text vectors: tokenised where they arrive, the network on one thread of its own."""
+"""Texts to vectors. Tokenised in the calling thread, encoded in one of its own."""
 
 from __future__ import annotations
 
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from clipray.models.text_encoder import TextEncoder
-from clipray.pipelines.block_encoder import start_encoder
-from clipray.pipelines.decode_ahead import refusal_columns
-from clipray.pipelines.messages import Report, fatal, worker_facts
-from clipray.pipelines.spec import TextSettings
-from clipray.tables import fits, vector_array
+from clipray.models.text_encoder import TextEncoder, Tokens
+from clipray.pipelines.block_encoder import BlockEncoder, Row, encode_or_reject
+from clipray.pipelines.messages import Report
+from clipray.pipelines.spec import EncoderSpec, TextSpec
 from clipray.tables.reasons import Rejected
 
-AnyTexts = TypeVar("AnyTexts", bound=TextSettings)
+SpecT = TypeVar("SpecT", bound=EncoderSpec)
+Item = TypeVar("Item")
 
 
-@dataclass
-class EncodedTexts:
-    """Texts encoded: `vectors` (n, d) float32, `cut` (n,) bool, and the reasons of those that failed, by their place."""
+class TokenBlockEncoder(BlockEncoder[SpecT, TextEncoder, Item]):
+    """What texts and captions share: whole blocks are encoded at once, because texts of like length go together."""
 
-    vectors: np.ndarray
-    cut: np.ndarray
-    failed: dict[int, Rejected] = field(default_factory=dict)
+    def __init__(self, spec: SpecT, report: Report) -> None:
+        super().__init__(spec, report, TextEncoder)
 
+    @property
+    def chunk_rows(self) -> int:
+        return sys.maxsize
 
-class TextWork(ABC, Generic[AnyTexts]):
-    """Blocks with texts in, blocks out, in a worker.
+    def tokenize(self, rows: Sequence[Sequence[str] | Rejected]) -> list[Tokens | Rejected]:
+        """The tokens of each row's texts; a row whose texts cannot be tokenised is rejected alone."""
+        return encode_or_reject(self._tokenize, rows)
 
-    Several blocks may be under way at once: while one is being encoded, the next is being tokenised.
-    """
+    def _tokenize(self, rows: Sequence[Sequence[str]]) -> list[Tokens]:
+        tokens = self.encoder.tokenize([text for texts in rows for text in texts])
+        ends = np.cumsum([len(texts) for texts in rows]).tolist()
+        return [tokens[end - len(texts) : end] for texts, end in zip(rows, ends, strict=True)]
 
-    def __init__(self, settings: AnyTexts, report: Report) -> None:
-        with fatal(report):
-            self.settings, self.report = settings, report
-            self._network, self._encoder = start_encoder(TextEncoder, settings)
-            report(worker_facts(self._encoder.facts, settings.threads))
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """The table's columns for every row of a block, with `stage`, `reason`, `message` where one failed."""
-        with fatal(self.report):
-            start = time.perf_counter()
-            made, refused = self._made(block)
-            self.report({"stage": "encode", "rows": len(block), "seconds": time.perf_counter() - start})
-            columns = {f.name: made[f.name] if f.name in made else _cast(block, f) for f in self.settings.schema}
-            return pa.table({**columns, **refusal_columns(refused)})
-
-    @abstractmethod
-    def _made(self, block: pa.Table) -> tuple[dict[str, pa.Array], list[Rejected | None]]:
-        """The columns that are made, and who is refused."""
-
-    def _encode(self, texts: Sequence[str], places: Sequence[int]) -> EncodedTexts:
-        """Encode the texts at `places`, the others' rows staying zero; one that fails is refused alone."""
-        width = self.settings.model.embed_dim
-        result = EncodedTexts(np.zeros((len(texts), width), np.float32), np.zeros(len(texts), bool))
-        self._fill(texts, places, result)
-        return result
-
-    def _fill(self, texts: Sequence[str], places: Sequence[int], result: EncodedTexts) -> None:
-        if not places:
-            return
-        try:
-            tokens = self._encoder.tokenize([texts[n] for n in places])
-            result.vectors[places] = self._network.submit(self._encoder.encode_tokens, tokens).result()
-            result.cut[places] = tokens.cut
-        except (RuntimeError, ValueError) as error:
-            if isinstance(error, torch.OutOfMemoryError):  # at a batch of one: no row's fault
-                raise
-            if len(places) == 1:
-                result.failed[places[0]] = Rejected("encode", "encode_failed", f"{type(error).__name__}: {error}")
-                return
-            for place in places:
-                self._fill(texts, [place], result)
-        for n in places:
-            if not np.isfinite(result.vectors[n]).all():
-                result.failed[n] = Rejected("encode", "encode_failed", "the vector is not finite")
+    def vectors(self, rows: Sequence[Tokens]) -> list[np.ndarray]:
+        """For each row's k texts (k, d) float32."""
+        ids, cut = torch.cat([tokens.ids for tokens in rows]), np.concatenate([tokens.cut for tokens in rows])
+        starts = np.cumsum([len(tokens.cut) for tokens in rows])[:-1]
+        return np.split(self.encoder.encode_tokens(Tokens(ids, cut)), starts)
 
 
-class EncodeTexts(TextWork[TextSettings]):
+class TextBlockEncoder(TokenBlockEncoder[TextSpec, Tokens]):
     """Manifest rows -> rows of `texts`."""
 
-    def _made(self, block: pa.Table) -> tuple[dict[str, pa.Array], list[Rejected | None]]:
+    def load(self, block: pa.Table) -> Iterator[Tokens | Rejected]:
         texts = block["text"].to_pylist()
-        refused = [refusal(text, "text") for text in texts]
-        found = self._encode(texts, [n for n, no in enumerate(refused) if no is None])
-        kind = self.settings.schema.field("embedding").type
-        for n in (n for n, x in enumerate(found.vectors) if n not in found.failed and not fits(x, kind)):
-            found.failed[n] = Rejected("encode", "encode_failed", "the vector is too large for its column")
-            found.vectors[n] = 0
-        made = {"embedding": vector_array(found.vectors, kind), "truncated": pa.array(found.cut)}
-        return made, [found.failed.get(n, no) for n, no in enumerate(refused)]
+        return iter(self.tokenize([rejection(text, "text") or [text] for text in texts]))
+
+    def encode(self, items: Sequence[Tokens]) -> list[Row]:
+        vectors = self.vectors(items)
+        return [
+            Row({"embedding": x[0], "truncated": bool(tokens.cut[0])}) for tokens, x in zip(items, vectors, strict=True)
+        ]
 
 
-def refusal(text: str | None, column: str) -> Rejected | None:
+def rejection(text: str | None, column: str) -> Rejected | None:
     """Why a text cannot become a row, if it cannot."""
     if text is None:
         return Rejected("manifest", "no_source", f"no `{column}`")
     if not text.strip():
         return Rejected("manifest", "empty", f"the {column} is empty or nothing but space")
     return None
-
-
-def _cast(block: pa.Table, field: pa.Field) -> pa.ChunkedArray:
-    return block[field.name].cast(field.type)

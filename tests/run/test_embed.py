@@ -113,16 +113,16 @@ def test_decoding_tasks_are_not_fused_into_the_encoder(tiny_model: str, finished
     from clipray.job import EmbedImages, Feature, Model
     from clipray.models.resolve import resolve
     from clipray.pipelines.limits import Limits
-    from clipray.pipelines.spec import EncodeSettings
+    from clipray.pipelines.spec import ImageSpec
 
     manifest = open_manifest(str(finished / "m.parquet"))
     counted = scan(manifest)
     settings = EmbedImages(manifest="m", decode_in="tasks")
-    encode = EncodeSettings(
-        resolve(Model(name=tiny_model)),
-        Limits(),
-        {"clip": Feature()},
-        tables.arrow_schema("images", {"clip": 32}),
+    encode = ImageSpec(
+        model=resolve(Model(name=tiny_model)),
+        limits=Limits(),
+        features={"clip": Feature()},
+        schema=tables.arrow_schema("images", {"clip": 32}),
         batch_size=16,
     )
     work = ReadPlan(manifest.row_groups, manifest.columns(), counted.keys[:40], counted.salt, {}, 8)

@@ -24,7 +24,7 @@ from clipray.inputs.content_versions import CONTENT_HASH, rows_at_once
 from clipray.inputs.manifest import read_rows
 from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS, RowIndex, contains, hash_strings, row_groups_with
 from clipray.job.row_spec import PICTURES
-from clipray.pipelines.spec import EncodeSettings
+from clipray.pipelines.spec import ImageSpec
 from clipray.steps.base.encode_step import EncodeStep, told_by_shards
 from clipray.steps.base.monitor import StreamTicker
 from clipray.steps.base.step import RunContext
@@ -199,7 +199,7 @@ class EncodeRun:
     ) -> Written:  # fmt: skip
         step, settings = self.step, self.step.settings
         encoder = step.encoder(precision, self.plan.device, self.plan.threads)
-        if isinstance(encoder, EncodeSettings):
+        if isinstance(encoder, ImageSpec):
             encoder = replace(encoder, limits=replace(encoder.limits, patience=self._patience))
         target = Target(
             step.table, step.rejects, step.schema, step.rejects_schema, prefix, settings.rows_per_file, settings.flush_s,

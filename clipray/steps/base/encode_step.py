@@ -23,7 +23,7 @@ from clipray.inputs.row_index import RowIndex, scan
 from clipray.inputs.vector_lookup import Lookup
 from clipray.job import Encoding
 from clipray.models.resolve import ResolvedModel, provenance
-from clipray.pipelines.spec import EncodeSettings, TextSettings
+from clipray.pipelines.spec import EncoderSpec
 from clipray.steps.base.comparison import Comparison
 from clipray.steps.base.step import RunContext, State, Step, StepContext
 from clipray.storage.folder import Folder
@@ -64,7 +64,7 @@ class EncodeStep(Step[AnyEncoding]):
         """Width of each vector column. Raises ModelError: the network has no such layer."""
 
     @abstractmethod
-    def encoder(self, precision: str, device: str, threads: int) -> EncodeSettings | TextSettings:
+    def encoder(self, precision: str, device: str, threads: int) -> EncoderSpec:
         """What each encoder must know of the step."""
 
     def before_encoding(self, run: RunContext) -> None:

@@ -26,7 +26,7 @@ from clipray.job import Attack, Feature, Style
 from clipray.job.load import fingerprint
 from clipray.job.row_spec import ATTACKS
 from clipray.pipelines.limits import Limits
-from clipray.pipelines.spec import AttackSettings
+from clipray.pipelines.spec import AttackSpec
 from clipray.steps.base.encode_step import EncodeStep
 from clipray.steps.base.monitor import Ticker
 from clipray.steps.base.step import RunContext, StepContext
@@ -72,9 +72,9 @@ class AttackStep(EncodeStep[Attack]):
             "seed": settings.seed,
         }
 
-    def encoder(self, precision: str, device: str, threads: int) -> AttackSettings:
+    def encoder(self, precision: str, device: str, threads: int) -> AttackSpec:
         settings = self.settings
-        return AttackSettings(
+        return AttackSpec(
             model=self.model,
             limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_timeout_s, settings.schemes),
             features={"clip": Feature()},

@@ -15,7 +15,7 @@ from clipray.inputs.manifest import Manifest, check_boxes, open_manifest
 from clipray.job import EmbedImages, Feature
 from clipray.models.resolve import ResolvedModel
 from clipray.pipelines.limits import Limits
-from clipray.pipelines.spec import EncodeSettings
+from clipray.pipelines.spec import ImageSpec
 from clipray.steps.base.encode_step import EncodeStep
 from clipray.steps.base.step import StepContext
 
@@ -77,9 +77,9 @@ class EmbedStep(EncodeStep[EmbedImages]):
             return None
         return ORIGINAL if self.before is None else self.before.get("draft_scaling")
 
-    def encoder(self, precision: str, device: str, threads: int) -> EncodeSettings:
+    def encoder(self, precision: str, device: str, threads: int) -> ImageSpec:
         settings = self.settings
-        return EncodeSettings(
+        return ImageSpec(
             model=self.model,
             limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_timeout_s, settings.schemes),
             features=settings.features,

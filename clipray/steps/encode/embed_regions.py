@@ -19,7 +19,7 @@ from clipray.job import OF_BOXES, VECTOR, EmbedRegions
 from clipray.job.row_spec import REGION_PICTURES
 from clipray.models.resolve import ResolvedModel
 from clipray.pipelines.limits import Limits
-from clipray.pipelines.spec import RegionSettings
+from clipray.pipelines.spec import RegionSpec
 from clipray.steps.base.encode_step import EncodeStep
 from clipray.steps.base.step import StepContext
 
@@ -58,9 +58,9 @@ class EmbedRegionsStep(EncodeStep[EmbedRegions]):
             "normalize": self.settings.normalize,
         }
 
-    def encoder(self, precision: str, device: str, threads: int) -> RegionSettings:
+    def encoder(self, precision: str, device: str, threads: int) -> RegionSpec:
         settings = self.settings
-        return RegionSettings(
+        return RegionSpec(
             model=self.model,
             limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_timeout_s, settings.schemes),
             features={},

@@ -13,7 +13,7 @@ from clipray.inputs.manifest import Manifest, open_manifest
 from clipray.inputs.parquet_files import is_text
 from clipray.job import EmbedTexts
 from clipray.job.row_spec import TEXTS
-from clipray.pipelines.spec import TextSettings
+from clipray.pipelines.spec import TextSpec
 from clipray.steps.base.encode_step import EncodeStep
 from clipray.steps.base.step import StepContext
 
@@ -38,9 +38,9 @@ class EmbedTextsStep(EncodeStep[EmbedTexts]):
     def row_provenance(self) -> dict[str, Any]:
         return {"features": {VECTOR: "output"}, "normalize": self.settings.normalize}
 
-    def encoder(self, precision: str, device: str, threads: int) -> TextSettings:
+    def encoder(self, precision: str, device: str, threads: int) -> TextSpec:
         settings = self.settings
-        return TextSettings(
+        return TextSpec(
             model=self.model,
             schema=self.schema,
             precision=precision,

@@ -17,7 +17,7 @@ from clipray.job import VECTOR, RenderDepth
 from clipray.job.row_spec import CLOUDS
 from clipray.models.resolve import ResolvedModel
 from clipray.pipelines.limits import Limits
-from clipray.pipelines.spec import CloudSettings
+from clipray.pipelines.spec import CloudSpec
 from clipray.steps.base.encode_step import EncodeStep
 from clipray.steps.base.step import StepContext
 
@@ -45,9 +45,9 @@ class RenderDepthStep(EncodeStep[RenderDepth]):
         of_views = {key: how[key] for key in ("prompt", "weights", "foveal") if key in how}
         return {"features": {VECTOR: {"layer": "output", **of_views}}, "normalize": "l2"}
 
-    def encoder(self, precision: str, device: str, threads: int) -> CloudSettings:
+    def encoder(self, precision: str, device: str, threads: int) -> CloudSpec:
         settings = self.settings
-        return CloudSettings(
+        return CloudSpec(
             model=self.model,
             limits=Limits(settings.max_bytes, 0, settings.fetch_timeout_s, settings.schemes),
             features={},

@@ -17,7 +17,7 @@ from clipray.inputs.vector_column import VectorColumn, open_vectors, refuse_anot
 from clipray.inputs.vector_lookup import Lookup, open_lookup
 from clipray.job import ScoreCaptions
 from clipray.job.row_spec import PAIRS
-from clipray.pipelines.spec import PairSettings
+from clipray.pipelines.spec import CaptionSpec
 from clipray.steps.base.encode_step import EncodeStep
 from clipray.steps.base.step import StepContext
 from clipray.tables.metrics import Metric, write_metrics
@@ -59,10 +59,10 @@ class ScoreStep(EncodeStep[ScoreCaptions]):
             "prefix": self.settings.prefix,
         }
 
-    def encoder(self, precision: str, device: str, threads: int) -> PairSettings:
+    def encoder(self, precision: str, device: str, threads: int) -> CaptionSpec:
         from clipray.engine.reader import GATHERED
 
-        return PairSettings(
+        return CaptionSpec(
             model=self.model,
             schema=self.schema,
             precision=precision,
@@ -70,7 +70,7 @@ class ScoreStep(EncodeStep[ScoreCaptions]):
             device=device,
             threads=threads,
             prefix=self.settings.prefix,
-            pictures=GATHERED,
+            image_vectors=GATHERED,
             source=self.source.name,
         )
 

@@ -18,10 +18,10 @@ from clipray.models.preprocess import Preprocess, scaling_bytes
 from clipray.models.resolve import resolve
 from clipray.pipelines import decode as module
 from clipray.pipelines.decode import DecodedImage, load_picture, prepare_pillow
-from clipray.pipelines.decode_ahead import PictureLoader
 from clipray.pipelines.decode_memory import LEAST_BYTES, DecodeMemory, decode_budget, decode_bytes, several_scans
+from clipray.pipelines.image_loader import ImageLoader
 from clipray.pipelines.limits import Limits
-from clipray.pipelines.spec import EncodeSettings
+from clipray.pipelines.spec import ImageSpec
 from clipray.tables.reasons import Rejected
 
 SIDE = 100
@@ -153,10 +153,9 @@ def test_scaling_by_hand() -> None:
     assert scaling_bytes(600, 298, (224, 298)) == 4 * 224 * 298
 
 
-def loader(max_pixels: int, threads: int) -> PictureLoader:
-    return PictureLoader(
-        EncodeSettings(resolve(Model(name="demo")), Limits(max_pixels=max_pixels), {}, pa.schema([]), threads=threads)
-    )
+def loader(max_pixels: int, threads: int) -> ImageLoader:
+    model, limits = resolve(Model(name="demo")), Limits(max_pixels=max_pixels)
+    return ImageLoader(ImageSpec(model=model, limits=limits, schema=pa.schema([]), threads=threads))
 
 
 def test_what_is_decoded_at_a_time_stays_within_the_budget_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from clipray.models.geometry import Geometry, geometry, keep_aspect_geometry
 from clipray.models.pooling import region_grid
 from clipray.pipelines.region_boxes import (
     Boxes,
-    PictureRegions,
-    picture_regions,
+    ImageRegions,
+    image_regions,
     region_columns,
     sort_boxes,
     unfolded,
@@ -40,13 +40,13 @@ def test_good_boxes_keep_their_place_and_their_coordinates() -> None:
     assert found.clipped.tolist() == [False, False]
     # 0.64 px of the input a px of the picture, and 32 px of it cut away on the left
     np.testing.assert_allclose(found.on_input, [[6.4, 6.4, 25.6, 19.2], [0, 0, 64, 64]], atol=1e-5)
-    assert found.refused == []
+    assert found.rejected == []
 
 
 @pytest.mark.parametrize("given", [None, [], ()])
 def test_no_boxes(given: Any) -> None:
     found = sort_boxes(given, WIDE)
-    assert (len(found.number), found.original.shape, found.on_input.shape, found.refused) == (0, (0, 4), (0, 4), [])
+    assert (len(found.number), found.original.shape, found.on_input.shape, found.rejected) == (0, (0, 4), (0, 4), [])
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_boxes_over_the_edge_are_clipped(
 ) -> None:
     found = sort_boxes([box], WIDE)
     if original is None:
-        assert [reason for _, reason, _ in found.refused] == ["outside_crop"]
+        assert [reason for _, reason, _ in found.rejected] == ["outside_crop"]
         return
     assert (found.number.tolist(), found.original.tolist()) == ([0], [original])
     assert found.clipped.tolist() == [True]
@@ -80,8 +80,8 @@ def test_a_box_in_the_crop_and_one_half_in_it() -> None:
 
 NO_NUMBERS = "expected four finite numbers x1, y1, x2, y2 in px"
 TURNED = "expected x1 < x2 and y1 < y2"
-OUTSIDE = "it lies outside the picture of 100 x 200 px (height x width)"
-CROPPED = "the network's centre crop of the picture shows nothing of it"
+OUTSIDE = "it lies outside the image of 100 x 200 px (height x width)"
+CROPPED = "the network's centre crop of the image shows nothing of it"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ CROPPED = "the network's centre crop of the picture shows nothing of it"
 def test_a_box_with_nothing_in_it_is_refused_with_the_reason(box: Any, reason: str, why: str) -> None:
     found = sort_boxes([[60, 10, 90, 30], box, [60, 10, 90, 30]], WIDE)
     assert found.number.tolist() == [0, 2]
-    assert found.refused == [(1, reason, f"box 1 {box}: {why}")]
+    assert found.rejected == [(1, reason, f"box 1 {box}: {why}")]
     assert np.isfinite(found.original).all()
     assert np.isfinite(found.on_input).all()
 
@@ -117,7 +117,7 @@ def test_a_box_with_nothing_in_it_is_refused_with_the_reason(box: Any, reason: s
 def test_only_bad_boxes() -> None:
     found = sort_boxes([None, [5, 5, 5, 5], [0, 0, 10, 10]], WIDE)
     assert (len(found.number), found.on_input.shape) == (0, (0, 4))
-    assert [(n, reason) for n, reason, _ in found.refused] == [(0, "empty_box"), (1, "empty_box"), (2, "outside_crop")]
+    assert [(n, reason) for n, reason, _ in found.rejected] == [(0, "empty_box"), (1, "empty_box"), (2, "outside_crop")]
 
 
 def test_without_a_crop_every_box_inside_is_seen() -> None:
@@ -130,9 +130,9 @@ def test_without_a_crop_every_box_inside_is_seen() -> None:
 # --- a picture's regions
 
 
-def grid_boxes(picture: Geometry, cells: tuple[int, int], levels: int = 2) -> PictureRegions:
+def grid_boxes(picture: Geometry, cells: tuple[int, int], levels: int = 2) -> ImageRegions:
     grid = region_grid(*cells, levels)
-    return picture_regions(
+    return image_regions(
         picture, cells, (picture.input_height, picture.input_width), grid, np.zeros((len(grid), 3), np.float32), None, None
     )  # fmt: skip
 
@@ -182,7 +182,7 @@ def test_regions_of_nothing_but_padding_are_no_rows() -> None:
     assert (picture.top, picture.left) == (-24, 0)
     grid = region_grid(8, 8, 5)
     vectors = np.arange(len(grid), dtype=np.float32)[:, None]
-    found = picture_regions(picture, (8, 8), (64, 64), grid, vectors, None, None)
+    found = image_regions(picture, (8, 8), (64, 64), grid, vectors, None, None)
     seen = [n for n, (_, top, _, bottom, _) in enumerate(grid.tolist()) if top < 5 and bottom > 3]
     assert 0 < len(seen) < len(grid)
     assert found.names == [f"g{n}" for n in seen]  # a region keeps its name, whatever else is left out
@@ -195,14 +195,14 @@ def test_what_patches_leave_unread_is_in_no_region() -> None:
     """60 px in patches of 14: cells divide 56 px of the input, which are 112 of the picture's 120 px."""
     picture = geometry(120, 120, {"size": [60, 60]})
     grid = region_grid(4, 4, 1)
-    found = picture_regions(picture, (4, 4), (56, 56), grid, np.zeros((1, 2), np.float32), None, None)
+    found = image_regions(picture, (4, 4), (56, 56), grid, np.zeros((1, 2), np.float32), None, None)
     np.testing.assert_allclose(found.boxes, [[0, 0, 112, 112]], atol=1e-4)
 
 
 def test_grid_and_given_boxes_together() -> None:
     boxes = sort_boxes([[60, 10, 90, 30], [5, 5, 5, 5], [100, 50, 300, 100]], WIDE)
     grid = region_grid(4, 4, 1)
-    found = picture_regions(
+    found = image_regions(
         WIDE, (4, 4), (64, 64), grid, np.full((1, 2), 7, np.float32), boxes, np.array([[1, 1], [2, 2]], np.float32)
     )
     assert found.names == ["g0", "b0", "b2"]
@@ -210,23 +210,23 @@ def test_grid_and_given_boxes_together() -> None:
     assert found.clipped.tolist() == [False, False, True]
     assert found.vectors.tolist() == [[7, 7], [1, 1], [2, 2]]
     np.testing.assert_allclose(found.boxes, [[50, 0, 150, 100], [60, 10, 90, 30], [100, 50, 200, 100]], atol=1e-4)
-    assert [n for n, _, _ in found.refused] == [1]
+    assert [n for n, _, _ in found.rejected] == [1]
 
 
 def test_boxes_alone_and_none_of_them_good() -> None:
     grid, empty = region_grid(4, 4, 2), np.zeros((0, 2), np.float32)
-    found = picture_regions(WIDE, (4, 4), (64, 64), grid, None, sort_boxes([[0, 0, 0, 0]], WIDE), empty)
+    found = image_regions(WIDE, (4, 4), (64, 64), grid, None, sort_boxes([[0, 0, 0, 0]], WIDE), empty)
     assert (found.names, found.boxes.shape, found.vectors.shape) == ([], (0, 4), (0, 2))
-    assert [reason for _, reason, _ in found.refused] == ["empty_box"]
+    assert [reason for _, reason, _ in found.rejected] == ["empty_box"]
 
 
 # --- nested columns
 
 
-def some(names: list[str], seed: int = 0, refused: tuple[tuple[int, str, str], ...] = ()) -> PictureRegions:
+def some(names: list[str], seed: int = 0, refused: tuple[tuple[int, str, str], ...] = ()) -> ImageRegions:
     rng, count = np.random.default_rng(seed), len(names)
     scales = np.array([int(name.startswith("g")) * 2 for name in names], np.int32)
-    return PictureRegions(
+    return ImageRegions(
         names,
         rng.uniform(0, 9, (count, 4)).astype(np.float32),
         scales,
@@ -236,16 +236,16 @@ def some(names: list[str], seed: int = 0, refused: tuple[tuple[int, str, str], .
     )
 
 
-def block(rows: list[PictureRegions | None], element: str = "float32") -> tuple[pa.Table, pa.Schema]:
+def block(rows: list[ImageRegions | None], element: str = "float32") -> tuple[pa.Table, pa.Schema]:
     schema = tables.arrow_schema("regions", {"conv": 3}, element=element)
     ids = [f"p{n}" for n in range(len(rows))]
     columns = region_columns(ids, rows, schema)
-    assert list(columns) == ["region_count", "regions", "refused_boxes"]
+    assert list(columns) == ["region_count", "regions", "rejected_boxes"]
     named = {"image_id": pa.array(ids, pa.string()), "uri": pa.array([f"/{i}" for i in ids], pa.string())}
     return pa.table({**named, **columns}), schema
 
 
-ROWS: list[PictureRegions | None] = [
+ROWS: list[ImageRegions | None] = [
     some(["g0", "g1", "b0"], 1),
     None,  # a picture that was refused
     some([], 2),
@@ -268,8 +268,8 @@ def test_there_and_back() -> None:
         assert np.array_equal(np.array(rows[name].to_pylist(), expected.dtype), expected)
 
 
-def test_refused_boxes_there_and_back() -> None:
-    rows = unfolded(block(ROWS)[0], "refused_boxes")
+def test_rejected_boxes_there_and_back() -> None:
+    rows = unfolded(block(ROWS)[0], "rejected_boxes")
     assert rows.select(["image_id", "region_id", "reason"]).to_pylist() == [
         {"image_id": "p3", "region_id": "p3#b0", "reason": "empty_box"},
         {"image_id": "p3", "region_id": "p3#b2", "reason": "outside_crop"},
@@ -295,10 +295,10 @@ def test_types_are_those_of_the_schema(element: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [[], [None], [None, None], [some([])], [None, some([])]], ids=str)
-def test_blocks_without_a_region(rows: list[PictureRegions | None]) -> None:
+def test_blocks_without_a_region(rows: list[ImageRegions | None]) -> None:
     data, schema = block(rows)
     assert data["region_count"].to_pylist() == [None if row is None else 0 for row in rows]
-    for column in ("regions", "refused_boxes"):
+    for column in ("regions", "rejected_boxes"):
         assert unfolded(data, column).num_rows == 0
     assert unfolded(data, "regions").select(schema.names).schema.types == schema.types
     other, _ = block(ROWS)
@@ -315,14 +315,14 @@ def test_filtered_and_joined_blocks_unfold_the_same() -> None:
     one = unfolded(data, "regions").select(schema.names)
     assert rows.take([0, 1, 2, 3]) == one.combine_chunks()
     assert rows.slice(4) == one.slice(3).combine_chunks()
-    boxes = unfolded(good, "refused_boxes")["region_id"].to_pylist()
+    boxes = unfolded(good, "rejected_boxes")["region_id"].to_pylist()
     assert boxes == ["p3#b0", "p3#b2", "p4#b0", "p3#b0", "p3#b2", "p4#b0"]
 
 
 def test_what_sorting_gives_is_what_a_picture_takes() -> None:
     found = sort_boxes([[60, 10, 90, 30]], WIDE)
     assert isinstance(found, Boxes)
-    row = picture_regions(WIDE, (4, 4), (64, 64), None, None, found, np.ones((1, 3), np.float32))
+    row = image_regions(WIDE, (4, 4), (64, 64), None, None, found, np.ones((1, 3), np.float32))
     data, _ = block([row])
     assert unfolded(data, "regions")["box_xyxy"].to_pylist() == [[60, 10, 90, 30]]
 
@@ -330,7 +330,7 @@ def test_what_sorting_gives_is_what_a_picture_takes() -> None:
 # --- written
 
 
-def finished_block(rows: list[PictureRegions | None]) -> tuple[pa.Table, pa.Schema]:
+def finished_block(rows: list[ImageRegions | None]) -> tuple[pa.Table, pa.Schema]:
     """What an encoder hands to the sink, and the schema of its pictures; a null row was refused."""
     counted = pa.field("region_count", pa.int32(), nullable=False)
     schema = tables.arrow_schema("images", {"conv": 1}, extra=[counted])

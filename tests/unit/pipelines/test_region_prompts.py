@@ -22,8 +22,8 @@ from clipray.job import Column, EmbedRegions, Model
 from clipray.models.foveal import FovealTower
 from clipray.models.resolve import resolve
 from clipray.pipelines.limits import Limits
-from clipray.pipelines.region import RegionBlocks
-from clipray.pipelines.spec import RegionSettings
+from clipray.pipelines.region import RegionBlockEncoder
+from clipray.pipelines.spec import RegionSpec
 from clipray.steps.labels.caption_draw import Draw, draw_of_file
 from clipray.storage.folder import Folder
 
@@ -85,14 +85,14 @@ def test_vectors_are_those_of_what_a_prompt_shows(
     block: pa.Table, upstream: Any, given: dict[str, Any], preprocess: Any
 ) -> None:
     how = EmbedRegions(name="regions", manifest="", preprocess=preprocess, **given)
-    made = RegionBlocks(settings_for(how, block), lambda _: None)(block)
+    made = RegionBlockEncoder(settings_for(how, block), lambda _: None)(block)
     network, transform = upstream
     assert made["reason"].to_pylist() == [None] * 6 + ["not_an_image"]
     for row, source in zip(made.to_pylist()[:6], block.to_pylist(), strict=False):
         image = Image.open(io.BytesIO(source["bytes"])).convert("RGB")
         seen = source["boxes"] if preprocess == "squash" or how.prompt == "crop" else source["boxes"][:-1]
         assert [r["region_id"] for r in row["regions"]] == [f"{row['image_id']}#b{n}" for n in range(len(seen))]
-        assert len(row["refused_boxes"]) == len(source["boxes"]) - len(seen)
+        assert len(row["rejected_boxes"]) == len(source["boxes"]) - len(seen)
         views = [shown(image, box, how) for box in seen]
         if preprocess == "squash":
             views = [view.resize((64, 64), Image.Resampling.BICUBIC) for view in views]
@@ -111,11 +111,11 @@ def png(height: int, width: int) -> bytes:
 def test_a_box_too_thin_to_be_scaled_is_refused_alone(block: pa.Table) -> None:
     rows = [{"image_id": "a", "bytes": png(900, 9), "boxes": [[0, 0, 9, 90], [4, 0, 5, 900], [0, 0, 9, 900]]}]
     how = EmbedRegions(name="regions", manifest="", prompt="crop")
-    blocks = RegionBlocks(settings_for(how, block, max_pixels=1_000_000), lambda _: None)  # 64 px: 64 x 57,600
+    blocks = RegionBlockEncoder(settings_for(how, block, max_pixels=1_000_000), lambda _: None)  # 64 px: 64 x 57,600
     (row,) = blocks(pa.Table.from_pylist(rows, block.schema)).to_pylist()
     assert row["reason"] is None
     assert [region["region_id"] for region in row["regions"]] == ["a#b0", "a#b2"]
-    ((box, reason, message),) = (tuple(refused.values()) for refused in row["refused_boxes"])
+    ((box, reason, message),) = (tuple(refused.values()) for refused in row["rejected_boxes"])
     assert (box, reason) == ("a#b1", "too_many_pixels")
     assert "900 x 1 px" in message
     assert "57600 x 64 px" in message
@@ -125,15 +125,15 @@ def test_a_box_too_thin_to_be_scaled_is_refused_alone(block: pa.Table) -> None:
 def test_an_image_too_thin_to_be_scaled_is_refused(block: pa.Table, prompt: Any) -> None:
     rows = [{"image_id": "a", "bytes": png(900, 1), "boxes": [[0.0, 440.0, 1.0, 460.0]]}]
     how = EmbedRegions(name="regions", manifest="", prompt=prompt)
-    made = RegionBlocks(settings_for(how, block, max_pixels=1_000_000), lambda _: None)(
+    made = RegionBlockEncoder(settings_for(how, block, max_pixels=1_000_000), lambda _: None)(
         pa.Table.from_pylist(rows, block.schema)
     )
     assert made["reason"].to_pylist() == ["too_many_pixels"]
     assert "57600 x 64 px" in made["message"][0].as_py()
 
 
-def settings_for(how: EmbedRegions, block: pa.Table, max_pixels: int = Limits.max_pixels) -> RegionSettings:
-    return RegionSettings(
+def settings_for(how: EmbedRegions, block: pa.Table, max_pixels: int = Limits.max_pixels) -> RegionSpec:
+    return RegionSpec(
         model=resolve(Model(name="demo")),
         limits=Limits(max_pixels=max_pixels),
         features={},
@@ -166,7 +166,7 @@ def test_falip_sees_the_whole_image_squashed(block: pa.Table, upstream: Any) -> 
     how = EmbedRegions(manifest="", foveal={"mask": "falip", "alpha": 4, "blocks": 2})
     assert how.preprocess == "squash"
     assert EmbedRegions(manifest="", preprocess="model", foveal=how.foveal).preprocess == "model"
-    made = RegionBlocks(settings_for(how, block), lambda _: None)(block)
+    made = RegionBlockEncoder(settings_for(how, block), lambda _: None)(block)
     network, transform = upstream
     tower = FovealTower(network.visual, how.foveal)
     for row, source in zip(made.to_pylist()[:6], block.to_pylist(), strict=False):

@@ -16,13 +16,13 @@ from support import Answer, Website
 
 from clipray.job import Model
 from clipray.models.resolve import resolve
-from clipray.pipelines import decode_ahead
+from clipray.pipelines import image_loader
 from clipray.pipelines.budget import Budget
 from clipray.pipelines.decode import DecodedImage
-from clipray.pipelines.decode_ahead import PictureLoader
 from clipray.pipelines.image_fetch import Fetcher, NoRoom
+from clipray.pipelines.image_loader import ImageLoader
 from clipray.pipelines.limits import Limits
-from clipray.pipelines.spec import EncodeSettings
+from clipray.pipelines.spec import ImageSpec
 from clipray.tables.reasons import Rejected
 
 LIMITS = Limits(schemes=("file", "http", "memory"), max_bytes=600_000)
@@ -45,8 +45,10 @@ def site() -> Iterator[Website]:
     site.stop()
 
 
-def loader(threads: int = 2) -> PictureLoader:
-    return PictureLoader(EncodeSettings(resolve(Model(name="demo")), LIMITS, {}, pa.schema([]), threads=threads))
+def loader(threads: int = 2) -> ImageLoader:
+    return ImageLoader(
+        ImageSpec(model=resolve(Model(name="demo")), limits=LIMITS, schema=pa.schema([]), threads=threads)
+    )
 
 
 def colours(loaded: list[DecodedImage | Rejected]) -> list[int | str]:
@@ -66,8 +68,8 @@ def test_files_are_fetched_in_many_threads_decoded_in_few_and_bounded(
     site: Website, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A budget of a million bytes, and images of half a million among them: two at once, and more of the small ones."""
-    monkeypatch.setattr(decode_ahead, "REMOTE_BYTES", 1_000_000)
-    monkeypatch.setattr(decode_ahead, "ROOM_BYTES", 1_000_000 // 32)
+    monkeypatch.setattr(image_loader, "REMOTE_BYTES", 1_000_000)
+    monkeypatch.setattr(image_loader, "ROOM_BYTES", 1_000_000 // 32)
     most, fetchers, decoders, held = [0], set[str](), set[str](), [0]
     lock = threading.Lock()
     fetch = Fetcher.fetch

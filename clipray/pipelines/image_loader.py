@@ -1,0 +1,188 @@
+"""Blocks of manifest rows to images: fetched and decoded in threads, a bounded number ahead of who takes them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import repeat
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from clipray.models.geometry import keep_aspect_size
+from clipray.models.load import keeping_aspect, split_transform
+from clipray.models.preprocess import RGB_BYTES, Preprocess
+from clipray.pipelines.block_encoder import rejection_columns
+from clipray.pipelines.budget import Budget
+from clipray.pipelines.decode import DecodedImage, load_picture, prepare_pillow
+from clipray.pipelines.decode_memory import DecodeMemory, decode_budget
+from clipray.pipelines.image_fetch import Fetcher, NoRoom
+from clipray.pipelines.messages import Report
+from clipray.pipelines.spec import ImageSpec
+from clipray.storage.uris import is_local
+from clipray.tables.reasons import Rejected
+
+DECODE_NICENESS = 19
+REMOTE_THREADS = 32  # waiting for a network, not computing
+REMOTE_BYTES = 64 * 2**20  # of files from servers that are not decoded yet
+ROOM_BYTES = REMOTE_BYTES // REMOTE_THREADS  # for a file of which nothing is known
+
+Loaded = DecodedImage | Rejected
+Result = TypeVar("Result")
+
+
+class ImageLoader:
+    """Rows -> images, in order, a bounded number ahead of who consumes them."""
+
+    def __init__(self, spec: ImageSpec) -> None:
+        keep, max_pixels, rounded = spec.keep_aspect, spec.limits.max_pixels, spec.rounded_draft
+        prepare_pillow()
+        self._limits, self._memory = spec.limits, DecodeMemory(decode_budget(max_pixels))
+        if keep:
+            self._preprocess = keeping_aspect(spec.model, *keep, max_pixels, rounded=rounded)
+        else:
+            self._preprocess = split_transform(spec.model, max_pixels, rounded=rounded)[0]
+        longest = keep[0] if keep else max(spec.model.image_size)
+        self._draft_px = 2 * longest if spec.fast_decode else None
+        self._decoders = ThreadPoolExecutor(spec.threads, "decode", initializer=_yield_to_the_network)
+        self._fetchers = ThreadPoolExecutor(REMOTE_THREADS, "fetch")
+        self._fetcher, self._fetched = Fetcher(spec.limits), Budget(REMOTE_BYTES)
+        self._room = ROOM_BYTES
+
+    def load(
+        self,
+        block: pa.Table,
+        ahead: int,
+        ways: Iterable[Preprocess] | None = None,
+        rejected: Iterable[Rejected | None] | None = None,
+    ) -> Iterator[Loaded]:
+        """One result per row of `block` (columns `uri` and/or `bytes`), in its order.
+
+        Args:
+            ways: how each row's image is preprocessed, where it is not as usual.
+            rejected: for each row why it is rejected already, and not to be loaded; or None.
+        """
+        rows = zip(sources(block), ways or repeat(self._preprocess), rejected or repeat(None))
+        return in_order((self._submit(uri, data, way, no) for (uri, data), way, no in rows), ahead)
+
+    def both(self, change: Callable[[Image.Image], Image.Image]) -> Preprocess:
+        """A way to preprocess: (2, H, W, 3), the image as it was, and as it became: a copy that `change` makes."""
+
+        def to_pixels(image: Image.Image, height: int, width: int) -> np.ndarray:
+            return np.stack([self._preprocess(image, height, width), self._preprocess(change(image))])
+
+        def scratch_bytes(height: int, width: int) -> int:
+            return RGB_BYTES * height * width + self._preprocess.scratch_bytes(height, width)
+
+        return Preprocess(to_pixels, scratch_bytes)
+
+    def _submit(
+        self, uri: str | None, data: pa.Scalar | None, preprocess: Preprocess, rejected: Rejected | None
+    ) -> Callable[[], Loaded]:
+        """Start to load a row; the result waits for it. A file from a server is fetched in one thread and decoded in another."""
+        if rejected is not None:
+            return lambda: rejected
+        raw = data.as_py() if data is not None else None
+        if raw is None and uri is not None and not is_local(uri):
+            fetched = self._fetchers.submit(self._fetch_then_decode, uri, preprocess)
+            return lambda: fetched.result().result()
+        return self._decoders.submit(self._decode, uri, raw, preprocess).result
+
+    def _decode(self, uri: str | None, raw: bytes | None, preprocess: Preprocess) -> Loaded:
+        return load_picture(uri, raw, self._limits, preprocess, self._draft_px, self._memory)
+
+    def _fetch_then_decode(self, uri: str, preprocess: Preprocess) -> Future[Loaded]:
+        try:
+            raw = self._fetch(uri)
+        except Rejected as refused:
+            done: Future[Loaded] = Future()
+            done.set_result(refused)
+            return done
+        return self._decoders.submit(self._decode_fetched, raw, preprocess)
+
+    def _decode_fetched(self, raw: bytes, preprocess: Preprocess) -> Loaded:
+        try:
+            return self._decode(None, raw, preprocess)
+        finally:
+            self._fetched.give(len(raw))
+
+    def _fetch(self, uri: str) -> bytes:
+        """A file's bytes, whose number is taken from the budget. A thread that waits for more of it holds none."""
+        room = self._room
+        while True:
+            self._fetched.take(room)
+            held = 0
+            try:
+                raw = self._fetcher.fetch(uri, room)
+                self._room, held = max(ROOM_BYTES, len(raw)), len(raw)  # the next file is likely as large
+                return raw
+            except NoRoom as larger:
+                needed = larger.size
+            finally:
+                self._fetched.give(room - held)
+            room = needed
+
+
+def _yield_to_the_network() -> None:
+    """Decode in the gaps that the network leaves: its threads wait for one another, so to slow one is to slow all."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), DECODE_NICENESS)
+
+
+def in_order(submitted: Iterable[Callable[[], Result]], ahead: int) -> Iterator[Result]:
+    """The results of work that is submitted while the iterable is drawn, at most `ahead` items before they are taken."""
+    waiting: deque[Callable[[], Result]] = deque()
+    for result in submitted:
+        waiting.append(result)
+        if len(waiting) > ahead:
+            yield waiting.popleft()()
+    while waiting:
+        yield waiting.popleft()()
+
+
+def sources(block: pa.Table) -> Iterator[tuple[str | None, pa.Scalar | None]]:
+    """The URI and the bytes of each row; None where the block has no such column."""
+    nothing = [None] * len(block)
+    uris = block["uri"].to_pylist() if "uri" in block.column_names else nothing
+    return zip(uris, block["bytes"] if "bytes" in block.column_names else nothing, strict=True)
+
+
+class BlockDecoder:
+    """Manifest rows -> the same rows with `pixels`, for encoders elsewhere; runs in CPU tasks."""
+
+    def __init__(self, spec: ImageSpec, report: Report) -> None:
+        self._loader, self._report = ImageLoader(spec), report
+        self._ahead = max(REMOTE_THREADS, 2 * spec.threads)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        start = time.perf_counter()
+        loaded = list(self._loader.load(block, self._ahead))
+        self._report({"stage": "decode", "rows": len(block), "seconds": time.perf_counter() - start})
+        images = [image if isinstance(image, DecodedImage) else None for image in loaded]
+        columns = {
+            "pixels": pa.array([image and image.pixels.tobytes() for image in images], pa.binary()),
+            "height": pa.array([image and image.height for image in images], pa.int32()),
+            "width": pa.array([image and image.width for image in images], pa.int32()),
+            **rejection_columns(loaded),
+        }
+        kept = block.drop_columns(["bytes"]) if "bytes" in block.column_names else block
+        return pa.table({**dict(zip(kept.column_names, kept.columns, strict=True)), **columns})
+
+
+def unpacked(block: pa.Table, spec: ImageSpec) -> Iterator[Loaded]:
+    """What `BlockDecoder` has loaded, from the rows that it wrote."""
+    names = ("pixels", "height", "width", "stage", "reason", "message")
+    for pixels, *rest in zip(*(block[name] for name in names), strict=True):
+        height, width, stage, reason, message = (scalar.as_py() for scalar in rest)
+        if reason is not None:
+            yield Rejected(stage, reason, message)
+            continue
+        size = keep_aspect_size(height, width, *spec.keep_aspect) if spec.keep_aspect else spec.model.image_size
+        yield DecodedImage(np.frombuffer(pixels.as_buffer(), np.uint8).reshape(*size, 3), height, width)
