@@ -19,7 +19,7 @@ from clipray.job import Model
 from clipray.models.image_encoder import ImageEncoder
 from clipray.models.load import split_transform
 from clipray.models.resolve import resolve
-from clipray.pipelines.decode import DecodedImage, load_picture
+from clipray.pipelines.decode import DecodedImage, load_image
 from clipray.pipelines.limits import Limits
 
 PHOTOS = Path(__file__).parent.parent.parent / "shared" / "data" / "photos"
@@ -42,7 +42,7 @@ def decoded(files: list[bytes], encoder: ImageEncoder, draft_px: int | None) -> 
     """(n, height, width, 3) uint8 and core-ms a photo."""
     preprocess = split_transform(encoder.model)[0]
     start = time.process_time()
-    pictures = [load_picture(None, data, Limits(), preprocess, draft_px) for data in files]
+    pictures = [load_image(None, data, Limits(), preprocess, draft_px) for data in files]
     ms = (time.process_time() - start) / len(files) * 1e3
     good = [p for p in pictures if isinstance(p, DecodedImage)]
     return np.stack([p.pixels for p in good]), ms

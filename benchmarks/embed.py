@@ -39,15 +39,15 @@ def decode_core_s(manifest: Path, photos: int = 500) -> float:
     from clipray.job import Model
     from clipray.models.load import split_transform
     from clipray.models.resolve import resolve
-    from clipray.pipelines.decode import load_picture
+    from clipray.pipelines.decode import load_image
     from clipray.pipelines.limits import Limits
 
     preprocess, _, _ = split_transform(resolve(Model(**MODEL)))
     uris = pq.read_table(manifest)["uri"].to_pylist()[:photos]
-    load_picture(uris[0], None, Limits(), preprocess)
+    load_image(uris[0], None, Limits(), preprocess)
     start = time.process_time()
     for uri in uris:
-        load_picture(uri, None, Limits(), preprocess)
+        load_image(uri, None, Limits(), preprocess)
     return (time.process_time() - start) / len(uris)
 
 
@@ -57,7 +57,7 @@ def encode_core_s(seconds: float = 10) -> tuple[float, dict]:
     import pyarrow as pa
 
     from clipray.job import Model
-    from clipray.models.image_encoder import ImageEncoder, sample_picture
+    from clipray.models.image_encoder import ImageEncoder, sample_image
     from clipray.models.resolve import resolve
     from clipray.pipelines.block_encoder import start_encoder
     from clipray.pipelines.limits import Limits
@@ -65,7 +65,7 @@ def encode_core_s(seconds: float = 10) -> tuple[float, dict]:
 
     spec = ImageSpec(model=resolve(Model(**MODEL)), limits=Limits(), schema=pa.schema([]), threads=CORES)
     networks, encoder = start_encoder(ImageEncoder, spec)
-    batch = np.repeat(sample_picture(*encoder.image_size)[None], encoder.batch_size, axis=0)
+    batch = np.repeat(sample_image(*encoder.image_size)[None], encoder.batch_size, axis=0)
 
     def work(until: float) -> tuple[int, float]:
         done, start = 0, time.perf_counter()

@@ -1,4 +1,4 @@
-"""Regions of a picture as bumps over a grid of patches."""
+"""Regions of an image as bumps over a grid of patches."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def falip_bumps(boxes: Tensor, height: int, width: int, sigma: float) -> Tensor:
 
 
 def boxes_of_masks(masks: Tensor) -> Tensor:
-    """Mask pictures (K, height, width), any above 0 -> (K, 4) xyxy in px: the box of the same centre and spread.
+    """Mask images (K, height, width), any above 0 -> (K, 4) xyxy in px: the box of the same centre and spread.
 
     A mask that is a filled box gives that box: a side is √12 standard deviations of the mask's pixels. An empty mask
-    gives the whole picture.
+    gives the whole image.
     """
     inside = (masks > 0).float()
     inside = torch.where(inside.sum((1, 2), keepdim=True) > 0, inside, torch.ones_like(inside))

@@ -20,7 +20,7 @@ Array = TypeVar("Array", Tensor, np.ndarray)
 
 @dataclass(frozen=True)
 class Features(Generic[Array]):
-    """What b pictures of one size became.
+    """What b images of one size became.
 
     Attributes:
         vectors: (b, d) float32 by feature.
@@ -42,8 +42,8 @@ def joined(parts: Sequence[Features[Tensor]]) -> Features[np.ndarray]:
     """Batches of one size, one after the other, on the CPU."""
 
     def join(tensors: list[Tensor | None]) -> np.ndarray | None:
-        found = [t.cpu().numpy() for t in tensors if t is not None]
-        return np.concatenate(found) if found else None
+        arrays = [t.cpu().numpy() for t in tensors if t is not None]
+        return np.concatenate(arrays) if arrays else None
 
     vectors = {name: np.concatenate([part.vectors[name].cpu().numpy() for part in parts]) for name in parts[0].vectors}
     first = parts[0]
@@ -79,7 +79,7 @@ class FeatureNetwork(torch.nn.Module):
 
         Args:
             batch: (b, 3, height, width), normalised, in the tower's dtype.
-            boxes: (K, 4) float32 x1, y1, x2, y2 in px of `batch`. owner: (K,) int64, each box's picture in `batch`.
+            boxes: (K, 4) float32 x1, y1, x2, y2 in px of `batch`. owner: (K,) int64, each box's image in `batch`.
         """
         maps = self.taps(batch)
         unit = {name: _unit_cells(maps[name]) for name in {f.layer for f in self._features.values() if _cells(f)}}

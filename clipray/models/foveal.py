@@ -1,11 +1,11 @@
-"""Foveal attention: a CLIP vision transformer turned to regions of a picture, whose pixels stay as they are.
+"""Foveal attention: a CLIP vision transformer turned to regions of an image, whose pixels stay as they are.
 
 FALIP (Zhuang et al. 2024, arXiv 2407.05578): in chosen blocks a mask is added to the attention logits before the softmax.
 Only the class token's row of it is not zero; there it holds, for every patch, a Gaussian bump over the region, min-max
 normalised and scaled by `alpha`. The class token's own column is 0. Where the bump lies, and how wide it is: `bumps`, and
 `falip_bumps` as the authors' code has it.
 
-Because patches are not masked, what lies before the first masked block is the same for all regions of a picture, and so
+Because patches are not masked, what lies before the first masked block is the same for all regions of an image, and so
 are the patches behind that block: they saw the class token as it was before. So regions share the patch embedding, all
 blocks up to and including the first masked one, and in the last block nothing but the class token's row is computed.
 With masks in the last two blocks a region costs two rows; each block more costs a block for each region.
@@ -29,7 +29,7 @@ from clipray.models.bumps import bumps, falip_bumps
 from clipray.models.packed import PackedAttention, attend
 
 FALIP_DEPTH = 12  # blocks of the ViT in which FALIP's are chosen
-LEAST_AT_ONCE = 16  # regions that go through the later blocks together, in a batch of fewer pictures
+LEAST_AT_ONCE = 16  # regions that go through the later blocks together, in a batch of fewer images
 Seen = Callable[[int, Tensor], None]
 
 
@@ -70,8 +70,8 @@ def check(tower: torch.nn.Module, foveal: Foveal) -> None:
         ("heads", blocks[0].attn.num_heads, foveal.heads if isinstance(foveal.heads, list) else []),
     ):
         if wanted and max(wanted) >= there:
-            found = foveal.blocks if name == "blocks" else foveal.heads
-            raise ModelError(f"foveal: {name}: this ViT has {there} {name}, numbered from 0; found {found}")
+            numbers = foveal.blocks if name == "blocks" else foveal.heads
+            raise ModelError(f"foveal: {name}: this ViT has {there} {name}, numbered from 0; found {numbers}")
 
 
 def chosen_blocks(blocks: str | int | Sequence[int], depth: int) -> list[int]:
@@ -82,7 +82,7 @@ def chosen_blocks(blocks: str | int | Sequence[int], depth: int) -> list[int]:
 
 
 class FovealTower(torch.nn.Module):
-    """An image tower that gives a vector for each region of its pictures.
+    """An image tower that gives a vector for each region of its images.
 
     Args:
         tower: what `image_tower` returns.
@@ -103,7 +103,7 @@ class FovealTower(torch.nn.Module):
 
         Args:
             batch: (b, 3, height, width), normalised, in the tower's dtype.
-            boxes: (K, 4) float32 x1, y1, x2, y2 in px of `batch`. owner: (K,) int64, each box's picture in `batch`.
+            boxes: (K, 4) float32 x1, y1, x2, y2 in px of `batch`. owner: (K,) int64, each box's image in `batch`.
         """
         if self.foveal.alpha == 0:
             plain = self.tower(batch)
@@ -123,13 +123,13 @@ class FovealTower(torch.nn.Module):
             self._class_tokens(shared, masks[start : start + at_once], owner[start : start + at_once], seen)
             for start in range(0, len(boxes), at_once)
         ]
-        found = visual.ln_post(torch.cat([x[:0, 0], *rows]))  # (K, width)
-        return found if visual.proj is None else found @ visual.proj
+        vectors = visual.ln_post(torch.cat([x[:0, 0], *rows]))  # (K, width)
+        return vectors if visual.proj is None else vectors @ visual.proj
 
-    def _masks(self, boxes: Tensor, picture: torch.Size) -> Tensor:
+    def _masks(self, boxes: Tensor, input_shape: torch.Size) -> Tensor:
         """(K, heads or 1, 1, n): what is added to the class token's logits."""
         patch = self._visual.patch_size
-        height, width = picture[-2] // patch[0], picture[-1] // patch[1]
+        height, width = input_shape[-2] // patch[0], input_shape[-1] // patch[1]
         cells = boxes / boxes.new_tensor([patch[1], patch[0]] * 2)
         drawn = falip_bumps if self.foveal.mask == "falip" else bumps
         bump = self.foveal.alpha * drawn(cells, height, width, self.foveal.sigma).flatten(1)  # (K, n - 1)
@@ -158,7 +158,7 @@ class FovealTower(torch.nn.Module):
 
 
 class _Shared:
-    """What the regions of a picture share: its patches around the first masked block. blocks: from that one on."""
+    """What the regions of an image share: its patches around the first masked block. blocks: from that one on."""
 
     def __init__(self, blocks: Any, x: Tensor) -> None:
         self._blocks, self._x = blocks, x
@@ -210,11 +210,11 @@ def _heads(block: Any, x: Tensor, *, queries: bool = True) -> tuple[Tensor, Tens
     """Queries, keys and values (b, heads, n, d / heads) of tokens (b, n, d); the queries are the keys where unwanted."""
     attn, start = block.attn, 0 if queries else block.attn.embed_dim
     if queries and isinstance(attn, PackedAttention):
-        made = attn.in_proj(block.ln_1(x))
+        projected = attn.in_proj(block.ln_1(x))
     else:
         bias = None if attn.in_proj_bias is None else attn.in_proj_bias[start:]
-        made = linear(block.ln_1(x), attn.in_proj_weight.to_dense()[start:], bias)
-    parts = made.unflatten(-1, (-1, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        projected = linear(block.ln_1(x), attn.in_proj_weight.to_dense()[start:], bias)
+    parts = projected.unflatten(-1, (-1, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
     return parts[0], parts[-2], parts[-1]
 
 
@@ -235,11 +235,11 @@ def _finished(block: Any, x: Tensor, attended: Tensor) -> Tensor:
 
 def attention_maps(tower: FovealTower, batch: Tensor, boxes: Tensor, owner: Tensor) -> dict[int, Tensor]:
     """What class tokens attend to, by block from the first masked one on: (K, heads, h, w), the rest being on themselves."""
-    found: dict[int, list[Tensor]] = {}
+    attention: dict[int, list[Tensor]] = {}
     patch = tower._visual.patch_size
     grid = (batch.shape[-2] // patch[0], batch.shape[-1] // patch[1])
-    tower.steered(batch, boxes, owner, lambda block, weights: found.setdefault(block, []).append(weights))
-    return {block: torch.cat(parts)[:, :, 1:].unflatten(2, grid) for block, parts in found.items()}
+    tower.steered(batch, boxes, owner, lambda block, weights: attention.setdefault(block, []).append(weights))
+    return {block: torch.cat(parts)[:, :, 1:].unflatten(2, grid) for block, parts in attention.items()}
 
 
 def _visual(tower: torch.nn.Module) -> Any:

@@ -15,11 +15,11 @@ from clipray.models.image_encoder import ImageEncoder, image_tower
 from clipray.models.load import load
 from clipray.models.resolve import ResolvedModel
 
-MIDDLE = (0.25, 0.25, 0.75, 0.75)  # the region on which an encoder proves itself, as a share of the picture
+MIDDLE = (0.25, 0.25, 0.75, 0.75)  # the region on which an encoder proves itself, as a share of the image
 
 
 class FovealNetwork(torch.nn.Module):
-    """A `FovealTower` as an encoder's network: normalised vectors of boxes, or, without any, of the picture's middle."""
+    """A `FovealTower` as an encoder's network: normalised vectors of boxes, or, without any, of the image's middle."""
 
     def __init__(self, tower: torch.nn.Module, foveal: Foveal, normalize: bool) -> None:
         super().__init__()
@@ -31,8 +31,8 @@ class FovealNetwork(torch.nn.Module):
             middle = torch.tensor(MIDDLE, device=batch.device) * torch.tensor(
                 [*batch.shape[:1:-1]] * 2, device=batch.device
             )
-            found = self.foveal(batch, middle.expand(len(batch), 4), torch.arange(len(batch), device=batch.device))
-            return Features({VECTOR: self._finished(found)})
+            vectors = self.foveal(batch, middle.expand(len(batch), 4), torch.arange(len(batch), device=batch.device))
+            return Features({VECTOR: self._finished(vectors)})
         return Features({}, boxes=self._finished(self.foveal(batch, boxes, owner)))
 
     def _finished(self, vectors: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class FovealNetwork(torch.nn.Module):
 
 
 class FovealEncoder(ImageEncoder):
-    """An `ImageEncoder` whose pictures come with boxes, and that gives a vector for each box."""
+    """An `ImageEncoder` whose images come with boxes, and that gives a vector for each box."""
 
     def __init__(self, model: ResolvedModel, foveal: Foveal, **how: Any) -> None:
         self._foveal = foveal

@@ -1,4 +1,4 @@
-"""Where a picture's pixels lie in the network's input and in the cells of its feature map, and back.
+"""Where an image's pixels lie in the network's input and in the cells of its feature map, and back.
 
 Coordinates are continuous: pixel i spans [i, i + 1), and so does cell i. Boxes are x1, y1, x2, y2.
 """
@@ -17,11 +17,11 @@ NO_CELLS = 1e-5
 
 @dataclass(frozen=True)
 class Geometry:
-    """How one picture became the network's input: `input_x = x * scale_x - left`, and likewise down the picture.
+    """How one image became the network's input: `input_x = x * scale_x - left`, and likewise down the image.
 
     Attributes:
-        scale_y, scale_x: px of the resized picture per px of the original.
-        top, left: where the input begins in the resized picture, in px; negative where the input is padded.
+        scale_y, scale_x: px of the resized image per px of the original.
+        top, left: where the input begins in the resized image, in px; negative where the input is padded.
         height, width: the original, in px.
         input_height, input_width: what the map's cells divide evenly, in px: the whole input. Where patches leave a
             rest of the input unread (384 px in patches of 14), `dataclasses.replace` it by cells x patch.
@@ -38,17 +38,17 @@ class Geometry:
 
 
 def geometry(height: int, width: int, preprocess: Mapping[str, Any]) -> Geometry:
-    """What open_clip's inference transform (`image_transform_v2`, open_clip 3.3) does to a picture of this size.
+    """What open_clip's inference transform (`image_transform_v2`, open_clip 3.3) does to an image of this size.
 
     `shortest` scales the short side to the input and crops the centre, `longest` scales the long side and pads,
     `squash` scales each side by itself.
 
     Args:
-        height, width: of the picture, in px.
+        height, width: of the image, in px.
         preprocess: open_clip's `PreprocessCfg` as a dict, of which `size` and `resize_mode` count.
 
     Raises:
-        ValueError: a picture without pixels, before or after resizing, or an unknown `resize_mode`.
+        ValueError: an image without pixels, before or after resizing, or an unknown `resize_mode`.
     """
     return _placed(height, width, scaled_size(height, width, preprocess), _target(preprocess))
 
@@ -60,7 +60,7 @@ def scaled_size(height: int, width: int, preprocess: Mapping[str, Any]) -> tuple
         ValueError: an image without pixels, or an unknown `resize_mode`.
     """
     target, mode = _target(preprocess), preprocess.get("resize_mode") or "shortest"
-    _check_picture(height, width)
+    _check_image(height, width)
     if mode == "squash":
         return target
     if mode == "shortest" and target[0] == target[1]:
@@ -85,14 +85,14 @@ def _target(preprocess: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def keep_aspect_size(height: int, width: int, long_px: int, multiple: int) -> tuple[int, int]:
-    """(height, width) in px of an input that keeps the picture's aspect: nothing cropped, sides multiples of `multiple`.
+    """(height, width) in px of an input that keeps the image's aspect: nothing cropped, sides multiples of `multiple`.
 
     The long side is `long_px`, the short side follows it; both go to the nearest multiple (halves up), at least one.
 
     Raises:
         ValueError: an argument below 1.
     """
-    _check_picture(height, width)
+    _check_image(height, width)
     if min(long_px, multiple) < 1:
         raise ValueError(f"long_px={long_px}, multiple={multiple} should be >= 1 px")
     short, long = min(height, width), max(height, width)
@@ -103,12 +103,12 @@ def keep_aspect_size(height: int, width: int, long_px: int, multiple: int) -> tu
 
 
 def keep_aspect_geometry(height: int, width: int, long_px: int, multiple: int) -> Geometry:
-    """The picture resized to `keep_aspect_size`, whole. Raises ValueError as that does."""
+    """The image resized to `keep_aspect_size`, whole. Raises ValueError as that does."""
     target = keep_aspect_size(height, width, long_px, multiple)
     return _placed(height, width, target, target)
 
 
-def _check_picture(height: int, width: int) -> None:
+def _check_image(height: int, width: int) -> None:
     if min(height, width) < 1:
         raise ValueError(f"height={height}, width={width} should be >= 1 px")
 
@@ -140,7 +140,7 @@ def _offset(side: int, input_side: int) -> int:
 
 
 def cells_to_original(geometry: Geometry, grid_cells: np.ndarray, map_height: int, map_width: int) -> np.ndarray:
-    """Regions of the map as boxes of the picture.
+    """Regions of the map as boxes of the image.
 
     Args:
         grid_cells: (R, 4) top, left, bottom, right in cells, half-open, as `region_grid` without its scale.
@@ -159,7 +159,7 @@ def cells_to_original(geometry: Geometry, grid_cells: np.ndarray, map_height: in
 
 
 def boxes_to_cells(geometry: Geometry, boxes_xyxy: np.ndarray, map_height: int, map_width: int) -> np.ndarray:
-    """Boxes of the picture (K, 4) xyxy in px of the original -> (K, 4) float32 xyxy in cells, clipped to the map.
+    """Boxes of the image (K, 4) xyxy in px of the original -> (K, 4) float32 xyxy in cells, clipped to the map.
 
     A box that the input does not show has no area then (`without_area`). Raises ValueError for another shape.
     """
@@ -175,22 +175,22 @@ def without_area(cells_xyxy: np.ndarray) -> np.ndarray:
 
 
 def clip_boxes(boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (K, 4) x1, y1, x2, y2 in px cut to a picture of `height`, `width` px.
+    """Boxes (K, 4) x1, y1, x2, y2 in px cut to an image of `height`, `width` px.
 
     Returns:
         clipped (K, 4) float32, zeros where a coordinate is NaN or infinite;
         was_clipped (K,) bool, a finite box changed;
-        empty (K,) bool, not finite, turned around or outside the picture: nothing of it can be pooled.
+        empty (K,) bool, not finite, turned around or outside the image: nothing of it can be pooled.
 
     Raises:
         ValueError: `boxes` of another shape.
     """
     with np.errstate(over="ignore"):
-        given = _four_columns(boxes, "boxes").astype(np.float32)
-    finite = np.isfinite(given).all(axis=1)
-    given[~finite] = 0
-    clipped = given.clip(0, np.array([width, height] * 2, np.float32))
-    return clipped, np.any(clipped != given, axis=1), np.any(clipped[:, 2:] <= clipped[:, :2], axis=1)
+        corners = _four_columns(boxes, "boxes").astype(np.float32)
+    finite = np.isfinite(corners).all(axis=1)
+    corners[~finite] = 0
+    clipped = corners.clip(0, np.array([width, height] * 2, np.float32))
+    return clipped, np.any(clipped != corners, axis=1), np.any(clipped[:, 2:] <= clipped[:, :2], axis=1)
 
 
 def _four_columns(values: np.ndarray, name: str) -> np.ndarray:

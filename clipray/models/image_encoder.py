@@ -34,8 +34,8 @@ class _EncodeImage(torch.nn.Module):
         return self.network.encode_image(image, normalize=False)
 
 
-def sample_picture(height: int, width: int) -> np.ndarray:
-    """The picture on which an encoder proves itself: gradients, a disc and a checkerboard; (height, width, 3) uint8."""
+def sample_image(height: int, width: int) -> np.ndarray:
+    """The image on which an encoder proves itself: gradients, a disc and a checkerboard; (height, width, 3) uint8."""
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     disc = (y - 0.4) ** 2 + (x - 0.6) ** 2 < 0.06
     checks = ((y * 8).astype(int) + (x * 8).astype(int)) % 2 == 0
@@ -51,7 +51,7 @@ class ImageEncoder(Batched):
         precision: `auto` takes the hardware's native one and falls back to fp32 if its check fails.
         device: `cpu` or `cuda`.
         batch_size: `auto` tries a few and keeps the fastest.
-        features: what to make of each picture, by name; alone the CLIP vector, `clip`.
+        features: what to make of each image, by name; alone the CLIP vector, `clip`.
         normalize: L2-normalise the vectors.
 
     Attributes:
@@ -79,23 +79,23 @@ class ImageEncoder(Batched):
         self.image_size = model.image_size
         with torch.inference_mode():
             self.network, self.precision, cosine = prove(
-                self._load, self._sample_vectors, precision, device, "test picture"
+                self._load, self._sample_vectors, precision, device, "test image"
             )
         self.facts = {"device": device, "precision": self.precision, "self_check_cosine": round(cosine, 6)}
         if batch_size == "auto":
             sizes = (16, 32, 64, 128, 256) if device == "cpu" else (32, 64, 128, 256, 512)
-            sample = sample_picture(*self.image_size)[None]
+            sample = sample_image(*self.image_size)[None]
             self._find_batch_size(sizes, lambda size: self.encode(np.repeat(sample, size, axis=0)))
         else:
             self._take(batch_size)
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray, boxes: Sequence[np.ndarray] | None = None) -> Features[np.ndarray]:
-        """Encode n pictures of one size. Out of GPU memory, the batch is halved for good.
+        """Encode n images of one size. Out of GPU memory, the batch is halved for good.
 
         Args:
             pixels: (n, height, width, 3) uint8.
-            boxes: for each picture (K_i, 4) float32 x1, y1, x2, y2 in px of `pixels`.
+            boxes: for each image (K_i, 4) float32 x1, y1, x2, y2 in px of `pixels`.
         """
         return joined(
             self._in_batches(
@@ -117,7 +117,7 @@ class ImageEncoder(Batched):
         return cast(Features[torch.Tensor], network(batch, together, owner))
 
     def _sample_vectors(self, network: FeatureNetwork, precision: str) -> dict[str, torch.Tensor]:
-        return self._forward(network, sample_picture(*self.image_size)[None], precision).vectors
+        return self._forward(network, sample_image(*self.image_size)[None], precision).vectors
 
     def _load(self) -> FeatureNetwork:
         return FeatureNetwork(image_tower(load(self.model, self.device)), self._features, self._normalize)

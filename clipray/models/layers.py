@@ -8,8 +8,8 @@
   activations, before the average pooling; `layer1` … `layer4`, the stages.
 - timm: any module by its path in the trunk (`blocks.3`, `stages.1`). A 4-d output is taken as (b, c, h, w), or (b, h, w, c)
   where the trunk says so (`output_fmt`: the swin family) and the module is no convolution, unless only the other layout
-  has the picture's aspect (inside a ConvNeXt block). Tokens (b, n, d) form the patch grid, without the trunk's prefix
-  tokens where they have them; where it does not fit (stages that halve), a grid of the picture's aspect.
+  has the image's aspect (inside a ConvNeXt block). Tokens (b, n, d) form the patch grid, without the trunk's prefix
+  tokens where they have them; where it does not fit (stages that halve), a grid of the image's aspect.
 """
 
 from __future__ import annotations
@@ -72,41 +72,41 @@ class Taps(torch.nn.Module):
     def forward(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """(b, 3, height, width), normalised -> by layer (b, c, h, w), or (b, d) for `output`, in the tower's dtype."""
         visual: Any = self.tower.get_submodule(self._where)
-        found: dict[str, torch.Tensor] = {}
+        outputs: dict[str, torch.Tensor] = {}
 
         def keep(layer: str, module: Any, output: Any) -> None:
             taken = _as_map(visual, module, output, batch.shape)
             if taken is None:
                 raise ModelError(f"layer {layer!r} of this {_kind(visual)} gives no map")
             # timm's activations and sums work in place on what the module before them returned
-            found.setdefault(layer, taken.clone() if isinstance(visual, TimmModel) else taken)
-            if len(found) == len(self.layers):
+            outputs.setdefault(layer, taken.clone() if isinstance(visual, TimmModel) else taken)
+            if len(outputs) == len(self.layers):
                 raise _Enough
 
         with contextlib.suppress(_Enough), _listening(visual, self._paths, keep):
             output = self._run(visual, batch)
             if "output" in self.layers:
-                found["output"] = output[0] if isinstance(output, tuple) else output  # CoCa's visual adds its tokens
-        if missing := [layer for layer in self.layers if layer not in found]:
+                outputs["output"] = output[0] if isinstance(output, tuple) else output  # CoCa's visual adds its tokens
+        if missing := [layer for layer in self.layers if layer not in outputs]:
             raise ModelError(f"layer {missing[0]!r} takes no part in the forward pass of this {_kind(visual)}")
-        return {layer: found[layer] for layer in self.layers}
+        return {layer: outputs[layer] for layer in self.layers}
 
-    def covered_px(self, picture: torch.Size) -> tuple[int, int]:
-        """(height, width) in px of the part of a picture (…, height, width) that maps show: whole patches."""
+    def covered_px(self, input_shape: torch.Size) -> tuple[int, int]:
+        """(height, width) in px of the part of an image (…, height, width) that maps show: whole patches."""
         visual: Any = self.tower.get_submodule(self._where)
         patch = getattr(getattr(getattr(visual, "trunk", None), "patch_embed", visual), "patch_size", (1, 1))
-        return picture[-2] // patch[0] * patch[0], picture[-1] // patch[1] * patch[1]
+        return input_shape[-2] // patch[0] * patch[0], input_shape[-1] // patch[1] * patch[1]
 
     def _run(self, visual: Any, batch: torch.Tensor) -> Any:
         grid = _grid(visual, batch.shape)
         if not isinstance(visual, VisionTransformer) or grid == visual.grid_size or self.layers == ("conv1",):
             return self.tower(batch)
-        own = visual.positional_embedding.detach()  # (1 + h * w, d)
-        key = (grid, own.dtype, own.device)
+        positions = visual.positional_embedding.detach()  # (1 + h * w, d)
+        key = (grid, positions.dtype, positions.device)
         if key not in self._positions:
-            cells = own[1:].float().reshape(1, *visual.grid_size, -1).permute(0, 3, 1, 2)  # (1, d, h, w)
+            cells = positions[1:].float().reshape(1, *visual.grid_size, -1).permute(0, 3, 1, 2)  # (1, d, h, w)
             cells = torch.nn.functional.interpolate(cells, size=grid, mode="bicubic", antialias=True)
-            self._positions[key] = torch.cat([own[:1], cells.flatten(2)[0].T.to(own.dtype)])
+            self._positions[key] = torch.cat([positions[:1], cells.flatten(2)[0].T.to(positions.dtype)])
         name = f"{self._where}.positional_embedding".lstrip(".")
         return torch.func.functional_call(self.tower, {name: self._positions[key]}, (batch,))
 
@@ -116,24 +116,24 @@ def available(tower: torch.nn.Module) -> list[str]:
     visual = _visual(tower)[1]
     if not isinstance(visual, TimmModel):
         return [*_paths(visual), "output"]
-    picture, found = torch.Size((1, 3, *visual.image_size)), dict[str, int]()
+    input_shape, cell_counts = torch.Size((1, 3, *visual.image_size)), dict[str, int]()
 
     def note(name: str, module: Any, output: Any) -> None:
-        if (taken := _as_map(visual, module, output, picture)) is not None:
-            found[name] = taken[0, 0].numel()
+        if (taken := _as_map(visual, module, output, input_shape)) is not None:
+            cell_counts[name] = taken[0, 0].numel()
 
     upper = {name: path for name, path in _paths(visual).items() if name.count(".") < 2}
     with _listening(visual, {n: path for n, path in upper.items() if visual.get_submodule(path).state_dict()}, note):
         _trial(tower, visual.image_size)
-    return [*(name for name, cells in found.items() if cells > 1), "output"]
+    return [*(name for name, cells in cell_counts.items() if cells > 1), "output"]
 
 
 def layer_shapes(
     tower: torch.nn.Module, image_size: tuple[int, int], layers: Sequence[str] | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """(channels, height, width) of layers (None: all available), (d,) of `output`, for pictures of (height, width) px."""
+    """(channels, height, width) of layers (None: all available), (d,) of `output`, for images of (height, width) px."""
     taps = Taps(tower, available(tower) if layers is None else layers)
-    return {layer: tuple(found.shape[1:]) for layer, found in _trial(taps, image_size).items()}
+    return {layer: tuple(output.shape[1:]) for layer, output in _trial(taps, image_size).items()}
 
 
 def check_layers(tower: torch.nn.Module, wanted: Sequence[str], image_size: tuple[int, int]) -> None:
@@ -143,7 +143,7 @@ def check_layers(tower: torch.nn.Module, wanted: Sequence[str], image_size: tupl
 
 
 def allows_size(tower: torch.nn.Module, layers: Sequence[str], image_size: tuple[int, int]) -> str | None:
-    """None where layers work for pictures of any size, else why not: a picture twice as wide as `image_size` tells."""
+    """None where layers work for images of any size, else why not: an image twice as wide as `image_size` tells."""
     return _refusal(Taps(tower, layers), (image_size[0], 2 * image_size[1]))
 
 
@@ -197,16 +197,18 @@ def _paths(visual: Any) -> dict[str, str]:
     return {"conv1": "conv1", **blocks, **({} if pooled_first else {"tokens": "ln_post"})}
 
 
-def _unknown(layer: str, kind: str, known: list[str]) -> str:
+def _unknown(layer: str, architecture: str, known: list[str]) -> str:
     """`no layer 'block.12' in this ViT; it has conv1, block.0..11, tokens, output`; a wrong word gets the nearest one."""
     misnumbered = layer.rstrip("0123456789") in {name.rstrip("0123456789") for name in known}
     close = [] if misnumbered else difflib.get_close_matches(layer, known, n=1)
     listed = re.sub(r"(?<!\S)(\S*?)(\d+)(?:, \1\d+)*, \1(\d+)(?=,)", r"\1\2..\3", ", ".join(known))
-    return f"no layer {layer!r} in this {kind}{''.join(f'; nearest: {name}' for name in close)}; it has {listed}"
+    return (
+        f"no layer {layer!r} in this {architecture}{''.join(f'; nearest: {name}' for name in close)}; it has {listed}"
+    )
 
 
 def _trial(network: torch.nn.Module, image_size: tuple[int, int]) -> Any:
-    """What a network makes of one black picture."""
+    """What a network makes of one black image."""
     like = next(network.parameters())
     with torch.no_grad(), like.device:  # the device also of what a network makes on its way
         return network(torch.zeros(1, 3, *image_size, dtype=like.dtype))
@@ -222,17 +224,17 @@ def _refusal(taps: Taps, image_size: tuple[int, int]) -> str | None:
         cause = " ".join(str(error).split())[:200] or type(error).__name__
         if isinstance(visual, ModifiedResNet) and "output" in taps.layers:
             cause = f"`output` is pooled with positions for {visual.image_size // 32} x {visual.image_size // 32} cells"
-        return f"this {_kind(visual)} cannot take pictures of {image_size[0]} x {image_size[1]} px (h x w): {cause}"
+        return f"this {_kind(visual)} cannot take images of {image_size[0]} x {image_size[1]} px (h x w): {cause}"
     return None
 
 
 @contextlib.contextmanager
 def _listening(network: Any, paths: dict[str, str], heard: Callable[[str, Any, Any], None]) -> Iterator[None]:
     """Call `heard(name, module, output)` whenever the module at a name's path returns in this thread; no hook stays."""
-    own = threading.get_ident()
+    this_thread = threading.get_ident()
 
     def hear(name: str, module: Any, output: Any) -> None:
-        if threading.get_ident() == own:
+        if threading.get_ident() == this_thread:
             heard(name, module, output)
 
     with contextlib.ExitStack() as hooks:
@@ -244,27 +246,27 @@ def _listening(network: Any, paths: dict[str, str], heard: Callable[[str, Any, A
         yield
 
 
-def _grid(visual: Any, picture: torch.Size) -> tuple[int, int] | None:
-    """(height, width) in patches of a picture (…, height, width) px; None for a network without patches."""
+def _grid(visual: Any, input_shape: torch.Size) -> tuple[int, int] | None:
+    """(height, width) in patches of an image (…, height, width) px; None for a network without patches."""
     if isinstance(visual, VisionTransformer):
-        return picture[-2] // visual.patch_size[0], picture[-1] // visual.patch_size[1]
+        return input_shape[-2] // visual.patch_size[0], input_shape[-1] // visual.patch_size[1]
     size = getattr(getattr(getattr(visual, "trunk", None), "patch_embed", None), "dynamic_feat_size", None)
-    return size(tuple(picture[-2:])) if size else None
+    return size(tuple(input_shape[-2:])) if size else None
 
 
-def _as_map(visual: Any, module: Any, value: Any, picture: torch.Size) -> torch.Tensor | None:
-    """A module's output as (b, c, h, w); None where it is no map of pictures (b, 3, height, width)."""
-    if not isinstance(value, torch.Tensor) or value.ndim not in {3, 4} or value.shape[0] != picture[0]:
+def _as_map(visual: Any, module: Any, value: Any, input_shape: torch.Size) -> torch.Tensor | None:
+    """A module's output as (b, c, h, w); None where it is no map of images (b, 3, height, width)."""
+    if not isinstance(value, torch.Tensor) or value.ndim not in {3, 4} or value.shape[0] != input_shape[0]:
         return None
-    trunk, (height, width) = getattr(visual, "trunk", visual), picture[-2:]
+    trunk, (height, width) = getattr(visual, "trunk", visual), input_shape[-2:]
     if value.ndim == 4:
         channels_last = getattr(trunk, "output_fmt", "") == "NHWC" and not isinstance(module, torch.nn.Conv2d)
         layouts = [value, value.permute(0, 3, 1, 2)][:: -1 if channels_last else 1]
-        # of the picture's aspect, but for a row or column of rounding
+        # of the image's aspect, but for a row or column of rounding
         return next((x for x in layouts if abs(x.shape[2] * width - x.shape[3] * height) < height + width), None)
     prefix = 1 if isinstance(visual, VisionTransformer) else getattr(trunk, "num_prefix_tokens", 0)
-    own, counts = _grid(visual, picture), [n for n in (value.shape[1] - prefix, value.shape[1]) if n > 0]
-    if own is None or math.prod(own) not in counts:
+    grid, counts = _grid(visual, input_shape), [n for n in (value.shape[1] - prefix, value.shape[1]) if n > 0]
+    if grid is None or math.prod(grid) not in counts:
         grids = [(r, n // r) for n in counts for r in [max(1, round((n * height / width) ** 0.5))] if n % r == 0]
-        own = next(((r, c) for r, c in grids if abs(r * width - c * height) < max(height, width)), None)
-    return value[:, -math.prod(own) :].transpose(1, 2).unflatten(2, own) if own else None
+        grid = next(((r, c) for r, c in grids if abs(r * width - c * height) < max(height, width)), None)
+    return value[:, -math.prod(grid) :].transpose(1, 2).unflatten(2, grid) if grid else None

@@ -34,12 +34,12 @@ def load(model: ResolvedModel, device: str = "cpu") -> torch.nn.Module:
     if model.config:
         register(model.config)
     if model.name.startswith("local-dir:"):
-        where, found = model.name, folder_sha256(Path(model.name.removeprefix("local-dir:")))
+        where, fingerprint = model.name, folder_sha256(Path(model.name.removeprefix("local-dir:")))
     elif model.pretrained and os.path.isfile(model.pretrained):
-        where, found = model.pretrained, sha256(model.pretrained)
+        where, fingerprint = model.pretrained, sha256(model.pretrained)
     else:
-        where, found = model.name, model.weights  # a tag or a hub's name; the download is open_clip's
-    if found != model.weights:
+        where, fingerprint = model.name, model.weights  # a tag or a hub's name; the download is open_clip's
+    if fingerprint != model.weights:
         raise ModelError(
             f"{where}: this machine's weights are not those that the run started with ({model.weights[:19]}…)"
         )
@@ -60,7 +60,7 @@ def load(model: ResolvedModel, device: str = "cpu") -> torch.nn.Module:
 
 
 def _check_preprocess(model: ResolvedModel, found: dict[str, Any]) -> None:
-    """Pictures are decoded apart from the network: both must mean the same transform."""
+    """Images are decoded apart from the network: both must mean the same transform."""
     found = {key: list(v) if isinstance(v, tuple) else v for key, v in {**found, "size": pair(found["size"])}.items()}
     if found != model.preprocess:
         raise ModelError(f"{model.name}: expected preprocessing {model.preprocess}, but the loaded network has {found}")
@@ -103,7 +103,7 @@ def _covered(image: Image.Image, height: int, width: int) -> tuple[float, float,
 def keeping_aspect(
     model: ResolvedModel, long_px: int, multiple: int, max_pixels: int = MAX_PIXELS, *, rounded: bool = False
 ) -> Preprocess:
-    """To (H, W, 3) uint8 of the whole picture: no crop, the long side `long_px`, both sides a `multiple`.
+    """To (H, W, 3) uint8 of the whole image: no crop, the long side `long_px`, both sides a `multiple`.
 
     `rounded`: as in `split_transform`. What is returned raises Rejected: too_many_pixels.
     """

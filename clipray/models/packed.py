@@ -91,12 +91,12 @@ class PackedAttention(nn.Module):
         n, length, width = query.shape
         parted = self.in_proj(query).view(n, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         if attn_mask is None:
-            found = attend(*parted.contiguous().unbind(0))  # (n, heads, l, d) each
+            attended = attend(*parted.contiguous().unbind(0))  # (n, heads, l, d) each
         else:
             q, k, v = parted.unbind(0)
             mask = attn_mask if attn_mask.ndim == 2 else attn_mask.unflatten(0, (n, self.num_heads))
-            found = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(found.transpose(1, 2).reshape(n, length, width)), None
+            attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(attended.transpose(1, 2).reshape(n, length, width)), None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

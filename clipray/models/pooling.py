@@ -173,9 +173,9 @@ def pool_boxes(
         raise ValueError("boxes should be finite")
     rois = torch.cat([image_index[:, None].to(x), boxes.to(x)], dim=1)  # (K, 5)
     vectors = x.new_empty(len(rois), x.shape[1])
-    for some in torch.arange(len(rois), device=x.device).split(max(1, BOX_BYTES // (4 * x.shape[1] * bins**2))):
-        binned = roi_align(x, rois[some], bins, sampling_ratio=sampling_ratio, aligned=True)  # (k, c, bins, bins)
-        vectors[some] = _pooled(binned.flatten(2), 2, pooling, p)
+    for rows in torch.arange(len(rois), device=x.device).split(max(1, BOX_BYTES // (4 * x.shape[1] * bins**2))):
+        binned = roi_align(x, rois[rows], bins, sampling_ratio=sampling_ratio, aligned=True)  # (k, c, bins, bins)
+        vectors[rows] = _pooled(binned.flatten(2), 2, pooling, p)
     return vectors
 
 

@@ -135,8 +135,8 @@ def _builtin_config(name: str) -> dict[str, Any]:
 
 def _shape(config: dict[str, Any], preprocess: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
     """Vector width and preprocessing, merged as open_clip merges them: its defaults, the weights' own, the network's size."""
-    given = {key: value for key, value in (preprocess or {}).items() if key in PREPROCESS and value is not None}
-    merged: dict[str, Any] = {**PREPROCESS, **given}
+    settings = {key: value for key, value in (preprocess or {}).items() if key in PREPROCESS and value is not None}
+    merged: dict[str, Any] = {**PREPROCESS, **settings}
     merged["size"] = list(pair(config.get("vision_cfg", {}).get("image_size", 224)))
     return int(config["embed_dim"]), {key: list(v) if isinstance(v, tuple) else v for key, v in merged.items()}
 

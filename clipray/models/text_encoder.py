@@ -191,9 +191,9 @@ class TextEncoder(Batched):
             x = self.network(tokens[rows, :length].to(self.device, non_blocking=True)).float()
             return (l2_normalize_tensor(x) if self._normalize else x).cpu().numpy()
 
-        found = np.concatenate(self._in_batches(len(tokens), forward))
-        vectors = np.empty_like(found)
-        vectors[order.numpy()] = found
+        ordered = np.concatenate(self._in_batches(len(tokens), forward))
+        vectors = np.empty_like(ordered)
+        vectors[order.numpy()] = ordered
         return vectors
 
     def _load(self) -> TextTower:

@@ -65,5 +65,5 @@ class Tokenizer:
             return [len(ids) for ids in inner.tokenizer(clean, truncation=False).input_ids]
         clean = [inner.clean_fn(text) for text in texts]
         plain = inner.tokenizer_mode == "clips"  # open_clip adds start, end and class tokens itself
-        found = inner.tokenizer(clean, add_special_tokens=not plain, truncation=False).input_ids
-        return [len(ids) + (3 if plain else 0) for ids in found]
+        token_ids = inner.tokenizer(clean, add_special_tokens=not plain, truncation=False).input_ids
+        return [len(ids) + (3 if plain else 0) for ids in token_ids]

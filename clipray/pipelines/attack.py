@@ -43,7 +43,7 @@ class AttackBlockEncoder(BlockEncoder[AttackSpec, ImageEncoder, ImageAndWord]):
             yield image if isinstance(image, Rejected) else (image, word or "")
 
     def _word(self, image_id: str, label: str | None) -> str | None:
-        if label is None or self.spec.own:
+        if label is None or self.spec.own_label:
             return label
         return self.spec.labels[wrong_label(image_id, self._number[label], len(self.spec.labels), self.spec.seed)]
 

@@ -66,7 +66,7 @@ def _ply(data: bytes) -> np.ndarray:
     end = data.index(b"end_header")
     body = data[data.index(b"\n", end) + 1 :]
     lines = [line.split() for line in data[:end].decode("ascii").splitlines()]
-    kind = next(words[1] for words in lines if words[:1] == ["format"])
+    encoding = next(words[1] for words in lines if words[:1] == ["format"])
     elements = [words for words in lines if words[:1] == ["element"]]
     if elements[0][1] != "vertex":
         raise _no_cloud(f"a .ply whose first element is {elements[0][1]!r}, not `vertex`")
@@ -76,11 +76,11 @@ def _ply(data: bytes) -> np.ndarray:
     if any(words[1] == "list" for words in properties) or not {"x", "y", "z"} <= {words[2] for words in properties}:
         raise _no_cloud("a .ply whose vertices have no x, y and z, or have lists")
     names = [words[2] for words in properties]
-    if kind == "ascii":
+    if encoding == "ascii":
         rows = [line.split() for line in islice(filter(bytes.strip, body.splitlines()), count)]
         columns = dict(zip(names, np.array(rows, np.float64).reshape(-1, len(names)).T, strict=True))
     else:
-        order = PLY_ORDER[kind]
+        order = PLY_ORDER[encoding]
         record = np.dtype([(name, order + PLY_TYPES[words[1]]) for name, words in zip(names, properties, strict=True)])
         table = np.frombuffer(body, record, count)
         columns = {name: table[name] for name in names}

@@ -1,6 +1,6 @@
-"""A picture from its URI or bytes to pixels: fetch, decode as people see it, preprocess as the model's own transform.
+"""An image from its URI or bytes to pixels: fetch, decode as people see it, preprocess as the model's own transform.
 
-Nothing here raises for a bad picture but `Rejected`, which carries the reason for the `rejects` table.
+Nothing here raises for a bad image but `Rejected`, which carries the reason for the `rejects` table.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clipray.pipelines.png_metadata import without_large_metadata
 from clipray.pipelines.to_rgb import to_rgb
 from clipray.tables.reasons import Rejected
 
-# First bytes of the formats that people keep pictures in: such a file that does not open is a broken picture.
+# First bytes of common image formats: a file that starts so and does not open is a broken image.
 SIGNATURES = (
     b"\xff\xd8",
     b"\x89PNG",
@@ -37,7 +37,7 @@ SIGNATURES = (
     b"P6\n",
 )
 # What Pillow recognises but only another program or a stub can decode; EPS would start Ghostscript on a stranger's file.
-NOT_PICTURES = ("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF")
+NOT_IMAGES = ("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF")
 Turn = Image.Transpose
 TURNS = {
     2: Turn.FLIP_LEFT_RIGHT, 3: Turn.ROTATE_180, 4: Turn.FLIP_TOP_BOTTOM,
@@ -53,7 +53,7 @@ def prepare_pillow() -> None:
 
 
 def decode(data: bytes, limits: Limits, *, draft_px: int | None = None) -> Image.Image:
-    """The picture as people see it, in RGB.
+    """The image as people see it, in RGB.
 
     EXIF orientation is applied, CMYK and palettes are converted, 16-bit and float greys are scaled to 8 bits
     (`deep_grey`), alpha is composed on white, and of an animation the first frame is taken.
@@ -70,11 +70,11 @@ def decode(data: bytes, limits: Limits, *, draft_px: int | None = None) -> Image
 
 
 class Opened:
-    """A picture whose header is read, but no pixel yet. Raises Refused as `decode`."""
+    """An image whose header is read, but no pixel yet. Raises Rejected as `decode`."""
 
     def __init__(self, data: bytes, limits: Limits) -> None:
         self._data, self._limits = data, limits
-        with _refusing(data, limits):
+        with _rejecting(data, limits):
             self._image: Image.Image = Image.open(io.BytesIO(without_large_metadata(data)), formats=_formats())
             _check_size(self._image, limits)
             self._jpeg = self._image.format == "JPEG"
@@ -93,12 +93,12 @@ class Opened:
 
     def decode_bytes(self) -> int:
         """What `decoded` takes at most."""
-        with _refusing(self._data, self._limits):
+        with _rejecting(self._data, self._limits):
             return decode_bytes(self._image, self._data, self._turn is not None)
 
     def decoded(self, draft_px: int | None = None) -> tuple[Image.Image, int, int]:
         """Upright, in RGB, and the height and width in px that it has unless a JPEG is decoded smaller; to be called once."""
-        with _refusing(self._data, self._limits):
+        with _rejecting(self._data, self._limits):
             image: Image.Image = self._image
             size = self.stored_size
             if draft_px and self._jpeg:
@@ -124,8 +124,8 @@ def _check_size(image: Image.Image, limits: Limits) -> None:
 
 
 @contextlib.contextmanager
-def _refusing(data: bytes, limits: Limits) -> Iterator[None]:
-    """Whatever Pillow raises is a refusal.
+def _rejecting(data: bytes, limits: Limits) -> Iterator[None]:
+    """Whatever Pillow raises is a rejection.
 
     Pillow's own bound holds for the process, and backs ours where images hold others (ICO): so it is set for each image.
     """
@@ -139,16 +139,16 @@ def _refusing(data: bytes, limits: Limits) -> Iterator[None]:
     except UnclearGrey as error:
         raise Rejected("decode", "undecodable", str(error)) from error
     except Exception as error:  # Pillow's plugins raise nearly anything
-        raise _refusal(data, error) from error
+        raise _rejection(data, error) from error
 
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in Image.ID if name not in NOT_PICTURES)
+    return tuple(name for name in Image.ID if name not in NOT_IMAGES)
 
 
-def _refusal(data: bytes, error: Exception) -> Rejected:
+def _rejection(data: bytes, error: Exception) -> Rejected:
     text = f"{type(error).__name__}: {error}".replace("\n", " ")
     webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
     if webp and len(data) < 8 + int.from_bytes(data[4:8], "little"):  # Pillow does not say so
@@ -160,10 +160,12 @@ def _refusal(data: bytes, error: Exception) -> Rejected:
     if isinstance(error, UnidentifiedImageError):
         if webp or data.startswith(SIGNATURES) or data[4:12] in (b"ftypavif", b"ftypavis"):
             return Rejected(
-                "decode", "undecodable", f"starts like a picture, but its header cannot be read ({len(data)} bytes)"
+                "decode", "undecodable", f"starts like an image, but its header cannot be read ({len(data)} bytes)"
             )
         return Rejected(
-            "decode", "not_an_image", f"{len(data)} bytes starting {data[:8]!r} are no picture that Pillow knows"
+            "decode",
+            "not_an_image",
+            f"{len(data)} bytes starting {data[:8]!r} are in no image format that Pillow knows",
         )
     if isinstance(error, EOFError) or "truncated" in text.lower():
         return Rejected("decode", "truncated", text)
@@ -186,7 +188,7 @@ class DecodedImage:
     width: int
 
 
-def load_picture(
+def load_image(
     uri: str | None,
     data: bytes | None,
     limits: Limits,
@@ -194,7 +196,7 @@ def load_picture(
     draft_px: int | None = None,
     memory: DecodeMemory | None = None,
 ) -> DecodedImage | Rejected:
-    """Fetch (unless `data` is given), decode and preprocess one picture; a bad one comes back as its refusal.
+    """Fetch (unless `data` is given), decode and preprocess one image; a bad one comes back as its rejection.
 
     `preprocess` takes the image; a `Preprocess` also the original's height and width, which a JPEG that was decoded at a
     reduced scale no longer has. `memory`: of `decode_budget`, shared by those that decode at the same time.
@@ -209,8 +211,8 @@ def load_picture(
             image, height, width = opened.decoded(draft_px)
             sized = isinstance(preprocess, Preprocess)
             return DecodedImage(preprocess(image, height, width) if sized else preprocess(image), height, width)
-    except Rejected as refused:
-        return refused
+    except Rejected as rejected:
+        return rejected
     except Exception as error:  # a row is never worth the job
         return Rejected("decode", "undecodable", f"{type(error).__name__}: {error}")
 

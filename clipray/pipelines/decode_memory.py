@@ -1,4 +1,4 @@
-"""How much memory an image takes while it becomes RGB, and how much all that are decoded at a time may take."""
+"""How much memory an image takes while it becomes RGB, and the budget of all that are decoded at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from PIL import Image
 
 from clipray.models.preprocess import RGB_BYTES
-from clipray.pipelines.budget import Budget
 
 BYTES_PER_PIXEL = 11.5  # of `max_pixels`: the budget; the rest of 12 is for what each thread takes whatever it decodes
 LEAST_BYTES = 64 * 2**20  # of a budget, whatever `max_pixels` is
@@ -45,27 +44,53 @@ def decode_budget(max_pixels: int) -> int:
     return max(int(BYTES_PER_PIXEL * max_pixels), LEAST_BYTES)
 
 
+class ByteBudget:
+    """Bytes that threads share. Whoever needs more than the total gets them when nobody else holds any."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self._total, self._held = total_bytes, 0
+        self._changed = threading.Condition()
+
+    @property
+    def held(self) -> int:
+        return self._held
+
+    def acquire(self, n_bytes: int) -> None:
+        """Wait until `n_bytes` are free, and hold them."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + n_bytes <= self._total)
+            self._held += n_bytes
+
+    def release(self, n_bytes: int) -> None:
+        with self._changed:
+            self._held -= n_bytes
+            self._changed.notify_all()
+
+
 class DecodeMemory:
     """The budget that the decoding threads of a worker share, counting what they have freed but the allocator still keeps.
 
-    glibc keeps freed memory for each thread: four threads that had their turn, one after the other, would hold four times
-    what one takes. So it is given back to the system before more has been asked for, since the last time, than the budget.
+    glibc keeps freed memory for each thread: four threads that decode one after the other would hold four times what one
+    takes. So freed memory goes back to the system each time that a whole budget has been asked for.
     """
 
     def __init__(self, total_bytes: int) -> None:
-        self._budget, self._total = Budget(total_bytes), total_bytes
+        self._budget, self._total = ByteBudget(total_bytes), total_bytes
         self._asked, self._lock = 0, threading.Lock()
 
     @contextlib.contextmanager
     def hold(self, n_bytes: int) -> Iterator[None]:
-        """Wait until `n_bytes` are free, and hold them for as long as the block runs; a thread must not hold twice."""
-        with self._budget.hold(n_bytes):
+        """Hold `n_bytes` for as long as the block runs. A thread must not hold twice: it could wait for itself."""
+        self._budget.acquire(n_bytes)
+        try:
             with self._lock:
                 self._asked += n_bytes
                 if self._asked > self._total:
                     _trim()
-                    self._asked = self._budget.taken
+                    self._asked = self._budget.held
             yield
+        finally:
+            self._budget.release(n_bytes)
 
 
 def _trim() -> None:
@@ -145,5 +170,5 @@ def _number(value: object, default: int) -> int:
 
 
 def _embedded_pixels(data: bytes) -> int:
-    sizes = [[int.from_bytes(side) for side in found.groups() if side] for found in EMBEDDED.finditer(data)]
+    sizes = [[int.from_bytes(side) for side in match.groups() if side] for match in EMBEDDED.finditer(data)]
     return max((sides[0] * sides[1] for sides in sizes if len(sides) == 2), default=0)

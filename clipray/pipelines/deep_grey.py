@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE, SAMPLE_FORMAT, S_MAX_SAMPLE = 258, 262, 281, 339, 341  # tags of TIFF
-KINDS = {1: "u", 2: "i", 3: "f"}  # by SampleFormat
+SAMPLE_FORMATS = {1: "u", 2: "i", 3: "f"}  # by SampleFormat
 WHITE_IS_ZERO = 0  # a PhotometricInterpretation
 DARKEST = 1 / 16  # of white
 OVERSHOOT = 0.25  # of white
@@ -37,11 +37,11 @@ class GreyType:
     """What a file says of its greys.
 
     Attributes:
-        kind: of the samples: "u" unsigned, "i" signed integers, "f" floats. bits: of a sample that count.
+        sample_format: of the samples: "u" unsigned, "i" signed integers, "f" floats. bits: of a sample that count.
         declared: the largest sample, if a tag says so. white_is_zero: small values are light.
     """
 
-    kind: str
+    sample_format: str
     bits: int
     declared: float | None = None
     white_is_zero: bool = False
@@ -59,10 +59,10 @@ def grey_type(image: Image.Image) -> GreyType:
             return GreyType("f", 32)
         scaled = image.mode.startswith("I;16") or image.format == "PPM"  # Pillow scales a PGM of any maxval
         return GreyType("u", 16) if scaled else GreyType("i", 32)
-    kind = KINDS.get(int(_first(tags.get(SAMPLE_FORMAT)) or 1), "u")
+    sample_format = SAMPLE_FORMATS.get(int(_first(tags.get(SAMPLE_FORMAT)) or 1), "u")
     declared = _first(tags.get(S_MAX_SAMPLE)) or _first(tags.get(MAX_SAMPLE))
     return GreyType(
-        kind="f" if image.mode == "F" else kind,
+        sample_format="f" if image.mode == "F" else sample_format,
         bits=int(_first(tags.get(BITS_PER_SAMPLE)) or 1),
         declared=declared,
         white_is_zero=_first(tags.get(PHOTOMETRIC)) == WHITE_IS_ZERO,
@@ -81,7 +81,11 @@ def _first(value: object) -> float | None:
 def samples_of(image: Image.Image, grey: GreyType) -> np.ndarray:
     """(H, W) samples; Pillow keeps unsigned integers of 32 bits as signed ones."""
     samples = np.asarray(image)
-    return samples.view(np.uint32) if grey.kind == "u" and samples.dtype == np.int32 and grey.bits == 32 else samples
+    return (
+        samples.view(np.uint32)
+        if grey.sample_format == "u" and samples.dtype == np.int32 and grey.bits == 32
+        else samples
+    )
 
 
 def finite_range(samples: np.ndarray) -> tuple[float, float]:
@@ -98,10 +102,10 @@ def white_of(grey: GreyType, low: float, high: float) -> float:
     """
     if low > high:
         raise UnclearGrey("no finite value among its floats")
-    room = 1 + OVERSHOOT if grey.kind == "f" else 1
+    room = 1 + OVERSHOOT if grey.sample_format == "f" else 1
     if _is_white(grey) and high <= float(grey.declared or 0) * room:
         white = float(grey.declared or 0)
-    elif grey.kind == "u" and grey.bits <= 16:
+    elif grey.sample_format == "u" and grey.bits <= 16:
         return 2.0**grey.bits - 1
     else:
         whites = _whites(grey)
@@ -114,9 +118,9 @@ def white_of(grey: GreyType, low: float, high: float) -> float:
 
 
 def _whites(grey: GreyType) -> list[float]:
-    if grey.kind == "f":
+    if grey.sample_format == "f":
         return [1.0, 255.0, 65_535.0]
-    largest = 2.0 ** (grey.bits - (grey.kind == "i")) - 1
+    largest = 2.0 ** (grey.bits - (grey.sample_format == "i")) - 1
     return [white for white in (255.0, 65_535.0) if white < largest] + [largest]
 
 
@@ -125,11 +129,11 @@ def _is_white(grey: GreyType) -> bool:
     if grey.declared is None or not np.isfinite(grey.declared):
         return False
     bits = np.log2(grey.declared + 1) if grey.declared > 0 else 0
-    return bool((grey.kind == "f" and grey.declared == 1) or (bits >= 8 and bits == int(bits)))
+    return bool((grey.sample_format == "f" and grey.declared == 1) or (bits >= 8 and bits == int(bits)))
 
 
 def _unclear(grey: GreyType, low: float, high: float, whites: list[float]) -> str:
-    name = {"u": "unsigned integers", "i": "signed integers", "f": "floats"}[grey.kind]
+    name = {"u": "unsigned integers", "i": "signed integers", "f": "floats"}[grey.sample_format]
     return (
         f"greys of {grey.bits}-bit {name} from {low:g} to {high:g}: nothing says which values are black and white; expected 0 to "
         f"{' or '.join(f'{white:g}' for white in whites)}, or a MaxSampleValue of a whole number of bits"

@@ -39,8 +39,8 @@ STORED: tuple[tuple[type[Exception], Reason], ...] = (
 class StatusError(Exception):
     """A server's answer that holds no file."""
 
-    def __init__(self, status: int, said: str, headers: Mapping[str, str]) -> None:
-        super().__init__(said)
+    def __init__(self, status: int, message: str, headers: Mapping[str, str]) -> None:
+        super().__init__(message)
         self.status, self.headers = status, headers
 
 
@@ -148,8 +148,8 @@ def _read_local(path: str, limits: Limits) -> bytes:
         if not stat.S_ISREG(mode.st_mode):  # opening a pipe or a device would wait for ever
             raise Rejected("fetch", "not_a_file", f"{path}: not a regular file")
         if mode.st_size > limits.max_bytes:
-            said = f"{path}: {mode.st_size} bytes, more than max_bytes={limits.max_bytes}"
-            raise Rejected("fetch", "too_many_bytes", said)
+            message = f"{path}: {mode.st_size} bytes, more than max_bytes={limits.max_bytes}"
+            raise Rejected("fetch", "too_many_bytes", message)
         with open(path, "rb") as file:
             return file.read(limits.max_bytes + 1)
     except OSError as error:  # what is not known to last may be a network disk's
@@ -173,8 +173,8 @@ async def _bounded(response: aiohttp.ClientResponse, url: str, limits: Limits, r
     """The body. Raises TimeoutError as soon as it only drips: the rest of the time is for another request."""
     max_bytes, window_s = limits.max_bytes, limits.fetch_timeout_s / WINDOWS
     if (response.content_length or 0) > max_bytes:
-        said = f"{url}: {response.content_length} bytes, more than max_bytes={max_bytes}"
-        raise Rejected("fetch", "too_many_bytes", said)
+        message = f"{url}: {response.content_length} bytes, more than max_bytes={max_bytes}"
+        raise Rejected("fetch", "too_many_bytes", message)
     if (response.content_length or 0) > room:
         raise NoRoom(response.content_length or 0)
     data = bytearray()
@@ -197,8 +197,8 @@ def _failure(uri: str, error: Exception, limits: Limits) -> Failure:
     """What another library raised, in our words."""
     causes = list(_causes(error))
     if any(isinstance(cause, aiohttp.ClientPayloadError) for cause in causes):
-        said = f"{uri}: the connection broke off before the whole file was there"
-        return Failure(Rejected("fetch", "unreachable", said), answered=True)
+        message = f"{uri}: the connection broke off before the whole file was there"
+        return Failure(Rejected("fetch", "unreachable", message), answered=True)
     status, headers = _answer(causes)
     if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and parse(uri)[0] not in HTTP:  # no first byte
         return Failure(Rejected("fetch", "empty", f"{uri}: the file has 0 bytes"), answered=True)
@@ -206,12 +206,12 @@ def _failure(uri: str, error: Exception, limits: Limits) -> Failure:
         if isinstance(error, known):
             return Failure(Rejected("fetch", reason, f"{uri}: {_said(error)}"), answered=True)
     if any(isinstance(cause, TimeoutError) for cause in causes):
-        said = f"{uri}: no whole answer within {limits.fetch_timeout_s:g} s"
-        return Failure(Rejected("fetch", "timed_out", said), answered=False)
+        message = f"{uri}: no whole answer within {limits.fetch_timeout_s:g} s"
+        return Failure(Rejected("fetch", "timed_out", message), answered=False)
     if status:
-        said = f"{uri}: {status} {_phrase(status, error)}".rstrip()
+        message = f"{uri}: {status} {_phrase(status, error)}".rstrip()
         wait = _retry_after_s(headers.get("Retry-After"))
-        return Failure(Rejected("fetch", http_reason(status), said), answered=True, retry_after_s=wait)
+        return Failure(Rejected("fetch", http_reason(status), message), answered=True, retry_after_s=wait)
     without = any(isinstance(cause, ImportError) for cause in causes)
     if isinstance(error, ValueError | ClipRayError) and not isinstance(error, OSError) and not without:
         return Failure(Rejected("fetch", "invalid_uri", f"{uri}: cannot be fetched: {_said(error)}"), answered=True)

@@ -20,9 +20,8 @@ from clipray.models.geometry import keep_aspect_size
 from clipray.models.load import keeping_aspect, split_transform
 from clipray.models.preprocess import RGB_BYTES, Preprocess
 from clipray.pipelines.block_encoder import rejection_columns
-from clipray.pipelines.budget import Budget
-from clipray.pipelines.decode import DecodedImage, load_picture, prepare_pillow
-from clipray.pipelines.decode_memory import DecodeMemory, decode_budget
+from clipray.pipelines.decode import DecodedImage, load_image, prepare_pillow
+from clipray.pipelines.decode_memory import ByteBudget, DecodeMemory, decode_budget
 from clipray.pipelines.image_fetch import Fetcher, NoRoom
 from clipray.pipelines.messages import Report
 from clipray.pipelines.spec import ImageSpec
@@ -53,7 +52,7 @@ class ImageLoader:
         self._draft_px = 2 * longest if spec.fast_decode else None
         self._decoders = ThreadPoolExecutor(spec.threads, "decode", initializer=_yield_to_the_network)
         self._fetchers = ThreadPoolExecutor(REMOTE_THREADS, "fetch")
-        self._fetcher, self._fetched = Fetcher(spec.limits), Budget(REMOTE_BYTES)
+        self._fetcher, self._fetched = Fetcher(spec.limits), ByteBudget(REMOTE_BYTES)
         self._room = ROOM_BYTES
 
     def load(
@@ -96,7 +95,7 @@ class ImageLoader:
         return self._decoders.submit(self._decode, uri, raw, preprocess).result
 
     def _decode(self, uri: str | None, raw: bytes | None, preprocess: Preprocess) -> Loaded:
-        return load_picture(uri, raw, self._limits, preprocess, self._draft_px, self._memory)
+        return load_image(uri, raw, self._limits, preprocess, self._draft_px, self._memory)
 
     def _fetch_then_decode(self, uri: str, preprocess: Preprocess) -> Future[Loaded]:
         try:
@@ -111,13 +110,13 @@ class ImageLoader:
         try:
             return self._decode(None, raw, preprocess)
         finally:
-            self._fetched.give(len(raw))
+            self._fetched.release(len(raw))
 
     def _fetch(self, uri: str) -> bytes:
         """A file's bytes, whose number is taken from the budget. A thread that waits for more of it holds none."""
         room = self._room
         while True:
-            self._fetched.take(room)
+            self._fetched.acquire(room)
             held = 0
             try:
                 raw = self._fetcher.fetch(uri, room)
@@ -126,7 +125,7 @@ class ImageLoader:
             except NoRoom as larger:
                 needed = larger.size
             finally:
-                self._fetched.give(room - held)
+                self._fetched.release(room - held)
             room = needed
 
 

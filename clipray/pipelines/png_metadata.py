@@ -1,4 +1,4 @@
-"""PNG without the texts and colour profiles that would take more memory than a picture's pixels, and that nobody asks for."""
+"""PNG without the texts and colour profiles that would take more memory than an image's pixels, and that nobody asks for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures changed so that a network looks at a box of them: cut out, all else blurred, an ellipse around it."""
+"""Images changed so that a network looks at a box of them: cut out, all else blurred, an ellipse around it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from clipray.job import EmbedRegions
 
 
 def views(image: Image.Image, boxes: np.ndarray, how: EmbedRegions) -> Iterator[Image.Image]:
-    """A picture for each box, by the prompt `crop`, `blur` or `circle`.
+    """An image for each box, by the prompt `crop`, `blur` or `circle`.
 
     Args:
-        image: RGB. boxes: (K, 4) x1, y1, x2, y2 in px, inside the picture.
+        image: RGB. boxes: (K, 4) x1, y1, x2, y2 in px, inside the image.
     """
     short = min(image.size)
     if how.prompt == "blur":  # once for all boxes
@@ -36,15 +36,15 @@ def whole_px(box: list[float]) -> tuple[int, int, int, int]:
 
 def only_within(image: Image.Image, outside: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     """`outside`, with `image` in the box."""
-    made = outside.copy()
-    made.paste(image.crop(box), box[:2])
-    return made
+    view = outside.copy()
+    view.paste(image.crop(box), box[:2])
+    return view
 
 
 def circled(image: Image.Image, box: list[float], colour: str, width_px: int) -> Image.Image:
-    """The picture with the ellipse that touches the box's sides from within, as in Shtedritski et al. 2023 (arXiv 2304.06712)."""
-    made = image.copy()
+    """The image with the ellipse that touches the box's sides from within, as in Shtedritski et al. 2023 (arXiv 2304.06712)."""
+    view = image.copy()
     x1, y1, x2, y2 = box
     last = max(x1, x2 - 1), max(y1, y2 - 1)  # Pillow counts the last pixel in
-    ImageDraw.Draw(made).ellipse([x1, y1, *last], outline=colour, width=width_px)
-    return made
+    ImageDraw.Draw(view).ellipse([x1, y1, *last], outline=colour, width=width_px)
+    return view

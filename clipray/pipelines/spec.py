@@ -96,7 +96,7 @@ class AttackSpec(ImageSpec):
 
     Attributes:
         labels: names of the classes. classes: reads their vectors, in the worker.
-        own: whether the word is the image's own label.
+        own_label: whether the word is the image's own label.
         seed: of the words and of their places.
     """
 
@@ -105,7 +105,7 @@ class AttackSpec(ImageSpec):
     labels: tuple[str, ...]
     classes: Callable[[], ClassVectors]
     lettering: Lettering
-    own: bool
+    own_label: bool
     seed: int
 
 

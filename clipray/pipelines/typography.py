@@ -1,4 +1,4 @@
-"""Words written on pictures: which, where and how, the same for the same picture and seed wherever it is done."""
+"""Words written on images: which, where and how, the same for the same image and seed wherever it is done."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLACES = {
 
 
 def wrong_label(image_id: str, label: int, n_labels: int, seed: int) -> int:
-    """A label that is not the picture's own; every other one is equally likely."""
+    """A label that is not the image's own; every other one is equally likely."""
     other = int(_fraction(image_id, seed, "word") * (n_labels - 1))
     return other + (other >= label)
 
@@ -30,13 +30,13 @@ def place_of(image_id: str, lettering: Lettering, seed: int) -> tuple[float, flo
 
 
 def _fraction(image_id: str, seed: int, what: str) -> float:
-    """A number in [0, 1) drawn by picture and seed."""
+    """A number in [0, 1) drawn by image and seed."""
     digest = hashlib.sha256(f"{seed}\0{what}\0{image_id}".encode()).digest()
     return int.from_bytes(digest[:6]) / 2**48
 
 
 def write_word(image: Image.Image, word: str, place: tuple[float, float], lettering: Lettering) -> Image.Image:
-    """A copy of an RGB picture with a word on it.
+    """A copy of an RGB image with a word on it.
 
     The word stands on one line if it fits there, else on a line for each of its parts; where neither fits, on that of the
     two that takes the larger letters.
@@ -69,7 +69,7 @@ class _Plate:
         self._ink_at = margin - left, margin - top
 
     def fit(self, height: int, width: int) -> float:
-        """By how much it could grow on a picture of this size; below 1 it must shrink."""
+        """By how much it could grow on an image of this size; below 1 it must shrink."""
         return min(height / self.height, width / self.width)
 
     def write(self, pen: ImageDraw.ImageDraw, top: float, left: float, colour: str) -> None:

@@ -87,7 +87,7 @@ def _label(paths: Sequence[str], style: PromptStyle, model: Model, top: int) -> 
     from clipray.models.load import split_transform
     from clipray.models.resolve import resolve
     from clipray.models.text_encoder import TextEncoder
-    from clipray.pipelines.decode import DecodedImage, load_picture, prepare_pillow
+    from clipray.pipelines.decode import DecodedImage, load_image, prepare_pillow
     from clipray.pipelines.limits import Limits
 
     resolved = resolve(model)
@@ -102,7 +102,7 @@ def _label(paths: Sequence[str], style: PromptStyle, model: Model, top: int) -> 
     preprocess = split_transform(resolved, limits.max_pixels)[0]
     for start in range(0, len(paths), AT_ONCE):
         batch = paths[start : start + AT_ONCE]
-        loaded = [load_picture(absolute(path), None, limits, preprocess) for path in batch]
+        loaded = [load_image(absolute(path), None, limits, preprocess) for path in batch]
         good = [image.pixels for image in loaded if isinstance(image, DecodedImage)]
         rows: Iterator[Any] = iter(())
         if good:

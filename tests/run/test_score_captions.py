@@ -128,7 +128,7 @@ def test_pairs_without_ids_and_pairs_that_fit_nothing(world: DemoWorld, tmp_path
         (pictures[0]["image_id"], "  "): "empty",
         (pictures[0]["image_id"], "a red star"): "duplicate_id",
     }
-    assert f"images.clip has no picture {pictures[10]['image_id']!r}" in str(refused["message"].to_pylist())
+    assert f"images.clip has no image {pictures[10]['image_id']!r}" in str(refused["message"].to_pylist())
     # The pictures that were missing come: their pairs are scored, whatever had been rejected.
     write_manifest(given, pictures[:12])
     assert [report.state for report in clipray.plan(path)[0]] == ["partial", "finished"]

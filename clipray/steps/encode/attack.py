@@ -88,7 +88,7 @@ class AttackStep(EncodeStep[Attack]):
                 _classes, self.classes.url, fingerprint(self.prompts.identity), self.prompts.styles[0].name
             ),
             lettering=settings.lettering,
-            own=settings.word == "own",
+            own_label=settings.word == "own",
             seed=settings.seed,
         )
 

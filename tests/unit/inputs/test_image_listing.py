@@ -18,7 +18,7 @@ from clipray.errors import JobError, StorageError
 from clipray.inputs.image_listing import list_images
 from clipray.inputs.manifest import make_manifest, open_manifest, read_rows
 from clipray.inputs.parquet_files import expand_parquet
-from clipray.pipelines.decode import DecodedImage, load_picture
+from clipray.pipelines.decode import DecodedImage, load_image
 from clipray.pipelines.limits import Limits
 from clipray.tables.reasons import Rejected
 
@@ -94,7 +94,7 @@ def test_a_pipe_and_a_broken_link_are_rejected_rows(folder: Path) -> None:
     (folder / "gone.jpg").symlink_to(folder / "nothing")
     assert names(folder) == ["a.jpg", "deep/b.jfif", "gone.jpg", "pipe.jpg"]
     for name, reason in (("pipe.jpg", "not_a_file"), ("gone.jpg", "not_found")):
-        row = load_picture(str(folder / name), None, Limits(), np.asarray)
+        row = load_image(str(folder / name), None, Limits(), np.asarray)
         assert isinstance(row, Rejected)
         assert row.reason == reason
 
@@ -124,7 +124,7 @@ def test_names_that_are_not_utf8(folder: Path) -> None:
         r"caf\xe9 100%.jpg": f"file://{folder}/caf%E9%20100%25.jpg",
     }
     for uri in rows_of(folder / "m.parquet"):
-        assert isinstance(load_picture(uri, None, Limits(), np.asarray), DecodedImage)
+        assert isinstance(load_image(uri, None, Limits(), np.asarray), DecodedImage)
 
 
 def rows_of(manifest: Path) -> list[str]:

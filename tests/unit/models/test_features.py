@@ -417,7 +417,7 @@ def test_every_feature_is_proved(saved_models: dict[str, Path], monkeypatch: pyt
 
     monkeypatch.setattr(ImageEncoder, "_forward", forward)
     model = resolve(Model(name=f"local-dir:{saved_models['vit']}"))
-    with pytest.raises(ModelError, match=r"precision bf16: cosine to fp32 on the test picture is -\S+ for 'mac'"):
+    with pytest.raises(ModelError, match=r"precision bf16: cosine to fp32 on the test image is -\S+ for 'mac'"):
         ImageEncoder(model, features=FEATURES, precision="bf16", batch_size=4)
 
 
@@ -451,7 +451,7 @@ WANTED = "expected list<list<float>>: for each picture a list of [x1, y1, x2, y2
         ("vit", "good no-boxes", {"features": {"f": {**CONV, "regions": True}}}, "{home}/no-boxes.parquet: column 'boxes' is missing, but list<element: list<element: double>> in {home}/good.parquet"),
         ("vit", "no-boxes good", {"features": {"f": {**CONV, "regions": True}}}, "{home}/good.parquet: column 'boxes' is list<element: list<element: double>>, but missing in {home}/no-boxes.parquet"),
         ("vit", "good texts", {"features": {"f": {**CONV, "regions": "boxes"}}}, "{home}/texts.parquet: column 'boxes' is list<element: string>, but list<element: list<element: double>> in {home}/good.parquet"),
-        ("resnet", "no-boxes", {"preprocess": "keep_aspect"}, "preprocess: keep_aspect: this ResNet cannot take pictures of 64 x 128 px (h x w): `output` is pooled with positions for 2 x 2 cells; drop `keep_aspect`, or take other layers"),
+        ("resnet", "no-boxes", {"preprocess": "keep_aspect"}, "preprocess: keep_aspect: this ResNet cannot take images of 64 x 128 px (h x w): `output` is pooled with positions for 2 x 2 cells; drop `keep_aspect`, or take other layers"),
     ],
 )  # fmt: skip
 def test_a_job_that_cannot_be_is_one_line_before_any_work(

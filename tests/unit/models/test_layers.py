@@ -442,7 +442,7 @@ def test_positions_are_resized_once_per_grid_and_not_when_unused(
         ("resnet", ["stem", "output"], "64 x 128 px .*`output` is pooled with positions for 2 x 2 cells$"),
         ("timm_vit", ["blocks.0", "output"], None),  # timm's own `dynamic_img_size`
         ("convnext", ["stages.0", "output"], None),
-        ("swin", ["layers.0"], "^this timm SwinTransformer cannot take pictures of 64 x 128 px .*128.*64"),
+        ("swin", ["layers.0"], "^this timm SwinTransformer cannot take images of 64 x 128 px .*128.*64"),
     ],
 )
 def test_who_takes_other_sizes(towers: dict[str, Any], kind: str, wanted: list[str], reason: str | None) -> None:

@@ -25,7 +25,7 @@ from torchvision.transforms import ToTensor
 from clipray.errors import ModelError
 from clipray.job import Model
 from clipray.models import precision as precisions
-from clipray.models.image_encoder import ImageEncoder, sample_picture
+from clipray.models.image_encoder import ImageEncoder, sample_image
 from clipray.models.load import keeping_aspect, load, split_transform
 from clipray.models.resolve import PREPROCESS, ResolvedModel, _builtin_config, resolve
 from clipray.pipelines.decode import decode
@@ -153,7 +153,7 @@ def test_photos_through_our_decoder_are_the_same(saved_models: dict[str, Path], 
 
 def test_the_ways_of_preparing_a_picture_differ(saved_models: dict[str, Path]) -> None:
     """The three models of these tests resize, crop and normalise differently, so that a default would be seen."""
-    wide = Image.fromarray(sample_picture(90, 200))
+    wide = Image.fromarray(sample_image(90, 200))
     found = {kind: split_transform(resolve(local(saved_models[kind]))) for kind in KINDS}
     pixels = {kind: transform(wide) for kind, (transform, _, _) in found.items()}
     assert len({p.tobytes() for p in pixels.values()}) == 3
@@ -409,7 +409,7 @@ def test_a_precision_that_fails_its_check(saved_models: dict[str, Path], monkeyp
     monkeypatch.setattr(precisions, "MIN_COSINE", 1.1)
     with pytest.raises(
         ModelError,
-        match=r"precision bf16: cosine to fp32 on the test picture is \d.\d+ for 'clip', expected >= 1.1; use `precision: fp32`",
+        match=r"precision bf16: cosine to fp32 on the test image is \d.\d+ for 'clip', expected >= 1.1; use `precision: fp32`",
     ):
         encoder(saved_models["vit"], precision="bf16")
     monkeypatch.setattr(precisions, "native_precision", lambda device: "bf16")
@@ -476,10 +476,10 @@ def test_out_of_memory_with_a_single_picture_is_an_error(
 
 def test_the_test_picture_shows_something() -> None:
     for height, width in ((64, 64), (224, 224), (32, 96)):
-        picture = sample_picture(height, width)
+        picture = sample_image(height, width)
         assert (picture.shape, picture.dtype) == ((height, width, 3), np.uint8)
         assert all(len(np.unique(picture[..., c])) > 1 for c in range(3))
-    assert np.array_equal(sample_picture(64, 64), sample_picture(64, 64))
+    assert np.array_equal(sample_image(64, 64), sample_image(64, 64))
 
 
 def test_a_network_of_another_make_is_kept_whole() -> None:
@@ -493,7 +493,7 @@ def test_a_network_of_another_make_is_kept_whole() -> None:
         torch.manual_seed(1)
         network, _, preprocess = open_clip.create_model_and_transforms("coca_ViT-B-32")
     network.eval()
-    pixels = sample_picture(*encoder.image_size)
+    pixels = sample_image(*encoder.image_size)
     with torch.inference_mode():
         expected = network.encode_image(preprocess(Image.fromarray(pixels))[None], normalize=False)[0].numpy()
     assert np.abs(encoder.encode(pixels[None]).vectors["clip"][0] - expected).max() <= 1e-5

@@ -124,7 +124,13 @@ class Classes:
 def attack_spec() -> AttackSpec:
     lettering = Lettering()
     return AttackSpec(
-        **common("attacks"), limits=Limits(), labels=LABELS, classes=Classes, lettering=lettering, own=False, seed=0
+        **common("attacks"),
+        limits=Limits(),
+        labels=LABELS,
+        classes=Classes,
+        lettering=lettering,
+        own_label=False,
+        seed=0,
     )
 
 

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image, features
 
 from clipray.errors import SchemaError
-from clipray.pipelines.decode import DecodedImage, decode, load_picture, prepare_pillow
+from clipray.pipelines.decode import DecodedImage, decode, load_image, prepare_pillow
 from clipray.pipelines.limits import Limits
 from clipray.tables import check, rejects_schema, table_schema
 from clipray.tables.reasons import Reason, Rejected, Stage, http_reason
@@ -65,7 +65,7 @@ def zipped(data: bytes) -> bytes:
 
 
 def load(uri: str | None = None, data: bytes | None = None, limits: Limits = LIMITS, **options: object):
-    return load_picture(uri, data, limits, np.asarray, **options)
+    return load_image(uri, data, limits, np.asarray, **options)
 
 
 def pixels(data: bytes, **options: object) -> np.ndarray:
@@ -270,7 +270,7 @@ def test_a_preprocessing_that_fails_is_a_refusal() -> None:
     def fails(_: Image.Image) -> np.ndarray:
         raise ZeroDivisionError("no such thing")
 
-    found = load_picture(None, PNG, LIMITS, fails)
+    found = load_image(None, PNG, LIMITS, fails)
     assert (found.stage, found.reason) == ("decode", "undecodable")
     assert "no such thing" in found.message
 

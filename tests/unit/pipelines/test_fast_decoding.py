@@ -15,7 +15,7 @@ from clipray.models.image_encoder import ImageEncoder
 from clipray.models.load import keeping_aspect, split_transform
 from clipray.models.preprocess import Preprocess
 from clipray.models.resolve import resolve
-from clipray.pipelines.decode import DecodedImage, load_picture
+from clipray.pipelines.decode import DecodedImage, load_image
 from clipray.pipelines.limits import Limits
 from clipray.steps.encode.embed_images import EmbedStep
 
@@ -34,7 +34,7 @@ def smooth(height: int, width: int) -> bytes:
 
 
 def pixels(data: bytes, preprocess: Preprocess, draft_px: int | None) -> np.ndarray:
-    picture = load_picture(None, data, Limits(), preprocess, draft_px)
+    picture = load_image(None, data, Limits(), preprocess, draft_px)
     assert isinstance(picture, DecodedImage)
     return picture.pixels.astype(int)
 

@@ -17,8 +17,8 @@ from support import Answer, Website
 from clipray.job import Model
 from clipray.models.resolve import resolve
 from clipray.pipelines import image_loader
-from clipray.pipelines.budget import Budget
 from clipray.pipelines.decode import DecodedImage
+from clipray.pipelines.decode_memory import ByteBudget
 from clipray.pipelines.image_fetch import Fetcher, NoRoom
 from clipray.pipelines.image_loader import ImageLoader
 from clipray.pipelines.limits import Limits
@@ -88,14 +88,14 @@ def test_files_are_fetched_in_many_threads_decoded_in_few_and_bounded(
 
     monkeypatch.setattr(Fetcher, "fetch", counted)
     here = loader()
-    give = here._fetched.give
+    release = here._fetched.release
 
-    def given(size: int) -> None:
+    def released(size: int) -> None:
         with lock:
             held[0] -= size if threading.current_thread().name.startswith("decode") else 0
-        give(size)
+        release(size)
 
-    monkeypatch.setattr(here._fetched, "give", given)
+    monkeypatch.setattr(here._fetched, "release", released)
     block = pa.table({"uri": [f"{site.url}/{n}" for n in range(ROWS)]})
     loaded = colours(list(here.load(block, 50, [way] * ROWS)))
     assert loaded == ["http_404" if n == 40 else n for n in range(ROWS)]
@@ -103,7 +103,7 @@ def test_files_are_fetched_in_many_threads_decoded_in_few_and_bounded(
     assert {name.split("_")[0] for name in fetchers} == {"fetch"}
     assert len(decoders) <= 2 < len(fetchers)
     assert 500_000 <= most[0] <= 1_000_000
-    assert here._fetched.taken == 0
+    assert here._fetched.held == 0
 
 
 def test_a_file_for_which_there_is_no_room_says_how_large_it_is(site: Website) -> None:
@@ -119,17 +119,17 @@ def test_a_file_for_which_there_is_no_room_says_how_large_it_is(site: Website) -
 
 
 def test_a_budget_is_kept_and_more_than_all_of_it_is_had_alone() -> None:
-    budget, most, lock = Budget(100), [0], threading.Lock()
+    budget, most, lock = ByteBudget(100), [0], threading.Lock()
 
     def work(size: int) -> int:
-        budget.take(size)
+        budget.acquire(size)
         with lock:
-            most[0] = max(most[0], budget.taken)
-            assert size <= 100 or budget.taken == size
-        budget.give(size)
+            most[0] = max(most[0], budget.held)
+            assert size <= 100 or budget.held == size
+        budget.release(size)
         return size
 
     sizes = [1, 30, 70, 100, 250, 99] * 50
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(work, sizes)) == sizes
-    assert (most[0], budget.taken) == (250, 0)
+    assert (most[0], budget.held) == (250, 0)
