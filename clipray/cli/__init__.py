@@ -1,4 +1,4 @@
-"""The command `clipray`: one short function per verb; the work is in the library."""
+"""The command `clipray`: one short function per verb, which calls the library."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def _code() -> int:
-    """Do what the command line says; the exit code."""
+    """Run the command line. Returns the exit code."""
     try:
         code = app(standalone_mode=False) or 0
         sys.stdout.flush()
@@ -64,7 +64,7 @@ def _told(text: str, code: int) -> int:
 
 
 def _exit(code: int) -> None:
-    """End this process: nothing that is still to be printed, and no Ctrl-C meanwhile, changes how."""
+    """End this process with `code`, whatever happens to buffered output and in spite of Ctrl-C."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):
@@ -79,7 +79,7 @@ def _exit(code: int) -> None:
 
 
 def _discard(stream: TextIO) -> None:
-    """What is left in a stream that nobody reads, or that has no room: else Python ends with a code of its own."""
+    """Discard the rest of a stream that is closed or full: otherwise Python exits with a code of its own."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

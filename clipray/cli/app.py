@@ -1,4 +1,4 @@
-"""The command as a whole: its options, where it prints, and what several verbs share."""
+"""The command line app: its options, its consoles and what several verbs share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Verbs(TyperGroup):
             raise Stopped("stopped") from None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """A section for each `rich_help_panel`, which typer itself shows only where Rich draws the help."""
+        """Show a section for each `rich_help_panel`; typer does so only if Rich draws the help."""
         width = max(map(len, self.list_commands(ctx)))
         sections: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):
@@ -112,7 +112,7 @@ def model_settings(name: str, pretrained: str | None, seed: int | None) -> Model
 
 
 def run_job(job: str, **options: Any) -> list[str]:
-    """Run a job, say what became of it; the pages that it made."""
+    """Run a job and print its tables. Returns the pages that it made."""
     from clipray.runner.display import Display
     from clipray.runner.run import run_job as run_job_file
 
@@ -123,7 +123,7 @@ def run_job(job: str, **options: Any) -> list[str]:
 
 
 def say(text: str) -> None:
-    """A remark beside the answer."""
+    """Print a remark to stderr."""
     err.print(text)
 
 

@@ -1,4 +1,4 @@
-"""An error that nobody foresaw: one line, and a file with what a maintainer needs."""
+"""Unforeseen errors: one line, and a log file for the maintainers."""
 
 from __future__ import annotations
 

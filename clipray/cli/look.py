@@ -1,4 +1,4 @@
-"""Verbs that answer at once, without Ray."""
+"""Verbs that query a run or images at once, without Ray."""
 
 from __future__ import annotations
 

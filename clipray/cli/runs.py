@@ -1,4 +1,4 @@
-"""Verbs that run jobs here, and look at runs."""
+"""Verbs that run jobs on this machine and inspect runs."""
 
 from __future__ import annotations
 

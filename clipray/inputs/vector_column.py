@@ -158,7 +158,7 @@ def _open_table(name: str, folder: Folder, column: str) -> VectorColumn:
         raise SchemaError(f"input {name}: no vector column {column!r} in {folder.url}; there are: {', '.join(vectors)}")
     if not tables.intact(folder, record):
         raise SchemaError(
-            f"input {name}: the files of {folder.url} are not those of its {tables.RECORD}; `clipray run` mends it"
+            f"input {name}: the files of {folder.url} are not those of its {tables.RECORD}; `clipray run` repairs it"
         )
     urls = [folder.path(file["name"]) if folder.local else f"{folder.url}/{file['name']}" for file in record.files]
     ids = tuple(n for n in IDENTITIES if n in record.columns)

@@ -1,4 +1,4 @@
-"""What all settings share: frozen, typed, validated once, at the door.
+"""The base of all settings: frozen, typed and validated once, when the job is loaded.
 
 A field marked `Execution` changes how fast or how patiently a step runs, never which values it writes for a row,
 so it is no part of a table's fingerprint. Nor is one marked `Reference`, which names an input: there stands what made that.

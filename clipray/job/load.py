@@ -28,7 +28,7 @@ TYPES = {
     "int_type": "expected an integer", "int_from_float": "expected an integer", "float_parsing": "expected a number",
     "float_type": "expected a number", "bool_type": "expected true or false", "bool_parsing": "expected true or false",
 }  # fmt: skip
-"""Pydantic's names of mistakes, where ours say the same in the words of a job file."""
+"""Pydantic's types of errors, in the words of a job file."""
 
 
 def load_job(path: str | os.PathLike[str]) -> Job:
@@ -85,7 +85,7 @@ def parse_job(text: str, where: str = "job") -> Job:
 
 
 def _short(mistake: str) -> str:
-    """A mistake may quote a value, which may be long."""
+    """Shorten a mistake, which may quote a long value."""
     return mistake if len(mistake) <= LONGEST_MISTAKE else f"{mistake[:LONGEST_MISTAKE]}…"
 
 
@@ -148,7 +148,7 @@ def _validated(
 
 
 def _narrowed(values: Any, details: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of the mistakes of a mapping that may be one of several things, those in the branch that is a mapping."""
+    """The mistakes without those of a union's other branches, if the value is a mapping."""
     branches = {_inside(values, detail) for detail in details if _mapping_branch(values, detail)}
     narrowed = []
     for detail in details:
@@ -161,7 +161,7 @@ def _narrowed(values: Any, details: Sequence[Mapping[str, Any]]) -> list[Mapping
 
 
 def _mapping_branch(values: Any, detail: Mapping[str, Any]) -> bool:
-    """Whether a mistake lies in the branch of a union that takes mappings, and a mapping was given."""
+    """Whether a mistake is in a union's branch for mappings, and the value is a mapping."""
     inner = _inside(values, detail)
     if len(inner) == len(detail["loc"]):
         return False
@@ -172,7 +172,7 @@ def _mapping_branch(values: Any, detail: Mapping[str, Any]) -> bool:
 
 
 def _inside(values: Any, detail: Mapping[str, Any]) -> Place:
-    """The part of a mistake's place that stands in the file: pydantic adds the branches of a union to it."""
+    """The part of a mistake's location that is in the file: pydantic adds the branches of unions."""
     loc = detail["loc"]
     if detail["type"] == "missing":
         return loc

@@ -121,7 +121,7 @@ class EmbedRegions(ImageEncoding, Embedding):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Of the prompts' settings those that count."""
+        """The settings of the chosen prompt."""
         others = {"foveal", "blur", "circle"} - {self.prompt}
         return {key: value for key, value in super().identity().items() if key not in others}
 

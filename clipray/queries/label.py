@@ -1,4 +1,4 @@
-"""`clipray label IMAGE…`: labels for a few images, at once, without Ray and without a table."""
+"""`clipray label IMAGE…`: labels a few images without Ray and without a table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILE_LIKE = re.compile(r"\.[a-z][a-z0-9]{1,7}$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Look:
-    """An image's labels with their probabilities, the most probable first; or why there are none."""
+    """An image's labels and probabilities, most probable first, or why it was rejected."""
 
     image: str
     labels: tuple[tuple[str, float], ...] = ()
@@ -37,7 +37,7 @@ class Look:
 def label(
     images: Sequence[str], classes: str, model: Model, *, template: str | None = None, top: int = 5
 ) -> Iterator[Look]:
-    """Labels of images, in their order, as they are found.
+    """Label images, in their order, in batches.
 
     Args:
         images: files, folders or globs, local or any URL.
@@ -71,7 +71,7 @@ def _classes(classes: str, template: str | None) -> str | Classes:
 
 
 def _image_paths(place: str) -> list[str]:
-    """The images under a folder or glob; anything else as it stands."""
+    """The images in a folder or glob; a single file as it is."""
     fs, path = filesystem(place)
     if fs.isdir(path) or is_glob(fs, path):
         return [os.path.relpath(p) if is_local(place) else fs.unstrip_protocol(p) for p in find_pictures(place)[1]]

@@ -1,4 +1,4 @@
-"""`clipray search RUN QUERY`: answers of an index to one text or image, at once, without Ray."""
+"""`clipray search RUN QUERY`: searches an index by one text, image or row, without Ray."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """The hits, the nearest first, and of which index with which metric."""
+    """The hits, nearest first, with the index and its metric."""
 
     hits: list[Hit]
     index: str
@@ -144,7 +144,7 @@ def _encoded_image(model: ResolvedModel, path: str) -> np.ndarray:
 
 
 def _model_of(recorded: dict[str, Any]) -> Model:
-    """The settings by which the model of a table is found again."""
+    """The settings of the model in a table's record."""
     if recorded["name"] in ("demo", "demo-rn"):
         return Model(name=recorded["name"])
     if recorded.get("config"):
@@ -167,7 +167,7 @@ def _hits(opened: OpenIndex, output: Folder, nearest: list[tuple[float, int]]) -
 
 
 def _uris(output: Folder, images: list[str]) -> dict[str, str]:
-    """Where the images lie, as the run's first table of images has it; relative ones lie beside the manifest."""
+    """URIs of images from the run's first table of images. Relative ones are resolved against the manifest."""
     for name in output.folders():
         record = tables.read_record(output.sub(name))
         if record is not None and record.table == "images":
@@ -187,6 +187,6 @@ def _boxes(opened: OpenIndex, output: Folder, regions: list[str | None]) -> dict
 
 
 def _rows(table: Folder, key: str, names: list[Any], column: str) -> Iterator[tuple[Any, Any]]:
-    """Key and value of a column, of the rows with these names."""
+    """Name and value of the rows with these names."""
     rows = scan_table(table.url, [key, column]).filter(pl.col(key).is_in(names)).select(key, column)
     return rows.collect(engine="streaming").iter_rows()

@@ -1,4 +1,4 @@
-"""Answers as one page of HTML, with the images in it."""
+"""An answer as one HTML page that contains its images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Shown:
 
 
 def search_page(answer: Answer, title: str) -> str:
-    """The page, for a file: it needs nothing else."""
+    """The page as HTML. It needs no other files."""
     from jinja2 import Environment, PackageLoader
 
     page = Environment(loader=PackageLoader("clipray.report", "pages"), autoescape=True).get_template("search.html")

@@ -1,4 +1,4 @@
-"""Clusters: of each its size, the commonest labels, and the images nearest to its centroid."""
+"""The section on clusters: sizes, commonest labels, and the images nearest to each centroid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How right labels are: the figures of each data set and style, and what was taken for what."""
+"""The section on accuracy: metrics of each data set and style, and confusion matrices."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NO_LABEL = "(none)"
 
 @dataclass(frozen=True)
 class Matrix:
-    """Known against given labels of a data set in a style.
+    """The confusion matrix of a data set in a style.
 
     Attributes:
         rows, columns: names. left_out: known labels without a row here.
@@ -85,7 +85,7 @@ def _best(figures: list[RunTable]) -> tuple[str, str] | None:
 
 
 def _matrices(run: RunTables, tables: list[RunTable]) -> tuple[list[Matrix], int]:
-    """Of each data set in one style, the first of the labels' own where it is there; and how many others there are."""
+    """One matrix for each data set, of the labels' first style if present; and how many others there are."""
     wanted = {style for labels in run.of_type("labels") for style in styles_of(labels)[:1]}
     chosen: dict[tuple[str, str], tuple[str, pl.DataFrame]] = {}
     total = 0
@@ -121,7 +121,7 @@ def _matrix(name: str, pairs: pl.DataFrame) -> Matrix:
 
 
 def _commonest(pairs: pl.DataFrame, column: str, most: int) -> list[str]:
-    """The values of a column that stand for the most rows."""
+    """The values of a column with the most rows."""
     rows = pairs.group_by(column).agg(pl.col("n").sum()).sort("n", column, descending=[True, False])
     return rows[column].head(most).to_list()
 

@@ -1,4 +1,4 @@
-"""What rows of a run are labelled as: known labels where the table of images has them, else those that a model gave."""
+"""Labels of a run's rows: known ones from the table of images, or those that a model gave."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_LABEL = ""
 
 
 def draw(column: str) -> pl.Expr:
-    """Hashes of a column of names. Rows with the least ones are a sample, the same in any order of the table."""
+    """Hashes of a column of names. The rows with the smallest hashes are a sample that does not depend on row order."""
     return pl.col(column).map_batches(
         lambda names: pl.Series(hash_strings(names.to_arrow(), SALT)), return_dtype=pl.UInt64, is_elementwise=True
     )
@@ -71,7 +71,7 @@ class Labels:
 
 
 def label_sources(run: RunTables) -> list[Labels]:
-    """Columns of labels of whole rows, the known ones first, then those that a model gave, a style each."""
+    """All columns of labels: the known ones first, then those that a model gave, one for each style."""
     known = [Labels(table, "image_id", run.label) for table in run.images if run.has_label(table)]
     return known + [
         Labels(table, table.ids[-1], "label", style) for table in run.of_type("labels") for style in styles_of(table)
@@ -97,7 +97,7 @@ class LabelCounts:
 
 
 def count_labels(labels: Labels, examples: int, *columns: str) -> LabelCounts:
-    """One pass over a column of labels. Draws `examples` rows of each label."""
+    """Count the labels of a column and draw `examples` rows of each, in one pass."""
     counts, drawn = Counter[str](), pl.DataFrame()
     for rows in labels.shards(*columns):
         counts.update(dict(rows["_label"].value_counts().iter_rows()))

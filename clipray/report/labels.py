@@ -1,4 +1,4 @@
-"""Labels: how many rows have each, in each prompt style, with examples."""
+"""The section on labels: how many rows have each, with examples."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class LabelRow:
 
 @dataclass(frozen=True)
 class Labelling:
-    """A table's labels. columns: what is counted; rest: labels without a row here; too_many: to be counted at all; others:
-    styles that are not shown."""
+    """A table's labels. columns: what is counted; rest: labels that are not listed; too_many: more than are counted;
+    others: styles that are not shown."""
 
     name: str
     columns: list[str]
@@ -41,7 +41,7 @@ class Labelling:
 
 
 def labels_section(run: RunTables, album: Album, examples: int) -> Section | LeftOut:
-    """Counts of the labels that were given, or, where none were, of the known ones."""
+    """Counts of the labels that a model gave, or else of the known ones."""
     sources = label_sources(run)
     known = next((source for source in sources if source.known), None)
     by_table: dict[str, list[Labels]] = {}
@@ -62,7 +62,7 @@ def labels_section(run: RunTables, album: Album, examples: int) -> Section | Lef
 
 
 def _predicted(name: str, styles: list[Labels], known: LabelCounts | None, album: Album, examples: int) -> Labelling:
-    """Of the first style; the known labels beside it."""
+    """The labels of the first style, next to the known ones."""
     first, *others = styles
     counted, columns = [count_labels(first, examples, "probability")], [str(first.style)]
     if known and not known.too_many:

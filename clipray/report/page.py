@@ -1,4 +1,4 @@
-"""The page: its sections in order, its images, and the template; nothing in it is longer than it may be."""
+"""The page of a run: renders its sections in order. Values of the data are escaped and cut."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DIRECTIONS = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u
 
 @dataclass(frozen=True)
 class Page:
-    """The page as HTML; sections: of each table those that show its rows."""
+    """The page as HTML. sections: by table, the sections that show its rows."""
 
     html: str
     sections: dict[str, list[str]]
@@ -72,7 +72,7 @@ def _sections(run: RunTables, album: Album, settings: Report) -> list[Callable[[
 
 
 def _environment() -> Environment:
-    """Escapes all that it is given; strings of the data are cut at LONGEST and lose what cannot be seen."""
+    """Jinja that escapes all values, cuts strings at LONGEST and removes their control characters."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -84,11 +84,11 @@ def _environment() -> Environment:
 
 
 class _Whole(str):
-    """Text that was made to measure: not to be cut, still to be escaped."""
+    """Text that is escaped but not cut."""
 
 
 def _shown(value: Any) -> Any:
-    """What stands on the page for a value: markup and measured text as they are, others cut and without controls."""
+    """A value as the page shows it: other strings than markup and `_Whole` are cut and lose control characters."""
     if not isinstance(value, str) or isinstance(value, _Whole) or hasattr(value, "__html__"):
         return value
     text = value if len(value) <= LONGEST else f"{value[: LONGEST - 1]}…"
@@ -103,14 +103,14 @@ def _breaking(value: str) -> Markup:
 
 
 def figure(value: float) -> str:
-    """A figure to four digits, whole numbers with their thousands apart."""
+    """A number with four digits, or a whole number with separators."""
     if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1_000):
         return f"{int(value):,}"
     return f"{value:.4g}"
 
 
 def seconds(value: float) -> str:
-    """A time as people say it."""
+    """A duration in hours, minutes and seconds."""
     if value < 60:
         return f"{value:.3g} s"
     minutes, rest = divmod(round(value), 60)

@@ -1,4 +1,4 @@
-"""Retrieval: means of each ranking, and a few queries with their average precision and first answers, hits and misses marked."""
+"""The section on retrieval: means of each ranking, and the first answers to a few queries, marked as hits and misses."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Relations = dict[str, dict[str, str]]
 
 @dataclass(frozen=True)
 class Example:
-    """A query, its figures, and its first answers. ap: None where nothing is known of what should be found."""
+    """A query and its first answers. ap: average precision; None without ground truth."""
 
     query: Tile
     ap: float | None
@@ -70,7 +70,7 @@ class Ranking:
 
 
 def retrieval_section(run: RunTables, album: Album, examples: int) -> Section | LeftOut:
-    """Measured rankings first; then lists of neighbours of which nothing was measured."""
+    """Rankings with ground truth first, then lists of neighbours."""
     measured, lists = run.of_type("retrieval"), run.of_type("neighbours")
     if not measured and not lists:
         return LeftOut(TITLE, "no ranking; a step `search` makes one, `evaluate_retrieval` says how good it is")
@@ -96,7 +96,7 @@ def _means(table: RunTable) -> list[dict[str, Any]]:
 
 
 def _headlines(measured: list[RunTable]) -> tuple[Headline, ...]:
-    """The best mean average precision of the protocol that examples are of."""
+    """The best mean average precision, by protocol `medium` or of all positives."""
     means = [
         (value, f"{table.name}, {group.replace('/', ', ')}")
         for table in measured
@@ -167,7 +167,7 @@ def _id_column(source: str, run: RunTables) -> str:
 
 
 def _relations(table: RunTable, queries: set[str]) -> Relations:
-    """What the ground truth says of these queries. Raises ClipRayError where it cannot be read."""
+    """The ground truth of these queries. Raises ClipRayError if it cannot be read."""
     columns = table.record.settings["ground_truth"]
     truth = read_relevance(open_relevance(columns["path"], columns["query_id"], columns["answer_id"]))
     wanted = pc.is_in(truth.queries, pa.array(sorted(queries), pa.string())).to_numpy(zero_copy_only=False)
@@ -194,7 +194,7 @@ def _example(
 
 
 def _plain(run: RunTables, table: RunTable, album: Album, examples: int) -> Ranking:
-    """Queries that are drawn by their names, with what was found."""
+    """A few queries, drawn by their names, with their answers."""
     queries = _draw(table)
     answers = listed(table, queries, examples)
     source = str(table.record.inputs.get("input"))
@@ -208,14 +208,14 @@ def _plain(run: RunTables, table: RunTable, album: Album, examples: int) -> Rank
 
 
 def _draw(table: RunTable) -> list[str]:
-    """Queries with the least hashes."""
+    """The queries with the smallest hashes."""
     queries = table.scan("query_id", "rank").filter(pl.col("rank") == 1).select("query_id")
     drawn = queries.bottom_k(PLAIN_QUERIES, by=draw("query_id")).collect(engine="streaming")
     return drawn.sort(draw("query_id"))["query_id"].to_list()
 
 
 def listed(table: RunTable, queries: Sequence[str], top: int) -> Answers:
-    """The first `top` answers of each query in a table of neighbours, with their scores; its own entry is left out."""
+    """The first `top` answers to each query in a table of neighbours, without the query itself."""
     wanted = pl.col("query_id").is_in(queries) & (pl.col("query_id") != pl.col(table.ids[-1]))
     lists = table.scan("query_id", "rank", "score", *table.ids).filter(wanted)
     rows = lists.collect(engine="streaming").sort("rank").group_by("query_id", maintain_order=True).head(top)

@@ -1,4 +1,4 @@
-"""The tables of a run that a page is made of, found by their type, and read a shard at a time."""
+"""The tables of a run that a page shows, found by type and read a shard at a time."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class RunTable:
 
 @dataclass(frozen=True)
 class RunTables:
-    """What a page is made of.
+    """The tables that a page shows.
 
     Attributes:
         tables: finished ones, in the order in which they are shown.
@@ -79,7 +79,7 @@ class RunTables:
 
     @cached_property
     def images(self) -> list[RunTable]:
-        """Tables that know where images lie: of this run, or of another that its vectors come from."""
+        """Tables with the URIs of images: of this run, or of another that its vectors come from."""
         return self._known("images")
 
     @cached_property
@@ -101,7 +101,7 @@ class RunTables:
 
     @cached_property
     def _others(self) -> list[RunTable]:
-        """Tables that those of the run were made of, and those that they were made of, wherever they lie."""
+        """Tables that those of the run were made of, directly or not, wherever they lie."""
         others: dict[str, RunTable] = {}
         todo = [(table, self.output) for table in self.tables]
         while todo:

@@ -1,4 +1,4 @@
-"""The plot: first two components of a sample of rows, coloured by cluster and by label, as paths of inline SVG."""
+"""The scatter plots: the first two components of a sample of rows, coloured by cluster and label, as inline SVG."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Plot:
 
 
 def plot_section(run: RunTables, points: int) -> Section | LeftOut:
-    """Scatter plots of the run's reduced tables, each with the clusters that were made of it or of the same rows."""
+    """Scatter plots of the run's reduced tables, with clusters of them or of the same rows."""
     pairs = _pairs(run)
     if not pairs:
         return LeftOut(TITLE, "no table of components; a step `reduce` makes one")
@@ -142,7 +142,7 @@ def _spots(xy: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
 
 
 def _path(spots: np.ndarray) -> str:
-    """Dots: lines of no length, which round ends make visible. Distinct places, to a px, are enough."""
+    """Dots: lines of zero length with round ends, one for each distinct pixel."""
     distinct = np.unique(spots.round(0).astype(int), axis=0)
     return "".join(f"M{x} {y}h0" for x, y in distinct.tolist())
 
@@ -173,7 +173,7 @@ def _by_label(title: str, spots: np.ndarray, labels: Sequence[str | None]) -> Pa
 
 
 def colours(n: int) -> list[tuple[float, int]]:
-    """Hue and shade of n groups, as far apart as they get; neighbours differ in shade where there are many."""
+    """Hue and shade of n groups: hues evenly spaced, shades alternating if there are many."""
     return [(round(25 + 360 * k / max(n, 1), 1) % 360, k % 2 if n > 8 else 0) for k in range(n)]
 
 
@@ -183,7 +183,7 @@ def _middle(spots: np.ndarray) -> tuple[float, float]:
 
 
 def _axes(run: RunTables, reduced: RunTable) -> tuple[str, str]:
-    """What the axes are, with each one's share of the variance."""
+    """Names of the axes, with each one's share of the variance."""
     components = run.companion(reduced, "components")
     shares = dict(components.scan("component", "variance_ratio").collect().iter_rows()) if components else {}
     of_variance = [f", {shares[n]:.1%} of the variance" if shares.get(n) is not None else "" for n in (0, 1)]

@@ -1,4 +1,4 @@
-"""A section of the page: what its template shows."""
+"""Sections of the page."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Section:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A section that the run has nothing for, and what would give it something."""
+    """A section that the run has no tables for, and what would add it."""
 
     title: str
     why: str

@@ -1,4 +1,4 @@
-"""What a run did: its tables with the models, versions and settings that made them, its metrics, its rejected rows."""
+"""The sections on the run: its tables, models, versions and settings; its metrics; its rejected rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PER_REASON = 6
 
 @dataclass(frozen=True)
 class Line:
-    """A table of the run. is_companion: whether a step wrote it beside its own; settings: what decided its values, as text."""
+    """A table of the run. is_companion: of another step's table; settings: what decided its values, as text."""
 
     name: str
     what: str
@@ -65,7 +65,7 @@ def _line(table: RunTable, room: int, is_companion: bool) -> Line:
 
 
 def _what(table: RunTable) -> str:
-    """What it holds, in the words of its schema, before the first stop."""
+    """What it holds: the first sentence of its schema."""
     doc = str(tables.table_schema(table.type)["doc"]).replace("One row per", "a row for each", 1)
     doc = doc.split(". ")[0].split(":")[0].split(";")[0].rstrip(".")
     return doc[:1].lower() + doc[1:]
@@ -102,12 +102,12 @@ def _facts(model: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _brief(place: str, parts: int) -> str:
-    """The last parts of a local path, a URL as it is: a page is shown to people who know nothing of this machine."""
+    """The last parts of a local path; a URL as it is. Readers of the page do not know this machine."""
     return place if not is_local(place) else "/".join(place.split("/")[-parts:])
 
 
 def _versions(run: RunTables) -> list[tuple[str, str]]:
-    """Of each program all versions that made a table."""
+    """All versions of each program that made a table."""
     versions: dict[str, set[str]] = {}
     for table in run.tables:
         for name, version in dict(table.record.provenance.get("versions") or {}).items():
@@ -116,7 +116,7 @@ def _versions(run: RunTables) -> list[tuple[str, str]]:
 
 
 def _workers(run: RunTables) -> list[tuple[str, str]]:
-    """By table the machines that encoded: how many workers, on what."""
+    """The workers that encoded each table: how many, on which device."""
     lines = []
     for table in run.tables:
         workers = Counter(f"{w.get('device', '?')}, {w.get('precision', '?')}" for w in table.record.workers)
@@ -128,7 +128,7 @@ def _workers(run: RunTables) -> list[tuple[str, str]]:
 
 
 def metrics_section(run: RunTables) -> Section | LeftOut:
-    """Figures of the whole, step by step; figures of parts are only counted."""
+    """Metrics of each step as a whole. Metrics of groups are only counted."""
     title, folder = "Metrics", run.output.sub("metrics")
     names = [table.name for table in run.tables]
     if tables.read_record(folder) is None:

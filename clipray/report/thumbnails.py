@@ -1,4 +1,4 @@
-"""Small images as data URIs, each within a number of bytes; an image that cannot be had comes back as the reason."""
+"""Thumbnails as data URIs of limited size, or the reason why an image has none."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Thumbnails:
         return f"data:image/webp;base64,{base64.b64encode(self._encoded(image)).decode()}", ""
 
     def _encoded(self, image: Image.Image) -> bytes:
-        """WebP, coarser and at last smaller until it fits."""
+        """WebP of lower and lower quality, then smaller, until it fits."""
         while True:
             for quality in QUALITIES:
                 sink = io.BytesIO()
@@ -111,7 +111,7 @@ def _draw_box(image: Image.Image, source: ImageSource) -> None:
 
 
 def inline_images(sources: Iterable[ImageSource]) -> Iterator[tuple[str, bytes]]:
-    """Id and bytes of images that lie in the manifests themselves, read a few rows at a time."""
+    """Id and bytes of images that manifests hold inline, read a few rows at a time."""
     wanted: dict[str, set[str]] = {}
     for source in sources:
         for url in source.manifests:

@@ -1,4 +1,4 @@
-"""Tiles: rows on the page as small images, or as texts; gathered while its sections are made, and loaded at once."""
+"""Tiles: rows on the page, as thumbnails or texts. Sections collect them; the album loads all at once."""
 
 from __future__ import annotations
 

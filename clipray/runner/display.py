@@ -1,4 +1,4 @@
-"""What a person sees while a run works: a live table on a terminal, a plain line every few seconds without one."""
+"""Progress of a run: a live table on a terminal, elsewhere a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PLAIN_EVERY_S = 5.0
 
 
 class Display:
-    """Context manager; give `watch` and `notice` to `runner.run`."""
+    """Context manager. Pass `watch` and `notice` to `run_job`."""
 
     def __init__(self, console: PlainConsole) -> None:
         self._console = console
@@ -35,7 +35,7 @@ class Display:
             self._live.stop()
 
     def notice(self, text: str) -> None:
-        """One line that stays."""
+        """Print a line that stays."""
         self._console.print(text)
 
     def watch(self, shot: Snapshot) -> None:

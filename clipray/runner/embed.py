@@ -1,4 +1,4 @@
-"""`clipray embed PICTURES OUT`: one line that writes a job file and runs it, so that it can be resumed and edited."""
+"""`clipray embed IMAGES OUT`: writes a job file, which can be resumed and edited, and runs it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def embed(
     manifest_label: str | None = None,
     **options: Any,
 ) -> tuple[str, list[TableStatus]]:
-    """One line for a folder, glob or manifest: write a job file into `out` and run it.
+    """Write a job file for a folder, glob or manifest into `out` and run it.
 
     Returns:
-        (path of the job file, reports as of `run`). Called again with the same `out`, it goes on; a folder is listed
-        anew, so that new images are added.
+        (path of the job file, statuses as of `run`). Called again with the same `out`, it resumes; a folder is listed
+        again, so that new images are added.
 
     Raises:
         ClipRayError: as `run`.
@@ -88,7 +88,7 @@ def _holds(source: str, listed: Callable[[str], object]) -> bool:
 
 
 def _same_job(path: str, values: dict[str, Any]) -> None:
-    """The job file may have been edited; only model and manifest must still be those of the command."""
+    """Check that model and manifest of the job file, which may have been edited, are still those of the command."""
     job = load_job(path)
     wanted = Model(**values["model"])
     if job.model != wanted:

@@ -1,4 +1,4 @@
-"""What a run deletes before it starts: tables that are to be made anew, and rejects that are to be tried again."""
+"""Deletes what a run computes again: the tables of `--fresh`, and rejects that are retried."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clipray.tables.started import STARTED
 
 
 def delete_for_rerun(job: Job, output: Folder, fresh: Sequence[str], retry_rejects: bool) -> None:
-    """Delete the tables in `fresh`, with their companions, and with `retry_rejects` the rejects of all.
+    """Delete the tables in `fresh` and their companions and, with `retry_rejects`, the rejects of all steps.
 
     Raises:
         JobError: the job has no such table.
@@ -31,7 +31,7 @@ def delete_for_rerun(job: Job, output: Folder, fresh: Sequence[str], retry_rejec
 
 
 def delete_table(output: Folder, name: str) -> None:
-    """Remove a table that clipray wrote; the record first, so that a kill in between leaves it unfinished."""
+    """Remove a table that clipray wrote. The record goes first, so that a kill in between leaves an unfinished table."""
     for folder in (output.sub(name), output.sub(f"rejects/{name}")):
         names = tables.shard_names(folder)
         folder.remove(tables.RECORD)

@@ -1,4 +1,4 @@
-"""One run at a time for each output, and a SIGTERM that ends it as cleanly as Ctrl-C."""
+"""A lock that allows one run at a time for each output, and a clean stop on SIGTERM."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def only_run(output: Folder, say: Callable[[str], None]) -> Iterator[None]:
-    """One run at a time per output, on a local disk; the lock ends with the process, however it ends."""
+    """Allow one run at a time for an output on a local disk. The lock ends with the process, however that ends."""
     if not output.local:
         yield
         return

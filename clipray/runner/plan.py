@@ -1,4 +1,4 @@
-"""What a run would do, without doing it."""
+"""`clipray plan`: what a run would do, without doing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reaches a terminal: text as it is. Control characters are shown, not obeyed, and nothing in it is markup."""
+"""Printing to a terminal: text is never markup, and its control characters are shown as escapes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def shown(text: str) -> str:
 
 
 def harden_streams() -> None:
-    """What a terminal's encoding lacks is printed as an escape, such as `\\xe9`, instead of failing."""
+    """Print characters that a terminal's encoding lacks as escapes, such as `\\xe9`, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 class PlainConsole(Console):
-    """Prints strings as they are, neither wrapped nor as markup. Raises BrokenPipeError where nobody reads any longer."""
+    """Prints strings as they are: not wrapped and not as markup. Raises BrokenPipeError when the reader is gone."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         whole = all(isinstance(item, str) for item in objects)
@@ -39,7 +39,7 @@ class PlainConsole(Console):
 
 
 class PlainTable(Table):
-    """A table whose cells are text as it is; a cell of another colour is a `Text`, made with `shown`."""
+    """A table whose cells are plain text. For a cell of another colour pass a `Text`, made with `shown`."""
 
     def __init__(self, *headers: Any, title: str | None = None, **options: Any) -> None:
         heading = None if title is None else Text(shown(title), style="table.title")

@@ -1,4 +1,4 @@
-"""The page of a run that is there already."""
+"""`clipray report RUN`: the page of a run that exists already."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipray.storage.folder import Folder, absolute
 
 @environment_errors()
 def write_report(url: str | os.PathLike[str], *, title: str | None = None, **options: Any) -> str:
-    """Make a page of all finished tables of the run at `url`, as a step `report` at the end of its job would.
+    """Make a page of all finished tables of the run at `url`, as a step `report` at the end of its job does.
 
     Args:
         title: by default the name of the job that ran there last.
@@ -33,7 +33,7 @@ def write_report(url: str | os.PathLike[str], *, title: str | None = None, **opt
     status(output.url)
     names = finished_tables(output)
     if not names:
-        raise JobError(f"{url}: expected a finished table to make a page of; finish one with `clipray run`")
+        raise JobError(f"{url}: expected a finished table, found none; finish one with `clipray run`")
     names_of_jobs = [str(e["job"]) for e in read_events(output) if e["event"] == "run_started" and e.get("job")]
     job = Job(name=names_of_jobs[-1] if names_of_jobs else os.path.basename(output.url), output=output.url,
               steps=[{"report": {"of": names, "title": title}}])  # fmt: skip

@@ -1,4 +1,4 @@
-"""Runs the steps of a job in order: skips what is finished, refuses what is stale, goes on with the rest."""
+"""Runs the steps of a job in order: skips finished steps, fails at stale ones and resumes the others."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run_job(
     watch: Watch | None = None,
     notice: Say | None = None,
 ) -> list[TableStatus]:
-    """Run what is not finished of a job.
+    """Run the unfinished steps of a job.
 
     Args:
         job: a `Job`, or the path or URL of a job file.
@@ -108,7 +108,7 @@ def _run_steps(
 
 
 def _is_unfinished(table: Folder, retry: bool) -> bool:
-    """Whether there is work to do, as far as the table's record says."""
+    """Whether there is work to do, by the table's record alone."""
     record = tables.record_to_go_on(table)
     return record is None or (retry and passing(record.rejects_by_reason) > 0)
 
@@ -145,14 +145,14 @@ def _connected(address: str | None, say: Say) -> AbstractContextManager[ClusterR
 
 
 def _as_it_is(cluster: ClusterResources) -> ClusterResources:
-    """The cluster now: nodes may have come and gone since it was joined."""
+    """The cluster as it is now: nodes may have joined or left."""
     from clipray.engine.connect import look_again
 
     return look_again(cluster)
 
 
 def _metered(watch: Watch, run: str, connected: Callable[[], bool]) -> Watch:
-    """`watch`, and Ray's metrics with it, in a run that uses Ray."""
+    """`watch` that also publishes Ray metrics, in a run that uses Ray."""
 
     @functools.cache
     def meters() -> Watch:

@@ -1,4 +1,4 @@
-"""Where a run stands, from its files alone: no Ray, no model."""
+"""`clipray status`: the state of a run from its files alone, without Ray or a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clipray.tables.started import read_started, wrong_fields
 
 @dataclass(frozen=True)
 class TableStatus:
-    """What a step is or would be: for `plan`, `status` and the end of a run.
+    """The state of a table, for `plan`, `status` and the end of a run.
 
     Attributes:
         state: `finished`, `partial`, `absent`, `stale`, or `damaged`: its files are not those that were written.
@@ -41,7 +41,7 @@ class TableStatus:
 
 @environment_errors()
 def status(url: str | os.PathLike[str]) -> list[TableStatus]:
-    """The tables in a run's folder, finished or not, from the files alone: no Ray, no model.
+    """The tables in a run's folder, finished or not, from the files alone.
 
     Raises:
         JobError: there is no run.
@@ -66,7 +66,7 @@ def status(url: str | os.PathLike[str]) -> list[TableStatus]:
                 rejected,
                 record.inputs.get("rows") if record else _total(output, name),
                 size,
-                "`clipray run` mends it" if damaged else _note(output, name, record),
+                "`clipray run` repairs it" if damaged else _note(output, name, record),
                 record,
             )
         )
@@ -84,7 +84,7 @@ def _note(output: Folder, name: str, record: tables.Record | None) -> str:
 def _shard_rows(folder: Folder) -> dict[str, int]:
     rows = {}
     for name in tables.shard_names(folder):
-        with contextlib.suppress(Exception):  # torn or just being replaced: the next run mends it
+        with contextlib.suppress(Exception):  # torn or just being replaced: the next run repairs it
             rows[name] = tables.shard_stamp(folder, name)[0]
     return rows
 

@@ -1,4 +1,4 @@
-"""`clipray submit`, and `status` and `stop` of what was submitted: a run as a job on a Ray cluster."""
+"""`clipray submit`, and the state and stop of submitted runs: a run as a job on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from clipray.storage.folder import absolute
 from clipray.storage.uris import is_local, is_relative
 
 LEFT_OUT = (".git", ".venv", "venv", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", "/runs", "/data")
-"""What of the working directory does not travel, as in a .gitignore; what is named there does not either."""
+"""Parts of the working directory that are not sent, in the syntax of .gitignore, whose own files are not sent either."""
 MODULES = ("*.py", "*.pyc", "*.so")
-"""These do not travel either: Ray puts the working directory first on the module path of its workers, and a `random.py` beside
-somebody's images must not run there."""
+"""Modules are not sent either: Ray puts the working directory first on the module path of its workers, where a
+`random.py` among somebody's images must not run."""
 STOP_S = 30  # for a run to write what is finished; Ray's own 3 are too few
 STOPPED_CODE = 130
 
@@ -61,7 +61,7 @@ def submit(
     before = server.attempts(run)
     if before and not before[-1].over:
         attempt = before[-1].id
-        say(f"{attempt} is at work already ({before[-1].state.lower()})")
+        say(f"{attempt} is running already ({before[-1].state.lower()})")
     else:
         name = re.sub(r"[^A-Za-z0-9]+", "-", job.name).strip("-")
         attempt = f"{name}-{run}-{len(before) + 1}"
@@ -92,12 +92,12 @@ def _followed(server: JobServer, attempt: str, write: Callable[[str], None]) -> 
 
 
 def state(output: str, address: str) -> Submission | None:
-    """How the last submission of a run stands; None where it was not submitted to this cluster."""
+    """The state of a run's last submission. None if it was not submitted to this cluster."""
     return next(reversed(JobServer(address).attempts(mark(output))), None)
 
 
 def stop(output: str, address: str) -> Submission:
-    """Stop a run, which writes what is finished; returns how it stands then. Raises ClusterError."""
+    """Stop a run, which writes its finished rows first, and return its state. Raises ClusterError."""
     run = mark(output)
     server = JobServer(address)
     last = next(reversed(server.attempts(run)), None)
@@ -110,12 +110,12 @@ def stop(output: str, address: str) -> Submission:
 
 
 def mark(output: str) -> str:
-    """By which the submissions of a run are known: the same for the same output."""
+    """The part of the ids of a run's submissions that they share: the same for the same output."""
     return hashlib.sha256(absolute(output).rstrip("/").encode()).hexdigest()[:10]
 
 
 def runtime_env(job: Job, requirements: str | None, exclude: Sequence[str]) -> dict[str, Any]:
-    """What a node needs to know: the working directory without data, packages to install, how patiently to stop."""
+    """Ray's runtime environment: the working directory without data, packages to install, time to stop."""
     here = Path.cwd()
     excludes = [*LEFT_OUT, *_modules(here), *exclude]
     if is_local(job.output) and Path(absolute(job.output)).is_relative_to(here):
@@ -133,13 +133,13 @@ def runtime_env(job: Job, requirements: str | None, exclude: Sequence[str]) -> d
 
 
 def _modules(here: Path) -> tuple[str, ...]:
-    """Of a clone of clipray, which the nodes may lack, its packages travel; whatever else lies at its top does not."""
+    """Modules that are not sent. Of a clone of clipray, only its packages are sent."""
     is_clone = (here / "clipray" / "__init__.py").is_file()
     return tuple(f"/{pattern}" for pattern in MODULES) if is_clone else MODULES
 
 
 def _portable(path: str) -> tuple[Job, str]:
-    """The job, and the path by which the cluster knows its file. Raises JobError: it names what is only here."""
+    """The job, and the path of its file on the cluster. Raises JobError if it names files of this machine."""
     if not is_local(path):
         return load_job(path), path
     job, values = load_job(path), yaml.safe_load(Path(absolute(path)).read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""Whether a run's files are those that were written: every byte of every table and index is read.
+"""`clipray verify`: reads every byte of a run's tables and indexes and compares it with what was written.
 
-What is broken is noted in its table's folder, so that the next run makes it again; nothing else is touched.
+Damage is noted in the table's folder, so that the next run repairs it. Nothing else is changed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from clipray.tables.started import STARTED, read_started
 
 @dataclass(frozen=True)
 class Broken:
-    """A file that is not what was written.
+    """A file that differs from what was written.
 
     Attributes:
         problem: `missing`, `size`, `content`, `not in the record`, or what reading it said.
@@ -74,7 +74,7 @@ def _names(output: Folder) -> Iterator[str]:
 
 
 def check_table(folder: Folder, name: str) -> TableCheck | None:
-    """Verify one table; None where the folder is none of ours."""
+    """Verify one table. Returns None if clipray did not write the folder."""
     sizes, check = folder.sizes(), TableCheck(name)
     record, damaged = None, False
     try:
@@ -107,7 +107,7 @@ def _has_own(folder: Folder) -> bool:
 
 
 def _check_shards(folder: Folder, check: TableCheck) -> None:
-    """Of a table without a record: each shard by the checksum that it carries."""
+    """Check the shards of a table without a record by the checksum that each carries."""
     whole, broken = tables.verify_shards(folder, tables.shard_names(folder))
     check.state, check.files, check.rows = "unfinished", len(whole), sum(shard.rows for shard in whole.values())
     check.broken += [Broken(name, str(error), None, "its rows are made again") for name, error in broken.items()]

@@ -92,7 +92,7 @@ def read_record(folder: Folder) -> Record | None:
     except (TypeError, ValueError) as error:
         raise DamagedError(
             f"{folder.path(RECORD)} is damaged, or of another version of clipray: {error}; "
-            "`clipray verify` says what is whole, `clipray run` mends it"
+            "`clipray verify` says what is whole, `clipray run` repairs it"
         ) from error
     return record
 

@@ -182,7 +182,7 @@ def test_killed_in_every_way_one_after_the_other(
     second = subprocess.run([CLIPRAY, "run", job], capture_output=True, text=True, timeout=60, check=False)
     assert second.returncode == 1
     assert second.stderr.startswith("clipray: ")
-    assert f"another run is at work there (process {process.pid})" in second.stderr
+    assert f"another run is working there (process {process.pid})" in second.stderr
     with nothing_left_behind(process):
         process.send_signal(signal.SIGKILL)
         process.wait()

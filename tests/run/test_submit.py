@@ -213,7 +213,7 @@ def test_stopped_and_what_it_tells_prometheus(
             "ray_clipray_queue_rowswrite",
         } <= figures.keys()
         code, said = clipray(["submit", job, "--detach", *to], capfd, monkeypatch)
-        assert (code, "-1 is at work already (running)" in said) == (0, True), said
+        assert (code, "-1 is running already (running)" in said) == (0, True), said
         code, said = clipray(["stop", run, *to], capfd, monkeypatch)
         assert (code, "-1: stopped" in said) == (0, True), said
         assert '"event": "stopped"' in (here / "out" / "events.jsonl").read_text()  # it was given time to write

@@ -237,5 +237,5 @@ def test_status_says_what_is_damaged(tmp_path: Path) -> None:
     output.sub("images").write(tables.RECORD, record.replace(b"RN50", b"RN51"))
     tables.note_damaged(output.sub("index"), ["index-00112233.faiss"])
     states = {report.name: (report.state, report.note) for report in status(output.url)}
-    assert states["images"] == states["index"] == ("damaged", "`clipray run` mends it")
+    assert states["images"] == states["index"] == ("damaged", "`clipray run` repairs it")
     assert states["metrics"][0] == "finished"
