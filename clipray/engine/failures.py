@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ray
-from ray.data.exceptions import ExecutionTimeoutError
 
 from clipray.analysis.errors import DataError
 from clipray.errors import RunError
@@ -36,6 +35,8 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _told(error: BaseException) -> str:
+    from ray.data.exceptions import ExecutionTimeoutError  # all of Ray Data, a quarter of a second in each process
+
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return "a machine ran out of memory and Ray ended a worker: take fewer actors, a smaller batch, or more memory"
     if isinstance(error, ray.exceptions.OutOfDiskError):
