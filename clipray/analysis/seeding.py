@@ -19,6 +19,7 @@ from clipray.analysis.errors import DataError
 SAMPLE_ROWS = 16, 16_384  # of a cluster, and at least: half as many and a quarter missed rare clusters
 SAMPLE_BYTES = 2**29  # at most, unless that is fewer than two vectors of a cluster
 PART = 1000  # clusters of a part of the sample
+STEPS = 8  # of k-means++ whose candidates are drawn at a time
 
 
 class Sampled(Protocol):
@@ -57,24 +58,40 @@ def plus_plus(x: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
 
     Each next row is the best of 2 + ln(k) that are drawn in proportion to the squared distance from the nearest chosen
     one. Fewer than `k` are returned when all others are as good as equal to one of them.
+
+    Candidates of several steps are drawn at a time, as a product with a few rows takes as long as one with many. One that
+    has come nearer to a chosen row since is dropped with the probability by which its distance has shrunk (rejection
+    sampling), so those that are left are distributed as if drawn anew.
     """
     centred = x - x.mean(0)
     norms = np.einsum("md,md->m", centred, centred)
-    nearest = np.full(len(x), np.inf, dtype=np.float32)
-    chosen: list[int] = []
-    candidates = rng.integers(len(x), size=1)
-    while True:
-        squares = norms[candidates, None] + norms  # (trials, m)
-        distances = squares - 2 * (centred[candidates] @ centred.T)
-        distances[distances <= 1e-6 * squares] = 0  # of equal rows, but for rounding
-        np.minimum(distances, nearest, out=distances)
-        best = int(distances.sum(1, dtype=np.float64).argmin())
-        nearest = distances[best]
-        chosen.append(int(candidates[best]))
+
+    def distances(rows: np.ndarray) -> np.ndarray:
+        squares = norms[rows, None] + norms  # (candidates, m)
+        result = centred[rows] @ centred.T
+        result *= -2
+        result += squares
+        squares *= 1e-6
+        result[result <= squares] = 0  # of equal rows, but for rounding
+        return result
+
+    first = rng.integers(len(x), size=1)
+    chosen, nearest = [int(first[0])], distances(first)[0]
+    while len(chosen) < k and nearest.any():
+        steps = min(STEPS, k - len(chosen))
         total = np.cumsum(nearest, dtype=np.float64)
-        if len(chosen) == k or total[-1] == 0:
-            return x[chosen]
-        candidates = np.searchsorted(total, rng.random(2 + int(math.log(k))) * total[-1], side="right")
+        candidates = np.searchsorted(total, rng.random((steps, 2 + int(math.log(k)))) * total[-1], side="right")
+        least = rng.random(candidates.shape) * nearest[candidates]
+        for rows, to_rows, bounds in zip(
+            candidates, distances(candidates.ravel()).reshape(*candidates.shape, -1), least
+        ):
+            kept = np.flatnonzero(nearest[rows] > bounds)
+            if len(kept):
+                after = np.minimum(to_rows[kept], nearest)
+                best = int(after.sum(1, dtype=np.float64).argmin())
+                nearest = after[best]
+                chosen.append(int(rows[kept[best]]))
+    return x[chosen]
 
 
 def _in_parts(x: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
