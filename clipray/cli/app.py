@@ -76,7 +76,7 @@ LabelColumn = Annotated[str | None, typer.Option(help="Column `label`: `folder`,
 NoRetry = Annotated[
     bool,
     typer.Option(
-        "--no-retry", help="Leave rows rejected that failed for a passing reason (a server that is away or busy)."
+        "--no-retry", help="Leave rows rejected that failed for a temporary reason (a server that is away or busy)."
     ),
 ]
 RetryRejects = Annotated[bool, typer.Option("--retry-rejects", help="Try the rejected rows of an earlier run again.")]

@@ -1,4 +1,4 @@
-"""Requests that fail for a passing reason are made again; servers that do not answer are let alone for a while."""
+"""Requests that fail for a temporary reason are made again; servers that do not answer are let alone for a while."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def _planned(step: AnyStep, state: State) -> TableStatus:
 
 
 def _left(rows: int, again: int) -> str:
-    retried = f"{again} rows rejected for a passing reason are tried again"
+    retried = f"{again} rows rejected for a temporary reason are tried again"
     return (f"{rows} rows to do; {retried}" if rows else retried) if again else f"{rows} rows to do"
 
 

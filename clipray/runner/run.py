@@ -52,7 +52,7 @@ def run_job(
         job: a `Job`, or the path or URL of a job file.
         fresh: names of tables to delete and make anew, with all that the same step writes.
         retry_rejects: forget the rejects of an earlier run and try those rows again.
-        retry: try rows again that are rejected for a passing reason: at the end of the run, and those of earlier runs.
+        retry: try rows again that are rejected for a temporary reason: at the end of the run, and those of earlier runs.
         address: a Ray cluster; without it, RAY_ADDRESS, the job's `address`, or Ray on this machine.
         watch: called about every second with a `Snapshot` of the step at work.
         notice: called with one line for each thing that a person should know.

@@ -79,7 +79,7 @@ def test_no_good_row_is_lost_and_what_is_away_comes_when_it_is_back(
     site.bad = lambda _: {}
     planned = clipray.plan(path)[0]
     assert [report.note for report in planned] == [
-        "1 rows rejected for a passing reason are tried again",
+        "1 rows rejected for a temporary reason are tried again",
         "nothing to do",
     ]
     asked = len(site.requests)

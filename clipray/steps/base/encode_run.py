@@ -78,7 +78,7 @@ class EncodeRun:
         self._check_manifest_rejects(committed)
         committed, is_current = self._encode(committed, f"part-{attempt:04d}", precision)
         if count := self._take_back():
-            self.ticker.phase = f"again, {count} rows rejected for a passing reason"
+            self.ticker.phase = f"again, {count} rows rejected for a temporary reason"
             self._patience = LAST_PATIENCE if count <= PATIENT_ROWS else 1
             committed, is_current = self._encode(self._check_committed(), f"part-{attempt:04d}-again", precision)
         if not is_current:
@@ -108,7 +108,7 @@ class EncodeRun:
         return committed, False
 
     def _take_back(self) -> int:
-        """Make rows that were rejected for a passing reason rows to do, unless the run is not to. Returns how many."""
+        """Make rows that were rejected for a temporary reason rows to do, unless the run is not to. Returns how many."""
         step = self.step
         count = take_back(step.rejects, step.fingerprint, self._verified) if step.retry else 0
         if count:

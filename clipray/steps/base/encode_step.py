@@ -39,7 +39,7 @@ class EncodeStep(Step[AnyEncoding]):
 
     Attributes:
         keep: columns of the manifest in the table: those that the job names, and those that the step itself needs.
-        retry: rows that are rejected for a passing reason are tried again, at the end of a run and in the next one.
+        retry: rows that are rejected for a temporary reason are tried again, at the end of a run and in the next one.
     """
 
     manifest: Manifest

@@ -31,7 +31,7 @@ class State:
     """What is on disk: `finished`, `partial` (also: to be extended), `absent` or `stale`; `changed` says why stale.
 
     Attributes:
-        again: rows that were rejected for a passing reason and are tried again.
+        again: rows that were rejected for a temporary reason and are tried again.
     """
 
     kind: Literal["finished", "partial", "absent", "stale"]
@@ -69,7 +69,7 @@ class StepContext:
 
     Attributes:
         resolve: finds the job's model; None for a job without one.
-        retry: rows that were rejected for a passing reason are tried again.
+        retry: rows that were rejected for a temporary reason are tried again.
     """
 
     job: Job
