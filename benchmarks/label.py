@@ -89,11 +89,11 @@ def make_step(home: Path, c: np.ndarray) -> step_of_label.LabelStep:
     flags, counts = pa.array([False] * k), pa.array([1] * k, pa.int32())
     data = pa.table([pa.array(["template"] * k), names, flags, counts, vectors], schema=schema)
     mark = fingerprint(said.identity)
-    stamp = {"fingerprint": mark, "logit_scale": 100.0, "logit_bias": None, "prompts_truncated": 0}
-    shard = tables.write_shard(step.companion, CLASSES, "label_classes", data, stamp)
+    metadata = {"fingerprint": mark, "logit_scale": 100.0, "logit_bias": None, "prompts_truncated": 0}
+    shard = tables.write_shard(step.companion, CLASSES, "label_classes", data, metadata)
     tables.commit(
         step.companion, "label_classes", schema, [shard],
-        fingerprint=mark, inputs={}, settings={}, provenance=stamp, finished_at=tables.now(),
+        fingerprint=mark, inputs={}, settings={}, provenance=metadata, finished_at=tables.now(),
     )  # fmt: skip
     return step
 

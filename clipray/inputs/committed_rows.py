@@ -28,8 +28,8 @@ from clipray.tables import (
     noted_as_damaged,
     provenance_of,
     read_shard,
+    shard_footer,
     shard_names,
-    shard_stamp,
     verify_shards,
     write_shard,
 )
@@ -82,8 +82,8 @@ def regions_of_another(regions: RegionFolders, fingerprint: str, name: str) -> s
     for folder in (regions.table, regions.rejects):
         for shard in shard_names(folder):
             with contextlib.suppress(SchemaError, FileNotFoundError):  # torn, as a kill may leave it
-                stamp = shard_stamp(folder, shard)[2]
-                if (stamp.get("fingerprint"), stamp.get("name", name)) != (fingerprint, name):
+                metadata = shard_footer(folder, shard)[2]
+                if (metadata.get("fingerprint"), metadata.get("name", name)) != (fingerprint, name):
                     return folder.path(shard)
     return None
 
@@ -174,10 +174,10 @@ def take_back(rejects: Folder, fingerprint: str, verified: dict[str, Shard]) -> 
     count = 0
     for name in shard_names(rejects):
         with contextlib.suppress(SchemaError, FileNotFoundError):  # torn: taking stock removes it
-            stamp = shard_stamp(rejects, name)[2]
+            metadata = shard_footer(rejects, name)[2]
             reasons = read_shard(rejects, name, ["reason"])["reason"].to_pylist()
             lasting = np.array([not is_passing(reason) for reason in reasons], bool)
-            if stamp.get("fingerprint") == fingerprint and not lasting.all():
+            if metadata.get("fingerprint") == fingerprint and not lasting.all():
                 _rewrite(rejects, name, lasting, verified)
                 count += int((~lasting).sum())
     return count
@@ -196,8 +196,8 @@ def _count_shard(
     repair: bool,
 ) -> Shard | None:
     try:
-        rows, _, stamp = shard_stamp(folder, name)
-        if stamp.get("fingerprint") != fingerprint:
+        rows, _, metadata = shard_footer(folder, name)
+        if metadata.get("fingerprint") != fingerprint:
             raise StaleTableError(
                 f"{folder.path(name)} was not made by this job with these settings; move it away, or give the job another `output`"
             )
@@ -292,9 +292,9 @@ def _rewrite(folder: Folder, name: str, good: np.ndarray, verified: dict[str, Sh
     if not good.any():
         folder.remove(name)
         return None
-    stamp = shard_stamp(folder, name)[2]
+    metadata = shard_footer(folder, name)[2]
     data = read_shard(folder, name).filter(pa.array(good))
-    shard = write_shard(folder, name, stamp["table"], data, provenance_of(stamp))
+    shard = write_shard(folder, name, metadata["table"], data, provenance_of(metadata))
     verified[folder.path(name)] = shard
     return shard
 

@@ -125,7 +125,7 @@ def open_index(name: str, folder: Folder) -> OpenIndex:
             )
     ids = pa.concat_tables([tables.read_shard(folder, file["name"]) for file in record.files]).sort_by("vector_id")
     where = Path(folder.path("")) if folder.local else _fetched(folder, made["sizes"])
-    mapped = faiss.IO_FLAG_MMAP if record.figures["type"].startswith("IVF") else 0
+    mapped = faiss.IO_FLAG_MMAP if record.summary["type"].startswith("IVF") else 0
     flags = faiss.IO_FLAG_ONDISK_SAME_DIR if made["lists_file"] else mapped
     for file, sha256 in hashes(record).items():
         if not is_as_built(str(where / file), sha256):
@@ -139,7 +139,7 @@ def open_index(name: str, folder: Folder) -> OpenIndex:
             f"index {name}: {where / made['index_file']} holds {index.ntotal} vectors of {index.d}, "
             f"expected {len(ids)} of {made['width']}; `clipray run --fresh {name}` builds it anew"
         )
-    vi.set_effort(index, record.figures.get("parameter", ""), record.figures.get("value", 0))
+    vi.set_effort(index, record.summary.get("parameter", ""), record.summary.get("value", 0))
     return OpenIndex(name, record, ids.drop_columns(["vector_id"]), index)
 
 

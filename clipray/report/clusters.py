@@ -111,5 +111,5 @@ def _label_counts(run: RunTables, table: RunTable, rows: pl.DataFrame) -> tuple[
 
 def _facts(table: RunTable) -> list[tuple[str, str]]:
     """What the step measured of the whole clustering."""
-    figures = table.record.figures
+    figures = table.record.summary
     return [(name, f"{figures[name]:.4g}") for name in MEASURED if isinstance(figures.get(name), int | float)]

@@ -77,7 +77,7 @@ def _figures(table: RunTable) -> tuple[list[str], list[dict[str, Any]], int]:
 
 
 def _best(figures: list[RunTable]) -> tuple[str, str] | None:
-    top1 = [(value, name) for table in figures for name, value in dict(table.record.figures.get("top1", {})).items()]
+    top1 = [(value, name) for table in figures for name, value in dict(table.record.summary.get("top1", {})).items()]
     if not top1:
         return None
     value, name = max(top1)

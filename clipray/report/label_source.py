@@ -80,7 +80,7 @@ def label_sources(run: RunTables) -> list[Labels]:
 
 def styles_of(table: RunTable) -> list[str]:
     """The styles of a table of labels: those that its record names, else those of its first rows."""
-    named = table.record.figures.get("styles")
+    named = table.record.summary.get("styles")
     if named:
         return list(named)
     first = next(table.shards("style"), None)

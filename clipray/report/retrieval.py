@@ -86,7 +86,7 @@ def retrieval_section(run: RunTables, album: Album, examples: int) -> Section | 
 
 def _means(table: RunTable) -> list[dict[str, Any]]:
     """A row for each protocol and distance, with its means over the queries."""
-    figures = table.record.figures
+    figures = table.record.summary
     groups = list(dict(figures.get("mAP", {})))
     return [
         {"name": table.name, "of": table.record.inputs.get("input"), "group": group.replace("/", ", "),
@@ -100,7 +100,7 @@ def _headlines(measured: list[RunTable]) -> tuple[Headline, ...]:
     means = [
         (value, f"{table.name}, {group.replace('/', ', ')}")
         for table in measured
-        for group, value in dict(table.record.figures.get("mAP", {})).items()
+        for group, value in dict(table.record.summary.get("mAP", {})).items()
         if group.startswith(("medium", "all"))
     ]
     best = max(means, key=lambda each: each[0], default=None)

@@ -85,7 +85,7 @@ def _shard_rows(folder: Folder) -> dict[str, int]:
     rows = {}
     for name in tables.shard_names(folder):
         with contextlib.suppress(Exception):  # torn or just being replaced: the next run repairs it
-            rows[name] = tables.shard_stamp(folder, name)[0]
+            rows[name] = tables.shard_footer(folder, name)[0]
     return rows
 
 

@@ -99,7 +99,7 @@ def check_table(folder: Folder, name: str) -> TableCheck | None:
 def _has_own(folder: Folder) -> bool:
     for name in tables.shard_names(folder):
         try:
-            if "fingerprint" in tables.shard_stamp(folder, name)[2]:
+            if "fingerprint" in tables.shard_footer(folder, name)[2]:
                 return True
         except (SchemaError, FileNotFoundError):
             continue

@@ -7,7 +7,7 @@ asked. It needs no Ray.
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -53,7 +53,7 @@ class ReportStep(TableStep[Report]):
     @property
     def inputs_digest(self) -> Digest:
         """Of all that the tables' records say: files, figures, when they were finished."""
-        return plain(digest_of([asdict(table.record) for table in self.shown.tables]))
+        return plain(digest_of([table.record.stored() for table in self.shown.tables]))
 
     @property
     def row_provenance(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class ReportStep(TableStep[Report]):
 
     def is_complete(self) -> bool:
         record = tables.read_record(self.table)
-        page_bytes = record.figures.get("page_bytes") if record else None
+        page_bytes = record.summary.get("page_bytes") if record else None
         return super().is_complete() and self.table.sizes().get(PAGE) == page_bytes
 
     @property

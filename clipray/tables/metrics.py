@@ -53,7 +53,7 @@ def are_damaged(output: Folder, step: str) -> bool:
 def _commit(folder: Folder, damaged: set[str]) -> None:
     """Write the table's record. damaged: files that are left out, and noted, with those that turn out to be."""
     whole, broken = tables.verify_shards(folder, [name for name in tables.shard_names(folder) if name not in damaged])
-    own = [name for name in whole if tables.shard_stamp(folder, name)[2].get("table") == "metrics"]
+    own = [name for name in whole if tables.shard_footer(folder, name)[2].get("table") == "metrics"]
     tables.commit(
         folder, "metrics", tables.arrow_schema("metrics"), [whole[name] for name in own],
         fingerprint=TABLE, inputs={}, settings={}, provenance={}, finished_at=tables.now(),

@@ -15,11 +15,12 @@ from clipray.errors import DamagedError, SchemaError
 from clipray.storage.folder import Folder
 from clipray.storage.seals import open_json, sealed_json
 from clipray.tables.schema import table_schema
-from clipray.tables.shards import Shard, read_shard, remove_own, shard_names, shard_stamp
+from clipray.tables.shards import Shard, read_shard, remove_own, shard_footer, shard_names
 from clipray.tables.started import wrong_fields
 
 RECORD = "_table.json"
 DAMAGED = "_damaged.json"  # written by `clipray verify`
+ON_DISK = {"summary": "figures"}  # fields that `_table.json` calls otherwise
 FILE = {"name": str, "rows": int, "bytes": int}  # of `files`
 
 
@@ -38,15 +39,19 @@ class Record:
     settings: dict[str, Any]
     provenance: dict[str, Any]
     rejects_by_reason: dict[str, int] = field(default_factory=dict)
-    figures: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
     workers: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     rows_per_s: float = 0.0
     finished_at: str = ""
 
+    def stored(self) -> dict[str, Any]:
+        """As `_table.json` holds it."""
+        return {ON_DISK.get(name, name): value for name, value in asdict(self).items()}
+
 
 def write_record(folder: Folder, record: Record) -> None:
-    folder.write(RECORD, sealed_json(asdict(record)))
+    folder.write(RECORD, sealed_json(record.stored()))
 
 
 def commit(
@@ -82,12 +87,14 @@ def read_record(folder: Folder) -> Record | None:
         return None
     try:
         values, sealed = open_json(data)
-        record = Record(**{name: values[name] for name in Record.__dataclass_fields__ if name in values})
-        wrong = wrong_fields(asdict(record), typing.get_type_hints(Record))
+        types = typing.get_type_hints(Record)
+        keys = {name: ON_DISK.get(name, name) for name in types}
+        record = Record(**{name: values[key] for name, key in keys.items() if key in values})
+        wrong = wrong_fields(record.stored(), {keys[name]: types[name] for name in types})
         wrong += ["files"] * any(wrong_fields(file, FILE) or FILE.keys() - file.keys() for file in record.files)
         if wrong:
             raise ValueError(f"not as clipray writes it: {', '.join(wrong)}")
-        if not sealed and (values.keys() - asdict(record).keys() or any("sha256" in file for file in record.files)):
+        if not sealed and (values.keys() - record.stored().keys() or any("sha256" in file for file in record.files)):
             raise ValueError("its checksum is missing")
     except (TypeError, ValueError) as error:
         raise DamagedError(
@@ -201,10 +208,10 @@ def record_at(url: str | os.PathLike[str], columns: Iterable[str] = ()) -> Recor
 def schema_of_shard(folder: Folder, record: Record, name: str) -> pa.Schema:
     """The schema of a shard, which is there and belongs to the table. Raises SchemaError."""
     try:
-        _, schema, stamp = shard_stamp(folder, name)
+        _, schema, metadata = shard_footer(folder, name)
     except FileNotFoundError as error:
         raise SchemaError(f"{folder.url}: {name} is missing; `clipray run` makes its rows again") from error
-    if stamp.get("fingerprint") != record.fingerprint:
+    if metadata.get("fingerprint") != record.fingerprint:
         raise SchemaError(f"{folder.url}: {name} was made with other settings than the rest of the table")
     if {field.name: str(field.type) for field in schema} != record.columns:
         raise SchemaError(f"{folder.url}: {name}: expected columns {record.columns}, found {schema.names}")

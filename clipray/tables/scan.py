@@ -11,7 +11,7 @@ from polars.io.plugins import register_io_source
 
 from clipray.storage.folder import Folder
 from clipray.tables.record import iter_table, record_at, schema_of_shard
-from clipray.tables.shards import read_shard, shard_stamp
+from clipray.tables.shards import read_shard, shard_footer
 
 
 def scan_table(url: str | os.PathLike[str], columns: Sequence[str] = ()) -> pl.LazyFrame:
@@ -24,7 +24,7 @@ def scan_table(url: str | os.PathLike[str], columns: Sequence[str] = ()) -> pl.L
 
 def scan_shards(folder: Folder, names: Sequence[str]) -> pl.LazyFrame:
     """One or more shards of a table that need not be finished. Raises as `read_shard`, here and where it is collected."""
-    schema = shard_stamp(folder, names[0])[1]
+    schema = shard_footer(folder, names[0])[1]
     return _scan(schema, lambda columns: (read_shard(folder, name, columns) for name in names))
 
 

@@ -21,7 +21,7 @@ from clipray.tables.schema import check, table_names, table_schema
 
 ROW_GROUP_ROWS = 16_384
 READERS = 8  # files that are verified at once: so many requests does an object store answer together
-_OF_THE_FILE = ("table", "schema_version", "sealed")  # keys of the stamp that say nothing of what made the rows
+_OF_THE_FILE = ("table", "schema_version", "sealed")  # keys of the metadata that say nothing of what made the rows
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def write_shard(folder: Folder, name: str, table: str, data: pa.Table, provenanc
     defaults and is smaller. Statistics are of plain columns only, as nobody looks for the least component. `provenance` goes into the file's metadata under the key `clipray`.
     """
     check(table, data, data.schema)
-    stamp = {"table": table, "schema_version": table_schema(table)["version"], "sealed": "sha256", **provenance}
-    data = data.replace_schema_metadata({"clipray": json.dumps(stamp, ensure_ascii=False)})
+    metadata = {"table": table, "schema_version": table_schema(table)["version"], "sealed": "sha256", **provenance}
+    data = data.replace_schema_metadata({"clipray": json.dumps(metadata, ensure_ascii=False)})
     sink = io.BytesIO()
     with _writer(sink, data.schema) as writer:
         writer.write_table(data, ROW_GROUP_ROWS)
@@ -132,25 +132,25 @@ def read_shard(folder: Folder, name: str, columns: Sequence[str] | None = None) 
         return parquet.read(columns)
 
 
-def shard_stamp(folder: Folder, name: str) -> tuple[int, pa.Schema, dict[str, Any]]:
+def shard_footer(folder: Folder, name: str) -> tuple[int, pa.Schema, dict[str, Any]]:
     """Rows, Arrow schema and provenance of a shard, from its footer alone. Raises as `read_shard`."""
     with _reading(folder, name), open_parquet_on(folder.fs, folder.path(name)) as parquet:
-        stamp = json.loads((parquet.schema.metadata or {}).get(b"clipray", b"{}"))
-        return parquet.metadata.num_rows, parquet.schema, stamp
+        metadata = json.loads((parquet.schema.metadata or {}).get(b"clipray", b"{}"))
+        return parquet.metadata.num_rows, parquet.schema, metadata
 
 
-def provenance_of(stamp: Mapping[str, Any]) -> dict[str, Any]:
-    """What made the rows, of what `shard_stamp` returned: as it was given to `write_shard`."""
-    return {key: value for key, value in stamp.items() if key not in _OF_THE_FILE}
+def provenance_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What made the rows, of what `shard_footer` returned: as it was given to `write_shard`."""
+    return {key: value for key, value in metadata.items() if key not in _OF_THE_FILE}
 
 
-def shard_is(folder: Folder, name: str, stamp: Mapping[str, Any], rows: int | None = None) -> bool:
+def shard_is(folder: Folder, name: str, metadata: Mapping[str, Any], rows: int | None = None) -> bool:
     """Whether the shard was written with this provenance (and has that many rows), as its footer says."""
     try:
-        here, _, written = shard_stamp(folder, name)
+        here, _, written = shard_footer(folder, name)
     except (SchemaError, FileNotFoundError):
         return False
-    return provenance_of(written) == json.loads(json.dumps(stamp)) and rows in (None, here)
+    return provenance_of(written) == json.loads(json.dumps(metadata)) and rows in (None, here)
 
 
 def verified(folder: Folder, name: str) -> Shard:
@@ -164,8 +164,8 @@ def verified(folder: Folder, name: str) -> Shard:
         sha256, whole = seals.file_hashes(file)
         size = file.seek(0, io.SEEK_END)
     if whole is not False:  # the footer of a damaged file may say anything
-        rows, _, stamp = shard_stamp(folder, name)
-        if whole or "sealed" not in stamp:
+        rows, _, metadata = shard_footer(folder, name)
+        if whole or "sealed" not in metadata:
             return Shard(name, rows, size, sha256)
     raise DamagedError(f"{folder.path(name)} has changed since it was written; `clipray run` makes its rows again")
 
@@ -207,12 +207,12 @@ def remove_own(folder: Folder, names: Iterable[str], table: str | None = None) -
 
 def _is_own(folder: Folder, name: str, table: str | None) -> bool:
     try:
-        stamp = shard_stamp(folder, name)[2]
+        metadata = shard_footer(folder, name)[2]
     except FileNotFoundError:
         return True
     except SchemaError:
         return named_as_ours(name)
-    return "fingerprint" in stamp and stamp.get("table") in ({table} if table else table_names())
+    return "fingerprint" in metadata and metadata.get("table") in ({table} if table else table_names())
 
 
 def named_as_ours(name: str) -> bool:

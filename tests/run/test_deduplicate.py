@@ -98,7 +98,7 @@ def test_groups_and_keepers_are_those_of_all_pairs(
     assert (found["kept"] == (found["key"] == found["keeper_id"])).all()
     np.fill_diagonal(cosines, 1)
     assert found["similarity"].to_numpy() == pytest.approx(cosines[number, [keepers[r] for r in number]], abs=1e-6)
-    figures = tables.read_record(Folder(str(tmp_path / "out/duplicates"))).figures  # type: ignore[union-attr]
+    figures = tables.read_record(Folder(str(tmp_path / "out/duplicates"))).summary  # type: ignore[union-attr]
     assert (own.rows, own.total, figures["groups"]) == (len(found), ROWS, len(expected))
     assert figures["duplicates"] == len(found) - len(expected) == (~found["kept"]).sum()
     assert figures["largest_group"] == max(map(len, expected))

@@ -368,7 +368,7 @@ def test_what_a_kill_left_is_mended(mine: Path, finished: Path) -> None:
     again = {i for name in names[:3] for i in ids_of(mine / "out" / "images" / name)}
     (mine / "out" / "images" / orphan.name).unlink()
     regions = Folder(str(half.parent))
-    stamp = tables.shard_stamp(regions, half.name)[2]
+    stamp = tables.shard_footer(regions, half.name)[2]
     again.add(ids_of(half)[0])
     fewer = tables.read_shard(regions, half.name).slice(1)
     tables.write_shard(regions, half.name, "regions", fewer, tables.provenance_of(stamp))

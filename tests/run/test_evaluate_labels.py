@@ -105,7 +105,7 @@ def test_figures_and_confusion_are_scikit_learns(home: Path, tmp_path: Path) -> 
     )
     record = tables.read_record(Folder(str(tmp_path / "out/label_figures")))
     assert record is not None
-    assert record.figures["known_but_not_labelled"] == {"all/template": 0, "all/description": 0}
+    assert record.summary["known_but_not_labelled"] == {"all/template": 0, "all/description": 0}
     assert [r.note for r in clipray.run(evaluate(home, tmp_path))] == ["was finished already"] * 2
 
 

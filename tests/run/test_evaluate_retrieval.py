@@ -140,7 +140,7 @@ def test_the_same_as_full_rankings_by_both_distances(tmp_path: Path) -> None:
     assert metrics["recall@5", "easy/l2"]["value"] == pytest.approx(np.mean([first <= 5 for _, _, first in easy]))
     record = tables.read_record(Folder(str(tmp_path / "out/retrieval")))
     assert record is not None
-    assert record.figures["queries_without_positives"] == {"easy": 1, "medium": 0, "hard": 0}
+    assert record.summary["queries_without_positives"] == {"easy": 1, "medium": 0, "hard": 0}
     assert [r.note for r in clipray.run(evaluate(tmp_path, **settings))] == ["was finished already"]
     truth["v0"]["v9"] = "easy"  # the ground truth changes, and the table with it
     write_truth(tmp_path / "t.parquet", truth)

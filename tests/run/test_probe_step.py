@@ -67,7 +67,7 @@ def test_photos_are_told_apart_far_beyond_chance(tmp_path: Path) -> None:
     probe = {"probe": {"input": "images.clip", "truth": "images.label", "c": [0.01, 0.1, 1]}}
     evaluate = {"evaluate_labels": {"labels": "probe", "truth": "images.label"}}
     clipray.run(write(tmp_path / "j.yaml", embed, probe, evaluate, model={"name": "demo", "precision": "auto"}))
-    figures = record_of(tmp_path / "out/probe").figures
+    figures = record_of(tmp_path / "out/probe").summary
     assert sum(figures["rows"].values()) - figures["rows"]["validation"] == 3_000
     assert figures["test_accuracy"] >= 0.38
     assert figures["train_accuracy"] > figures["test_accuracy"]
@@ -92,7 +92,7 @@ def test_a_probe_is_a_table_and_is_applied_to_others(tmp_path: Path) -> None:
     )
     own, beside = clipray.run(job)
     assert (own.rows, beside.name, beside.rows) == (900, "probe_classes", 3)
-    figures = record_of(tmp_path / "out/probe").figures
+    figures = record_of(tmp_path / "out/probe").summary
     known = pq.read_table(tmp_path / "a/l.parquet").to_pandas().dropna()
     assert figures["rows"]["test"] == (known.part == "test").sum()
     assert figures["rows"]["train"] == (known.part == "train").sum()

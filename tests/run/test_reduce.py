@@ -67,11 +67,11 @@ def test_components_and_rows_are_scikit_learns(tmp_path: Path) -> None:
     assert np.allclose(components["variance_ratio"].to_numpy()[1:], oracle.explained_variance_ratio_, rtol=1e-4)
     record = tables.read_record(Folder(str(tmp_path / "out/reduced")))
     assert record is not None
-    assert record.figures["explained_variance_ratio"] == pytest.approx(oracle.explained_variance_ratio_.sum(), rel=1e-4)
+    assert record.summary["explained_variance_ratio"] == pytest.approx(oracle.explained_variance_ratio_.sum(), rel=1e-4)
     assert len(record.files) == 5
     (metric,) = tables.read_table(str(tmp_path / "out/metrics")).to_pylist()
     assert (metric["step"], metric["metric"], metric["n"]) == ("reduced", "explained_variance_ratio", ROWS)
-    assert metric["value"] == record.figures["explained_variance_ratio"]
+    assert metric["value"] == record.summary["explained_variance_ratio"]
 
 
 def test_whitening_and_a_share_of_the_variance(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_captions_of_the_whole_data_set_are_subtracted(finished: Path) -> None:
     assert np.abs(of_all - drawn).max() < 0.1
     record = tables.read_record(Folder(f"{finished}/out/less_dataset"))
     assert record is not None
-    assert record.figures["captions_drawn"] == 50
+    assert record.summary["captions_drawn"] == 50
 
 
 def _upstream() -> tuple[Any, Any]:

@@ -92,7 +92,7 @@ def test_scores_are_those_of_a_direct_computation(finished: Path, world: DemoWor
     metrics = {row["metric"]: row for row in tables.read_table(f"{finished}/out/metrics").to_pylist()}
     mean = np.mean([row["clipscore"] for row in found.values()])
     assert metrics["clipscore"]["value"] == pytest.approx(mean)
-    assert record.figures["mean_clipscore"] == pytest.approx(mean, abs=1e-5)
+    assert record.summary["mean_clipscore"] == pytest.approx(mean, abs=1e-5)
     assert metrics["ref_clipscore"]["value"] == pytest.approx(np.mean(scored))
     assert metrics["ref_clipscore"]["n"] == len(scored)
     own = [row["clipscore"] for key, row in found.items() if key.endswith("-0")]

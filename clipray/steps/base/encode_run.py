@@ -280,7 +280,7 @@ class EncodeRun:
             self._commit_regions(step.regions, committed, provenance)
         return step.commit(
             step.table, step.table_type, step.schema, committed.files, rejects=committed.rejected, **facts,
-            figures=step.summarize(committed, provenance),
+            summary=step.summarize(committed, provenance),
             workers=list(self.progress.state()["workers"].values()),
             seconds=round(time.monotonic() - self._began, 2),
             rows_per_s=round(self.ticker.encoded / self._streaming_s, 2) if self._streaming_s else 0.0,
@@ -297,7 +297,7 @@ class EncodeRun:
             "inputs": {"pictures": committed.rows, "digest": self.step.digest},
             "provenance": provenance,
             "rejects_by_reason": dict(reasons),
-            "figures": {"boxes_clipped": boxes_clipped},
+            "summary": {"boxes_clipped": boxes_clipped},
         }
         schema, rejects = tables.rejects_schema(*PICTURES.named), reasons.total()
         self.step.commit(regions.rejects, "rejects", schema, committed.refused_box_files, **facts)

@@ -207,7 +207,7 @@ def told_by_shards(table: Folder) -> dict[str, Any]:
         number = re.match(r"part-(\d+)-", name)
         facts["attempt"] = max(facts.get("attempt", 0), int(number[1]) if number else 0)
         with contextlib.suppress(SchemaError, FileNotFoundError):  # torn
-            _, schema, metadata = tables.shard_stamp(table, name)
+            _, schema, metadata = tables.shard_footer(table, name)
             facts.setdefault("precision", metadata.get("model", {}).get("precision"))
             facts.setdefault("content_hash", CONTENT_HASH in schema.names)
             facts.setdefault("draft_scaling", metadata.get("draft_scaling"))

@@ -226,7 +226,7 @@ def _standing_by_shards(table: Folder, mark: str) -> State:
     names = tables.shard_names(table)
     for name in names:
         with contextlib.suppress(SchemaError, FileNotFoundError):  # torn
-            if tables.shard_stamp(table, name)[2].get("fingerprint") != mark:
+            if tables.shard_footer(table, name)[2].get("fingerprint") != mark:
                 return State("stale", changed=("it was written by something else",))
     return State("partial" if names else "absent")
 

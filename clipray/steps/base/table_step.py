@@ -120,7 +120,7 @@ class TableStep(Step[AnySettings]):
             write_metrics(self.output, self.name, outcome.metrics, self.shard_metadata)
         seconds = time.monotonic() - began
         record = self.commit(
-            self.table, self.table_type, self.schema, outcome.shards, figures=dict(outcome.summary), **self._facts(outcome.provenance),
+            self.table, self.table_type, self.schema, outcome.shards, summary=dict(outcome.summary), **self._facts(outcome.provenance),
             seconds=round(seconds, 2), rows_per_s=round(self.total / max(seconds, 1e-9), 2),
         )  # fmt: skip
         self.tidy(record)
@@ -153,7 +153,7 @@ class TableStep(Step[AnySettings]):
         folder, table_type = self.companion, self.companion_type
         tables.clear(folder, table_type)
         shard = tables.write_shard(folder, FILE, table_type, data, {**self.shard_metadata, **(provenance or {})})
-        self.commit(folder, table_type, data.schema, [shard], figures=dict(summary or {}), **self._facts(provenance))
+        self.commit(folder, table_type, data.schema, [shard], summary=dict(summary or {}), **self._facts(provenance))
 
     def finished_companion(self) -> tables.Record | None:
         """The record of the companion, where this very step has written it already, and it is whole."""

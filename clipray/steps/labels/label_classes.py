@@ -85,17 +85,17 @@ def write_classes(prompts: PromptSet, folder: Folder, cpus: float, tick: Callabl
         for n, style in enumerate(styles)
     ]
     origin = provenance(prompts.model)
-    stamp = {
+    metadata = {
         "fingerprint": mark,
         "model": origin["model"],
         **facts,
         "versions": {"clipray": __version__, **origin["versions"]},
     }
     data = pa.concat_tables(rows)
-    shard = tables.write_shard(folder, CLASSES, "label_classes", data, stamp)
+    shard = tables.write_shard(folder, CLASSES, "label_classes", data, metadata)
     return tables.commit(
         folder, "label_classes", data.schema, [shard], fingerprint=mark, inputs={"rows": len(data)},
-        settings=prompts.identity, provenance=stamp, finished_at=tables.now(),
+        settings=prompts.identity, provenance=metadata, finished_at=tables.now(),
     )  # fmt: skip
 
 
@@ -132,8 +132,8 @@ def _rows(style: PromptStyle, negative: bool, parts: Sequence[tuple[np.ndarray, 
 def read_classes(url: str, mark: str) -> dict[str, ClassVectors]:
     """The classes of each style, once in a worker. `mark`: their fingerprint."""
     data = tables.read_shard(Folder(url), CLASSES)
-    stamp = tables.shard_stamp(Folder(url), CLASSES)[2]
-    if stamp.get("fingerprint") != mark:
+    metadata = tables.shard_footer(Folder(url), CLASSES)[2]
+    if metadata.get("fingerprint") != mark:
         raise AssertionError(f"{url}: classes of another job")
     width = data["vector"].type.list_size
     by_style = {}
@@ -144,6 +144,10 @@ def read_classes(url: str, mark: str) -> dict[str, ClassVectors]:
         against = vectors[(styles == style) & negative]
         labels = data["label"].combine_chunks().filter(pa.array(of_style))
         by_style[style] = ClassVectors(
-            labels, vectors[of_style], against if len(against) else None, stamp["logit_scale"], stamp["logit_bias"]
+            labels,
+            vectors[of_style],
+            against if len(against) else None,
+            metadata["logit_scale"],
+            metadata["logit_bias"],
         )
     return by_style

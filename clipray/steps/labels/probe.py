@@ -77,7 +77,7 @@ class ProbeStep(VectorStep[Probe]):
         """Have the coefficients in their table; the summary of training."""
         record = self.finished_companion()
         if record is not None:
-            return record.figures
+            return record.summary
         if self.fitted is not None:
             labels, probe, summary = *read_probe(self.fitted[0]), {"fit": self.settings.fit}
         else:

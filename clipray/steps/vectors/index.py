@@ -83,7 +83,7 @@ class IndexStep(VectorStep[Index]):
         cluster, before = run.cluster(), self._extendable()
         index_type, on_disk = self._type(cluster.memory_bytes)
         if before is not None:
-            index_type, on_disk = before.figures["type"], False
+            index_type, on_disk = before.summary["type"], False
             run.say(f"{self.name}: {self.total - before.rows} new vectors are added to the {before.rows} of the index")
         parts, build_id = self._parts(before), os.urandom(4).hex()
         order = IndexSpec(
@@ -98,7 +98,7 @@ class IndexStep(VectorStep[Index]):
             raise JobError(f"{self.name}: {error}") from error
         except ClipRayError as error:
             raise type(error)(f"{self.name}: {error}") from error
-        self._say_what_is_missed(run, index_type, {**before.figures, **figures} if before else figures)
+        self._say_what_is_missed(run, index_type, {**before.summary, **figures} if before else figures)
         return self._measured(order.name, parts, before, shards, figures)
 
     def _refuse_others(self) -> None:
@@ -183,7 +183,7 @@ class IndexStep(VectorStep[Index]):
             "indexed": indexed,
         }
         # Where too few rows are new to measure anything, the effort and the recall of before stay.
-        measured = before.figures if before else {}
+        measured = before.summary if before else {}
         summary = {"trained_on": 0, **measured, **figures, "index_bytes": sum(sizes.values())}
         return Outcome([*old, *shards], summary, provenance=provenance)
 

@@ -65,7 +65,7 @@ class SearchStep(VectorStep[Search]):
 
     @property
     def description(self) -> str:
-        index = f"{self.settings.index}, {self.index.figures['type']} of {self.index.rows}"
+        index = f"{self.settings.index}, {self.index.summary['type']} of {self.index.rows}"
         return f"{self.total} queries from {self.source.name} in {index}"
 
     def make(self, run: RunContext) -> Outcome:

@@ -165,9 +165,9 @@ def test_rows_that_stand_twice_are_kept_once(run: Run) -> None:
 
 def test_a_rewritten_shard_keeps_its_values_and_its_stamp(run: Run) -> None:
     run.shard("part-a.parquet", [4, 5, 4])
-    before = tables.shard_stamp(run.table, "part-a.parquet")
+    before = tables.shard_footer(run.table, "part-a.parquet")
     run.stock()
-    after = tables.shard_stamp(run.table, "part-a.parquet")
+    after = tables.shard_footer(run.table, "part-a.parquet")
     assert (before[0], after[0]) == (3, 2)
     assert after[1:] == before[1:]
     assert tables.read_shard(run.table, "part-a.parquet")["clip"].to_pylist() == [[4, -4], [5, -5]]
@@ -578,14 +578,14 @@ def test_regions_written_before_a_kill_are_removed(regional: Regional) -> None:
 def test_regions_leave_with_their_picture(regional: Regional) -> None:
     regional.whole("part-a.parquet", [1, 2, 5, 10])
     regional.whole("part-b.parquet", [15, 16])
-    before = tables.shard_stamp(regional.folders.table, "part-a.parquet")
+    before = tables.shard_footer(regional.folders.table, "part-a.parquet")
     regional.manifest([0, 1, 10, 11], moved=[1])
     stock = regional.stock()
     assert regional.on_disk() == {"part-a.parquet": [10]}
     assert regional.on_disk(regional.folders.table) == {"part-a.parquet": [10]}
     assert regional.on_disk(regional.folders.rejects) == {"part-a.parquet": [10]}
     assert stock.repaired == {"rows_gone": 4, "rows_changed": 1, "region_files_removed": 2}
-    after = tables.shard_stamp(regional.folders.table, "part-a.parquet")
+    after = tables.shard_footer(regional.folders.table, "part-a.parquet")
     assert after[1:] == before[1:]
     assert {s.name: s.bytes for s in stock.region_files} == regional.folders.table.sizes()
     assert tables.read_shard(regional.folders.table, "part-a.parquet")["box_xyxy"].to_pylist() == [[0, 0, 10, 5]]

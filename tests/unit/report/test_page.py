@@ -191,7 +191,7 @@ def write_run(out: Path, names: list[str], uris: list[str | None], labels: list[
         "labels",
         given,
         schema,
-        figures={"styles": {"plain": 3, "other": 3}},
+        summary={"styles": {"plain": 3, "other": 3}},
         inputs={"input": "images.clip"},
         settings={"input": VECTORS},
     )
@@ -287,7 +287,7 @@ def test_the_table_beside_the_page_says_where_tables_are_shown(hostile: tuple[Pa
     assert rows["images"]["sections"].endswith("Rejected rows")
     record = tables.read_record(Folder(str(hostile[0] / "report")))
     assert record is not None
-    assert record.figures["left_out"] == ["Metrics"]
+    assert record.summary["left_out"] == ["Metrics"]
 
 
 @pytest.fixture

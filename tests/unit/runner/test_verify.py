@@ -63,7 +63,7 @@ def write_index(folder: Folder) -> None:
     ids = pa.table([pa.array(range(ROWS)), pa.array([f"{n}.jpg" for n in range(ROWS)])], schema=schema)
     files = {"index_file": name, "lists_file": None, "sizes": {name: folder.sizes()[name]}}
     made = {**STAMP, **files, "sha256": {name: hash_of(folder, name)}, "metric": "cosine", "space": {}, "width": WIDTH}
-    finish(folder, "index", [ids], provenance=made, figures={"type": "Flat"})
+    finish(folder, "index", [ids], provenance=made, summary={"type": "Flat"})
 
 
 def write_run(output: Folder) -> None:

@@ -110,7 +110,7 @@ def test_a_damaged_footer_is_told_in_one_line(tmp_path: Path) -> None:
         (tmp_path / "part-0.parquet").write_bytes(flipped(data, bit))
         with contextlib.suppress(SchemaError):
             tables.read_shard(folder, "part-0.parquet")
-            tables.shard_stamp(folder, "part-0.parquet")
+            tables.shard_footer(folder, "part-0.parquet")
             continue
         told.add(bit)
     assert len(told) > 40

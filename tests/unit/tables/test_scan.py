@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Folder:
         data = pa.Table.from_pylist(rows, schema=SCHEMA)
         shards.append(tables.write_shard(folder, f"part-{n}.parquet", "clusters", data, stamp))
     facts = {"inputs": {}, "settings": {}, "provenance": stamp, "finished_at": tables.now()}
-    tables.finish(folder, "clusters", SCHEMA, shards, fingerprint="f", **facts)
+    tables.commit(folder, "clusters", SCHEMA, shards, fingerprint="f", **facts)
     return folder
 
 
@@ -79,6 +79,6 @@ def test_a_torn_shard_is_our_error(folder: Folder) -> None:
 
 def test_a_table_without_rows_has_its_columns(folder: Folder) -> None:
     facts = {"inputs": {}, "settings": {}, "provenance": {}, "finished_at": tables.now()}
-    tables.finish(folder, "clusters", SCHEMA, [], fingerprint="f", **facts)
+    tables.commit(folder, "clusters", SCHEMA, [], fingerprint="f", **facts)
     frame = scan_table(folder.url).filter(pl.col("image_id") == "00").select("image_id", "cluster_id").collect()
     assert (frame.columns, frame.height) == (["image_id", "cluster_id"], 0)

@@ -180,13 +180,13 @@ def test_a_shard_says_what_made_it(tmp_path: Path) -> None:
     stamp = json.loads(pq.read_schema(tmp_path / "a.parquet").metadata[b"clipray"])
     assert stamp == {"table": "images", "schema_version": 1, "sealed": "sha256", **PROVENANCE}
     assert tables.provenance_of(stamp) == PROVENANCE
-    rows, schema, found = tables.shard_stamp(folder, "a.parquet")
+    rows, schema, found = tables.shard_footer(folder, "a.parquet")
     assert (rows, schema.names, found) == (5, images(1).schema.names, stamp)
 
 
 def test_a_file_of_somebody_else_has_no_stamp(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "a.parquet")
-    assert tables.shard_stamp(Folder(str(tmp_path)), "a.parquet")[::2] == (2, {})
+    assert tables.shard_footer(Folder(str(tmp_path)), "a.parquet")[::2] == (2, {})
 
 
 @pytest.mark.parametrize("keep", [0, 3, 4, 100, -1, -8, -9])
@@ -198,7 +198,7 @@ def test_a_torn_file_is_told(tmp_path: Path, keep: int) -> None:
     with pytest.raises(SchemaError, match="not a whole Parquet file"):
         tables.read_shard(folder, "a.parquet")
     with pytest.raises(SchemaError, match="not a whole Parquet file"):
-        tables.shard_stamp(folder, "a.parquet")
+        tables.shard_footer(folder, "a.parquet")
 
 
 def test_a_file_with_damaged_pages_is_told(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_file_with_damaged_pages_is_told(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_missing_not_torn(tmp_path: Path) -> None:
-    for read in (tables.read_shard, tables.shard_stamp):
+    for read in (tables.read_shard, tables.shard_footer):
         with pytest.raises(FileNotFoundError):
             read(Folder(str(tmp_path)), "a.parquet")
 
@@ -224,7 +224,7 @@ def test_a_file_that_cannot_be_read_now_is_not_torn(
         raise error
 
     monkeypatch.setattr("clipray.storage.parquet.pa.OSFile", fails)
-    for read in (tables.read_shard, tables.shard_stamp):
+    for read in (tables.read_shard, tables.shard_footer):
         with pytest.raises(ClipRayError, match=r"a.parquet: cannot be read: ") as caught:
             read(finished, "a.parquet")
         assert not isinstance(caught.value, SchemaError)
