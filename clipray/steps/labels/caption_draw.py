@@ -7,7 +7,7 @@ import heapq
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ from clipray.inputs.row_index import hash_strings
 from clipray.inputs.vector_column import VectorColumn
 from clipray.models.resolve import ResolvedModel
 from clipray.storage.parquet import RowGroup
+
+if TYPE_CHECKING:
+    from clipray.models.text_encoder import TextEncoder
 
 CAPTION = "caption"
 Draw = tuple[int, str, str]
@@ -76,7 +79,7 @@ def encode_captions(model: ResolvedModel, precision: str, template: str, caption
 
 
 @functools.lru_cache(maxsize=1)
-def _encoder(model: str, precision: str) -> Any:
+def _encoder(model: str, precision: str) -> TextEncoder:
     """The text tower, once in a worker. model: a `ResolvedModel` as JSON."""
     from clipray.models.text_encoder import TextEncoder
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,9 @@ from clipray.steps.base.table_step import Outcome, VectorStep
 from clipray.steps.labels.label_classes import PromptSet, read_classes, write_classes
 from clipray.storage.folder import Folder
 from clipray.storage.parquet import chunked
+
+if TYPE_CHECKING:
+    from clipray.analysis.zero_shot import ZeroShot
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def label_part(part: Part, task: Task) -> list[tables.Shard]:
 
 
 @functools.lru_cache(maxsize=8)
-def _classifier(url: str, mark: str, style: str, top: int, precision: str, alone: bool) -> Any:
+def _classifier(url: str, mark: str, style: str, top: int, precision: str, alone: bool) -> ZeroShot:
     """A style's classes ready to label, once in a worker."""
     from clipray.analysis.zero_shot import ZeroShot
 

@@ -123,7 +123,7 @@ def _metrics(summary: dict[str, Any]) -> list[Metric]:
 def _try(item: tuple[ProbeStep, float]) -> dict[str, Any]:
     """Runs in a worker: train with one C, measured on the validation rows."""
     step, c = item
-    rows = labelled_rows(step)
+    rows = labelled_rows(step.settings, step.source, step.output)
     x, codes = rows.of("train")
     probe = pb.fit(x, codes, len(rows.labels), c, step.settings.max_iterations)
     return {"validation_accuracy": probe.accuracy(*rows.of("validation"))}
@@ -132,7 +132,7 @@ def _try(item: tuple[ProbeStep, float]) -> dict[str, Any]:
 def _finish(item: tuple[ProbeStep, float]) -> tuple[list[str], pb.LinearProbe, dict[str, Any]]:
     """Runs in a worker: train with the best C on train and validation rows, measured on these and on the test rows."""
     step, c = item
-    rows = labelled_rows(step)
+    rows = labelled_rows(step.settings, step.source, step.output)
     x, codes = rows.of("train", "validation")
     probe = pb.fit(x, codes, len(rows.labels), c, step.settings.max_iterations)
     summary: dict[str, Any] = {"train_accuracy": probe.accuracy(x, codes)}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from clipray.analysis.probe import SPLITS, split
 from clipray.errors import SchemaError
 from clipray.inputs.known_labels import NONE, KnownLabels, read_labelled
 from clipray.inputs.row_index import hash_strings
-from clipray.inputs.vector_column import read_finite
+from clipray.inputs.vector_column import VectorColumn, read_finite
+from clipray.job import Probe
+from clipray.storage.folder import Folder
 
 SPLIT_NAMES = {"train": 0, "training": 0, "validation": 1, "val": 1, "valid": 1, "test": 2}
 
@@ -37,14 +39,14 @@ class Rows:
         return self.x[chosen], self.codes[chosen]
 
 
-def labelled_rows(step: Any) -> Rows:
-    """Read a `ProbeStep`'s vectors whose labels are known.
+def labelled_rows(settings: Probe, source: VectorColumn, output: Folder) -> Rows:
+    """Read the vectors whose labels are known.
 
     Raises:
         SchemaError: fewer than two classes, or none to train on or to validate with.
     """
-    settings, source = step.settings, step.source
-    known = read_labelled(settings.truth, step.output, settings.split)
+    assert settings.truth is not None
+    known = read_labelled(settings.truth, output, settings.split)
     used = min(1.0, settings.max_rows / len(known.keys))
     here = _given(known, settings.split) if settings.split else None
     xs, names, splits = [], [], []
@@ -88,6 +90,6 @@ def _checked(name: str, known: KnownLabels, x: np.ndarray, codes: np.ndarray, sp
     return Rows(labels, x, np.array([number.get(label, NONE) for label in known.names])[codes], splits)
 
 
-def _fraction(ids: Any, random_state: int) -> np.ndarray:
+def _fraction(ids: pa.ChunkedArray, random_state: int) -> np.ndarray:
     """(n,) float64 in [0, 1), the same for an id wherever and whenever."""
     return (hash_strings(ids, f"{random_state:016d}"[-16:]) >> np.uint64(11)) * 2.0**-53

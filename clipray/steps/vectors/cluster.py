@@ -13,7 +13,7 @@ import time
 import zipfile
 import zlib
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,9 @@ from clipray.steps.base.table_step import Outcome, VectorStep
 from clipray.steps.vectors.cluster_metrics import cluster_metrics
 from clipray.storage.folder import Folder
 from clipray.tables.started import read_started
+
+if TYPE_CHECKING:
+    from clipray.engine.vector_actors import VectorActorPool
 
 CHECKPOINT = "_checkpoint.npz"
 
@@ -89,7 +92,7 @@ class ClusterStep(VectorStep[Cluster]):
         if (before.get("fingerprint"), before.get("digest")) != (self.fingerprint, self.digest):
             self.table.remove(CHECKPOINT)
 
-    def _iterate(self, run: RunContext, data: Any) -> KMeans:
+    def _iterate(self, run: RunContext, data: VectorActorPool) -> KMeans:
         settings = self.settings
         start: KMeans | np.ndarray | None = _load(self.table)
         if isinstance(start, KMeans):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,9 @@ from clipray.steps.base.table_step import Outcome, VectorStep
 from clipray.storage.folder import TEMPORARY, Folder
 from clipray.storage.parquet import RowGroup, chunked
 from clipray.tables.digests import is_same_file
+
+if TYPE_CHECKING:
+    from clipray.engine.index_order import IndexPart
 
 OUTGROWN = 2  # times the rows that an index was built of: beyond it is built anew
 OURS = re.compile(
@@ -144,7 +147,7 @@ class IndexStep(VectorStep[Index]):
         names = [file["name"] for file in record.files]
         return len(tables.verify_shards(self.table, names)[0]) == len(names)
 
-    def _parts(self, before: tables.Record | None) -> list[Any]:
+    def _parts(self, before: tables.Record | None) -> list[IndexPart]:
         """Parts in the order of their rows: those that are in the index, then the new ones."""
         from clipray.engine.index_order import IndexPart
 
@@ -160,7 +163,7 @@ class IndexStep(VectorStep[Index]):
         return parts
 
     def _measured(
-        self, name: str, parts: list[Any], before: tables.Record | None, shards: list[tables.Shard], figures: dict[str, Any]
+        self, name: str, parts: list[IndexPart], before: tables.Record | None, shards: list[tables.Shard], figures: dict[str, Any]
     ) -> Outcome:  # fmt: skip
         old = [tables.Shard(**file) for file in before.files] if before else []
         rows = sum(shard.rows for shard in [*old, *shards])
@@ -229,7 +232,7 @@ def _key(row_group: RowGroup) -> str:
     return f"{row_group.path}#{row_group.number}"
 
 
-def _first_rows(parts: list[Any]) -> dict[str, int]:
+def _first_rows(parts: list[IndexPart]) -> dict[str, int]:
     """The first row of each row group, of all rows in the order in which they came."""
     first_rows = {}
     for part in parts:
