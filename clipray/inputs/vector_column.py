@@ -86,6 +86,16 @@ def comparable(space: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return "" if layers == ["output", "output"] else f"they are of two layers, {layers[0]!r} and {layers[1]!r}"
 
 
+def refuse_other_space(step: str, queries: VectorColumn, source: VectorColumn) -> None:
+    """Raises SchemaError where `queries` cannot be compared with the vectors of `source`."""
+    if queries.n_features != source.n_features:
+        raise SchemaError(
+            f"{step}: queries {queries.name} are vectors of {queries.n_features}, {source.name} has {source.n_features}"
+        )
+    if reason := comparable(source.space, queries.space):
+        raise SchemaError(f"{step}: queries {queries.name} and {source.name} cannot be compared: {reason}")
+
+
 def layer_of(space: Mapping[str, Any]) -> Any:
     """The layer that the vectors of a space were taken from; None where it is not known."""
     feature = space.get("feature")

@@ -262,7 +262,7 @@ TRUTH = {"v0": {"v1": "easy", "v2": "junk"}}
         ({"input": None}, TRUTH, "expected one of `input` and `neighbours`, found none"),
         ({"input": None, "neighbours": "lists"}, TRUTH, "neighbours lists: .*is no finished table"),
         ({"distances": ["dot"]}, TRUTH, "distances"),
-        ({"queries": "narrow"}, TRUTH, f"queries of 5 in .*, but vectors of {WIDTH}"),
+        ({"queries": "narrow"}, TRUTH, f"queries .*narrow are vectors of 5, .* has {WIDTH}"),
         ({"input": "twice"}, TRUTH, "key 'v1' stands in 2 rows"),
         ({"input": "nan"}, TRUTH, "vectors that are not finite, key: 'v2'"),
     ],
@@ -323,7 +323,12 @@ def test_texts_find_their_pictures_and_other_spaces_are_refused(tmp_path: Path) 
     for step in ("retrieval", "back"):
         (recall,) = [m["value"] for m in metrics if (m["step"], m["metric"]) == (step, "recall@5")]
         assert recall > 0.9, step
-    narrow = {"queries of 128 in .*, but vectors of 32": {"input": "reduced.clip", "queries": "texts.embedding"}}
+    narrow = {
+        "queries texts.embedding are vectors of 128, reduced.clip has 32": {
+            "input": "reduced.clip",
+            "queries": "texts.embedding",
+        }
+    }
     alike = {"cannot be compared: one of them is a reduction": {"input": "reduced.clip", "queries": "other.embedding"}}
     steps.insert(3, {"reduce": {"name": "other", "input": "texts.embedding", "components": 32}})
     for message, columns in (narrow | alike).items():

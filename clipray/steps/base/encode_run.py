@@ -198,7 +198,10 @@ class EncodeRun:
         self, todo: np.ndarray, rows_per_block: int, careful: bool, prefix: str, precision: str, committed: CommittedRows
     ) -> Written:  # fmt: skip
         step, settings = self.step, self.step.settings
-        encoder = step.encoder(precision, self.plan.device, self.plan.threads)
+        encoder = replace(
+            step.encoder(), region_schema=step.region_schema, precision=precision, batch_size=settings.batch_size,
+            device=self.plan.device, threads=self.plan.threads,
+        )  # fmt: skip
         if isinstance(encoder, ImageSpec):
             encoder = replace(encoder, limits=replace(encoder.limits, patience=self._patience))
         target = Target(

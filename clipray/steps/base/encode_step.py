@@ -64,8 +64,8 @@ class EncodeStep(Step[AnyEncoding]):
         """Width of each vector column. Raises ModelError: the network has no such layer."""
 
     @abstractmethod
-    def encoder(self, precision: str, device: str, threads: int) -> EncoderSpec:
-        """What each encoder must know of the step."""
+    def encoder(self) -> EncoderSpec:
+        """What each encoder must know of the step; the run adds how and where it encodes."""
 
     def before_encoding(self, run: RunContext) -> None:
         """Make what the encoders read, such as vectors of classes."""

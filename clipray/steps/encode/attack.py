@@ -72,17 +72,13 @@ class AttackStep(EncodeStep[Attack]):
             "seed": settings.seed,
         }
 
-    def encoder(self, precision: str, device: str, threads: int) -> AttackSpec:
+    def encoder(self) -> AttackSpec:
         settings = self.settings
         return AttackSpec(
             model=self.model,
             limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_timeout_s, settings.schemes),
             features={"clip": Feature()},
             schema=self.schema,
-            precision=precision,
-            batch_size=settings.batch_size,
-            device=device,
-            threads=threads,
             labels=self.prompts.styles[0].labels,
             classes=partial(
                 _classes, self.classes.url, fingerprint(self.prompts.identity), self.prompts.styles[0].name

@@ -77,22 +77,17 @@ class EmbedStep(EncodeStep[EmbedImages]):
             return None
         return ORIGINAL if self.before is None else self.before.get("draft_scaling")
 
-    def encoder(self, precision: str, device: str, threads: int) -> ImageSpec:
+    def encoder(self) -> ImageSpec:
         settings = self.settings
         return ImageSpec(
             model=self.model,
             limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_timeout_s, settings.schemes),
             features=settings.features,
             schema=self.schema,
-            region_schema=self.region_schema,
             keep_aspect=self.layers.keep_aspect,
-            precision=precision,
-            batch_size=settings.batch_size,
             normalize=settings.normalize == "l2",
             fast_decode=settings.decode == "fast",
             rounded_draft=self.draft_scaling != ORIGINAL,
-            device=device,
-            threads=threads,
         )
 
 

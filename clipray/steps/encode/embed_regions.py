@@ -58,19 +58,13 @@ class EmbedRegionsStep(EncodeStep[EmbedRegions]):
             "normalize": self.settings.normalize,
         }
 
-    def encoder(self, precision: str, device: str, threads: int) -> RegionSpec:
+    def encoder(self) -> RegionSpec:
         settings = self.settings
         return RegionSpec(
             model=self.model,
             limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_timeout_s, settings.schemes),
-            features={},
             schema=self.schema,
-            region_schema=self.region_schema,
-            precision=precision,
-            batch_size=settings.batch_size,
             normalize=settings.normalize == "l2",
-            device=device,
-            threads=threads,
             how=settings,
         )
 

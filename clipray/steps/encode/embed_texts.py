@@ -38,17 +38,8 @@ class EmbedTextsStep(EncodeStep[EmbedTexts]):
     def row_provenance(self) -> dict[str, Any]:
         return {"features": {VECTOR: "output"}, "normalize": self.settings.normalize}
 
-    def encoder(self, precision: str, device: str, threads: int) -> TextSpec:
-        settings = self.settings
-        return TextSpec(
-            model=self.model,
-            schema=self.schema,
-            precision=precision,
-            batch_size=settings.batch_size,
-            normalize=settings.normalize == "l2",
-            device=device,
-            threads=threads,
-        )
+    def encoder(self) -> TextSpec:
+        return TextSpec(model=self.model, schema=self.schema, normalize=self.settings.normalize == "l2")
 
 
 def open_step(settings: EmbedTexts, context: StepContext) -> EmbedTextsStep:

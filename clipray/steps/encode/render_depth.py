@@ -45,17 +45,12 @@ class RenderDepthStep(EncodeStep[RenderDepth]):
         of_views = {key: how[key] for key in ("prompt", "weights", "foveal") if key in how}
         return {"features": {VECTOR: {"layer": "output", **of_views}}, "normalize": "l2"}
 
-    def encoder(self, precision: str, device: str, threads: int) -> CloudSpec:
+    def encoder(self) -> CloudSpec:
         settings = self.settings
         return CloudSpec(
             model=self.model,
             limits=Limits(settings.max_bytes, 0, settings.fetch_timeout_s, settings.schemes),
-            features={},
             schema=self.schema,
-            precision=precision,
-            batch_size=settings.batch_size,
-            device=device,
-            threads=threads,
             how=settings,
         )
 

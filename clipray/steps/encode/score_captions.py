@@ -59,16 +59,12 @@ class ScoreStep(EncodeStep[ScoreCaptions]):
             "prefix": self.settings.prefix,
         }
 
-    def encoder(self, precision: str, device: str, threads: int) -> CaptionSpec:
+    def encoder(self) -> CaptionSpec:
         from clipray.engine.reader import GATHERED
 
         return CaptionSpec(
             model=self.model,
             schema=self.schema,
-            precision=precision,
-            batch_size=self.settings.batch_size,
-            device=device,
-            threads=threads,
             prefix=self.settings.prefix,
             image_vectors=GATHERED,
             source=self.source.name,

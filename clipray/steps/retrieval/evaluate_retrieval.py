@@ -16,7 +16,7 @@ import pyarrow as pa
 from clipray.analysis import retrieval as rt
 from clipray.errors import SchemaError
 from clipray.inputs.relevance import GroundTruth, RelevanceSource, open_relevance, read_relevance
-from clipray.inputs.vector_column import VectorColumn, comparable, open_vectors
+from clipray.inputs.vector_column import VectorColumn, open_vectors, refuse_other_space
 from clipray.job import EvaluateRetrieval
 from clipray.steps.base.step import RunContext, StepContext
 from clipray.steps.base.table_step import Outcome, TableStep
@@ -161,15 +161,5 @@ def open_step(settings: EvaluateRetrieval, context: StepContext) -> EvaluateRetr
     source = open_vectors(settings.input, context.output)
     queries = open_vectors(settings.queries, context.output) if settings.queries is not None else None
     if queries is not None:
-        _refuse_other_space(settings.name, source, queries)
+        refuse_other_space(settings.name, queries, source)
     return EvaluateRetrievalStep(settings, context.output, source, queries, relevance)
-
-
-def _refuse_other_space(name: str, source: VectorColumn, queries: VectorColumn) -> None:
-    if source.n_features != queries.n_features:
-        raise SchemaError(
-            f"{name}: queries of {queries.n_features} in {queries.name}, but vectors of {source.n_features} in {source.name}"
-        )
-    why = comparable(source.space, queries.space)
-    if why:
-        raise SchemaError(f"{name}: {queries.name} and {source.name} cannot be compared: {why}")

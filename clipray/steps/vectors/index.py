@@ -18,9 +18,9 @@ from clipray import tables
 from clipray.analysis.errors import DataError
 from clipray.analysis.vector_index import choose_type, empty_index, mergeable, training_rows
 from clipray.engine.cluster import ClusterResources
-from clipray.errors import ClipRayError, JobError, SchemaError, StaleTableError
+from clipray.errors import ClipRayError, JobError, StaleTableError
 from clipray.inputs.index_files import broken_files, hash_of
-from clipray.inputs.vector_column import VectorColumn, comparable, open_vectors
+from clipray.inputs.vector_column import VectorColumn, open_vectors, refuse_other_space
 from clipray.job import Index
 from clipray.steps.base.monitor import Ticker
 from clipray.steps.base.step import RunContext, StepContext
@@ -253,20 +253,10 @@ def open_step(settings: Index, context: StepContext) -> IndexStep:
     source = open_vectors(settings.input, context.output)
     queries = open_vectors(settings.queries, context.output) if settings.queries else None
     if queries is not None:
-        _refuse_other_queries(settings.name, queries, source)
+        refuse_other_space(settings.name, queries, source)
     if settings.type != "auto":
         try:
             training_rows(empty_index(settings.type, source.n_features, settings.metric), source.n_samples)
         except DataError as error:
             raise JobError(f"{settings.name}: {source.name}: {error}") from error
     return IndexStep(settings, context.output, source, queries)
-
-
-def _refuse_other_queries(name: str, queries: VectorColumn, source: VectorColumn) -> None:
-    if queries.n_features != source.n_features:
-        raise SchemaError(
-            f"{name}: queries {queries.name} are vectors of {queries.n_features}, {source.name} has {source.n_features}"
-        )
-    why = comparable(source.space, queries.space)
-    if why:
-        raise SchemaError(f"{name}: queries {queries.name} cannot be searched for in {source.name}: {why}")
