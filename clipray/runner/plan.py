@@ -44,7 +44,7 @@ def plan_job(job: Job | str | os.PathLike[str], *, address: str | None = None) -
             unfinished.update(settings.tables)
             continue
         state = step.inspect()
-        if state.kind != "finished":
+        if state.status != "finished":
             unfinished.update(settings.tables)
         statuses.append(_planned(step, state))
         lines += step.describe(cluster)
@@ -52,7 +52,7 @@ def plan_job(job: Job | str | os.PathLike[str], *, address: str | None = None) -
 
 
 def _planned(step: AnyStep, state: State) -> TableStatus:
-    record = tables.read_record(step.table) if state.kind == "finished" else None
+    record = tables.read_record(step.table) if state.status == "finished" else None
     committed = state.committed
     left = int((~committed.taken).sum()) if committed else step.total
     note = {
@@ -60,10 +60,10 @@ def _planned(step: AnyStep, state: State) -> TableStatus:
         "absent": f"{step.total} rows to do",
         "partial": _left(left, state.again),
         "stale": f"stale: {'; '.join(state.changed)}",
-    }[state.kind]
+    }[state.status]
     written = record.rows if record else committed.rows if committed else 0
     rejected = record.rejects if record else committed.rejected if committed else 0
-    return TableStatus(step.name, state.kind, written, rejected, step.total, note=note, record=record)
+    return TableStatus(step.name, state.status, written, rejected, step.total, note=note, record=record)
 
 
 def _left(rows: int, again: int) -> str:

@@ -118,7 +118,7 @@ def _finish_step(step: AnyStep, run: RunContext, names: Sequence[str]) -> Iterat
     note = ""
     if step.caveat:
         run.say(f"{step.name}: {step.caveat}")
-    if step.inspect(count=False).kind == "finished":
+    if step.inspect(count=False).status == "finished":
         note = "was finished already"
     else:
         record = run_step(step, run)

@@ -24,17 +24,17 @@ class Metric:
     n: int | None = None
 
 
-def write_metrics(output: Folder, step: str, found: Iterable[Metric], provenance: dict[str, Any]) -> None:
+def write_metrics(output: Folder, step: str, metrics: Iterable[Metric], provenance: dict[str, Any]) -> None:
     """Write the figures of a step in place of its earlier ones, and the table's record anew.
 
     Args:
         provenance: of the step's own table; the fingerprint of `metrics` is that of no step.
     """
     folder, schema = output.sub(TABLE), tables.arrow_schema("metrics")
-    rows = [{"step": step, "metric": m.metric, "value": m.value, "group": m.group, "n": m.n} for m in found]
+    rows = [{"step": step, "metric": m.metric, "value": m.value, "group": m.group, "n": m.n} for m in metrics]
     folder.remove(tables.RECORD)
-    made = {**provenance, "fingerprint": TABLE, "step_fingerprint": provenance["fingerprint"]}
-    tables.write_shard(folder, f"{step}.parquet", "metrics", pa.Table.from_pylist(rows, schema=schema), made)
+    metadata = {**provenance, "fingerprint": TABLE, "step_fingerprint": provenance["fingerprint"]}
+    tables.write_shard(folder, f"{step}.parquet", "metrics", pa.Table.from_pylist(rows, schema=schema), metadata)
     _commit(folder, {name for name in tables.noted_as_damaged(folder) or () if name != f"{step}.parquet"})
 
 
@@ -53,9 +53,9 @@ def are_damaged(output: Folder, step: str) -> bool:
 def _commit(folder: Folder, damaged: set[str]) -> None:
     """Write the table's record. damaged: files that are left out, and noted, with those that turn out to be."""
     whole, broken = tables.verify_shards(folder, [name for name in tables.shard_names(folder) if name not in damaged])
-    own = [name for name in whole if tables.shard_footer(folder, name)[2].get("table") == "metrics"]
+    names = [name for name in whole if tables.shard_footer(folder, name)[2].get("table") == "metrics"]
     tables.commit(
-        folder, "metrics", tables.arrow_schema("metrics"), [whole[name] for name in own],
+        folder, "metrics", tables.arrow_schema("metrics"), [whole[name] for name in names],
         fingerprint=TABLE, inputs={}, settings={}, provenance={}, finished_at=tables.now(),
     )  # fmt: skip
     if damaged | broken.keys():

@@ -176,10 +176,10 @@ def intact(folder: Folder, record: Record) -> bool:
     sizes = folder.sizes()
     if DAMAGED in sizes:
         return False
-    found = {
+    shards = {
         name: size for name, size in sizes.items() if name.endswith(".parquet") and not name.startswith((".", "_"))
     }
-    return found == {file["name"]: file["bytes"] for file in record.files}
+    return shards == {file["name"]: file["bytes"] for file in record.files}
 
 
 def iter_table(url: str | os.PathLike[str], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

@@ -55,15 +55,15 @@ def vector_type(width: int, element: str = "float32") -> pa.DataType:
     return pa.list_(pa.field("element", ELEMENTS[element], nullable=False), width)
 
 
-def fits(x: np.ndarray, kind: pa.FixedSizeListType) -> bool:
+def fits(x: np.ndarray, column_type: pa.FixedSizeListType) -> bool:
     """Whether all values of `x` are finite in a vector column of this type: float16 ends at 65,504."""
-    return bool((np.abs(x) <= np.finfo(kind.value_type.to_pandas_dtype()).max).all())
+    return bool((np.abs(x) <= np.finfo(column_type.value_type.to_pandas_dtype()).max).all())
 
 
-def vector_array(matrix: np.ndarray, kind: pa.DataType) -> pa.Array:
+def vector_array(matrix: np.ndarray, column_type: pa.DataType) -> pa.Array:
     """(n, d) -> vector column of n rows."""
-    values = np.ascontiguousarray(matrix, kind.value_type.to_pandas_dtype()).ravel()
-    return pa.FixedSizeListArray.from_arrays(pa.array(values, kind.value_type), type=kind)
+    values = np.ascontiguousarray(matrix, column_type.value_type.to_pandas_dtype()).ravel()
+    return pa.FixedSizeListArray.from_arrays(pa.array(values, column_type.value_type), type=column_type)
 
 
 def arrow_schema(
@@ -112,7 +112,7 @@ def check(table: str, data: pa.Table, schema: pa.Schema) -> None:
     for spec in table_schema(table)["columns"]:
         if "values" in spec and data.num_rows:
             patterns = spec.get("patterns", ())
-            found = set(pc.unique(data[spec["name"]]).to_pylist()) - set(spec["values"])
-            found = {value for value in found if not any(re.fullmatch(p, value) for p in patterns)}
-            if found:
-                raise SchemaError(f"{table}.{spec['name']}: {sorted(found)} not in {spec['values']}")
+            values = set(pc.unique(data[spec["name"]]).to_pylist()) - set(spec["values"])
+            unexpected = {value for value in values if not any(re.fullmatch(p, value) for p in patterns)}
+            if unexpected:
+                raise SchemaError(f"{table}.{spec['name']}: {sorted(unexpected)} not in {spec['values']}")

@@ -83,18 +83,18 @@ def unwritable(column: pa.Field) -> str:
     return "" if read_as == column.type else f"Parquet would hold it as {read_as}"
 
 
-def _is_vector(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type))
+def _is_vector(column_type: pa.DataType) -> bool:
+    return bool(pa.types.is_fixed_size_list(column_type) and pa.types.is_floating(column_type.value_type))
 
 
 def _repetitive(schema: pa.Schema) -> Iterator[str]:
     """Columns of which a dictionary may be worthwhile, as Parquet calls them: no names of rows, no numbers with a fraction."""
     for column in schema:
-        kind = column.type
-        if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
-            inner = (f for f in kind.value_type if not _fractions(f.type))
+        column_type = column.type
+        if pa.types.is_list(column_type) and pa.types.is_struct(column_type.value_type):
+            inner = (f for f in column_type.value_type if not _fractions(f.type))
             yield from (f"{column.name}.list.element.{f.name}" for f in inner)
-        elif not (pa.types.is_fixed_size_list(kind) or _fractions(kind) or _names_rows(column)):
+        elif not (pa.types.is_fixed_size_list(column_type) or _fractions(column_type) or _names_rows(column)):
             yield column.name
 
 
@@ -103,8 +103,8 @@ def _names_rows(column: pa.Field) -> bool:
     return column.name.endswith("_id") and bool(pa.types.is_string(column.type))
 
 
-def _fractions(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(kind))
+def _fractions(column_type: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(column_type))
 
 
 @contextlib.contextmanager
@@ -195,8 +195,8 @@ def remove_own(folder: Folder, names: Iterable[str], table: str | None = None) -
     """
     names = list(names)
     with ThreadPoolExecutor(READERS, "clipray-verify") as threads:
-        own = list(threads.map(lambda name: _is_own(folder, name, table), names))
-    for name, ours in zip(names, own, strict=True):
+        are_own = list(threads.map(lambda name: _is_own(folder, name, table), names))
+    for name, ours in zip(names, are_own, strict=True):
         if not ours:
             raise StaleTableError(
                 f"{folder.path(name)} is no file of this table that clipray wrote; move it away, or give the table another `name`"

@@ -13,15 +13,15 @@ STARTED = "_started.json"
 STARTED_FIELDS = {"settings": dict, "fingerprint": str, "attempt": int, "started_at": str, "manifest_versions": dict}
 
 
-def wrong_fields(values: Any, kinds: Mapping[str, Any]) -> list[str]:
+def wrong_fields(values: Any, types: Mapping[str, Any]) -> list[str]:
     """Names of the values that are not of their type (`int`, `dict[str, Any]`, …); a whole number may be a float."""
     if not isinstance(values, Mapping):
-        return list(kinds)
-    return [name for name, value in values.items() if name in kinds and not _is(value, kinds[name])]
+        return list(types)
+    return [name for name, value in values.items() if name in types and not _is(value, types[name])]
 
 
-def _is(value: Any, kind: Any) -> bool:
-    plain = typing.get_origin(kind) or kind
+def _is(value: Any, expected: Any) -> bool:
+    plain = typing.get_origin(expected) or expected
     return isinstance(value, (int, float) if plain is float else plain) and not isinstance(value, bool)
 
 

@@ -33,11 +33,11 @@ class Comparison:
 
         A table has that column from its start or never, so that all its shards are alike.
         """
-        kind = self.manifest.kind
-        if kind.inline is None or CONTENT_HASH in self.named:
+        inline = self.manifest.kind.inline
+        if inline is None or CONTENT_HASH in self.named:
             return None
-        here = kind.inline in self.manifest.schema.names
-        contents = Contents(kind.inline if here else None, () if here else self.schemes)
+        is_inline = inline in self.manifest.schema.names
+        contents = Contents(inline if is_inline else None, () if is_inline else self.schemes)
         hashed = bool(contents.columns) if self.before is None else self.before.get("content_hash")
         return contents if hashed else None
 
@@ -64,8 +64,8 @@ class Comparison:
         """`digest`, and the number of rows whose files could not be seen."""
         if self.contents is None or not self.contents.schemes:
             return "", 0
-        found = with_contents(self.manifest, self.scan, self.contents, range(len(self.manifest.urls)))
-        return sources_digest(found), int((found.sources == self.scan.sources).sum())
+        rows = with_contents(self.manifest, self.scan, self.contents, range(len(self.manifest.urls)))
+        return sources_digest(rows), int((rows.sources == self.scan.sources).sum())
 
     @property
     def changed(self) -> bool:

@@ -319,14 +319,14 @@ def _example(step: EncodeStep[Any]) -> str:
 
 def step_rows(step: EncodeStep[Any], keys: np.ndarray) -> pa.Table:
     """Identity and sources of the manifest rows with these keys ((n,) uint64, sorted)."""
-    kind, contents = step.manifest.kind, step.comparison.contents
-    names = [*kind.named, *(field.name for field in step.hash_fields)]
-    wanted = {*kind.named, *(contents.columns if contents else ())}
+    row_spec, contents = step.manifest.kind, step.comparison.contents
+    names = [*row_spec.named, *(field.name for field in step.hash_fields)]
+    wanted = {*row_spec.named, *(contents.columns if contents else ())}
     columns = [c for c in step.manifest.columns() if c in wanted]
     parts = [pa.table({c: pa.array([], pa.string()) for c in names})]
     for row_group in merge_neighbours(row_groups_with(step.manifest, step.scan, keys), SCAN_ROWS, SCAN_BYTES):
-        for read in read_rows(row_group, columns, rows_at_once(row_group), kind, step.manifest.schema):
-            here = contains(keys, hash_strings(read.table[kind.key], step.scan.salt))
+        for read in read_rows(row_group, columns, rows_at_once(row_group), row_spec, step.manifest.schema):
+            here = contains(keys, hash_strings(read.table[row_spec.key], step.scan.salt))
             here &= ~np.isin(read.numbers, step.scan.refused.get(row_group.file, ()))
             rows = read.table.filter(pa.array(here))
             if contents:

@@ -161,12 +161,12 @@ class EncodeStep(Step[AnyEncoding]):
 
     def inspect(self, *, count: bool = True) -> State:
         state = super().inspect()
-        if self.regions and state.kind in ("absent", "partial"):
+        if self.regions and state.status in ("absent", "partial"):
             other = regions_of_another(self.regions, self.fingerprint, self.name)
             if other:
                 setting = "name" if self.regions.table.url == self.output.sub(self.name).url else "regions_name"
                 return State("stale", changed=(f"{other} is of another step, choose another `{setting}`",))
-        if state.kind != "partial" or not count:
+        if state.status != "partial" or not count:
             return state
         rows = self.comparison.scan_with_contents()
         committed = check_committed(

@@ -34,7 +34,7 @@ class State:
         again: rows that were rejected for a temporary reason and are tried again.
     """
 
-    kind: Literal["finished", "partial", "absent", "stale"]
+    status: Literal["finished", "partial", "absent", "stale"]
     committed: CommittedRows | None = None
     changed: tuple[str, ...] = ()
     again: int = 0
@@ -184,7 +184,7 @@ class Step(ABC, Generic[AnySettings]):
     def inspect(self, *, count: bool = True) -> State:  # noqa: ARG002 - of steps that go on in the middle of a table
         """Look at what is on disk without touching it; `count`: also how many rows of a partial table there are."""
         state = standing(self.table, self.identity, self.digest)
-        return State("partial") if state.kind == "finished" and not self.is_complete() else state
+        return State("partial") if state.status == "finished" and not self.is_complete() else state
 
     def is_complete(self) -> bool:
         """Whether all that belongs to the finished table is there: its companions, and its metrics."""
@@ -233,7 +233,7 @@ def _standing_by_shards(table: Folder, mark: str) -> State:
 
 def refuse_stale(table: Folder, state: State) -> None:
     """Raises StaleTableError where the table was made with other settings."""
-    if state.kind == "stale":
+    if state.status == "stale":
         raise StaleTableError(
             f"{table.url} was made with other settings: {'; '.join(state.changed)}. "
             "Set them back, give the job another `output`, or make the table anew with `--fresh`"

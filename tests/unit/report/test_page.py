@@ -338,7 +338,7 @@ def test_labels_are_counted_and_held_against_what_is_known(small: Path) -> None:
 def test_a_page_is_made_again_when_what_it_shows_has_changed(small: Path) -> None:
     def state(**settings: Any) -> str:
         job = Job(name="out", output=str(small), steps=[{"report": settings}])
-        return open_step(Report(**settings), StepContext(job, Folder(str(small)), lambda: None)).inspect().kind
+        return open_step(Report(**settings), StepContext(job, Folder(str(small)), lambda: None)).inspect().status
 
     path = Path(write_report(str(small)))
     stamp = path.stat().st_mtime_ns
