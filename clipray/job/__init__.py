@@ -57,7 +57,7 @@ class Job(Settings):
     """A validated job: a model and the steps that use it, in the order in which data flows.
 
     Attributes:
-        name: of the job, for people.
+        name: the job's name, for people.
         output: the run's folder: a path or any URL that fsspec knows.
         model: the model of steps that encode; other jobs need none.
         address: a Ray cluster: `auto` (the one of this node) or `HOST:PORT` of its head; by default `RAY_ADDRESS`, else

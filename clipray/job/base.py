@@ -56,16 +56,16 @@ class Settings(BaseModel):
 
 
 class StepSettings(Settings):
-    """Settings of one step of a job. What several steps have means the same in each of them.
+    """Settings of one step of a job. A setting that several steps share means the same in each of them.
 
     Attributes:
-        name: of the step and of the table that it writes.
+        name: the name of the step and of the table that it writes.
         input: a vector column: `table.column` of this run, `FOLDER/table.column` of another run, or any Parquet.
         vector_type: `float16` halves the table.
-        random_state: seed of what is drawn.
-        max_iterations: the step ends after so many.
-        top: how many to keep of each row.
-        rows_per_file: a shard has at most about so many rows.
+        random_state: the seed of random draws.
+        max_iterations: the maximum number of iterations.
+        top: how many results to keep for each row.
+        rows_per_file: the approximate maximum of rows in a shard.
     """
 
     needs_model: ClassVar[bool] = False
@@ -98,24 +98,24 @@ class StepSettings(Settings):
 
 
 class Encoding(StepSettings):
-    """What steps that encode the rows of a manifest have in common.
+    """Settings of all steps that encode the rows of a manifest.
 
     Attributes:
         manifest: Parquet with a row for each input: a file, a glob, a folder, or a list of these.
         keep: columns of the manifest to carry through.
-        max_reject_rate: the job fails, with everything kept, where a larger share of rows is rejected.
-        actors: encoders: a number, `[min, max]`, or `auto`: one for each GPU, or one for 8 CPUs.
+        max_reject_rate: above this share of rejected rows the job fails; everything written is kept.
+        actors: the number of encoders, `[min, max]`, or `auto`: one per GPU, or one per 8 CPUs.
         gpus_per_actor: `auto` is 1 where there are GPUs, else 0; fractions are allowed.
-        cpus_per_actor: what each encoder asks of Ray; `auto` leaves room to read and decode.
-        device: `auto` is CUDA where an encoder has a GPU; `cpu` leaves that GPU alone.
+        cpus_per_actor: the CPUs that each encoder requests from Ray; `auto` leaves room to read and decode.
+        device: `auto` is CUDA where an encoder has a GPU; `cpu` leaves that GPU idle.
         encode_on: labels of the nodes for encoders, as Ray selects them.
-        batch_size: `auto` is the fastest of a few, which are tried when the encoder starts.
-        rows_per_block: rows that go through an encoder together.
+        batch_size: `auto` is the fastest of a few sizes, measured when the encoder starts.
+        rows_per_block: the rows that pass through an encoder together.
         flush_s: finished rows are written at least this often, in seconds.
         max_bytes: a larger file is rejected.
-        fetch_timeout_s: seconds for one file from a server, repeated requests included.
-        schemes: what a `uri` may start with.
-        check_sources: `size_mtime`: a file that was replaced behind its `uri` is noticed.
+        fetch_timeout_s: the seconds for one file from a server, including repeated requests.
+        schemes: the schemes that a `uri` may have.
+        check_sources: `size_mtime`: notice files that were replaced under the same `uri`.
     """
 
     needs_model: ClassVar[bool] = True
@@ -158,10 +158,10 @@ class Encoding(StepSettings):
 
 
 class Embedding(Encoding):
-    """What steps that write vectors have in common.
+    """Settings of all steps that write vectors.
 
     Attributes:
-        normalize: `none` keeps vectors as the network gives them.
+        normalize: `none` keeps vectors as the network returns them.
     """
 
     normalize: Literal["l2", "none"] = "l2"

@@ -21,11 +21,13 @@ class Feature(Settings):
 
     Attributes:
         layer: `output`, or one that `clipray layers MODEL` lists.
-        pooling: of a map: `mac` (max), `spoc` (mean), `gem` (power mean) or `rmac` (sum of normalised regional maxima).
-        levels, overlap: scales of the region grid and the wanted overlap of neighbours (`rmac`, and `regions`).
-        p: exponent of `gem`.
-        l2_before: normalise each cell of the map before pooling. l2_after: normalise the vector, and each region's; None
-            follows the step's `normalize`.
+        pooling: how a map becomes one vector: `mac` (max), `spoc` (mean), `gem` (power mean) or `rmac` (sum of
+            normalised regional maxima).
+        levels, overlap: the number of scales of the region grid, and the target overlap of neighbours (`rmac`, and
+            `regions`).
+        p: the exponent of `gem`.
+        l2_before: normalise each cell of the map before pooling. l2_after: normalise the vector, and each region's;
+            None follows the step's `normalize`.
         regions: write a row per region into the regions table: `grid`, the manifest's `boxes`, or true for both.
     """
 
@@ -82,12 +84,13 @@ class EmbedImages(ImageEncoding, Embedding):
     A feature with `regions` also fills the table `regions_name`, one row a region.
 
     Attributes:
-        regions_name: the table of regions, where a feature has them.
+        regions_name: the name of the regions table, if a feature has one.
         features: vector columns by name, all from one forward pass.
-        decode: `exact`: the very pixels of open_clip's own transform; `fast`: JPEGs may be decoded at a reduced scale.
+        decode: `exact`: exactly the pixels of open_clip's own transform; `fast`: JPEGs may be decoded at a reduced
+            scale.
         preprocess: `keep_aspect`: the whole image, its long side scaled to `long_side_px`, no crop.
-        long_side_px: goes with `keep_aspect`; by default the network's own.
-        decode_in: `actors`: threads beside the network; `tasks`: CPU tasks, on any node.
+        long_side_px: the length of the long side, with `keep_aspect` only; by default the network's own.
+        decode_in: `actors`: threads of the encoder; `tasks`: CPU tasks, on any node.
         decode_on: labels of the nodes for decoding tasks, as Ray selects them.
     """
 

@@ -13,6 +13,7 @@ from clipray.job import STEPS, Job
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 NUMBER = r"^[-+]?[0-9_]*\.?[0-9_]+([eE][-+]?[0-9]+)?$"
+STEP_FIELDS = sorted({field for step in STEPS.values() for field in step.model_fields})
 TRUTH = "^([Yy]es|YES|[Nn]o|NO|[Oo]n|ON|[Oo]ff|OFF)$"
 
 
@@ -65,8 +66,9 @@ class _Schema(GenerateJsonSchema):
         described = super().model_schema(schema)
         described["description"] = _docstring(cls).partition("\n\n")[0]
         for base in reversed(cls.__mro__):
-            for name, text in field_docs(base, list(cls.model_fields)).items():
-                described["properties"][name]["description"] = text
+            for name, text in field_docs(base, [*cls.model_fields, *STEP_FIELDS]).items():
+                if name in cls.model_fields:
+                    described["properties"][name]["description"] = text
         return described
 
 

@@ -20,10 +20,10 @@ Texts = str | list[str]
 
 
 class Classes(Settings):
-    """Names of classes and what is said of them; the content of a class file in YAML, too.
+    """Names of classes and the texts for them; a class file in YAML has the same content.
 
     Attributes:
-        names: of the classes, all different.
+        names: the names of the classes, all different.
         templates: texts with `{}` where the name goes, or a built-in set of them.
         descriptions: a text, or several, for each name.
     """
@@ -44,7 +44,7 @@ class Classes(Settings):
 
 
 class Style(Settings):
-    """A prompt style: how all classes are said. `templates` and `descriptions` are those of the classes unless given here.
+    """A prompt style: how classes become texts. `templates` and `descriptions` are those of the classes unless set here.
 
     Attributes:
         prompt: a class as a template with its name, as its description, or as `NAME is DESCRIPTION`.
@@ -71,12 +71,12 @@ class Style(Settings):
 
 
 class MultiLabel(Settings):
-    """Each class is judged for itself.
+    """Each class is judged independently.
 
     Attributes:
-        negative: what an image shows that does not show the class, with or without `{}` for its name; needed unless
+        negative: a text for images that do not show the class, with or without `{}` for its name; required unless
             the model has a `logit_bias` of its own (SigLIP).
-        threshold: labels are given from this probability on.
+        threshold: the least probability of a label.
     """
 
     negative: str | None = None
@@ -88,10 +88,11 @@ class Label(StepSettings):
 
     Attributes:
         classes: a file (YAML or Parquet), a built-in list (`cifar100`, `imagenet`), a list of names, or `Classes`.
-        styles: prompt styles by name; or names of kinds of prompts; by default `template`, or all of a Parquet file.
-        top: how many labels to keep of each row.
-        multi_label: judge each class for itself.
-        precision: of the product, see `clipray.analysis.zero_shot`. Class vectors are fp32 unless the model's is set.
+        styles: prompt styles by name, or a list of kinds of prompts; by default `template`, or all of a Parquet file.
+        top: the number of labels to keep for each row.
+        multi_label: judge each class independently.
+        precision: the precision of the product, see `clipray.analysis.zero_shot`. Class vectors are fp32 unless the
+            model's is set.
     """
 
     needs_model: ClassVar[bool] = True
@@ -171,13 +172,13 @@ class LabelSet(Settings):
 
 
 class EvaluateLabels(StepSettings):
-    """Labels and what is known -> `label_figures` and its confusion: how right the labels are, style by style.
+    """Labels and known labels -> `label_figures` and its confusion: the accuracy of the labels, style by style.
 
     Attributes:
         labels, truth: a table of labels, and `table.column` with the known ones; or `sets`: several of both, by name.
-        by: a column of the truth's table, each of whose values makes a data set of its own.
+        by: a column of the truth's table; each of its values becomes a data set of its own.
         baseline: the data set, or the style, with which the others are compared.
-        bootstrap: samples that the intervals come from. confidence: of the intervals.
+        bootstrap: the number of samples for the intervals. confidence: the level of the intervals.
     """
 
     name: str = Field("label_figures", pattern=TABLE_NAME)
@@ -213,16 +214,17 @@ class EvaluateLabels(StepSettings):
 
 
 class Probe(StepSettings):
-    """Any vector column and known labels -> `probe`, a table of labels: by logistic regression.
+    """Any vector column and known labels -> `probe`, a table of labels by logistic regression.
 
     Attributes:
         truth: `table.column` with the known labels; rows without one are only labelled.
         split: a column of the truth's table that says `train`, `validation` or `test`; without it rows are drawn, by
-            their ids, so that a row stays where it is when others come.
-        validation_share, test_share: of the rows that are drawn where there is no `split`.
-        c: strengths of the inverse penalty to try; the best on the validation rows is trained again with these.
-        fit: a finished probe, to be applied as it is: `runs/other/probe`.
-        max_rows: labelled rows to use, drawn by their ids; they lie in a worker's memory.
+            their ids, so that a row stays in its split when others are added.
+        validation_share, test_share: the shares of rows to draw if there is no `split`.
+        c: inverse strengths of the penalty to try; the one that is best on the validation rows is trained again with
+            them.
+        fit: a finished probe that is applied unchanged: `runs/other/probe`.
+        max_rows: labelled rows to use, drawn by their ids; they are held in a worker's memory.
     """
 
     name: str = Field("probe", pattern=TABLE_NAME)

@@ -16,7 +16,7 @@ class Model(Settings):
         name: an open_clip name (`ViT-B-32`), `hf-hub:org/model`, `local-dir:/path`, the path of an open_clip config
             (`*.json`), or the built-in `demo` (a ViT) or `demo-rn` (a ResNet).
         pretrained: a tag of that name, the path or URL of a checkpoint, or `random`.
-        seed: of random weights; goes with `pretrained: random` only.
+        seed: the seed of the random weights, with `pretrained: random` only.
         precision: `auto` is bf16 where the hardware multiplies it natively, else fp32.
     """
 

@@ -14,15 +14,16 @@ CLOUD_COLUMNS = ("cloud_id", "uri", "bytes", "points", VECTOR, "stage", "reason"
 
 
 class RenderDepth(Encoding):
-    """Manifest of point clouds -> `clouds` table: a CLIP vector each, of depth maps from six sides.
+    """Manifest of point clouds -> `clouds` table: a CLIP vector for each cloud, from depth maps of six sides.
 
     Attributes:
-        prompt: `foveal` turns the network to each map's foreground.
+        prompt: `foveal` draws the network's attention to each map's foreground.
         foveal: settings of that prompt.
-        weights: of the six views: as their foregrounds' areas, or all the same.
-        sampled: points that are drawn from the surface of a mesh (`.off` with faces).
-        size: of a cloud in a map: its longest side, as a share of the map's. radius: of a point, likewise.
-        near, far, ground: colours of the nearest and of the farthest point, and of what is behind.
+        weights: the weights of the six views: the areas of their foregrounds, or equal.
+        sampled: the number of points drawn from the surface of a mesh (`.off` with faces).
+        size: the longest side of a cloud in a map, as a share of the map's side. radius: the radius of a point,
+            likewise.
+        near, far, ground: the colours of the nearest point, of the farthest point and of the background.
     """
 
     name: str = Field("clouds", pattern=TABLE_NAME)

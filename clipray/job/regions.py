@@ -37,12 +37,13 @@ class Foveal(Settings):
     """How strongly the class token's attention is drawn to a region, and where in the network.
 
     Attributes:
-        mask: where the bump lies: over the `whole_image`, as wide as the box, or within the box's patches alone, as the
-            authors of FALIP draw it (`falip`). The other defaults depend on it; in brackets FALIP's.
-        alpha: the highest value that is added to its attention logits (0.2); 0 is the plain network.
-        sigma: of the Gaussian bump, as a share of half the box's sides; of `falip` in patches (100).
-        blocks: of the transformer: so many last ones, a list of them (from 0), or `all` (8 to 11, of a ViT of 12).
-        heads: a list of them (from 0), or `all`.
+        mask: where the bump lies: over the `whole_image`, as wide as the box, or within the box's patches only, as in
+            the code of FALIP's authors (`falip`). The other defaults depend on it; those of FALIP are in brackets.
+        alpha: the highest value that is added to the attention logits (0.2); 0 is the plain network.
+        sigma: the width of the Gaussian bump, as a share of half the box's sides; for `falip` in patches (100).
+        blocks: the number of last blocks of the transformer, a list of blocks (from 0), or `all` (8 to 11, of a ViT of
+            12).
+        heads: a list of heads (from 0), or `all`.
     """
 
     mask: Literal["whole_image", "falip"] = added_later("whole_image")
@@ -62,10 +63,10 @@ class Foveal(Settings):
 
 
 class Blur(Settings):
-    """What lies outside a box is blurred.
+    """Everything outside a box is blurred.
 
     Attributes:
-        radius: of the Gaussian, as a share of the image's shorter side.
+        radius: the radius of the Gaussian, as a share of the image's shorter side.
     """
 
     radius: Annotated[float, Field(gt=0, le=1)] = 0.03
@@ -75,8 +76,8 @@ class Circle(Settings):
     """An ellipse is drawn around a box.
 
     Attributes:
-        colour: of the line; anything that Pillow calls a colour.
-        width: of the line, as a share of the image's shorter side.
+        colour: the colour of the line; any colour that Pillow knows.
+        width: the width of the line, as a share of the image's shorter side.
     """
 
     colour: str = "red"
@@ -96,10 +97,10 @@ class EmbedRegions(ImageEncoding, Embedding):
     """Manifest of images with `boxes` -> `regions` table: a CLIP vector for each box.
 
     Attributes:
-        prompt: what turns the network to a box: its attention (`foveal`), the box cut out (`crop`), all else blurred
+        prompt: what directs the network to a box: its attention (`foveal`), the box cut out (`crop`), the rest blurred
             (`blur`), an ellipse around it (`circle`), or nothing (`none`: the whole image's vector).
         foveal, blur, circle: settings of the prompt of that name.
-        preprocess: `squash` shows the network the whole image, its sides scaled apart, and is the default of
+        preprocess: `squash` shows the network the whole image, its sides scaled separately, and is the default of
             `foveal: {mask: falip}`; `model` may crop the centre.
         max_regions: an image with more boxes is rejected.
     """
@@ -147,10 +148,10 @@ class Refer(StepSettings):
 
     Attributes:
         input: the regions' vectors, of the job's model, in a table with a column `caption`.
-        template: what captions are put in.
-        subtract: from each box's similarity to a caption, the mean of those to the image's `others`, to captions drawn
-            from the whole `dataset` (as the authors of FALIP do), or `nothing`.
-        dataset_captions: how many are drawn; all of them where there are fewer. random_state: of the draw.
+        template: the text into which every caption is put.
+        subtract: what is subtracted from each box's similarity to a caption: the mean of its similarities to the
+            image's `others`, or to captions drawn from the whole `dataset` (as the authors of FALIP do), or `nothing`.
+        dataset_captions: how many captions are drawn; all if there are fewer. random_state: the seed of the draw.
     """
 
     needs_model: ClassVar[bool] = True

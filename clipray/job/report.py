@@ -10,15 +10,17 @@ from clipray.job.base import TABLE_NAME, Reference, StepSettings
 
 
 class Report(StepSettings):
-    """What a run wrote -> `report.html`, one page to look at, and the table of what is on it.
+    """The tables of a run -> `report.html`, one page about them, and the table of its contents.
 
     Attributes:
         of: names of the tables that it shows; by default all that the job's earlier steps write.
         title: by default the job's name.
-        label: the column of the images' table with what they are known to show. Where there is none, labels that
-            were given take its place.
-        points: of a plot, at most. examples: images of a cluster, of a label, or in the answers to a query, at most.
-        thumbnail_px: of an image's longer side.
+        label: the column of the images' table with their known labels. If there is none, the labels of a `label`
+            step are used.
+        points: the maximum number of points in a plot. examples: the maximum number of images of a cluster, of a label,
+            or in
+        the answers to a query.
+        thumbnail_px: the longer side of an image on the page.
     """
 
     needs_cluster: ClassVar[bool] = False

@@ -13,14 +13,14 @@ Distance = Literal["cosine", "l2"]
 
 
 class EvaluateRetrieval(StepSettings):
-    """A vector column, or ranked lists, and what should be found -> `retrieval`: average precision of each query.
+    """A vector column, or ranked lists, and a ground truth -> `retrieval`: average precision of each query.
 
     Attributes:
         input: the vectors that are ranked, all of them; or neighbours: a table of ranked lists, as `search` writes it.
         queries: vectors of the queries; by default they are rows of `input`, each left out of its own ranking.
         ground_truth: Parquet with a row for each image that is relevant to a query, or junk.
-        query_id, answer_id: its columns; by default `query_id`, or `text_id` where there is no such; and `image_id`.
-        distances: by which `input` is ranked.
+        query_id, answer_id: its columns; by default `query_id`, or `text_id` if there is none, and `image_id`.
+        distances: the distances by which `input` is ranked.
     """
 
     name: str = Field("retrieval", pattern=TABLE_NAME)

@@ -14,11 +14,13 @@ class Index(StepSettings):
     """Vector column -> a FAISS index and the table of its ids.
 
     Attributes:
-        type: a factory string of faiss (`HNSW32`, `IVF4096,Flat`, `OPQ32,IVF4096,PQ32`, …), or `auto`: by rows and memory.
+        type: a factory string of faiss (`HNSW32`, `IVF4096,Flat`, `OPQ32,IVF4096,PQ32`, …), or `auto`: chosen by rows
+            and memory.
         metric: `cosine` (vectors are L2-normalised), `dot`, or `l2`.
-        recall: share of the true ten nearest that the index should find; `nprobe` or `efSearch` is tuned to it.
-        queries: vector column of those that will be searched for, as in `search`; by default new rows of the input.
-        rows_per_task: rows that a task adds to the index.
+        recall: the share of the true ten nearest that the index should find; `nprobe` or `efSearch` is tuned to reach
+            it.
+        queries: a vector column of the expected queries, as in `search`; by default new rows of the input.
+        rows_per_task: the rows that a task adds to the index.
         memory_gib: what the index may take in memory; a larger one keeps its lists on disk. None: half of what Ray has.
     """
 
@@ -41,12 +43,12 @@ class Augment(StepSettings):
     """Vector column and an index of it -> `augmented` table: each vector averaged with its nearest ones.
 
     Database-side augmentation (Turcot and Lowe 2009; Gordo et al. 2017, arXiv 1610.07940). The vectors stay comparable with
-    those that they were made of.
+    the original ones.
 
     Attributes:
         index: an index of the same column, of this run or `FOLDER/table` of another.
-        neighbours: how many; the row itself is none of them.
-        alpha: each weighted by its similarity to this power (Radenović et al. 2018), 0 for equal weights.
+        neighbours: the number of neighbours, without the row itself.
+        alpha: neighbours are weighted by their similarity to this power (Radenović et al. 2018); 0: equally.
     """
 
     name: str = Field("augmented", pattern=TABLE_NAME)
@@ -63,16 +65,16 @@ class Augment(StepSettings):
 
 
 class Search(StepSettings):
-    """Queries -> `neighbours` table: of each query the nearest rows of an index.
+    """Queries -> `neighbours` table: for each query the nearest rows of an index.
 
     Attributes:
         index: the index's table, of this run or `FOLDER/table` of another.
-        queries: their vector column: `texts.embedding`, `images.clip`, or any Parquet.
+        queries: the queries' vector column: `texts.embedding`, `images.clip`, or any Parquet.
         leave_out_self: drop the row that has the query's own id.
-        expand: average the query with so many of its first answers, and search again (query expansion, Chum et al. 2007);
-            `alpha`: each weighted by its similarity to this power (Radenović et al. 2018), 0 for equal weights.
-        rerank, rerank_top: an index over regions, by which the first `rerank_top` images are put in a new order: by the region that
-            is most like the query.
+        expand: average the query with this many of its first answers, and search again (query expansion, Chum et al.
+            2007); `alpha`: answers are weighted by their similarity to this power (Radenović et al. 2018); 0: equally.
+        rerank, rerank_top: an index over regions, which reorders the first `rerank_top` images by their region
+            that is most like the query.
     """
 
     name: str = Field("neighbours", pattern=TABLE_NAME)

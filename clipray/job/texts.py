@@ -20,7 +20,7 @@ PAIR_COLUMNS = (
 class EmbedTexts(Embedding):
     """Manifest of texts -> `texts` table: one row a text, in the space of the images' `output` feature.
 
-    The manifest's `image_id`, where it has one, is carried through.
+    If the manifest has a column `image_id`, it is carried through.
     """
 
     name: str = Field("texts", pattern=TABLE_NAME)
@@ -38,7 +38,7 @@ class ScoreCaptions(Encoding):
 
     Attributes:
         input: the images' vectors, of the job's model.
-        prefix: what is put before every caption and reference.
+        prefix: the text before every caption and reference.
     """
 
     name: str = Field("caption_scores", pattern=TABLE_NAME)

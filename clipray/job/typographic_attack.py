@@ -23,9 +23,10 @@ class Lettering(Settings):
     """How a word is written on an image, with Pillow's built-in font.
 
     Attributes:
-        size: of the letters, as a share of the image's shorter side; smaller where the word would not fit.
-        place: `random` is another one for each image.
-        colour, plate: of the letters, and of the plate behind them (null: none); anything that Pillow calls a colour.
+        size: the size of the letters, as a share of the image's shorter side; smaller if the word would not fit.
+        place: where the word stands; `random` draws another place for each image.
+        colour, plate: the colours of the letters and of the plate behind them (null: none); any colours that Pillow
+            knows.
     """
 
     size: Annotated[float, Field(gt=0, le=1)] = 0.15
@@ -44,9 +45,9 @@ class Attack(ImageEncoding):
 
     Attributes:
         classes: as in `label`. style: one prompt style, or the name of a kind of prompt, or of a Parquet file's style.
-        word: the name of a wrong class, or, to know what the plate alone does, of the image's own.
+        word: the name of a `wrong` class, or the image's `own` class, a control that shows what the plate alone does.
         lettering: how the word is written.
-        seed: of the words and of their places.
+        seed: the seed of the words and of their places.
     """
 
     name: str = Field("attacks", pattern=TABLE_NAME)

@@ -14,8 +14,8 @@ class Column(Settings):
 
     Attributes:
         path: a file, a glob or a folder.
-        column: its vector column.
-        id: its column that names a row.
+        column: the vector column.
+        id: the column with the row's id.
     """
 
     path: str
@@ -29,17 +29,17 @@ def table_of(column: str | Column) -> tuple[str, ...]:
 
 
 class Reduce(StepSettings):
-    """Vector column -> `reduced` table: principal components, whitened if asked.
+    """Vector column -> `reduced` table: principal components, optionally whitened.
 
     Give one of `components`, `explained_variance` and `fit`.
 
     Attributes:
-        components: how many.
-        explained_variance: the smallest number of components that reaches this share.
-        fit: the reduced table of another run, whose projection is applied as it is.
+        components: the number of components.
+        explained_variance: the share of variance to reach with the fewest components.
+        fit: the reduced table of another run, whose projection is applied unchanged.
         whiten: scale the components to unit variance.
-        epsilon: whitening treats variances below this share of the largest as that share.
-        shrinkage: whitening draws the variances towards their mean by this share.
+        epsilon: whitening raises variances below this share of the largest to that share.
+        shrinkage: whitening moves the variances towards their mean by this share.
         normalize: L2, `before`, `after` or `both`.
     """
 
@@ -77,19 +77,19 @@ class Cluster(StepSettings):
     """Vector column -> `clusters` table: K-means.
 
     Attributes:
-        clusters: how many.
+        clusters: the number of clusters.
         tolerance: stop when the squared moves of all centroids add up to at most this share of a column's variance.
-        n_init: of so many starts the one with the lowest inertia after five iterations is gone on with.
+        n_init: the number of starts to try; the one with the lowest inertia after five iterations continues.
         normalize: `l2`: vectors have unit length.
-        actors: that hold the vectors, or `auto`.
-        spherical: by cosine; vectors are L2-normalised, and so are centroids.
-        mini_batch: move the centroids after every so many rows, for tables that are too large for many passes; an
+        actors: the number of actors that hold the vectors, or `auto`.
+        spherical: cluster by cosine; vectors and centroids are L2-normalised.
+        mini_batch: move the centroids after this many rows, for tables that are too large for many passes; an
             iteration is then a pass over the table.
-        hold: how the vectors lie in memory: `float32`, `float16` (half of it, and rounded), `none` (read again at each
-            iteration, the same result), or `auto`: float32 where it fits, else none.
-        precision: of the product that ranks the centroids; `auto` is bf16 where the hardware multiplies it natively.
-            Distances in the table are fp32 either way.
-        labels: `table.column` with a label for each row, to measure the clusters against.
+        hold: how the vectors are held in memory: `float32`, `float16` (half of it, and rounded), `none` (read again at
+            each iteration, the same result), or `auto`: float32 where it fits, else none.
+        precision: the precision of the product that ranks the centroids; `auto` is bf16 where the hardware multiplies
+            it natively. Distances in the table are fp32 either way.
+        labels: `table.column` with a label for each row, with which the clusters are compared.
     """
 
     name: str = Field("clusters", pattern=TABLE_NAME)
@@ -132,10 +132,10 @@ class Deduplicate(StepSettings):
 
     Attributes:
         clusters: a table that `cluster` wrote, with all rows of the input; pairs within a cluster are compared.
-        similarity: from this cosine on two rows are near duplicates.
-        keep: of each group the row `farthest` from its centroid (as in SemDeDup, Abbas et al. 2023, arXiv 2303.09540), the
-            `nearest`, or the `first` by identity, which also settles ties.
-        rows_per_block: that a task compares with others of their cluster.
+        similarity: two rows with at least this cosine are near duplicates.
+        keep: the row of each group to keep: the row `farthest` from its centroid (as in SemDeDup, Abbas et al. 2023,
+            arXiv 2303.09540), the `nearest`, or the `first` by identity, which also breaks ties.
+        rows_per_block: the rows that a task compares with the others of their cluster.
     """
 
     name: str = Field("duplicates", pattern=TABLE_NAME)

@@ -146,3 +146,10 @@ def test_every_setting_has_a_description() -> None:
         for key, setting in mapping["properties"].items()
         if not setting.get("description")
     ] == []
+
+
+def test_a_description_ends_where_that_of_another_setting_begins() -> None:
+    settings = job_schema()["$defs"]
+    assert {
+        settings[step]["properties"]["name"]["description"] for step in ("EmbedImages", "EmbedTexts", "Report")
+    } == {"the name of the step and of the table that it writes."}
