@@ -122,7 +122,7 @@ def test_rejects_cut_texts_and_kept_columns(tmp_path: Path) -> None:
     rows[6]["text"] = LONG
     rows += [{"text_id": None, "text": "a", "lang": "en"}, {"text_id": "t9", "text": "again", "lang": "en"}]  # type: ignore[dict-item]
     manifest = write_manifest(tmp_path / "m.parquet", rows, row_group_size=7)
-    with pytest.raises(RejectRateError, match=r"5 of 32 rows were rejected .* See .*; mend the rows"):
+    with pytest.raises(RejectRateError, match=r"5 of 32 rows were rejected .* See .*; repair the rows"):
         clipray.run(job(tmp_path, manifest, keep=["lang"], max_reject_rate=0.1, rows_per_block=4))
     (report,) = clipray.run(job(tmp_path, manifest, keep=["lang"], max_reject_rate=0.2, rows_per_block=4))
     assert (report.rows, report.rejected, report.total) == (27, 5, 32)

@@ -1,1 +1,1 @@
-"""What all steps share: inputs, stock-taking, commit."""
+"""What all steps share: what is on disk, what a run makes, and its commit."""

@@ -13,12 +13,12 @@ from clipray.inputs.row_index import RowIndex
 
 @dataclass(frozen=True)
 class Comparison:
-    """A manifest that was counted, beside the table that earlier runs made or began.
+    """A manifest and the table that earlier runs made or began of it.
 
     Attributes:
-        before: what is said beside that table, see `facts`; None where none was begun.
-        named: columns that the job itself names; one called `content_hash` is left to it.
-        schemes: of URIs whose files are looked at; none where the job does not ask for that.
+        before: the facts noted with that table, see `facts`; None where none was begun.
+        named: columns that the job itself names; one of them may be called `content_hash`.
+        schemes: URI schemes whose files are compared, if the job asks for that.
     """
 
     manifest: Manifest
@@ -29,9 +29,9 @@ class Comparison:
 
     @functools.cached_property
     def contents(self) -> Contents | None:
-        """How the rows' contents are known; None for a table without `content_hash`.
+        """How the contents of rows are compared; None for a table without `content_hash`.
 
-        A table has that column from its start or never, so that all its shards are alike.
+        A table has that column from the start or never, so all its shards have the same columns.
         """
         inline = self.manifest.kind.inline
         if inline is None or CONTENT_HASH in self.named:
@@ -43,20 +43,20 @@ class Comparison:
 
     @functools.cached_property
     def versions_before(self) -> dict[str, str]:
-        """The versions of the manifest's files that all rows on disk were compared with, by URL."""
+        """By URL, the versions of the manifest's files that all rows on disk match."""
         if self.before is None:  # no row is on disk
             return self.scan.versions
         return self.before.get("manifest_versions") or {}
 
     @functools.cached_property
     def changed_files(self) -> frozenset[int]:
-        """Numbers of the manifest's files that are not those that all rows on disk were compared with."""
+        """Numbers of the manifest's files that have changed since all rows on disk were compared."""
         now, before = self.scan.versions, self.versions_before
         return frozenset(n for n, url in enumerate(self.manifest.urls) if not now[url] or now[url] != before.get(url))
 
     @property
     def digest(self) -> str:
-        """Of the files behind the URIs, as they were when this was first asked; empty where they are not looked at."""
+        """Of the files behind the URIs, at the first call; empty where they are not compared."""
         return self._looked[0]
 
     @functools.cached_property
@@ -69,20 +69,20 @@ class Comparison:
 
     @property
     def changed(self) -> bool:
-        """Whether rows of a finished table may hold something else now."""
+        """Whether the sources of a finished table may have changed."""
         if self.digest:
             return self.digest != (self.before or {}).get("sources_digest")
         return self.contents is not None and bool(self.changed_files)
 
     def scan_with_contents(self) -> RowIndex:
-        """The scan to compare a table with that earlier runs made."""
+        """The manifest's rows, with the contents that are compared with those of earlier runs."""
         if self.contents is None or self.before is None:
             return self.scan
         files = range(len(self.manifest.urls)) if self.contents.schemes else self.changed_files
         return with_contents(self.manifest, self.scan, self.contents, files) if files else self.scan
 
     def facts(self, versions: dict[str, str]) -> dict[str, Any]:
-        """What is kept beside the table. versions: of the manifest's files that all rows on disk were compared with."""
+        """What is noted with the table. versions: of the manifest's files that all rows on disk match."""
         if self.contents is None:
             return {}
         return {
@@ -93,7 +93,7 @@ class Comparison:
 
     @property
     def caveat(self) -> str:
-        """Why files are not looked at though the job asks for that; empty where they are."""
+        """Why some files are not compared although the job asks for that; empty where all are."""
         if not self.schemes:
             return ""
         if self.contents and self.contents.schemes:

@@ -1,4 +1,4 @@
-"""One run at a step, from wherever the last one ended: see what is committed, encode what is missing, reconcile, commit."""
+"""One run of a step: count what is on disk, encode what is missing, reconcile, commit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PATIENT_ROWS = 1_000  # unless there are more rows than these
 
 def encode_rows(step: EncodeStep[Any], run: RunContext) -> tables.Record:
     """Encode the rows of a step's manifest that are not on disk yet, and commit; see `EncodeRun.finish`."""
-    _ = step.widths  # an unknown layer is told before any work
+    _ = step.widths  # an unknown layer is an error before any work
     rejects, plan = step.scan.rejects, make_plan(step.settings, run.cluster())
     if rejects.num_rows:
         run.say(
@@ -54,7 +54,7 @@ def encode_rows(step: EncodeStep[Any], run: RunContext) -> tables.Record:
 
 
 class EncodeRun:
-    """One run of the step, from wherever the last one ended."""
+    """One run of a step, which goes on where the last one ended."""
 
     def __init__(self, step: EncodeStep[Any], plan: Plan, run: RunContext) -> None:
         self.step, self.plan, self.events = step, plan, run.events
@@ -89,7 +89,7 @@ class EncodeRun:
         return self._commit(committed)
 
     def _encode(self, committed: CommittedRows, prefix: str, precision: str) -> tuple[CommittedRows, bool]:
-        """Encode what is not done yet; rows whose worker dies come again in smaller blocks, and at last are rejected.
+        """Encode what is not done yet. Rows whose worker died are tried again in smaller blocks, and rejected in the end.
 
         Returns what was committed when the last pass began, and whether that is still so.
         """
@@ -120,7 +120,7 @@ class EncodeRun:
         return [(rows, False), (max(1, rows // 16), False), (1, True)]
 
     def _start(self) -> tuple[int, str]:
-        """Open the table for writing. Returns the number of this attempt and the precision of the earlier ones."""
+        """Open the table for writing. Returns the number of this attempt and the precision that earlier ones used."""
         step = self.step
         before = read_started(step.table) or told_by_shards(step.table)
         attempt = int(before.get("attempt", 0)) + 1
@@ -149,7 +149,7 @@ class EncodeRun:
         return attempt, before.get("precision") or step.precision
 
     def _reopen(self) -> None:
-        """Make the step's tables unfinished. Pictures whose refused boxes are damaged are made again with them."""
+        """Make the step's tables unfinished. Images whose rejected boxes are damaged are encoded again."""
         step, folders = self.step, [self.step.table, self.step.rejects]
         if step.regions:
             folders += [step.regions.table, step.regions.rejects]
@@ -159,7 +159,7 @@ class EncodeRun:
             tables.reopen(folder)
 
     def _check_committed(self, compared: RowIndex | None = None) -> CommittedRows:
-        """`compared`: the rows with contents, for those of earlier runs; those of this one may be newer than it."""
+        """compared: the manifest's rows with their contents, to compare rows of earlier runs; rows of this run may be newer."""
         step = self.step
         committed = check_committed(
             step.table, step.rejects, compared or step.scan, step.keep, step.fingerprint,
@@ -170,7 +170,7 @@ class EncodeRun:
         return committed
 
     def _note_versions(self) -> None:
-        """All rows on disk have been compared with the manifest as it is now: the next attempt need not read it again."""
+        """Note that all rows on disk match the manifest as it is now, so that the next attempt need not compare them."""
         versions = self.step.scan.versions
         if self._facts.get("manifest_versions", versions) != versions:
             self._facts["manifest_versions"] = versions
@@ -180,7 +180,7 @@ class EncodeRun:
         return self.step.shard_metadata(self._facts.get("precision") or self.step.precision)
 
     def _encoder_metadata(self) -> dict[str, Any]:
-        """With the precision that the encoders chose; they say so before their first block."""
+        """The metadata once the encoders have reported their precision, which they do before their first block."""
         for _ in range(100):
             self._learn_precision(self.progress.state())
             if self._facts.get("precision"):
@@ -189,7 +189,7 @@ class EncodeRun:
         return self._shard_metadata()
 
     def _learn_precision(self, board: Mapping[str, Any]) -> None:
-        """Keep what `precision: auto` became, so that the next attempt goes on with the same, on whatever machine."""
+        """Keep the precision that `auto` became, so that later attempts use the same on any machine."""
         if board["workers"] and not self._facts.get("precision"):
             self._facts["precision"] = next(iter(board["workers"].values()))["precision"]
             write_started(self.step.table, self._facts)
@@ -230,13 +230,13 @@ class EncodeRun:
             self.events.write("pass_ended", step=step.name, rows_by_node=self.progress.state()["nodes"])
 
     def _stop_early(self, reasons: Counter[str]) -> None:
-        """Raises RejectRateError where so many rows are rejected for good that the last pass cannot mend it."""
+        """Raises RejectRateError where so many rows are rejected for good that no later pass can bring the rate below the limit."""
         lasting = reasons.total() - (passing(reasons) if self.step.retry else 0)
         if lasting >= STOP_EARLY_REJECTS and lasting > self.step.settings.max_reject_rate * self.step.total:
             raise self._too_many(reasons)
 
     def _reject_the_dead(self, committed: CommittedRows, prefix: str) -> None:
-        """Rows that were alone when their worker died, twice, in the last pass."""
+        """Reject the rows that were alone, twice, when their worker died."""
         dead = step_rows(self.step, self.step.scan.keys[~committed.taken])
         message = "the worker process died twice while it held this row alone"
         why = {"stage": "encode", "reason": "worker_died", "message": message}
@@ -263,7 +263,7 @@ class EncodeRun:
         passes = f"the same run again tries {again} of them, whose reasons may pass; " if again else ""
         return RejectRateError(
             f"{rejected} of {rows} rows were rejected ({rejected / max(1, rows):.1%}), more than max_reject_rate={step.settings.max_reject_rate:g}: "
-            f"{listed}{_example(step)}. All rows written are kept. See {step.rejects.url}; {passes}mend the rows and run with --retry-rejects, or raise max_reject_rate"
+            f"{listed}{_example(step)}. All rows written are kept. See {step.rejects.url}; {passes}repair the rows and run with --retry-rejects, or raise max_reject_rate"
         )
 
     def _reconcile(self, committed: CommittedRows) -> None:

@@ -1,4 +1,4 @@
-"""What the steps that encode the rows of a manifest have in common: what they make, and what of it is on disk."""
+"""Steps that encode the rows of a manifest: what they make, and how much of it is on disk."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class EncodeStep(Step[AnyEncoding]):
         return None
 
     def summarize(self, _committed: CommittedRows, _provenance: dict[str, Any]) -> dict[str, Any]:
-        """What the finished table is summed up in, for its record; written into `metrics` too."""
+        """The summary of the finished table, for its record; written to `metrics`, too."""
         return {}
 
     @property
@@ -131,7 +131,7 @@ class EncodeStep(Step[AnyEncoding]):
 
     @functools.cached_property
     def comparison(self) -> Comparison:
-        """Of the rows' contents with those that the table was made from."""
+        """Of the manifest's rows with those that the table was made from."""
         named = frozenset((*self.keep, *getattr(self.settings, "features", ())))
         return Comparison(self.manifest, self.scan, self.before, named, self.settings.checked_schemes)
 
@@ -201,7 +201,7 @@ class EncodeStep(Step[AnyEncoding]):
 
 
 def told_by_shards(table: Folder) -> dict[str, Any]:
-    """What the note of a table that was begun should say, where it is missing or damaged; empty where there are no shards."""
+    """What the table's shards tell in place of a note that is missing or damaged; empty where there are no shards."""
     facts: dict[str, Any] = {}
     for name in tables.shard_names(table):
         number = re.match(r"part-(\d+)-", name)

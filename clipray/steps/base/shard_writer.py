@@ -1,4 +1,4 @@
-"""A table that tasks write part by part: what is there and still right stays, what is missing is made."""
+"""A table that tasks write part by part: shards that are whole and current stay, the others are made again."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from clipray.steps.base.table_step import TableStep, VectorStep
 from clipray.storage.parquet import RowGroup, chunked
 
 Result = TypeVar("Result")
+Shared = TypeVar("Shared")
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,14 @@ def numbered(row_groups: Sequence[RowGroup], rows: int) -> list[Part]:
 
 
 def write_parts(
-    step: TableStep[Any], parts: Sequence[Part], write: Callable[[Part, Any], list[tables.Shard]], run: RunContext, phase: str,
-    *, row_for_row: bool = True, shared: Any = None,
+    step: TableStep[Any], parts: Sequence[Part], write: Callable[[Part, Shared], list[tables.Shard]], shared: Shared,
+    run: RunContext, phase: str, *, row_for_row: bool = True,
 ) -> list[tables.Shard]:  # fmt: skip
     """The shards of a step's table, in the order of `parts`; shards that belong to none, or are damaged, are removed.
 
     Args:
-        write: runs in a worker on a part and `shared`, writes the part's files.
+        write: runs in a worker on a part and `shared`, what all tasks need; writes the part's files.
         row_for_row: a file has a row for each row of its part.
-        shared: what all tasks need, the step by default.
 
     Raises:
         StaleTableError: Parquet of somebody else lies in the table's folder.
@@ -71,7 +71,7 @@ def write_parts(
         done = sum(part.rows * len(part.names) for part in todo[:finished])
         ticker.at(done, before + done)
 
-    for written in map_tasks(write, todo, run.cluster().cpus, tick, step if shared is None else shared):
+    for written in map_tasks(write, todo, run.cluster().cpus, tick, shared):
         shards.update({shard.name: shard for shard in written})
     return [shards[name] for name in rows]
 

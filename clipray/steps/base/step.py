@@ -209,7 +209,7 @@ def _is_finished(folder: Folder) -> bool:
 
 
 def standing(table: Folder, identity: Mapping[str, Any], digest: str) -> State:
-    """Compare a table on disk with what would make it now. `digest`: of the rows that come in."""
+    """Compare a table on disk with the step as it is now. digest: of the rows that come in."""
     record = tables.record_to_go_on(table)
     before = record.settings if record else (read_started(table) or {}).get("settings")
     if before is None:
@@ -221,12 +221,12 @@ def standing(table: Folder, identity: Mapping[str, Any], digest: str) -> State:
     return State("partial")
 
 
-def _standing_by_shards(table: Folder, mark: str) -> State:
-    """Where a table stands whose record and note are missing or damaged. mark: the fingerprint of what would make it now."""
+def _standing_by_shards(table: Folder, wanted: str) -> State:
+    """The same by its shards, where its record and its note are missing or damaged."""
     names = tables.shard_names(table)
     for name in names:
         with contextlib.suppress(SchemaError, FileNotFoundError):  # torn
-            if tables.shard_footer(table, name)[2].get("fingerprint") != mark:
+            if tables.shard_footer(table, name)[2].get("fingerprint") != wanted:
                 return State("stale", changed=("it was written by something else",))
     return State("partial" if names else "absent")
 

@@ -1,6 +1,6 @@
-"""What the steps over finished tables have in common: how they begin, what they write, what they commit.
+"""Steps over finished tables: how they begin, what they write, what they commit.
 
-Such a step has one table, and often a companion table, which lies there before its own is finished.
+Such a step has one table, and often a companion table, which is finished first.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class TableStep(Step[AnySettings]):
 
     @property
     @abstractmethod
-    def inputs(self) -> Any:
+    def inputs(self) -> str | list[str]:
         """Names of the inputs, as the job has them."""
 
     @property

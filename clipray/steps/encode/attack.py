@@ -1,6 +1,6 @@
-"""Step `attack`: pictures with labels -> the `attacks` table: what a written word does to their zero-shot labels.
+"""Step `attack`: images with labels -> the `attacks` table: what a written word does to their zero-shot labels.
 
-The pictures go the way of `embed_images`. Between decoding and preprocessing each is copied, and the name of a wrong class
+Images take the way of `embed_images`. Between decoding and preprocessing each is copied, and the name of a wrong class
 is written on the copy; both are encoded and labelled by the same class vectors, and only labels come back.
 """
 
@@ -42,7 +42,7 @@ NAMED = 5  # labels that an error names
 
 @dataclass(frozen=True)
 class AttackStep(EncodeStep[Attack]):
-    """A `Step`; see `EncodeStep`."""
+    """What a typographic attack does to labels."""
 
     prompts: PromptSet
 
@@ -114,10 +114,10 @@ class AttackStep(EncodeStep[Attack]):
 
 
 def open_step(settings: Attack, context: StepContext) -> AttackStep:
-    """Open and count the pictures, read the classes, hold the labels against them.
+    """Open and count the images, read the classes, check that the labels are among them.
 
     Raises:
-        ManifestError: no pictures there, no labels, or labels that are no classes.
+        ManifestError: no images there, no labels, or labels that are no classes.
         JobError: classes that cannot be read, or a single one.
     """
     manifest = open_manifest(settings.manifest, settings.keep, [LABEL], ATTACKS)
@@ -140,9 +140,7 @@ def _check_labels(manifest: Manifest, labels: tuple[str, ...]) -> None:
     if not is_text(column_type):
         raise ManifestError(f"{manifest.urls[0]}: column `{LABEL}` is {column_type}; expected string")
     if len(labels) < 2:
-        raise JobError(
-            f"classes: {len(labels)} of them; expected two or more, as a wrong one is written on each picture"
-        )
+        raise JobError(f"classes: {len(labels)} of them; expected two or more, as a wrong one is written on each image")
     names: set[str] = set()
     for row_group in merge_neighbours(manifest.row_groups, SCAN_ROWS, SCAN_BYTES):
         for rows in read_rows(row_group, [LABEL], SCAN_ROWS, ATTACKS, manifest.schema):

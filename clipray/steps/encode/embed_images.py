@@ -1,4 +1,4 @@
-"""Step `embed_images`: a manifest of pictures -> the `images` table. What it is made of, and what of it is on disk."""
+"""Step `embed_images`: a manifest of images -> the `images` table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ORIGINAL = "original"  # JPEGs that `decode: fast` decodes smaller are scaled by
 
 @dataclass(frozen=True)
 class EmbedStep(EncodeStep[EmbedImages]):
-    """A `Step`; see `EncodeStep`. `keep` holds used boxes too."""
+    """`keep` also holds the boxes that a feature uses."""
 
     @functools.cached_property
     def layers(self) -> Layers:

@@ -1,7 +1,7 @@
-"""Step `embed_regions`: pictures with boxes -> the `regions` table, a CLIP vector for each box.
+"""Step `embed_regions`: images with boxes -> the `regions` table, a CLIP vector for each box.
 
-The pictures go the way of `embed_images`. The books are kept by picture, in the table `<name>_pictures`; the regions of a
-picture lie in a shard of the same name and are written first.
+Images take the way of `embed_images`. Rows are counted by image, in the table `<name>_pictures`. The regions of an image
+lie in a shard of the same name, which is written first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from clipray.steps.base.step import StepContext
 
 @dataclass(frozen=True)
 class EmbedRegionsStep(EncodeStep[EmbedRegions]):
-    """A `Step`; see `EncodeStep`. `keep` holds the lists of boxes and of what is said of them, too."""
+    """`keep` also holds the lists of boxes and of their texts."""
 
     @property
     def widths(self) -> dict[str, int]:
@@ -80,7 +80,7 @@ def open_step(settings: EmbedRegions, context: StepContext) -> EmbedRegionsStep:
     """Open and count the manifest.
 
     Raises:
-        ManifestError: no pictures there, no `boxes`, or lists of another type.
+        ManifestError: no images there, no `boxes`, or lists of another type.
     """
     manifest = open_manifest(settings.manifest, settings.keep, ["boxes", *OF_BOXES], REGION_PICTURES)
     return EmbedRegionsStep.of(settings, context, manifest, (*settings.keep, *_lists(manifest)))
@@ -97,6 +97,6 @@ def _lists(manifest: Manifest) -> list[str]:
         column_type = manifest.schema.field(name).type
         if not is_texts(column_type):
             raise ManifestError(
-                f"{manifest.urls[0]}: column `{name}` is {column_type}; expected list<string>: for each picture a text for each box"
+                f"{manifest.urls[0]}: column `{name}` is {column_type}; expected list<string>: for each image a text for each box"
             )
     return ["boxes", *lists]

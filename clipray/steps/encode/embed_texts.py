@@ -23,7 +23,7 @@ IMAGE = "image_id"
 
 @dataclass(frozen=True)
 class EmbedTextsStep(EncodeStep[EmbedTexts]):
-    """A `Step`; see `EncodeStep`."""
+    """Texts to vectors."""
 
     @property
     def widths(self) -> dict[str, int]:

@@ -24,7 +24,7 @@ from clipray.steps.base.step import StepContext
 
 @dataclass(frozen=True)
 class RenderDepthStep(EncodeStep[RenderDepth]):
-    """A `Step`; see `EncodeStep`."""
+    """Point clouds to vectors."""
 
     @property
     def widths(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Step `score_captions`: pairs of a picture and a caption -> the `caption_scores` table, and their means in `metrics`."""
+"""Step `score_captions`: pairs of an image and a caption -> the `caption_scores` table, and their means in `metrics`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REFERENCES = "references"
 
 @dataclass(frozen=True)
 class ScoreStep(EncodeStep[ScoreCaptions]):
-    """A `Step`; see `EncodeStep`. Captions are encoded here; the pictures' vectors come with the rows."""
+    """Captions are encoded here; the vectors of the images come with the rows."""
 
     source: VectorColumn
 
@@ -88,11 +88,11 @@ class ScoreStep(EncodeStep[ScoreCaptions]):
 
 
 def open_step(settings: ScoreCaptions, context: StepContext) -> ScoreStep:
-    """Open the pairs and the pictures.
+    """Open the pairs and the images.
 
     Raises:
         ManifestError: no pairs there, or columns that are missing or of another type.
-        SchemaError: the table of pictures is not finished, or of another model than the job's.
+        SchemaError: the table of images is not finished, or of another model than the job's.
     """
     source, model = open_vectors(settings.input, context.output), context.model()
     refuse_another_model(source, model.identity(), model.embed_dim)

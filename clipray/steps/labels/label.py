@@ -84,7 +84,7 @@ class LabelStep(VectorStep[Label]):
         styles = [style.name for style in self.prompts.styles]
         work = chunked(self.source.row_groups, self.settings.rows_per_file)
         parts = [Part(group, [f"part-{n:06d}-{style}.parquet" for style in styles]) for n, group in enumerate(work)]
-        return write_parts(self, parts, label_part, run, "labelling", shared=self.of_a_task)
+        return write_parts(self, parts, label_part, self.of_a_task, run, "labelling")
 
     @property
     def of_a_task(self) -> Task:

@@ -71,7 +71,7 @@ class ProbeStep(VectorStep[Probe]):
         summary = self._trained(run)
         self.begin()
         parts = numbered(self.source.row_groups, self.settings.rows_per_file)
-        return Outcome(write_parts(self, parts, _label, run, "labelling"), summary, _metrics(summary))
+        return Outcome(write_parts(self, parts, _label, self, run, "labelling"), summary, _metrics(summary))
 
     def _trained(self, run: RunContext) -> dict[str, Any]:
         """Have the coefficients in their table; the summary of training."""

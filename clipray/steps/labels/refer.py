@@ -67,7 +67,7 @@ class ReferStep(VectorStep[Refer]):
         ]
         parts = [Part(row_groups, [f"part-{n:06d}.parquet"]) for n, row_groups in enumerate(files)]
         task = Task(self, *self._dataset(files, run))
-        shards = write_parts(self, parts, refer_file, run, "comparing", row_for_row=False, shared=task)
+        shards = write_parts(self, parts, refer_file, task, run, "comparing", row_for_row=False)
         if not sum(shard.rows for shard in shards):
             raise SchemaError(
                 f"input {self.source.name}: no region has a caption; `box_captions` of the manifest has them"

@@ -61,7 +61,7 @@ class AugmentStep(VectorStep[Augment]):
         """Average what is missing. Raises SchemaError: vectors that are not finite."""
         self.begin()
         parts = numbered(self.source.row_groups, self.settings.rows_per_file)
-        return Outcome(write_parts(self, parts, _augment, run, "averaging"))
+        return Outcome(write_parts(self, parts, _augment, self, run, "averaging"))
 
 
 def _augment(part: Part, step: AugmentStep) -> list[tables.Shard]:

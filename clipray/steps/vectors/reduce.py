@@ -69,7 +69,7 @@ class ReduceStep(VectorStep[Reduce]):
             self.write_companion(components_table(projection, self.source.n_features))
         projection = read_projection(self.companion)
         parts = numbered(self.source.row_groups, self.settings.rows_per_file)
-        shards = write_parts(self, parts, _project, run, "projecting", shared=(self, projection))
+        shards = write_parts(self, parts, _project, (self, projection), run, "projecting")
         ratios = projection.variance_ratio
         share = round(float(ratios.sum()), 6)
         summary = {

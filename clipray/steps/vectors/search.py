@@ -72,7 +72,7 @@ class SearchStep(VectorStep[Search]):
         """Search for what is missing. Raises SchemaError: vectors that are not finite."""
         self.begin()
         parts = numbered(self.source.row_groups, self.settings.rows_per_file)
-        shards = write_parts(self, parts, _search, run, "searching", row_for_row=False)
+        shards = write_parts(self, parts, _search, self, run, "searching", row_for_row=False)
         return Outcome(shards, row_for_row=False)
 
 

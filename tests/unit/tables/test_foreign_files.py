@@ -72,7 +72,7 @@ def test_parts_refuse_a_foreign_file(folder: Folder, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("clipray.engine.tasks.map_tasks", lambda *_: [])
     run = RunContext(lambda: pytest.fail("no cluster is needed"), None, None, None)  # type: ignore[arg-type]
     with pytest.raises(StaleTableError, match=MESSAGE):
-        shard_writer.write_parts(Step(), [], lambda *_: [], run, "making")  # type: ignore[arg-type]
+        shard_writer.write_parts(Step(), [], lambda *_: [], None, run, "making")  # type: ignore[arg-type]
     assert folder.sizes().keys() == {"part-000000.parquet", "mine.parquet", tables.RECORD}
 
 
