@@ -24,8 +24,8 @@ from clipray.engine.cluster import ClusterResources
 from clipray.engine.health import answers_of
 from clipray.engine.index_builder import Builder
 from clipray.engine.index_order import QUERIES, IndexPart, IndexSpec, Probes
-from clipray.engine.vector_actors import SALT
-from clipray.inputs.row_index import hash_strings
+from clipray.engine.vector_actors import SEED
+from clipray.inputs.key_index import hash_strings
 from clipray.inputs.vector_column import VectorColumn, read_finite
 from clipray.storage.parquet import RowGroup, chunked
 
@@ -112,7 +112,7 @@ def _drawn(order: IndexSpec, part: IndexPart, share: float, of_queries: bool) ->
     keys, rows, vectors, start = [], [], [], part.first_row
     for row_group in part.row_groups:
         ids, x = _vectors(order, source, row_group)
-        key = hash_strings(ids[source.ids[-1]], SALT)
+        key = hash_strings(ids[source.ids[-1]], SEED)
         key ^= np.uint64(order.random_state * 0x9E3779B97F4A7C15 % 2**64)
         chosen = np.flatnonzero(key <= np.uint64(min(share, 1 - 2**-53) * 2**64))
         keys.append(key[chosen])

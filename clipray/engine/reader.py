@@ -13,8 +13,8 @@ import ray
 
 from clipray.engine.progress import Reporter
 from clipray.inputs.content_versions import CONTENT_HASH, Contents
+from clipray.inputs.key_index import ABSENT, KeyIndex
 from clipray.inputs.manifest import read_rows
-from clipray.inputs.row_index import contains, hash_strings
 from clipray.inputs.vector_lookup import Gatherer, Lookup
 from clipray.job.row_spec import PICTURES, RowSpec
 from clipray.pipelines.messages import fatal
@@ -33,7 +33,7 @@ class ReadPlan:
     Attributes:
         row_groups: those that hold wanted rows.
         columns: columns to read.
-        wanted: (n,) uint64 sorted keys of the rows to encode, under `salt`.
+        wanted: the rows to encode.
         refused: file number -> row numbers that are no work (repeated ids among them, whose key is wanted once).
         rows_per_block: rows that are lost together when a worker dies.
         contents: rows get what is known of their contents, as a column `CONTENT_HASH`; None: they do not.
@@ -44,8 +44,7 @@ class ReadPlan:
 
     row_groups: Sequence[RowGroup]
     columns: Sequence[str]
-    wanted: np.ndarray
-    salt: str
+    wanted: KeyIndex
     refused: dict[int, np.ndarray]
     rows_per_block: int
     careful: bool = False
@@ -66,7 +65,7 @@ class Reader:
     def __init__(
         self, this: ReadPlan, wanted: list[Any], refused: list[Any], lookup: list[Any], rows: int, report: Reporter
     ) -> None:
-        self.columns, self.salt, self.kind, self.by = tuple(this.columns), this.salt, this.kind, this.by
+        self.columns, self.kind, self.by = tuple(this.columns), this.kind, this.by
         self.contents, self.schema = this.contents, this.schema
         # The references travel inside lists: bare ones would be replaced by copies of the arrays.
         self.wanted, self.refused, self.lookup, self.rows, self.report = wanted, refused, lookup, rows, report
@@ -89,7 +88,7 @@ class Reader:
         wanted, refused = ray.get([self.wanted[0], self.refused[0]])
         began = time.perf_counter()
         for read in read_rows(row_group, self.columns, rows, self.kind, self.schema):
-            keep = contains(wanted, hash_strings(read.table[self.kind.key], self.salt))
+            keep = wanted.positions(read.table[self.kind.key]) != ABSENT
             keep &= ~np.isin(read.numbers, refused.get(row_group.file, ()))
             kept = read.table if keep.all() else read.table.filter(pa.array(keep))
             if self.contents:

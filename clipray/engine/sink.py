@@ -14,6 +14,7 @@ import ray
 
 from clipray.engine.failures import unwrapped
 from clipray.engine.health import LOOK_S, Health, waited
+from clipray.inputs.committed_rows import RegionFolders
 from clipray.job.row_spec import PICTURES, RowSpec
 from clipray.pipelines.region_boxes import unfolded
 from clipray.storage.folder import Folder
@@ -25,17 +26,8 @@ SHARD_BYTES = 256 * 2**20  # a writer holds a few of these
 
 
 @dataclass(frozen=True)
-class Regions:
-    """Where the regions of pictures go."""
-
-    table: Folder
-    rejects: Folder
-    schema: pa.Schema
-
-
-@dataclass(frozen=True)
 class Target:
-    """Where rows go."""
+    """Where rows go. regions: where their regions go, with `region_schema`."""
 
     table: Folder
     rejects: Folder
@@ -44,7 +36,8 @@ class Target:
     prefix: str
     rows_per_file: int
     flush_s: float
-    regions: Regions | None = None
+    regions: RegionFolders | None = None
+    region_schema: pa.Schema | None = None
     kind: RowSpec = PICTURES
 
 
@@ -153,8 +146,7 @@ def _write(target: Target, provenance: dict[str, Any], name: str, blocks: list[p
         written.write(target.rejects, name, "rejects", bad, provenance)
     if good.num_rows:
         if target.regions is not None:
-            refused_schema = rejects_schema(*target.kind.named)
-            _write_regions(target.regions, data.filter(pc.invert(refused)), provenance, name, refused_schema, written)
+            _write_regions(target, data.filter(pc.invert(refused)), provenance, name, written)
         good = pa.table(good.columns, schema=target.schema)
         written.write(target.table, name, target.kind.table, good, provenance)
     written.rows, written.files = good.num_rows, 1 if good.num_rows else 0
@@ -162,20 +154,21 @@ def _write(target: Target, provenance: dict[str, Any], name: str, blocks: list[p
     return written
 
 
-def _write_regions(
-    target: Regions, pictures: pa.Table, provenance: dict[str, Any], name: str, refused_schema: pa.Schema,
-    written: Written,
-) -> None:  # fmt: skip
-    """The regions of a shard's pictures, in a shard of the same name, written first: a picture on disk is complete."""
-    rows = unfolded(pictures, "regions").select(target.schema.names)
+def _write_regions(target: Target, images: pa.Table, provenance: dict[str, Any], name: str, written: Written) -> None:
+    """The regions of a shard's images, in a shard of the same name, written first: an image on disk is complete."""
+    assert target.regions is not None
+    assert target.region_schema is not None
+    rows = unfolded(images, "regions").select(target.region_schema.names)
     if rows.num_rows:
-        written.write(target.table, name, "regions", pa.table(rows.columns, schema=target.schema), provenance)
+        regions = pa.table(rows.columns, schema=target.region_schema)
+        written.write(target.regions.table, name, "regions", regions, provenance)
     else:
-        target.table.remove(name)
-    boxes = unfolded(pictures, "rejected_boxes")
+        target.regions.table.remove(name)
+    boxes = unfolded(images, "rejected_boxes")
     if boxes.num_rows:
+        refused_schema = rejects_schema(*target.kind.named)
         boxes = boxes.append_column("stage", pa.array(["pool"] * len(boxes), pa.string()))
         refused = boxes.select(refused_schema.names).cast(refused_schema)
-        written.write(target.rejects, name, "rejects", refused, provenance)
+        written.write(target.regions.rejects, name, "rejects", refused, provenance)
     else:
-        target.rejects.remove(name)
+        target.regions.rejects.remove(name)

@@ -20,7 +20,7 @@ from clipray.engine.cluster import ClusterResources
 from clipray.engine.health import answers_of
 from clipray.engine.plan import CORES_PER_CPU_ACTOR
 from clipray.errors import RunError, SchemaError
-from clipray.inputs.row_index import hash_strings
+from clipray.inputs.key_index import hash_strings, seed_of
 from clipray.inputs.vector_column import VectorColumn, read_vectors
 from clipray.storage.parquet import RowGroup, chunked
 
@@ -28,7 +28,7 @@ Write = Callable[[pa.Table, np.ndarray, np.ndarray, int], Any]
 TREE_BYTES = 64 * 2**20  # states larger than this meet in pairs, on the workers
 PART_ROWS = 65_536  # that are in memory at a time where vectors are not held, and as many more that are being read
 SHARE = 0.8  # of the free memory that vectors may take
-SALT = "clipray-vectors0"  # of the keys by which samples are drawn
+SEED = seed_of("vectors")  # of the keys by which samples are drawn
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class VectorActor:
 
         tables, x = read
         source, key = self._source, self._source.ids[-1]
-        keys = [hash_strings(ids[key], SALT) for ids in tables]
+        keys = [hash_strings(ids[key], SEED) for ids in tables]
         precision: Any = self._holding.precision
         try:
             shard = VectorPartition(x, np.concatenate(keys), precision=precision, device=self._device)

@@ -1,4 +1,4 @@
-"""Classes and what is said of them, from a job, a file or a built-in list: names, templates, descriptions."""
+"""Classes and their prompts, from a job, a file or a built-in list: names, templates, descriptions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PromptSet = str | list[str]
 def prompt_styles(
     classes: str | list[str] | Classes, styles: Sequence[str] | Mapping[str, Style] | None = None
 ) -> list[PromptStyle]:
-    """What is said of each class, in each style.
+    """The prompts of each class, in each style.
 
     Args:
         classes: a YAML, CSV or Parquet file, a text file with a name a line, a built-in list, names, or `Classes`.
@@ -43,7 +43,7 @@ def prompt_styles(
     if isinstance(classes, str) and classes.lower().endswith((".parquet", ".pq", ".csv")):
         data = _read_csv(classes) if classes.lower().endswith(".csv") else _read_parquet(classes)
         if "prompt" in data.column_names:
-            return _given(classes, data, styles)
+            return _stored_styles(classes, data, styles)
         known = _classes_of(classes, data)
     else:
         known = _known(classes)
@@ -61,29 +61,29 @@ def _style(name: str, style: Style, classes: Classes) -> PromptStyle:
     labels = tuple(classes.names)
     if style.prompt == "template":
         return PromptStyle(name, labels, templates=_templates(style.templates or classes.templates or TEMPLATE))
-    given = style.descriptions if style.descriptions is not None else classes.descriptions
+    descriptions = style.descriptions if style.descriptions is not None else classes.descriptions
     where = f"style {name}"
-    if isinstance(given, str):
-        where, given = f"style {name}: {given}", _descriptions(given)
-    if not given:
+    if isinstance(descriptions, str):
+        where, descriptions = f"style {name}: {descriptions}", _descriptions(descriptions)
+    if not descriptions:
         raise JobError(f"{where}: `prompt: {style.prompt}` needs `descriptions`, a text for each class")
-    missing, unknown = [n for n in labels if not given.get(n)], [n for n in given if n not in labels]
+    missing, unknown = [n for n in labels if not descriptions.get(n)], [n for n in descriptions if n not in labels]
     if missing or unknown:
         what = f"no description of {_listed(missing)}" if missing else f"descriptions of no class: {_listed(unknown)}"
         raise JobError(f"{where}: {what}")
-    texts = tuple(tuple(_texts(given[label])) for label in labels)
+    texts = tuple(tuple(_texts(descriptions[label])) for label in labels)
     return PromptStyle(name, labels, descriptions=texts, named=style.prompt == "name_is_description")
 
 
-def _templates(given: PromptSet) -> tuple[str, ...]:
-    if isinstance(given, str):
+def _templates(templates: PromptSet) -> tuple[str, ...]:
+    if isinstance(templates, str):
         sets = {"photo": lambda: PHOTO_TEMPLATES, "openai": openai_templates}
-        return tuple(sets[given]()) if given in sets else (given,)
-    return tuple(given)
+        return tuple(sets[templates]()) if templates in sets else (templates,)
+    return tuple(templates)
 
 
-def _texts(said: PromptSet) -> list[str]:
-    return [said] if isinstance(said, str) else said
+def _texts(prompts: PromptSet) -> list[str]:
+    return [prompts] if isinstance(prompts, str) else prompts
 
 
 def _known(classes: str | list[str] | Classes) -> Classes:
@@ -110,8 +110,8 @@ def _validated(path: str, values: Mapping[str, Any]) -> Classes:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"][:2]))
-        said = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-        raise JobError(f"{path}: {place}: {said}; a class file has `names`, `templates`, `descriptions`") from error
+        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        raise JobError(f"{path}: {place}: {message}; a class file has `names`, `templates`, `descriptions`") from error
 
 
 def _read(path: str) -> str:
@@ -186,22 +186,22 @@ def _classes_of(path: str, data: pa.Table) -> Classes:
     return _validated(path, values)
 
 
-def _given(path: str, data: pa.Table, styles: Any) -> list[PromptStyle]:
+def _stored_styles(path: str, data: pa.Table, styles: Sequence[str] | Mapping[str, Style] | None) -> list[PromptStyle]:
     """Styles of a table with a row per `label`, `style` and `prompt`; several prompts of a class are averaged."""
     if isinstance(styles, Mapping):
         raise JobError(f"{path} holds the prompts themselves: `styles` may only name some of its styles")
     ofs = data["style"].to_pylist() if "style" in data.column_names else ["template"] * len(data)
-    said: dict[str, dict[str, list[str]]] = {}
+    prompts: dict[str, dict[str, list[str]]] = {}
     for style, label, prompt in zip(ofs, data["label"].to_pylist(), data["prompt"].to_pylist(), strict=True):
-        said.setdefault(style, {}).setdefault(label, []).append(prompt)
-    unknown = [name for name in styles or () if name not in said]
+        prompts.setdefault(style, {}).setdefault(label, []).append(prompt)
+    unknown = [name for name in styles or () if name not in prompts]
     if unknown:
-        raise JobError(f"{path}: no style {unknown[0]!r}; there are: {', '.join(said)}")
-    found = []
-    for name in styles or said:
-        labels = tuple(distinct(list(said[name])))
-        found.append(PromptStyle(name, labels, descriptions=tuple(tuple(said[name][label]) for label in labels)))
-    return found
+        raise JobError(f"{path}: no style {unknown[0]!r}; there are: {', '.join(prompts)}")
+    chosen = []
+    for name in styles or prompts:
+        labels = tuple(distinct(list(prompts[name])))
+        chosen.append(PromptStyle(name, labels, descriptions=tuple(tuple(prompts[name][label]) for label in labels)))
+    return chosen
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,11 +1,11 @@
-"""What of a manifest is on disk already: the books that make a run resumable.
+"""Which rows of a manifest are on disk already: what makes a run resumable.
 
-The files themselves are the books. Taking stock reads the ids of every committed shard, removes what a kill left
-torn, and rewrites shards that hold a row twice, a row that the manifest no longer has, or one whose source (`uri`,
-`text`), content or kept columns have changed, so that afterwards every row on disk is a row of the manifest, once.
+The files themselves are the record. A check reads the ids of every committed shard and removes what a kill left torn.
+It rewrites shards that hold a row twice, a row that the manifest no longer has, or one whose source (`uri`, `text`),
+content or kept columns have changed. Afterwards every row on disk is a row of the manifest, once.
 
-Regions lie in shards of the same name as those of their pictures. A picture counts as written only with all its
-regions, and regions without their picture are removed.
+Regions lie in shards of the same name as those of their images. An image is done only with all its regions, and regions
+without their image are removed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 
 from clipray.errors import DamagedError, SchemaError, StaleTableError
 from clipray.inputs.content_versions import CONTENT_HASH, same_content
-from clipray.inputs.row_index import RowIndex, places, row_keys
+from clipray.inputs.key_index import ABSENT
+from clipray.inputs.row_index import RowIndex, row_keys
 from clipray.storage.folder import Folder
 from clipray.tables import (
     Shard,
@@ -28,8 +29,9 @@ from clipray.tables import (
     noted_as_damaged,
     provenance_of,
     read_shard,
-    shard_footer,
+    rejects_of,
     shard_names,
+    shard_footer,
     verify_shards,
     write_shard,
 )
@@ -45,21 +47,25 @@ class RegionFolders:
     table: Folder
     rejects: Folder
 
+    @classmethod
+    def of(cls, output: Folder, name: str) -> RegionFolders:
+        return cls(output.sub(name), rejects_of(output, name))
+
 
 @dataclass
 class CommittedRows:
     """What is on disk.
 
     Attributes:
-        taken: (n,) bool, for each accepted row of the scan: written or rejected.
+        done: (n,) bool, for each accepted row of the manifest: written or rejected.
         files, reject_files: the shards, all whole.
         region_files, refused_box_files: likewise. Empty where the step writes no regions.
         rejects: count by reason, the manifest's own included.
-        repaired: what taking stock had to mend: files torn or damaged, rows doubled, gone, changed.
+        repaired: how much the check had to repair: files torn or damaged, rows doubled, gone, changed.
         verified: shards by path, every byte of which was verified or written in this run.
     """
 
-    taken: np.ndarray
+    done: np.ndarray
     files: list[Shard] = field(default_factory=list)
     reject_files: list[Shard] = field(default_factory=list)
     region_files: list[Shard] = field(default_factory=list)
@@ -76,9 +82,14 @@ class CommittedRows:
     def rejected(self) -> int:
         return sum(self.rejects.values())
 
+    def note(self, what: str, count: int) -> None:
+        """Count a repair."""
+        if count:
+            self.repaired[what] = self.repaired.get(what, 0) + count
+
 
 def regions_of_another(regions: RegionFolders, fingerprint: str, name: str) -> str | None:
-    """Path of a shard that is not of the pictures of the table `name`, made with these settings; None if all are."""
+    """Path of a shard that is not of the images of the table `name`, made with these settings; None if all are."""
     for folder in (regions.table, regions.rejects):
         for shard in shard_names(folder):
             with contextlib.suppress(SchemaError, FileNotFoundError):  # torn, as a kill may leave it
@@ -107,49 +118,150 @@ def check_committed(
     Raises:
         StaleTableError: the folder holds Parquet that was made with other settings, or by somebody else.
     """
-    stock = CommittedRows(np.zeros(len(scan.keys), bool), verified={} if verified is None else verified)
-    if repair:
-        _drop_broken(table, rejects, regions, stock)
-    for folder, is_table in ((table, True), (rejects, False)):
-        for name in sorted(folder.leftovers()) if repair else ():
-            folder.remove(name)
-        sizes, damaged = folder.sizes(), noted_as_damaged(folder) or ()
-        for name in shard_names(folder):
-            if name in damaged:  # a run removes it first
-                continue
-            shard = _count_shard(
-                folder,
-                name,
-                sizes[name],
-                is_table,
-                scan,
-                keep,
-                fingerprint,
-                stock,
-                regions if is_table else None,
-                repair,
+    committed = CommittedRows(np.zeros(len(scan.index), bool), verified={} if verified is None else verified)
+    _Check(table, rejects, regions, scan, keep, fingerprint, repair, committed).run()
+    return committed
+
+
+@dataclass(frozen=True)
+class _Check:
+    """One check of a table's shards; see `check_committed`. What it finds is counted in `committed`."""
+
+    table: Folder
+    rejects: Folder
+    regions: RegionFolders | None
+    scan: RowIndex
+    keep: Sequence[str]
+    fingerprint: str
+    repair: bool
+    committed: CommittedRows
+
+    def run(self) -> None:
+        if self.repair:
+            self._drop_broken()
+        for folder, shards in ((self.table, self.committed.files), (self.rejects, self.committed.reject_files)):
+            for name in sorted(folder.leftovers()) if self.repair else ():
+                folder.remove(name)
+            sizes, damaged = folder.sizes(), noted_as_damaged(folder) or ()
+            counted = (
+                self._count_shard(folder, name, sizes[name]) for name in shard_names(folder) if name not in damaged
             )
-            if shard is not None:
-                (stock.files if is_table else stock.reject_files).append(shard)
-    if regions is not None and repair:
-        _match_regions(table, regions, stock)
-    return stock
+            shards += [shard for shard in counted if shard is not None]
+        if self.regions is not None and self.repair:
+            self._match_regions(self.regions)
 
+    def _drop_broken(self) -> None:
+        """Remove shards that are not what was written. Images whose refused boxes are lost are made again with them."""
+        known = self.committed.verified
+        of_regions = (self.regions.table, self.regions.rejects) if self.regions else ()
+        for folder in (self.table, self.rejects, *of_regions):
+            sizes = folder.sizes()
+            names = [name for name in shard_names(folder) if _bytes_of(known.get(folder.path(name))) != sizes[name]]
+            whole, broken = verify_shards(folder, names)
+            _refuse_foreign(folder, broken)
+            known.update({folder.path(name): shard for name, shard in whole.items()})
+            for name, error in broken.items():
+                self.committed.note("damaged_files" if isinstance(error, DamagedError) else "torn_files", 1)
+                folder.remove(name)
+                if self.regions is not None and folder == self.regions.rejects:
+                    self.table.remove(name)
 
-def _drop_broken(table: Folder, rejects: Folder, regions: RegionFolders | None, stock: CommittedRows) -> None:
-    """Remove shards that are not what was written. Pictures whose refused boxes are lost are made again with them."""
-    beside = (regions.table, regions.rejects) if regions else ()
-    for folder in (table, rejects, *beside):
-        sizes, known = folder.sizes(), stock.verified
-        names = [name for name in shard_names(folder) if _bytes_of(known.get(folder.path(name))) != sizes[name]]
-        whole, broken = verify_shards(folder, names)
-        _refuse_foreign(folder, broken)
-        known.update({folder.path(name): shard for name, shard in whole.items()})
-        for name, error in broken.items():
-            _note(stock, "damaged_files" if isinstance(error, DamagedError) else "torn_files", 1)
-            folder.remove(name)
-            if regions is not None and folder == regions.rejects:
-                table.remove(name)
+    def _count_shard(self, folder: Folder, name: str, size: int) -> Shard | None:
+        """Mark a shard's rows as done. The shard with those rows alone; None where it has none."""
+        is_table = folder == self.table
+        try:
+            rows, _, metadata = shard_footer(folder, name)
+            if metadata.get("fingerprint") != self.fingerprint:
+                raise StaleTableError(
+                    f"{folder.path(name)} was not made by this job with these settings; move it away, or give the job another `output`"
+                )
+            data = read_shard(folder, name, self._columns(is_table))
+        except (SchemaError, FileNotFoundError):
+            self.committed.note("torn_files", 1)
+            if self.repair:
+                folder.remove(name)
+            return None
+        whole = self._has_its_regions(data, self.regions, name) if is_table and self.regions else np.ones(rows, bool)
+        good = np.ones(rows, bool) if name == REFUSED else self._mark_done(data, whole, is_table)
+        if not is_table:
+            self._count_reasons(data["reason"].filter(pa.array(good)))
+        if not self.repair:
+            return Shard(name, int(good.sum()), size)
+        return self._rewritten(folder, name, good)
+
+    def _columns(self, is_table: bool) -> list[str]:
+        """That tell what a shard's rows are."""
+        hashed = [CONTENT_HASH] if self.scan.contents else []
+        others = [*(["region_count"] if self.regions else []), *self.keep] if is_table else ["reason"]
+        return [*self.scan.spec.named, *hashed, *others]
+
+    def _count_reasons(self, reasons: pa.ChunkedArray) -> None:
+        counts = self.committed.rejects
+        for item in pc.value_counts(reasons).to_pylist():
+            counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
+
+    def _has_its_regions(self, images: pa.Table, regions: RegionFolders, name: str) -> np.ndarray:
+        """(rows,) bool: images of a shard whose regions are all there."""
+        try:
+            owners = read_shard(regions.table, name, ["image_id"])["image_id"]
+        except (SchemaError, FileNotFoundError):
+            owners = pa.chunked_array([[]], pa.string())
+        counts = pc.value_counts(owners)
+        at = pc.index_in(images["image_id"], value_set=counts.field("values").cast(pa.string()))
+        there = pc.fill_null(counts.field("counts").take(at), 0).to_numpy()
+        whole: np.ndarray = there == images["region_count"].to_numpy()
+        self.committed.note("rows_without_their_regions", int((~whole).sum()))
+        return whole
+
+    def _mark_done(self, data: pa.Table, whole: np.ndarray, is_table: bool) -> np.ndarray:
+        """(rows,) bool: whole rows that are rows of the manifest, unchanged, and not counted before; they are done."""
+        scan, done = self.scan, self.committed.done
+        keys, sources, kept = row_keys(data, scan.index.seed, self.keep if is_table else (), scan.spec)
+        if not len(scan.index):
+            self.committed.note("rows_gone", len(keys))
+            return np.zeros(len(keys), bool)
+        at = scan.index.positions_of(keys)
+        known, expected = at != ABSENT, scan.sources[at]
+        same = expected == sources
+        if scan.contents:
+            same = same_content(data[CONTENT_HASH], sources, expected, scan.index.seed)
+        if is_table:
+            same = same & (scan.kept[at] == kept)
+        same = same & known
+        first = np.zeros(len(keys), bool)
+        first[np.unique(keys, return_index=True)[1]] = True
+        good = same & first & whole & ~done[at]
+        done[at[good]] = True
+        self.committed.note("rows_gone", int((~known).sum()))
+        self.committed.note("rows_changed", int((known & ~same).sum()))
+        self.committed.note("rows_doubled", int((same & whole & ~good).sum()))
+        return good
+
+    def _match_regions(self, regions: RegionFolders) -> None:
+        """Remove regions whose image is not in the shard of the same name."""
+        of_images = {shard.name for shard in self.committed.files}
+        for folder, shards in (
+            (regions.table, self.committed.region_files),
+            (regions.rejects, self.committed.refused_box_files),
+        ):
+            for name in folder.leftovers():
+                folder.remove(name)
+            for name in shard_names(folder):
+                shard = self._match_shard(folder, name) if name in of_images else None
+                if shard is None:
+                    self.committed.note("region_files_removed", 1)
+                    folder.remove(name)
+                else:
+                    shards.append(shard)
+
+    def _match_shard(self, folder: Folder, name: str) -> Shard | None:
+        owners, images = (read_shard(each, name, ["image_id"])["image_id"] for each in (folder, self.table))
+        return self._rewritten(folder, name, pc.is_in(owners, value_set=images.combine_chunks()).to_numpy())
+
+    def _rewritten(self, folder: Folder, name: str, good: np.ndarray) -> Shard | None:
+        """The shard with its good rows, (rows,) bool, alone; None where it has none."""
+        verified = self.committed.verified
+        return verified[folder.path(name)] if good.all() else _rewrite(folder, name, good, verified)
 
 
 def _refuse_foreign(folder: Folder, broken: Iterable[str]) -> None:
@@ -173,7 +285,7 @@ def take_back(rejects: Folder, fingerprint: str, verified: dict[str, Shard]) -> 
     """
     count = 0
     for name in shard_names(rejects):
-        with contextlib.suppress(SchemaError, FileNotFoundError):  # torn: taking stock removes it
+        with contextlib.suppress(SchemaError, FileNotFoundError):  # torn: a check removes it
             metadata = shard_footer(rejects, name)[2]
             reasons = read_shard(rejects, name, ["reason"])["reason"].to_pylist()
             lasting = np.array([not is_passing(reason) for reason in reasons], bool)
@@ -181,110 +293,6 @@ def take_back(rejects: Folder, fingerprint: str, verified: dict[str, Shard]) -> 
                 _rewrite(rejects, name, lasting, verified)
                 count += int((~lasting).sum())
     return count
-
-
-def _count_shard(
-    folder: Folder,
-    name: str,
-    size: int,
-    is_table: bool,
-    scan: RowIndex,
-    keep: Sequence[str],
-    fingerprint: str,
-    stock: CommittedRows,
-    regions: RegionFolders | None,
-    repair: bool,
-) -> Shard | None:
-    try:
-        rows, _, metadata = shard_footer(folder, name)
-        if metadata.get("fingerprint") != fingerprint:
-            raise StaleTableError(
-                f"{folder.path(name)} was not made by this job with these settings; move it away, or give the job another `output`"
-            )
-        counted = ["region_count"] if regions else []
-        hashed = [CONTENT_HASH] if scan.contents else []
-        ids = read_shard(folder, name, [*scan.kind.named, *hashed, *counted, *(keep if is_table else ())])
-    except (SchemaError, FileNotFoundError):
-        _note(stock, "torn_files", 1)
-        if repair:
-            folder.remove(name)
-        return None
-    reasons = None if is_table else read_shard(folder, name, ["reason"])["reason"]
-    whole = _with_regions(ids, regions.table, name, stock) if regions else np.ones(rows, bool)
-    good = np.ones(rows, bool) if name == REFUSED else _belongs(ids, is_table, scan, keep, stock, whole)
-    if reasons is not None:
-        for item in pc.value_counts(reasons.filter(pa.array(good))).to_pylist():
-            stock.rejects[item["values"]] = stock.rejects.get(item["values"], 0) + item["counts"]
-    if not repair:
-        return Shard(name, int(good.sum()), size)
-    return _kept(folder, name, good, stock)
-
-
-def _with_regions(ids: pa.Table, regions: Folder, name: str, stock: CommittedRows) -> np.ndarray:
-    """(rows,) bool: pictures of a shard whose regions are all there."""
-    try:
-        found = read_shard(regions, name, ["image_id"])["image_id"]
-    except (SchemaError, FileNotFoundError):
-        found = pa.chunked_array([[]], pa.string())
-    counts = pc.value_counts(found)
-    at = pc.index_in(ids["image_id"], value_set=counts.field("values").cast(pa.string()))
-    there = pc.fill_null(counts.field("counts").take(at), 0).to_numpy()
-    whole: np.ndarray = there == ids["region_count"].to_numpy()
-    _note(stock, "rows_without_their_regions", int((~whole).sum()))
-    return whole
-
-
-def _match_regions(table: Folder, regions: RegionFolders, stock: CommittedRows) -> None:
-    """Remove regions whose picture is not in the shard of the same name."""
-    pictures = {shard.name for shard in stock.files}
-    for folder, files in ((regions.table, stock.region_files), (regions.rejects, stock.refused_box_files)):
-        for name in folder.leftovers():
-            folder.remove(name)
-        for name in shard_names(folder):
-            shard = _match_shard(table, folder, name, stock) if name in pictures else None
-            if shard is None:
-                _note(stock, "region_files_removed", 1)
-                folder.remove(name)
-            else:
-                files.append(shard)
-
-
-def _match_shard(table: Folder, folder: Folder, name: str, stock: CommittedRows) -> Shard | None:
-    ids = read_shard(folder, name, ["image_id"])["image_id"]
-    good = pc.is_in(ids, value_set=read_shard(table, name, ["image_id"])["image_id"].combine_chunks()).to_numpy()
-    return _kept(folder, name, good, stock)
-
-
-def _belongs(
-    ids: pa.Table, is_table: bool, scan: RowIndex, keep: Sequence[str], stock: CommittedRows, whole: np.ndarray
-) -> np.ndarray:
-    """(rows,) bool: whole rows that are rows of the manifest, unchanged, and not counted before. Marks them as taken."""
-    keys, sources, kept = row_keys(ids, scan.salt, keep if is_table else (), scan.kind)
-    if not len(scan.keys):
-        _note(stock, "rows_gone", len(keys))
-        return np.zeros(len(keys), bool)
-    at, known = places(scan.keys, keys)
-    expected = scan.sources[at]
-    same = known & (
-        same_content(ids[CONTENT_HASH], sources, expected, scan.salt) if scan.contents else expected == sources
-    )
-    if is_table:
-        same &= scan.kept[at] == kept
-    first = np.zeros(len(keys), bool)
-    first[np.unique(keys, return_index=True)[1]] = True
-    good = same & first & whole & ~stock.taken[at]
-    stock.taken[at[good]] = True
-    _note(stock, "rows_gone", int((~known).sum()))
-    _note(stock, "rows_changed", int((known & ~same).sum()))
-    _note(stock, "rows_doubled", int((same & whole & ~good).sum()))
-    return good
-
-
-def _kept(folder: Folder, name: str, good: np.ndarray, stock: CommittedRows) -> Shard | None:
-    """The shard with its good rows alone; None where it has none. good: (rows,) bool."""
-    if good.all():
-        return stock.verified[folder.path(name)]
-    return _rewrite(folder, name, good, stock.verified)
 
 
 def _rewrite(folder: Folder, name: str, good: np.ndarray, verified: dict[str, Shard]) -> Shard | None:
@@ -297,8 +305,3 @@ def _rewrite(folder: Folder, name: str, good: np.ndarray, verified: dict[str, Sh
     shard = write_shard(folder, name, metadata["table"], data, provenance_of(metadata))
     verified[folder.path(name)] = shard
     return shard
-
-
-def _note(stock: CommittedRows, what: str, count: int) -> None:
-    if count:
-        stock.repaired[what] = stock.repaired.get(what, 0) + count

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipray.inputs.key_index import ABSENT, digest_of_hashes, hash_strings
 from clipray.inputs.manifest import Manifest
-from clipray.inputs.row_index import SCAN_ROWS, RowIndex, hash_strings, mixed, places, read_safely
+from clipray.inputs.row_index import SCAN_ROWS, RowIndex, mixed, read_safely
 from clipray.storage.folder import filesystem, listed_version, local_version
 from clipray.storage.parquet import RowGroup, merge_neighbours
 from clipray.storage.uris import is_chain, is_local, parse
@@ -100,7 +101,7 @@ def with_contents(manifest: Manifest, scan: RowIndex, contents: Contents, files:
 
     A row whose file cannot be looked at stands there as before, so that it counts as unchanged.
     """
-    sources, key = scan.sources.copy(), manifest.kind.key
+    sources, key = scan.sources.copy(), manifest.spec.key
     columns = [key, *contents.columns]
     for row_group in merge_neighbours(
         (row_group for row_group in manifest.row_groups if row_group.file in files), SCAN_ROWS, READ_BYTES
@@ -109,10 +110,11 @@ def with_contents(manifest: Manifest, scan: RowIndex, contents: Contents, files:
         for read in read_safely(manifest, row_group, columns, rows_at_once(row_group)):
             rows = read.table.filter(pa.array(~np.isin(read.numbers, refused)))
             hashes = contents.hashes(rows)
-            at, known = places(scan.keys, hash_strings(rows[key], scan.salt))
+            at = scan.index.positions(rows[key])
+            known = at != ABSENT
             if contents.schemes:
                 known &= hashes.is_valid().to_numpy(zero_copy_only=False)
-            sources[at[known]] = mixed(scan.sources[at], hash_strings(hashes, scan.salt))[known]
+            sources[at[known]] = mixed(scan.sources[at], hash_strings(hashes, scan.index.seed))[known]
     return dataclasses.replace(scan, sources=sources, contents=True)
 
 
@@ -121,7 +123,7 @@ def rows_at_once(row_group: RowGroup) -> int:
     return max(1, min(SCAN_ROWS, READ_BYTES * row_group.rows // max(1, row_group.bytes)))
 
 
-def same_content(hashes: pa.ChunkedArray, sources: np.ndarray, expected: np.ndarray, salt: str) -> np.ndarray:
+def same_content(hashes: pa.ChunkedArray, sources: np.ndarray, expected: np.ndarray, seed: int) -> np.ndarray:
     """(n,) bool: rows of a table that are made from what the scan `expected`, as far as it knows.
 
     Args:
@@ -129,12 +131,12 @@ def same_content(hashes: pa.ChunkedArray, sources: np.ndarray, expected: np.ndar
         sources: (n,) uint64, hashes of their `uri`.
         expected: (n,) uint64, the scan's `sources` of these rows: with the content, or without where it was not read.
     """
-    without = mixed(sources, hash_strings(pa.nulls(1, pa.string()), salt))
+    without = mixed(sources, hash_strings(pa.nulls(1, pa.string()), seed))
     versions = pc.match_substring(hashes, " ").fill_null(True)  # of a file, or of none
-    same = (expected == sources) | (expected == mixed(sources, hash_strings(hashes, salt)))
+    same = (expected == sources) | (expected == mixed(sources, hash_strings(hashes, seed)))
     return same | ((expected == without) & versions.to_numpy())
 
 
 def sources_digest(scan: RowIndex) -> str:
     """Of all sources of a scan, with their contents where it has them."""
-    return hashlib.sha256(scan.sources.tobytes()).hexdigest()[:16]
+    return digest_of_hashes(scan.sources)

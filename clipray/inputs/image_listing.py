@@ -59,13 +59,13 @@ def list_images(source: str) -> ImageListing:
     images = [p for p in files if p.lower().endswith(IMAGE_SUFFIXES)]
     if not images:
         raise ManifestError(
-            f"{source}: no pictures there: expected a folder or glob of files named {', '.join(IMAGE_SUFFIXES[:6])} …"
+            f"{source}: no images there: expected a folder or glob of files named {', '.join(IMAGE_SUFFIXES[:6])} …"
         )
     others = Counter(os.path.splitext(p)[1].lower() for p in set(files).difference(images))
     return ImageListing(root, tuple(images), dict(others))
 
 
-def find_pictures(source: str) -> tuple[str, list[str]]:
+def find_images(source: str) -> tuple[str, list[str]]:
     """(root, sorted paths) of the images under a folder or glob. Raises ManifestError: there are none."""
     listing = list_images(source)
     return listing.root, list(listing.paths)

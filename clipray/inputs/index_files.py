@@ -36,8 +36,8 @@ def broken_files(folder: Folder, record: tables.Record) -> dict[str, str]:
 
 def is_as_built(path: str, sha256: str) -> bool:
     """Whether a local file has this SHA-256. In a process a file is read once, until it changes."""
-    found = os.stat(path)
-    return _hash_once(path, found.st_size, found.st_mtime_ns) == sha256
+    status = os.stat(path)
+    return _hash_once(path, status.st_size, status.st_mtime_ns) == sha256
 
 
 @functools.cache

@@ -116,28 +116,28 @@ def open_index(name: str, folder: Folder) -> OpenIndex:
     import faiss
 
     record = index_record(name, folder)
-    made, sizes = record.provenance, folder.sizes()
-    wanted = {**made["sizes"], **{file["name"]: file["bytes"] for file in record.files}}
+    provenance, sizes = record.provenance, folder.sizes()
+    wanted = {**provenance["sizes"], **{file["name"]: file["bytes"] for file in record.files}}
     for file, size in wanted.items():
         if sizes.get(file) != size:
             raise SchemaError(
                 f"index {name}: {folder.path(file)} is missing or not whole; `clipray run` builds it anew"
             )
     ids = pa.concat_tables([tables.read_shard(folder, file["name"]) for file in record.files]).sort_by("vector_id")
-    where = Path(folder.path("")) if folder.local else _fetched(folder, made["sizes"])
+    where = Path(folder.path("")) if folder.local else _fetched(folder, provenance["sizes"])
     mapped = faiss.IO_FLAG_MMAP if record.summary["type"].startswith("IVF") else 0
-    flags = faiss.IO_FLAG_ONDISK_SAME_DIR if made["lists_file"] else mapped
+    flags = faiss.IO_FLAG_ONDISK_SAME_DIR if provenance["lists_file"] else mapped
     for file, sha256 in hashes(record).items():
         if not is_as_built(str(where / file), sha256):
             raise DamagedError(
                 f"index {name}: {folder.path(file)} has changed since it was built; `clipray verify` notes it, "
                 "and the next `clipray run` builds it anew"
             )
-    index = read_faiss(str(where / made["index_file"]), flags)
-    if (index.d, index.ntotal) != (made["width"], len(ids)):
+    index = read_faiss(str(where / provenance["index_file"]), flags)
+    if (index.d, index.ntotal) != (provenance["width"], len(ids)):
         raise DamagedError(
-            f"index {name}: {where / made['index_file']} holds {index.ntotal} vectors of {index.d}, "
-            f"expected {len(ids)} of {made['width']}; `clipray run --fresh {name}` builds it anew"
+            f"index {name}: {where / provenance['index_file']} holds {index.ntotal} vectors of {index.d}, "
+            f"expected {len(ids)} of {provenance['width']}; `clipray run --fresh {name}` builds it anew"
         )
     vi.set_effort(index, record.summary.get("parameter", ""), record.summary.get("value", 0))
     return OpenIndex(name, record, ids.drop_columns(["vector_id"]), index)

@@ -11,15 +11,15 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.errors import JobError, ManifestError, SchemaError
+from clipray.inputs.key_index import ABSENT, KeyIndex, hash_strings, seed_of
 from clipray.inputs.parquet_files import READ_ROWS, as_utf8, expand_parquet, is_text, read_footer, with_rows
-from clipray.inputs.row_index import hash_strings
 from clipray.inputs.vector_column import IDENTITIES
 from clipray.job import Column
-from clipray.storage.folder import Folder, absolute, signs
+from clipray.storage.folder import Folder, absolute, file_versions
 from clipray.tables.digests import Digest, digest_of, files_digest, plain
 
-SALT = "clipray-labelled"
-NONE = -1  # of a row without a label
+SEED = seed_of("known labels")
+NONE = ABSENT  # of a row without a label
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +28,14 @@ class KnownLabels:
 
     Attributes:
         source: what the job calls it. ids: columns that may name a row.
-        names: of the labels. keys: (n,) uint64, sorted. codes: (n,) int32 into `names`.
+        names: of the labels. index: of the rows' ids. codes: (n,) int32 into `names`, in the order of `index`.
         groups: names of the groups. group_codes: (n,) int32 into them.
     """
 
     source: str
     ids: tuple[str, ...]
     names: tuple[str, ...]
-    keys: np.ndarray
+    index: KeyIndex
     codes: np.ndarray
     groups: tuple[str, ...]
     group_codes: np.ndarray
@@ -47,9 +47,7 @@ class KnownLabels:
             raise SchemaError(
                 f"{self.source}: its rows are named by {', '.join(self.ids)}, those of the labels by {', '.join(rows.column_names)}"
             )
-        keys = hash_strings(rows[key], SALT)
-        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[at] == keys, at, NONE)
+        return self.index.positions(rows[key])
 
 
 def read_labelled(source: str | Column, output: Folder, group: str | None = None) -> KnownLabels:
@@ -70,27 +68,25 @@ def read_labelled(source: str | Column, output: Folder, group: str | None = None
     for part in parts:
         labels = _as_strings(name, column, part[column])
         labelled = labels.is_valid()
-        keys.append(hash_strings(_as_strings(name, ids[0], part[ids[0]]).filter(labelled), SALT))
+        keys.append(hash_strings(_as_strings(name, ids[0], part[ids[0]]).filter(labelled), SEED))
         codes[column].append(coders[column].codes(labels.drop_null()))
         if group:
             groups_of = _as_strings(name, group, part[group]).filter(labelled)
             codes[group].append(coders[group].codes(groups_of.fill_null("")))
-    found = np.concatenate([np.zeros(0, np.uint64), *keys])
-    if not len(found):
+    index, order = KeyIndex.of(np.concatenate([np.zeros(0, np.uint64), *keys]), SEED)
+    if not len(index):
         raise SchemaError(f"{name}: no row has a label")
-    order = np.argsort(found, kind="stable")
-    twice = int((np.diff(found[order]) == 0).sum())
-    if twice:
-        raise SchemaError(f"{name}: {twice} rows have an id that stands in an earlier row; ids must be unique")
-    own, by = (np.concatenate(codes[c])[order] if c else np.zeros(len(order), np.int32) for c in (column, group))
+    if index.repeats:
+        raise SchemaError(f"{name}: {index.repeats} rows have an id that stands in an earlier row; ids must be unique")
+    of_rows, by = (np.concatenate(codes[c])[order] if c else np.zeros(len(order), np.int32) for c in (column, group))
     names, groups = coders[column].names, coders[group].names if group else [""]
-    return KnownLabels(name, ids, tuple(names), found[order], own, tuple(groups), by)
+    return KnownLabels(name, ids, tuple(names), index, of_rows, tuple(groups), by)
 
 
 def fingerprint_of(source: str | Column, output: Folder) -> tuple[dict[str, Any], Digest]:
     """What decides the labels, and a digest of the very files, without reading them. Raises as `read_labelled`."""
     if isinstance(source, Column):
-        return source.identity(), plain(digest_of(signs(expand_parquet(absolute(source.path)))))
+        return source.identity(), plain(digest_of(file_versions(expand_parquet(absolute(source.path)))))
     folder, column = _table_of(source, output)
     record = tables.finished(folder, source)
     return {"table": record.fingerprint, "column": column}, files_digest(record.files)
@@ -118,8 +114,8 @@ class _Coder:
     def codes(self, strings: pa.ChunkedArray) -> np.ndarray:
         """(n,) int32."""
         encoded = strings.combine_chunks().dictionary_encode()
-        own = [self._known.setdefault(name, len(self._known)) for name in encoded.dictionary.to_pylist()]
-        return np.array(own, np.int32)[encoded.indices.to_numpy()] if own else np.zeros(0, np.int32)
+        numbers = [self._known.setdefault(name, len(self._known)) for name in encoded.dictionary.to_pylist()]
+        return np.array(numbers, np.int32)[encoded.indices.to_numpy()] if numbers else np.zeros(0, np.int32)
 
 
 def _opened(
@@ -151,8 +147,8 @@ def _any(path: str, columns: list[str]) -> Iterator[pa.Table]:
 
 
 def _as_strings(source: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    kind: Any = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+    arrow_type = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (is_text(arrow_type) or pa.types.is_integer(arrow_type) or pa.types.is_null(arrow_type)):
         raise SchemaError(f"{source}: column {name!r}: expected strings or whole numbers, found {column.type}")
     texts, broken = as_utf8(column)
     if broken.any():

@@ -1,4 +1,4 @@
-"""Manifests: any Parquet that names pictures or holds texts, opened, checked and read; and made from a folder of pictures."""
+"""Manifests: any Parquet that names images or holds texts is opened, checked and read; `make_manifest` lists a folder of images."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Manifest:
     urls: tuple[str, ...]
     row_groups: tuple[RowGroup, ...]
     schema: pa.Schema
-    kind: RowSpec = PICTURES
+    spec: RowSpec = PICTURES
 
     @property
     def rows(self) -> int:
@@ -57,16 +57,16 @@ class Manifest:
 
     def columns(self, keep: Sequence[str] = ()) -> list[str]:
         """The columns that encoding reads."""
-        content = self.kind.content
-        return [self.kind.key, *(c for c in content if c in self.schema.names), *(k for k in keep if k not in content)]
+        content = self.spec.content
+        return [self.spec.key, *(c for c in content if c in self.schema.names), *(k for k in keep if k not in content)]
 
 
 def open_manifest(
-    source: str | Sequence[str], keep: Sequence[str] = (), also: Sequence[str] = (), kind: RowSpec = PICTURES
+    source: str | Sequence[str], keep: Sequence[str] = (), also: Sequence[str] = (), spec: RowSpec = PICTURES
 ) -> Manifest:
     """Open one Parquet file, a glob, a folder of Parquet, or a list of those, on any fsspec URL.
 
-    `keep`: columns that must be there. `also`: columns that are in all files or in none. `kind`: what its rows are.
+    `keep`: columns that must be there. `also`: columns that are in all files or in none. `spec`: what its rows are.
 
     Raises:
         ManifestError: nothing there, not Parquet, a column missing, there twice or of another type, files that differ.
@@ -78,8 +78,8 @@ def open_manifest(
         )
     files = [read_footer(url) for url in urls]
     for file in with_rows(files):
-        _check_columns(file, keep, also, kind)
-    schema = _common_schema(with_rows(files), dict.fromkeys((*kind.content, *keep, *also)))
+        _check_columns(file, keep, also, spec)
+    schema = _common_schema(with_rows(files), dict.fromkeys((*spec.content, *keep, *also)))
     for name in keep:
         if reason := unwritable(schema.field(name)):
             raise ManifestError(f"{urls[0]}: `keep` names {name!r}, {schema.field(name).type}: {reason}")
@@ -89,7 +89,7 @@ def open_manifest(
         for row_group in file.row_groups
         if row_group.rows
     ]
-    return Manifest(tuple(urls), tuple(row_groups), schema, kind)
+    return Manifest(tuple(urls), tuple(row_groups), schema, spec)
 
 
 def _common_schema(files: Sequence[File], names: Iterable[str]) -> pa.Schema:
@@ -110,28 +110,28 @@ def _common_schema(files: Sequence[File], names: Iterable[str]) -> pa.Schema:
     return schema
 
 
-def _check_columns(file: File, keep: Sequence[str], also: Sequence[str], kind: RowSpec) -> None:
+def _check_columns(file: File, keep: Sequence[str], also: Sequence[str], spec: RowSpec) -> None:
     url, names = file.url, file.schema.names
-    twice = [name for name in (kind.key, *kind.content, *keep, *also) if names.count(name) > 1]
+    twice = [name for name in (spec.key, *spec.content, *keep, *also) if names.count(name) > 1]
     if twice:
         raise ManifestError(f"{url}: {file.without(twice[0])}")
-    if kind.key not in names and not kind.derived:
-        raise ManifestError(f"{url}: {file.without(kind.key)}")
-    missing = [c for c in kind.content if c not in names]
-    if len(missing) == len(kind.content) or (missing and not kind.inline):
-        wanted = (" or " if kind.inline else " and ").join(f"`{c}`" for c in kind.content)
+    if spec.key not in names and not spec.derived:
+        raise ManifestError(f"{url}: {file.without(spec.key)}")
+    missing = [c for c in spec.content if c not in names]
+    if len(missing) == len(spec.content) or (missing and not spec.inline):
+        wanted = (" or " if spec.inline else " and ").join(f"`{c}`" for c in spec.content)
         raise ManifestError(f"{url}: expected a column {wanted}: {file.without(missing[0])}")
     for name in keep:
         if reason := file.without(name):
             raise ManifestError(f"{url}: `keep`: {reason}")
-    if kind.inline in keep:
-        raise ManifestError(f"{url}: `keep` names {kind.inline!r}, the pictures themselves, which no table holds")
-    for name in (kind.key, *kind.content):
+    if spec.inline in keep:
+        raise ManifestError(f"{url}: `keep` names {spec.inline!r}, the images themselves, which no table holds")
+    for name in (spec.key, *spec.content):
         here = file.type_of(name)
         if here is None or pa.types.is_null(here):
             continue
-        if not (is_binary if name == kind.inline else is_text)(here):
-            wanted = "binary" if name == kind.inline else "string"
+        if not (is_binary if name == spec.inline else is_text)(here):
+            wanted = "binary" if name == spec.inline else "string"
             raise ManifestError(
                 f"{url}: column `{name}` is {here}; expected {wanted}: cast it when you write the manifest"
             )
@@ -139,22 +139,23 @@ def _check_columns(file: File, keep: Sequence[str], also: Sequence[str], kind: R
 
 def check_boxes(manifest: Manifest) -> None:
     """Raises ManifestError where the column `boxes` holds no lists of lists of numbers."""
-    kind = manifest.schema.field("boxes").type
-    inner = kind.value_type if _is_list(kind) else None
+    arrow_type = manifest.schema.field("boxes").type
+    inner = arrow_type.value_type if _is_list(arrow_type) else None
     number = inner.value_type if inner is not None and _is_list(inner) else None
     if number is None or not (pa.types.is_floating(number) or pa.types.is_integer(number)):
         raise ManifestError(
-            f"{manifest.urls[0]}: column `boxes` is {kind}; expected list<list<float>>: for each picture a list of [x1, y1, x2, y2] in px"
+            f"{manifest.urls[0]}: column `boxes` is {arrow_type}; expected list<list<float>>: for each image a list of [x1, y1, x2, y2] in px"
         )
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+def _is_list(arrow_type: pa.DataType) -> bool:
+    types = pa.types
+    return types.is_list(arrow_type) or types.is_large_list(arrow_type) or types.is_fixed_size_list(arrow_type)
 
 
-def is_texts(kind: pa.DataType) -> bool:
+def is_texts(arrow_type: pa.DataType) -> bool:
     """Whether it is lists of strings."""
-    return _is_list(kind) and is_text(kind.value_type)
+    return _is_list(arrow_type) and is_text(arrow_type.value_type)
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class Rows:
 
     Attributes:
         first: number of the first row in its file.
-        table: the columns that were asked for. Identities and sources are plain strings, URIs of pictures resolved.
+        table: the columns that were asked for. Identities and sources are plain strings, URIs of images resolved.
         not_utf8: column -> (n,) bool, the rows whose string there is not UTF-8. Columns without such rows are left out.
     """
 
@@ -178,7 +179,7 @@ class Rows:
 
 
 def read_rows(
-    row_group: RowGroup, columns: Sequence[str], rows: int, kind: RowSpec = PICTURES, schema: pa.Schema | None = None
+    row_group: RowGroup, columns: Sequence[str], rows: int, spec: RowSpec = PICTURES, schema: pa.Schema | None = None
 ) -> Iterator[Rows]:
     """Stream a row group of a manifest, at most `rows` rows at once.
 
@@ -190,8 +191,8 @@ def read_rows(
     """
     start = row_group.first_row
     for stored in row_group.stream(columns, rows):
-        table, not_utf8 = _readable(stored, columns, kind, schema)
-        if "uri" in kind.sources and "uri" in columns:
+        table, not_utf8 = _readable(stored, columns, spec, schema)
+        if "uri" in spec.sources and "uri" in columns:
             uris = pa.array([resolve(uri, row_group.path) for uri in table["uri"].to_pylist()], pa.string())
             table = table.set_column(table.schema.get_field_index("uri"), "uri", uris)
         yield Rows(start, table, not_utf8)
@@ -199,14 +200,14 @@ def read_rows(
 
 
 def _readable(
-    stored: pa.Table, columns: Sequence[str], kind: RowSpec, schema: pa.Schema | None
+    stored: pa.Table, columns: Sequence[str], spec: RowSpec, schema: pa.Schema | None
 ) -> tuple[pa.Table, dict[str, np.ndarray]]:
     """These columns in their proper types and in UTF-8, identities derived where none are stored; and which rows were not UTF-8."""
-    derived = kind.derived and kind.key in columns and kind.key not in stored.column_names
-    table, not_utf8 = stored.select([name for name in columns if not (derived and name == kind.key)]), {}
+    derived = spec.derived and spec.key in columns and spec.key not in stored.column_names
+    table, not_utf8 = stored.select([name for name in columns if not (derived and name == spec.key)]), {}
     for at, name in enumerate(table.schema.names):
         column = table[name]
-        wanted = pa.string() if name in kind.named else _type_of(schema, name) or column.type
+        wanted = pa.string() if name in spec.named else _type_of(schema, name) or column.type
         if is_text(column.type):
             texts, broken = as_utf8(column)
             column = texts if broken.any() or wanted == pa.string() else column
@@ -217,7 +218,7 @@ def _readable(
         if table[name].type != wanted or column is not table[name]:
             table = table.set_column(at, name, column.cast(wanted))
     if derived:
-        table = table.append_column(kind.key, _derived_ids(table, kind)).select(list(columns))
+        table = table.append_column(spec.key, _derived_ids(table, spec)).select(list(columns))
     return table, not_utf8
 
 
@@ -225,9 +226,9 @@ def _type_of(schema: pa.Schema | None, name: str) -> pa.DataType | None:
     return schema.field(name).type if schema is not None and name in schema.names else None
 
 
-def _derived_ids(table: pa.Table, kind: RowSpec) -> pa.Array:
+def _derived_ids(table: pa.Table, spec: RowSpec) -> pa.Array:
     """Identities made of the rows' sources: 16 hex digits each."""
-    rows = zip(*(table[name].to_pylist() for name in kind.sources), strict=True)
+    rows = zip(*(table[name].to_pylist() for name in spec.sources), strict=True)
     texts = (json.dumps(row, ensure_ascii=False) for row in rows)
     return pa.array([hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts], pa.string())
 
@@ -245,23 +246,23 @@ def make_manifest(
     label: Literal["folder"] | str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> int:
-    """Write a manifest of the pictures under a folder or glob (local or any fsspec URL), sorted by path.
+    """Write a manifest of the images under a folder or glob (local or any fsspec URL), sorted by path.
 
     Args:
         source: a folder (searched recursively by file name suffix) or a glob.
         out: the Parquet file to write, with columns `image_id` (path relative to the folder, or to the glob's fixed
             part), `uri`, and `label` when asked for.
-        label: `folder` takes the name of the picture's folder; anything else is a regular expression searched in
+        label: `folder` takes the name of the image's folder; anything else is a regular expression searched in
             `image_id`: its first group (or whole match) is the label; no match is null.
         say: is told how many files are left out, and of which suffixes.
 
     A file name that is not UTF-8 is shown with escapes such as `\\xe9` in `image_id`, and is whole in `uri`.
 
     Returns:
-        The number of pictures.
+        The number of images.
 
     Raises:
-        ManifestError: no pictures there.
+        ManifestError: no images there.
         JobError: `label` is no regular expression.
     """
     source, out = os.fspath(source), os.fspath(out)
@@ -289,13 +290,13 @@ def make_manifest(
 
 
 def _uri(source: str, path: str, out: str) -> str:
-    """Relative to the manifest when the picture lies under its folder, so that both can move together; else absolute."""
+    """Relative to the manifest when the image lies under its folder, so that both can move together; else absolute."""
     if utf8_name(path) != path:
         return f"file://{quote(os.fsencode(path))}"
-    beside = path.removeprefix(split(out)[0].rstrip("/") + "/")
-    if not is_local(source) or not is_local(out) or resolve(beside, out) != path:
+    relative = path.removeprefix(split(out)[0].rstrip("/") + "/")
+    if not is_local(source) or not is_local(out) or resolve(relative, out) != path:
         return as_url(path, source)
-    return beside
+    return relative
 
 
 def _label_pattern(label: str | None) -> re.Pattern[str] | None:

@@ -16,11 +16,13 @@ from clipray.errors import ManifestError
 from clipray.storage.folder import as_url, explained, filesystem
 from clipray.storage.folder_listing import files_under, folders_below, is_glob
 from clipray.storage.parquet import RowGroup, open_parquet
+from clipray.tables import RECORD, REJECTS
+from clipray.tables.started import STARTED
 
 READ_ROWS = 131_072  # of a file, at a time
 SUFFIXES = (".parquet", ".pq")
-TABLE_FILES = ("_table.json", "_started.json")  # in the folder of a table of ours
-RUN_FILE, RUN_FOLDERS = "events.jsonl", ("metrics", "rejects")  # in the output of a run
+TABLE_FILES = (RECORD, STARTED)  # in the folder of a table of ours
+RUN_FILE, RUN_FOLDERS = "events.jsonl", ("metrics", REJECTS)  # in the output of a run
 
 
 @dataclass(frozen=True)
@@ -79,16 +81,16 @@ def _expand_parquet(url: str) -> list[str]:
     fs, path = filesystem(url)
     fs.invalidate_cache()  # listings of an earlier run in this process
     if is_glob(fs, path):
-        found = list(dict.fromkeys(p for match in sorted(fs.glob(path)) for p in _matched(fs, match)))
+        paths = list(dict.fromkeys(p for match in sorted(fs.glob(path)) for p in _matched(fs, match)))
     elif fs.isdir(path):
-        found = _in_folder(fs, path.rstrip("/"))
+        paths = _in_folder(fs, path.rstrip("/"))
     else:
-        found = [path] if fs.exists(path) else []
-    if not found:
+        paths = [path] if fs.exists(path) else []
+    if not paths:
         raise ManifestError(
             f"{url}: no manifest there: expected a Parquet file, a glob or a folder of Parquet; `clipray manifest DIR OUT.parquet` makes one"
         )
-    return [as_url(p, url) for p in found]
+    return [as_url(p, url) for p in paths]
 
 
 def _matched(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
@@ -166,42 +168,42 @@ def common_type(types: Sequence[pa.DataType]) -> pa.DataType | None:
     a column of nulls goes with any type; numbers take the widest. Whether a value of an integer fits a fraction is
     checked where it is cast.
     """
-    types = [without_views(kind) for kind in types]
-    if all(kind == types[0] for kind in types):
+    types = [without_views(arrow_type) for arrow_type in types]
+    if all(arrow_type == types[0] for arrow_type in types):
         return types[0]
-    schemas = [pa.schema([pa.field("column", _decoded(kind))]) for kind in types]
+    schemas = [pa.schema([pa.field("column", _decoded(arrow_type))]) for arrow_type in types]
     try:
         return pa.unify_schemas(schemas, promote_options="permissive").field("column").type
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         return None
 
 
-def without_views(kind: pa.DataType) -> pa.DataType:
+def without_views(arrow_type: pa.DataType) -> pa.DataType:
     """The type with plain strings and bytes in place of views of them, in lists and structs too."""
-    if pa.types.is_string_view(kind):
+    if pa.types.is_string_view(arrow_type):
         return pa.string()
-    if pa.types.is_binary_view(kind):
+    if pa.types.is_binary_view(arrow_type):
         return pa.binary()
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(without_views(field.type)) for field in kind])
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(without_views(kind.value_type)))
-    return kind
+    if pa.types.is_struct(arrow_type):
+        return pa.struct([field.with_type(without_views(field.type)) for field in arrow_type])
+    if pa.types.is_list(arrow_type):
+        return pa.list_(arrow_type.value_field.with_type(without_views(arrow_type.value_type)))
+    return arrow_type
 
 
-def _decoded(kind: pa.DataType) -> pa.DataType:
-    return without_views(kind.value_type) if pa.types.is_dictionary(kind) else kind
+def _decoded(arrow_type: pa.DataType) -> pa.DataType:
+    return without_views(arrow_type.value_type) if pa.types.is_dictionary(arrow_type) else arrow_type
 
 
-def is_text(kind: pa.DataType) -> bool:
+def is_text(arrow_type: pa.DataType) -> bool:
     """Whether it is strings, of any kind that Arrow has, or a dictionary of them."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if pa.types.is_dictionary(arrow_type):
+        arrow_type = arrow_type.value_type
+    return pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type) or pa.types.is_string_view(arrow_type)
 
 
-def is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+def is_binary(arrow_type: pa.DataType) -> bool:
+    return pa.types.is_binary(arrow_type) or pa.types.is_large_binary(arrow_type) or pa.types.is_binary_view(arrow_type)
 
 
 def as_utf8(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, np.ndarray]:
@@ -252,7 +254,7 @@ def _is_not_utf8(value: pa.Scalar) -> bool:
     return False
 
 
-def int96_as_before(files: Sequence[File], column: str, kind: pa.DataType) -> pa.DataType:
+def int96_as_before(files: Sequence[File], column: str, arrow_type: pa.DataType) -> pa.DataType:
     """The type of a column whose timestamps are INT96: of nanoseconds where they hold all values, as tables always had it.
 
     Raises:
@@ -260,11 +262,11 @@ def int96_as_before(files: Sequence[File], column: str, kind: pa.DataType) -> pa
     """
     nanoseconds = next((file.int96[column] for file in files if column in file.int96), None)
     if nanoseconds is None:
-        return kind
+        return arrow_type
     for file in files:
         for table in file.whole.stream([column], READ_ROWS):
             try:
                 table[column].cast(nanoseconds)
             except pa.ArrowInvalid:
-                return kind
+                return arrow_type
     return nanoseconds

@@ -1,4 +1,4 @@
-"""Published ground truth of the Oxford and Paris buildings -> Parquet with a row for each query and picture.
+"""Published ground truth of the Oxford and Paris buildings -> Parquet with a row for each query and image.
 
 `gnd_*.pkl` of the revisited sets (Radenović et al. 2018) and of cirtorch, and folders of `*_query.txt`, `*_good.txt`, `*_ok.txt` and
 `*_junk.txt` (Philbin et al. 2007).
@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,8 @@ SCHEMA = pa.schema(
 OXFORD = {"good": "easy", "ok": "hard", "junk": "junk"}
 """So that `medium`, easy and hard together, is Oxford's own protocol: good and ok are right, junk is left out."""
 PICKLED = {"easy": "easy", "ok": "easy", "hard": "hard", "junk": "junk"}
-"""`ok` is of the older files, which do not say how hard a picture is."""
-OXFORD_PREFIX = "oxc1_"  # of the pictures in Oxford's query files
+"""`ok` is of the older files, which do not say how hard an image is."""
+OXFORD_PREFIX = "oxc1_"  # of the images in Oxford's query files
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Row:
 
 
 def convert_ground_truth(source: str, out: str, *, prefix: str = "", suffix: str = ".jpg") -> tuple[int, int]:
-    """Write published ground truth as Parquet: `query_id`, `image_id`, `relation`, and the query's box in px of its picture.
+    """Write published ground truth as Parquet: `query_id`, `image_id`, `relation`, and the query's box in px of its image.
 
     Args:
         source: a `gnd_*.pkl`, or a folder of Oxford's text files; local or any fsspec URL.
@@ -58,8 +58,8 @@ def convert_ground_truth(source: str, out: str, *, prefix: str = "", suffix: str
     fs, path = filesystem(source)
     if not fs.exists(path):
         raise ManifestError(f"{source}: nothing there: expected gnd_*.pkl, or a folder with *_query.txt and *_good.txt")
-    found = list(_from_folder(source)) if fs.isdir(path) else _from_pickle(source, _bytes(source))
-    rows = list(dict.fromkeys(row for row in found if row.query_id != row.image_id))
+    pairs = list(_from_folder(source)) if fs.isdir(path) else _from_pickle(source, _bytes(source))
+    rows = list(dict.fromkeys(row for row in pairs if row.query_id != row.image_id))
     relations = {(row.query_id, row.image_id): row.relation for row in rows}
     torn = next((row for row in rows if relations[row.query_id, row.image_id] != row.relation), None)
     if torn:
@@ -89,26 +89,26 @@ def _bytes(source: str) -> bytes:
 def _from_pickle(source: str, data: bytes) -> list[_Row]:
     value = read_plain_pickle(data, source)
     if not isinstance(value, dict) or not {"gnd", "imlist", "qimlist"} <= value.keys():
-        found = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-        raise ManifestError(f"{source}: expected a dict with gnd, imlist and qimlist, found {found}")
+        actual = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+        raise ManifestError(f"{source}: expected a dict with gnd, imlist and qimlist, found {actual}")
     try:
         return list(_pickled_rows(*(value[name] for name in ("imlist", "qimlist", "gnd"))))
     except (TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ManifestError(f"{source}: not the ground truth of pictures: {error}") from error
+        raise ManifestError(f"{source}: not the ground truth of images: {error}") from error
 
 
-def _pickled_rows(pictures: Any, queries: Any, gnd: Any) -> Iterator[_Row]:
+def _pickled_rows(images: Sequence[str], queries: Sequence[str], gnd: Sequence[Mapping[str, Any]]) -> Iterator[_Row]:
     """Raises ValueError and its kin where the values are not what they should be."""
     for query, known in zip(queries, gnd, strict=True):
         box = tuple(float(v) for v in known["bbx"]) if "bbx" in known else None
         for name, relation in PICKLED.items():
             for number in known.get(name, ()):
-                if not 0 <= int(number) < len(pictures):
-                    raise ValueError(f"{name} of {query!r} names picture {number} of {len(pictures)}")
-                yield _Row(_stem(query), _stem(pictures[int(number)]), relation, box)
+                if not 0 <= int(number) < len(images):
+                    raise ValueError(f"{name} of {query!r} names image {number} of {len(images)}")
+                yield _Row(_stem(query), _stem(images[int(number)]), relation, box)
 
 
-def _stem(name: Any) -> str:
+def _stem(name: object) -> str:
     return str(name).removesuffix(".jpg")
 
 
@@ -123,11 +123,11 @@ def _from_folder(source: str) -> Iterator[_Row]:
             _, _, _, _ = corners = tuple(float(v) for v in box)
         except ValueError as error:
             raise ManifestError(
-                f"{folder.path(name)}: expected a picture and x1 y1 x2 y2, found {' '.join(box)!r}"
+                f"{folder.path(name)}: expected an image and x1 y1 x2 y2, found {' '.join(box)!r}"
             ) from error
-        for kind, relation in OXFORD.items():
-            for picture in _lines(folder, f"{name.removesuffix('_query.txt')}_{kind}.txt", empty=True):
-                yield _Row(_stem(query.removeprefix(OXFORD_PREFIX)), _stem(picture), relation, corners)
+        for suffix, relation in OXFORD.items():
+            for image in _lines(folder, f"{name.removesuffix('_query.txt')}_{suffix}.txt", empty=True):
+                yield _Row(_stem(query.removeprefix(OXFORD_PREFIX)), _stem(image), relation, corners)
 
 
 def _lines(folder: Folder, name: str, *, empty: bool = False) -> list[str]:
@@ -136,5 +136,5 @@ def _lines(folder: Folder, name: str, *, empty: bool = False) -> list[str]:
         raise ManifestError(f"{folder.path(name)}: is missing; each *_query.txt needs its _good, _ok and _junk")
     lines = [line.strip() for line in data.decode("utf-8-sig", "replace").splitlines() if line.strip()]
     if not lines and not empty:
-        raise ManifestError(f"{folder.path(name)}: is empty; expected a picture and x1 y1 x2 y2")
+        raise ManifestError(f"{folder.path(name)}: is empty; expected an image and x1 y1 x2 y2")
     return lines

@@ -1,4 +1,4 @@
-"""What should be found: which pictures are relevant to a query and which are junk, read from Parquet and checked."""
+"""What should be found: which images are relevant to a query and which are junk, read from Parquet and checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from clipray.analysis.retrieval import EASY, JUNK, PROTOCOLS, RELATIONS
 from clipray.errors import ManifestError, SchemaError
 from clipray.inputs.parquet_files import as_utf8, expand_parquet, is_text, read_footer, with_rows
-from clipray.storage.folder import absolute, signs
+from clipray.storage.folder import absolute, file_versions
 from clipray.tables.digests import digest_of
 
 NAMED = 5  # ids that a message names
@@ -20,12 +20,12 @@ NAMED = 5  # ids that a message names
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """Pairs of a query and a picture, sorted by query in the order of the file.
+    """Pairs of a query and an image, sorted by query in the order of the file.
 
     Attributes:
         source: its path. queries, answers: (n,) string arrays of distinct ids.
         query, answer: (m,) int64 into these. relation: (m,) int8 into `RELATIONS`.
-        graded: whether the file says how relevant a picture is.
+        graded: whether the file says how relevant an image is.
     """
 
     source: str
@@ -56,10 +56,10 @@ class GroundTruth:
         """Raises SchemaError where some of `ids` are not `known` (n,) bool: how many, and the first of them."""
         unknown = np.flatnonzero(~known)
         if len(unknown):
-            some = ", ".join(map(repr, ids.take(pa.array(unknown[:NAMED])).to_pylist()))
+            named = ", ".join(map(repr, ids.take(pa.array(unknown[:NAMED])).to_pylist()))
             more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
             raise SchemaError(
-                f"{self.source}: {what} that are not in {where}: {some}{more}; drop their rows or add the images"
+                f"{self.source}: {what} that are not in {where}: {named}{more}; drop their rows or add the images"
             )
 
 
@@ -80,7 +80,7 @@ class RelevanceSource:
     @property
     def digest(self) -> str:
         """Of the files themselves."""
-        return digest_of(signs(self.urls))
+        return digest_of(file_versions(self.urls))
 
 
 def open_relevance(path: str, query_id: str | None, answer_id: str) -> RelevanceSource:

@@ -1,7 +1,7 @@
-"""What the driver knows of a manifest before work starts: a few numbers per row, and no strings.
+"""What the driver knows of a manifest before work starts: a few numbers a row, and no strings.
 
-Rows are known by their identity. For counting and filtering an id becomes a 64-bit hash, so that a hundred million rows
-need some gigabytes of driver memory at the most; the hash's key is chosen so that no two ids of a manifest collide.
+An id names a row. For counting and filtering it becomes a 64-bit hash, so that a hundred million rows need at most some
+gigabytes of the driver's memory. The seed is chosen so that no two ids of a manifest collide.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipray import tables
 from clipray.errors import ManifestError
+from clipray.inputs.key_index import ABSENT, KeyIndex, digest_of_hashes, hash_strings, seed_of
 from clipray.inputs.manifest import Manifest, Rows, read_rows
 from clipray.inputs.parquet_files import is_text
 from clipray.job.row_spec import PICTURES, RowSpec
-from clipray.storage.folder import file_versions
+from clipray.storage.folder import versions_by_url
 from clipray.storage.parquet import RowGroup, merge_neighbours
 
 NOT_IN_PYTHON = (ArithmeticError, LookupError, ValueError)  # of a value that Arrow holds and Python cannot
@@ -33,10 +34,9 @@ class RowIndex:
     """What the driver knows of every row before work starts.
 
     Attributes:
-        keys: (n,) uint64, hash of each accepted row's id, sorted.
+        index: of the accepted rows' ids, under a seed with which no two of them collide.
         sources, kept: (n,) uint64, hashes of what it is made from (`uri`, `text`) and of its kept columns, in the
-            order of `keys`.
-        salt: the key of the hash, chosen so that `keys` are unique.
+            order of `index`.
         digest: digest of all rows, whatever their order and files.
         refused: file number -> sorted row numbers that are no work: null ids, repeated ids, strings that are not UTF-8.
         rejects: one row per refused row, in the schema of `rejects`.
@@ -47,33 +47,36 @@ class RowIndex:
     """
 
     rows: int
-    keys: np.ndarray
+    index: KeyIndex
     sources: np.ndarray
     kept: np.ndarray
-    salt: str
     digest: str
     refused: dict[int, np.ndarray]
     rejects: pa.Table
     row_group_keys: list[np.ndarray] = field(repr=False, default_factory=list)
-    kind: RowSpec = PICTURES
+    spec: RowSpec = PICTURES
     versions: dict[str, str] = field(default_factory=dict)
     contents: bool = False
 
+    @property
+    def keys(self) -> np.ndarray:
+        return self.index.keys
+
 
 def row_keys(
-    table: pa.Table, salt: str, keep: Sequence[str] = (), kind: RowSpec = PICTURES
+    table: pa.Table, seed: int, keep: Sequence[str] = (), spec: RowSpec = PICTURES
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(n,) uint64 hashes of a table's rows: of the identity, of the source (a resolved `uri`), of the kept columns."""
-    keys = hash_strings(table[kind.key], salt)
+    keys = hash_strings(table[spec.key], seed)
     sources = np.zeros(len(keys), np.uint64)
-    for name in kind.sources:
+    for name in spec.sources:
         there = name in table.column_names
-        sources = mixed(sources, hash_strings(table[name] if there else pa.nulls(len(table), pa.string()), salt))
+        sources = mixed(sources, hash_strings(table[name] if there else pa.nulls(len(table), pa.string()), seed))
     kept = np.zeros(len(keys), np.uint64)
     for name in keep:
         column = table[name]
         values = column if is_text(column.type) else pa.array(_shown(name, column), pa.string())
-        kept = mixed(kept, hash_strings(values, salt))
+        kept = mixed(kept, hash_strings(values, seed))
     return keys, sources, kept
 
 
@@ -103,28 +106,17 @@ def mixed(before: np.ndarray, more: np.ndarray) -> np.ndarray:
     return before * np.uint64(1_099_511_628_211) + more
 
 
-def hash_strings(column: pa.ChunkedArray | pa.Array, salt: str) -> np.ndarray:
-    """(n,) uint64 keyed hash (SipHash) of a string column, the same on every machine and version."""
-    if pa.types.is_dictionary(column.type):  # whose nulls `to_numpy` would show as a category
-        column = column.cast(pa.string())
-    values = np.asarray(
-        column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy(), dtype=object
-    )
-    values[pd.isna(values)] = "\0null"
-    return pd.util.hash_array(values, hash_key=salt, categorize=False)
-
-
 def scan(manifest: Manifest, keep: Sequence[str] = ()) -> RowIndex:
     """Read ids, sources and kept columns of the whole manifest: find null and repeated ids and what is not UTF-8, hash the rest.
 
     Of rows with the same id the first is kept; the others become rejects.
     """
-    versions = file_versions(manifest.urls) if manifest.kind.inline else {}
+    versions = versions_by_url(manifest.urls) if manifest.spec.inline else {}
     for attempt in range(8):
-        found = _scan(manifest, keep, f"clipray-{attempt:08d}")
-        if found is not None:
-            return replace(found, versions=_versions(manifest, versions, found.refused))
-    raise ManifestError("ids collide under every hash key tried; are they adversarial?")  # practically impossible
+        index = _scan(manifest, keep, seed_of("rows", attempt))
+        if index is not None:
+            return replace(index, versions=_versions(manifest, versions, index.refused))
+    raise ManifestError("ids collide under every seed tried; are they adversarial?")  # practically impossible
 
 
 def _versions(manifest: Manifest, versions: dict[str, str], refused: dict[int, np.ndarray]) -> dict[str, str]:
@@ -136,14 +128,15 @@ def _versions(manifest: Manifest, versions: dict[str, str], refused: dict[int, n
     }
 
 
-def _scan(manifest: Manifest, keep: Sequence[str], salt: str) -> RowIndex | None:
-    kind = manifest.kind
-    columns = [c for c in manifest.columns(keep) if c != kind.inline]
+def _scan(manifest: Manifest, keep: Sequence[str], seed: int) -> RowIndex | None:
+    """None where two ids collide under this seed."""
+    spec = manifest.spec
+    columns = [c for c in manifest.columns(keep) if c != spec.inline]
     columns_of: list[list[np.ndarray]] = []
     for row_group in merge_neighbours(manifest.row_groups, SCAN_ROWS, SCAN_BYTES):
         for read in read_safely(manifest, row_group, columns):
-            ids = read.table[kind.key]
-            columns_of.append([*row_keys(read.table, salt, keep, kind), _null_ids(ids), _not_utf8(read)])
+            ids = read.table[spec.key]
+            columns_of.append([*row_keys(read.table, seed, keep, spec), _null_ids(ids), _not_utf8(read)])
     empty = np.zeros(0, np.uint64)
     keys, sources, kept, null, not_utf8 = (
         (np.concatenate([empty, *parts]) for parts in zip(*columns_of)) if columns_of else (empty,) * 5
@@ -152,25 +145,24 @@ def _scan(manifest: Manifest, keep: Sequence[str], salt: str) -> RowIndex | None
     repeated = _repeats(keys, ~unusable)
     positions = np.flatnonzero(unusable | repeated)
     suspects = np.unique(keys[repeated])
-    rejects, collided = _refused_rows(manifest, positions, suspects, keys, columns)
-    if collided:
+    rejects = _rejects(manifest, positions, suspects, keys, columns)
+    if rejects is None:
         return None
     accepted = np.ones(len(keys), bool)
     accepted[positions] = False
     starts = np.cumsum([0, *(row_group.rows for row_group in manifest.row_groups)])
     row_groups = [keys[a:b][accepted[a:b]] for a, b in itertools.pairwise(starts)]
-    order = np.argsort(keys[accepted], kind="stable")
+    index, order = KeyIndex.of(keys[accepted], seed)
     return RowIndex(
         rows=len(keys),
-        keys=keys[accepted][order],
+        index=index,
         sources=sources[accepted][order],
         kept=kept[accepted][order],
-        salt=salt,
         digest=_digest(keys, sources, kept),
         refused=_by_file(manifest, positions, starts),
         rejects=rejects,
         row_group_keys=row_groups,
-        kind=kind,
+        spec=spec,
     )
 
 
@@ -179,7 +171,7 @@ def read_safely(
 ) -> Iterator[Rows]:
     """As `read_rows`. Raises ManifestError where the file cannot be read."""
     try:
-        yield from read_rows(row_group, columns, rows, manifest.kind, manifest.schema)
+        yield from read_rows(row_group, columns, rows, manifest.spec, manifest.schema)
     except (pa.ArrowException, OSError) as error:
         first, last = row_group.number, row_group.numbers.stop - 1
         which = f"row group {first}" if first == last else f"row groups {first} to {last}"
@@ -192,7 +184,8 @@ def _not_utf8(read: Rows) -> np.ndarray:
 
 
 def _null_ids(ids: pa.ChunkedArray) -> np.ndarray:
-    return np.array([not value for value in ids.to_numpy()], bool)  # an empty string is no identity either
+    """(n,) bool: rows without an id; an empty string is none either."""
+    return pc.fill_null(pc.equal(ids, ""), True).to_numpy()
 
 
 def _repeats(keys: np.ndarray, usable: np.ndarray) -> np.ndarray:
@@ -204,13 +197,13 @@ def _repeats(keys: np.ndarray, usable: np.ndarray) -> np.ndarray:
     return repeated
 
 
-def _refused_rows(
+def _rejects(
     manifest: Manifest, positions: np.ndarray, suspects: np.ndarray, keys: np.ndarray, columns: list[str]
-) -> tuple[pa.Table, bool]:
-    """The rejects for the rows at `positions`; and whether two different ids share one of the keys `suspects`."""
+) -> pa.Table | None:
+    """The rejects for the rows at `positions`; None where two different ids share one of the keys `suspects`."""
     rows: list[dict[str, Any]] = []
     id_of: dict[int, str] = {}
-    refused, suspected = np.zeros(len(keys), bool), contains(suspects, keys)
+    refused, suspected = np.zeros(len(keys), bool), np.isin(keys, suspects)
     refused[positions] = True
     starts = np.cumsum([0, *(row_group.rows for row_group in manifest.row_groups)])
     at = np.unique(np.searchsorted(starts, np.flatnonzero(refused | suspected), side="right") - 1)
@@ -218,15 +211,14 @@ def _refused_rows(
         row_group = manifest.row_groups[number]
         for read in read_safely(manifest, row_group, columns):
             start = int(starts[number]) + read.first - row_group.first_row
-            names = [name for name in manifest.kind.named if name in read.table.column_names]
+            names = [name for name in manifest.spec.named if name in read.table.column_names]
             for n, row in enumerate(read.table.select(names).to_pylist()):
-                position, row_id = start + n, row[manifest.kind.key]
+                position, row_id = start + n, row[manifest.spec.key]
                 if suspected[position] and row_id and id_of.setdefault(int(keys[position]), row_id) != row_id:
-                    return pa.table({}), True
+                    return None
                 if refused[position]:
-                    rows.append(_refusal(f"row {read.first + n} of {row_group.path}", row, manifest.kind.key, read, n))
-    schema = tables.rejects_schema(*manifest.kind.named)
-    return pa.Table.from_pylist(rows, schema=schema), False
+                    rows.append(_refusal(f"row {read.first + n} of {row_group.path}", row, manifest.spec.key, read, n))
+    return pa.Table.from_pylist(rows, schema=tables.rejects_schema(*manifest.spec.named))
 
 
 def _refusal(where: str, row: dict[str, Any], key: str, read: Rows, number: int) -> dict[str, Any]:
@@ -241,39 +233,25 @@ def _refusal(where: str, row: dict[str, Any], key: str, read: Rows, number: int)
 
 
 def _by_file(manifest: Manifest, positions: np.ndarray, starts: np.ndarray) -> dict[int, np.ndarray]:
-    """Global row positions -> row numbers within each file."""
-    result: dict[int, list[int]] = {}
-    for position in positions.tolist():
-        number = int(np.searchsorted(starts, position, side="right")) - 1
-        row_group = manifest.row_groups[number]
-        result.setdefault(row_group.file, []).append(position - int(starts[number]) + row_group.first_row)
-    return {file: np.array(rows, np.int64) for file, rows in result.items()}
+    """Positions among all rows, ascending -> row numbers within each file."""
+    at = np.searchsorted(starts, positions, side="right") - 1
+    file, first_row = (
+        np.array([getattr(row_group, name) for row_group in manifest.row_groups], np.int64)[at]
+        for name in ("file", "first_row")
+    )
+    files, edges = np.unique(file, return_index=True)
+    return dict(zip(files.tolist(), np.split(positions - starts[at] + first_row, edges[1:]), strict=False))
 
 
 def _digest(keys: np.ndarray, sources: np.ndarray, kept: np.ndarray) -> str:
-    mixed = np.sort(
-        (keys * np.uint64(0x9E3779B97F4A7C15) ^ sources) * np.uint64(0xBF58476D1CE4E5B9) ^ kept
-    )  # wraps around
-    return hashlib.sha256(mixed.tobytes()).hexdigest()[:16]
+    rows = (keys * np.uint64(0x9E3779B97F4A7C15) ^ sources) * np.uint64(0xBF58476D1CE4E5B9) ^ kept  # wraps around
+    return digest_of_hashes(np.sort(rows))
 
 
-def row_groups_with(manifest: Manifest, scan: RowIndex, keys: np.ndarray) -> list[RowGroup]:
-    """The row groups that hold a row of `keys` ((n,) uint64, sorted)."""
+def row_groups_with(manifest: Manifest, scan: RowIndex, wanted: KeyIndex) -> list[RowGroup]:
+    """The row groups that hold a wanted row."""
     return [
         row_group
         for row_group, mine in zip(manifest.row_groups, scan.row_group_keys, strict=True)
-        if len(mine) and contains(keys, mine).any()
+        if (wanted.positions_of(mine) != ABSENT).any()
     ]
-
-
-def contains(sorted_keys: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """(n,) bool: which of `keys` are in `sorted_keys`."""
-    return places(sorted_keys, keys)[1]
-
-
-def places(sorted_keys: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) int64 where each of `keys` is in `sorted_keys`, and (n,) bool whether it is there; anywhere if not."""
-    if not len(sorted_keys):
-        return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
-    at = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
-    return at, sorted_keys[at] == keys

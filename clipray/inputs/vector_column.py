@@ -16,9 +16,9 @@ from clipray.analysis.moments import first_bad_rows
 from clipray.errors import JobError, SchemaError
 from clipray.inputs.parquet_files import File, as_utf8, common_type, expand_parquet, is_text, read_footer, with_rows
 from clipray.job import Column
-from clipray.storage.folder import Folder, absolute, signs
+from clipray.storage.folder import Folder, absolute, file_versions
 from clipray.storage.parquet import RowGroup
-from clipray.tables.digests import Digest, digest_of, file_sign, files_digest, plain
+from clipray.tables.digests import Digest, digest_of, file_version, files_digest, plain
 
 IDENTITIES = ("image_id", "region_id", "text_id", "cloud_id")
 """Columns by which rows of our tables are known; those that a table has are carried into tables made from it. (A text's
@@ -57,15 +57,15 @@ class VectorColumn:
     @property
     def space(self) -> dict[str, Any]:
         """What two columns must share to be compared; empty where it is not known."""
-        made = self.provenance
-        if "space" in made:
-            return dict(made["space"])
-        if "model" not in made:
+        provenance = self.provenance
+        if "space" in provenance:
+            return dict(provenance["space"])
+        if "model" not in provenance:
             return {}
-        model = {key: made["model"].get(key) for key in ("name", "weights", "preprocess")}
+        model = {key: provenance["model"].get(key) for key in ("name", "weights", "preprocess")}
         return {
-            "model": model, "feature": made.get("features", {}).get(self.column), "preprocess": made.get("preprocess"),
-            "normalize": made.get("normalize"),
+            "model": model, "feature": provenance.get("features", {}).get(self.column), "preprocess": provenance.get("preprocess"),
+            "normalize": provenance.get("normalize"),
         }  # fmt: skip
 
     @property
@@ -103,17 +103,16 @@ def layer_of(space: Mapping[str, Any]) -> Any:
 
 
 def same_model(vectors: VectorColumn, model: Mapping[str, Any]) -> bool:
-    """Whether a column's vectors can be compared with those that `model` makes of texts and pictures.
+    """Whether a column's vectors can be compared with those that `model` makes of texts and images.
 
     `model` is an identity as `ResolvedModel.identity()` gives it, or the `model` of another column's `space`. Name and
     weights must be the same, and the column must be the network's output; normalisation makes no difference to a cosine.
-    A column that says nothing of where it comes from is taken at its owner's word.
+    A column that does not say where it comes from is accepted: its owner knows.
     """
     space = vectors.space
     if not space:
         return True
-    made = space.get("model") or {}
-    return layer_of(space) == "output" and _name_and_weights(made) == _name_and_weights(model)
+    return layer_of(space) == "output" and _name_and_weights(space.get("model") or {}) == _name_and_weights(model)
 
 
 def _name_and_weights(model: Mapping[str, Any]) -> tuple[str, Any]:
@@ -126,13 +125,15 @@ def refuse_another_model(vectors: VectorColumn, model: Mapping[str, Any], n_feat
     wanted = f"{model.get('name')} ({str(model.get('weights'))[:19]}…)"
     if not same_model(vectors, model):
         space = vectors.space
-        made, feature = space.get("model"), space.get("feature")
-        found = (
-            f"{feature!r} of {made.get('name')} ({str(made.get('weights'))[:19]}…)" if made else "made of such vectors"
+        other, feature = space.get("model"), space.get("feature")
+        actual = (
+            f"{feature!r} of {other.get('name')} ({str(other.get('weights'))[:19]}…)"
+            if other
+            else "made of such vectors"
         )
         raise SchemaError(
-            f"input {vectors.name}: expected the output of {wanted}, the job's model, but it is {found}; "
-            "texts and pictures are comparable in one model's space only"
+            f"input {vectors.name}: expected the output of {wanted}, the job's model, but it is {actual}; "
+            "texts and images are comparable in one model's space only"
         )
     if vectors.n_features != n_features:
         raise SchemaError(
@@ -163,7 +164,7 @@ def open_vectors(source: str | Column, output: Folder) -> VectorColumn:
 
 def _open_table(name: str, folder: Folder, column: str) -> VectorColumn:
     record = tables.finished(folder, f"input {name}")
-    vectors = [n for n, kind in record.columns.items() if kind.startswith("fixed_size_list") and n != "box_xyxy"]
+    vectors = [n for n, stored in record.columns.items() if stored.startswith("fixed_size_list") and n != "box_xyxy"]
     if column not in vectors:
         raise SchemaError(f"input {name}: no vector column {column!r} in {folder.url}; there are: {', '.join(vectors)}")
     if not tables.intact(folder, record):
@@ -173,7 +174,7 @@ def _open_table(name: str, folder: Folder, column: str) -> VectorColumn:
     urls = [folder.path(file["name"]) if folder.local else f"{folder.url}/{file['name']}" for file in record.files]
     ids = tuple(n for n in IDENTITIES if n in record.columns)
     ids = ("text_id",) if "text_id" in ids else ids
-    files = [file_sign(file) for file in record.files]
+    files = [file_version(file) for file in record.files]
     identity = {"table": record.fingerprint, "column": column}
     return _opened(name, column, ids, urls, identity, files, files_digest(record.files), record.provenance)
 
@@ -181,12 +182,12 @@ def _open_table(name: str, folder: Folder, column: str) -> VectorColumn:
 def _open_any(source: Column) -> VectorColumn:
     urls = expand_parquet(absolute(source.path))
     identity = {"path": absolute(source.path), "column": source.column, "id": source.id}
-    files = signs(urls)
+    files = file_versions(urls)
     return _opened(source.path, source.column, (source.id,), urls, identity, files, plain(digest_of(files)), {})
 
 
 def _opened(
-    name: str, column: str, ids: tuple[str, ...], urls: Sequence[str], identity: dict[str, Any], files: Any,
+    name: str, column: str, ids: tuple[str, ...], urls: Sequence[str], identity: dict[str, Any], files: Sequence[Sequence[object]],
     digest: Digest, provenance: dict[str, Any],
 ) -> VectorColumn:  # fmt: skip
     footers = [read_footer(url) for url in urls]
@@ -205,9 +206,18 @@ def _opened(
     for footer in holding:
         row_groups += [replace(here, first_row=start + here.first_row) for here in footer.row_groups if here.rows]
         start += footer.rows
-    signs = dict(zip(urls, map(json.dumps, files), strict=True))
+    versions = dict(zip(urls, map(json.dumps, files), strict=True))
     return VectorColumn(
-        name, column, ids, width, tuple(row_groups), _common_schema(holding), identity, digest, provenance, signs
+        name,
+        column,
+        ids,
+        width,
+        tuple(row_groups),
+        _common_schema(holding),
+        identity,
+        digest,
+        provenance,
+        versions,
     )
 
 
@@ -216,12 +226,12 @@ def _check_columns(name: str, file: File, column: str, ids: Sequence[str]) -> No
         if reason := file.without(wanted):
             raise SchemaError(f"input {name}: {file.url}: {reason}")
     for wanted in ids:
-        kind = file.schema.field(wanted).type
+        arrow_type = file.schema.field(wanted).type
         try:
-            pa.nulls(0, kind).cast(pa.string())
+            pa.nulls(0, arrow_type).cast(pa.string())
         except pa.ArrowNotImplementedError as error:
             raise SchemaError(
-                f"input {name}: column {wanted!r} of {file.url} is {kind}; expected what names a row: strings, whole numbers or UUIDs"
+                f"input {name}: column {wanted!r} of {file.url} is {arrow_type}; expected what names a row: strings, whole numbers or UUIDs"
             ) from error
 
 
@@ -237,14 +247,16 @@ def _common_schema(files: Sequence[File]) -> pa.Schema:
 
 def _width(name: str, file: File, column: str) -> int:
     """Width of the vectors; of plain lists, that of the first row."""
-    kind = file.schema.field(column).type
-    lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    if not lists or not pa.types.is_floating(kind.value_type):
+    arrow_type = file.schema.field(column).type
+    lists = (
+        pa.types.is_fixed_size_list(arrow_type) or pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type)
+    )
+    if not lists or not pa.types.is_floating(arrow_type.value_type):
         raise SchemaError(
-            f"input {name}: column {column!r} of {file.url} is {kind}; expected lists of float16, float32 or float64"
+            f"input {name}: column {column!r} of {file.url} is {arrow_type}; expected lists of float16, float32 or float64"
         )
-    if pa.types.is_fixed_size_list(kind):
-        return int(kind.list_size)
+    if pa.types.is_fixed_size_list(arrow_type):
+        return int(arrow_type.list_size)
     first = next(file.whole.stream([column], 1))
     return len(first[column][0].as_py() or ())
 
@@ -264,22 +276,22 @@ def read_vectors(vectors: VectorColumn, row_group: RowGroup, extra: Sequence[str
         wrong |= lengths != vectors.n_features
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
-        found = "null" if lengths is None else f"{int(lengths[row])} values"
+        value = "null" if lengths is None else f"{int(lengths[row])} values"
         raise SchemaError(
-            f"{row_group.path}: row {row} of row group {row_group.number}: expected a vector of {vectors.n_features}, found {found}"
+            f"{row_group.path}: row {row} of row group {row_group.number}: expected a vector of {vectors.n_features}, found {value}"
         )
     values = column.flatten()
     if values.null_count:
         raise SchemaError(
             f"{row_group.path}: row group {row_group.number} has vectors with null values in column {vectors.column!r}"
         )
-    beside = {name: _beside(vectors, row_group, name, table[name]) for name in columns if name != vectors.column}
-    fields = [pa.field(name, part.type, name not in vectors.ids) for name, part in beside.items()]
-    ids = pa.table(list(beside.values()), schema=pa.schema(fields))
+    companions = {name: _companion(vectors, row_group, name, table[name]) for name in columns if name != vectors.column}
+    fields = [pa.field(name, part.type, name not in vectors.ids) for name, part in companions.items()]
+    ids = pa.table(list(companions.values()), schema=pa.schema(fields))
     return ids, values.to_numpy(zero_copy_only=True).reshape(-1, vectors.n_features)
 
 
-def _beside(vectors: VectorColumn, row_group: RowGroup, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _companion(vectors: VectorColumn, row_group: RowGroup, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """An identity as strings, or another column in its type of all files."""
     where = f"{row_group.path}: row group {row_group.number}"
     if name in vectors.ids and column.null_count:
@@ -293,9 +305,9 @@ def _beside(vectors: VectorColumn, row_group: RowGroup, name: str, column: pa.Ch
     return texts if name in vectors.ids else _cast(where, name, column, vectors.schema.field(name).type)
 
 
-def _cast(where: str, name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+def _cast(where: str, name: str, column: pa.ChunkedArray, arrow_type: pa.DataType) -> pa.ChunkedArray:
     try:
-        return column.cast(kind)
+        return column.cast(arrow_type)
     except pa.ArrowException as error:
         raise SchemaError(f"{where}: column {name!r}: {error}") from error
 
@@ -310,7 +322,7 @@ def read_finite(source: VectorColumn, row_group: RowGroup, extra: Sequence[str] 
         if len(bad):
             named = ", ".join(map(repr, ids[source.ids[-1]].take(pa.array(bad)).to_pylist()))
             raise SchemaError(
-                f"{source.name}: vectors that {what}, {source.ids[-1]}: {named}; mend, scale or drop these rows"
+                f"{source.name}: vectors that {what}, {source.ids[-1]}: {named}; repair, scale or drop these rows"
             )
     return ids, x
 
@@ -318,4 +330,4 @@ def read_finite(source: VectorColumn, row_group: RowGroup, extra: Sequence[str] 
 def read_ids(vectors: VectorColumn, row_group: RowGroup) -> pa.Array:
     """What names the rows of a row group, as strings; their vectors are not read."""
     name = vectors.ids[-1]
-    return _beside(vectors, row_group, name, row_group.read([name])[name]).combine_chunks()
+    return _companion(vectors, row_group, name, row_group.read([name])[name]).combine_chunks()

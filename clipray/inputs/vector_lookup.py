@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 
 from clipray import tables
 from clipray.errors import SchemaError
-from clipray.inputs.row_index import hash_strings
+from clipray.inputs.key_index import ABSENT, KeyIndex, hash_strings, seed_of
 from clipray.inputs.vector_column import VectorColumn, read_ids, read_vectors
 
-SALTS = ("clipray-lookup-0", "clipray-lookup-1", "clipray-lookup-2")
+SEEDS = tuple(seed_of("lookup", attempt) for attempt in range(3))
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,13 @@ class Lookup:
     """Where the vector of each id lies, in 16 bytes a row.
 
     Attributes:
-        keys: (n,) uint64 hashes of the ids, sorted and unique, under `salt`.
-        places: (n,) int64 row in the whole column, of each key.
+        index: of the ids, no two of which collide.
+        rows: (n,) int64 row in the whole column, in the order of `index`.
     """
 
     vectors: VectorColumn
-    salt: str
-    keys: np.ndarray
-    places: np.ndarray
+    index: KeyIndex
+    rows: np.ndarray
 
     @property
     def kind(self) -> pa.DataType:
@@ -42,12 +41,11 @@ def open_lookup(vectors: VectorColumn) -> Lookup:
     Raises:
         SchemaError: an id stands there twice.
     """
-    for salt in SALTS:
-        keys = np.concatenate([hash_strings(read_ids(vectors, row_group), salt) for row_group in vectors.row_groups])
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
-        if not (keys[1:] == keys[:-1]).any():
-            return Lookup(vectors, salt, keys, order.astype(np.int64))
+    for seed in SEEDS:
+        keys = [hash_strings(read_ids(vectors, row_group), seed) for row_group in vectors.row_groups]
+        index, rows = KeyIndex.of(np.concatenate(keys), seed)
+        if not index.repeats:
+            return Lookup(vectors, index, rows)
     raise SchemaError(
         f"input {vectors.name}: a value of {vectors.ids[-1]!r} stands in two rows; each should have one vector: drop the others"
     )
@@ -64,21 +62,21 @@ class Gatherer:
     def __call__(self, ids: pa.ChunkedArray) -> pa.Array:
         """(m,) ids -> fixed_size_list<float32> of m rows, null where there is no such id."""
         lookup = self._lookup
-        keys = hash_strings(ids, lookup.salt)
-        at = np.minimum(np.searchsorted(lookup.keys, keys), len(lookup.keys) - 1)
-        found = (lookup.keys[at] == keys) & ids.is_valid().to_numpy()
-        places = lookup.places[at]
-        owners = np.where(found, np.searchsorted(self._starts, places, side="right") - 1, -1)
+        positions = lookup.index.positions(ids)
+        known = positions != ABSENT
+        rows = lookup.rows[positions]
+        owners = np.where(known, np.searchsorted(self._starts, rows, side="right") - 1, ABSENT)
         matrix = np.zeros((len(ids), lookup.vectors.n_features), np.float32)
-        for number in np.unique(owners[found]).tolist():
+        for number in np.unique(owners[known]).tolist():
             names, x = self._read(number)
             mine = np.flatnonzero(owners == number)
-            rows = places[mine] - self._starts[number]
-            same = pc.equal(names.take(pa.array(rows)), ids.take(pa.array(mine))).to_numpy()  # not the hash alone
-            matrix[mine] = x[rows]
-            found[mine] = same
+            within = rows[mine] - self._starts[number]
+            matrix[mine] = x[within]
+            known[mine] = pc.equal(
+                names.take(pa.array(within)), ids.take(pa.array(mine))
+            ).to_numpy()  # not the hash alone
         values = pa.array(matrix.ravel(), pa.float32())
-        return pa.FixedSizeListArray.from_arrays(values, type=lookup.kind, mask=pa.array(~found))
+        return pa.FixedSizeListArray.from_arrays(values, type=lookup.kind, mask=pa.array(~known))
 
     def _read(self, number: int) -> tuple[pa.ChunkedArray, np.ndarray]:
         if self._held is None or self._held[0] != number:

@@ -9,19 +9,17 @@ from typing import Any
 
 import polars as pl
 
-from clipray.inputs.row_index import hash_strings
+from clipray.inputs.key_index import hashed, seed_of
 from clipray.report.run_tables import RunTable, RunTables
 
-SALT = "clipray-page-000"  # 16 bytes
+SEED = seed_of("page")
 MOST_NAMES = 100_000  # of labels that are counted
 NO_LABEL = ""
 
 
 def draw(column: str) -> pl.Expr:
     """Hashes of a column of names. The rows with the smallest hashes are a sample that does not depend on row order."""
-    return pl.col(column).map_batches(
-        lambda names: pl.Series(hash_strings(names.to_arrow(), SALT)), return_dtype=pl.UInt64, is_elementwise=True
-    )
+    return hashed(column, SEED)
 
 
 @dataclass(frozen=True)

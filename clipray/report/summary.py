@@ -170,7 +170,7 @@ def rejects_section(run: RunTables) -> Section | LeftOut:
 
 def _samples(run: RunTables, table: RunTable) -> list[dict[str, Any]]:
     """The first rejects of each reason."""
-    folder, counts = run.output.sub(f"rejects/{table.name}"), table.record.rejects_by_reason
+    folder, counts = tables.rejects_of(run.output, table.name), table.record.rejects_by_reason
     samples: dict[str, list[dict[str, Any]]] = {}
     for name in tables.shard_names(folder):
         if all(len(samples.get(reason, ())) >= min(n, PER_REASON) for reason, n in counts.items()):

@@ -32,7 +32,7 @@ def delete_for_rerun(job: Job, output: Folder, fresh: Sequence[str], retry_rejec
 
 def delete_table(output: Folder, name: str) -> None:
     """Remove a table that clipray wrote. The record goes first, so that a kill in between leaves an unfinished table."""
-    for folder in (output.sub(name), output.sub(f"rejects/{name}")):
+    for folder in (output.sub(name), tables.rejects_of(output, name)):
         names = tables.shard_names(folder)
         folder.remove(tables.RECORD)
         tables.remove_own(folder, names)
@@ -41,7 +41,7 @@ def delete_table(output: Folder, name: str) -> None:
 
 
 def _forget_rejects(output: Folder, name: str) -> None:
-    table, rejects = output.sub(name), output.sub(f"rejects/{name}")
+    table, rejects = output.sub(name), tables.rejects_of(output, name)
     if tables.shard_names(rejects):
         table.remove(tables.RECORD)
         rejects.remove(tables.RECORD)

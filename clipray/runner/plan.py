@@ -54,7 +54,7 @@ def plan_job(job: Job | str | os.PathLike[str], *, address: str | None = None) -
 def _planned(step: AnyStep, state: State) -> TableStatus:
     record = tables.read_record(step.table) if state.status == "finished" else None
     committed = state.committed
-    left = int((~committed.taken).sum()) if committed else step.total
+    left = int((~committed.done).sum()) if committed else step.total
     note = {
         "finished": "nothing to do",
         "absent": f"{step.total} rows to do",

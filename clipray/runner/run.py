@@ -120,6 +120,7 @@ def _finish_step(step: AnyStep, run: RunContext, names: Sequence[str]) -> Iterat
         run.say(f"{step.name}: {step.caveat}")
     if step.inspect(count=False).status == "finished":
         note = "was finished already"
+        step.note_recount()
     else:
         record = run_step(step, run)
         run.events.write(

@@ -56,7 +56,7 @@ def status(url: str | os.PathLike[str]) -> list[TableStatus]:
             continue
         shards = {} if record else _shard_rows(folder)
         rows = record.rows if record else sum(shards.values())
-        rejected = record.rejects if record else sum(_shard_rows(output.sub(f"rejects/{name}")).values())
+        rejected = record.rejects if record else sum(_shard_rows(tables.rejects_of(output, name)).values())
         size = sum(folder.sizes().values())
         statuses.append(
             TableStatus(

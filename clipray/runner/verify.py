@@ -67,8 +67,8 @@ def verify(url: str | os.PathLike[str]) -> list[TableCheck]:
 
 def _names(output: Folder) -> Iterator[str]:
     for name in output.folders():
-        if name == "rejects":
-            yield from (f"rejects/{table}" for table in output.sub(name).folders())
+        if name == tables.REJECTS:
+            yield from (f"{tables.REJECTS}/{table}" for table in output.sub(name).folders())
         else:
             yield name
 

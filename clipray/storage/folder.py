@@ -87,18 +87,18 @@ def refuse_irregular(fs: fsspec.AbstractFileSystem, path: str) -> None:
         raise OSError("not a regular file")
 
 
-def signs(urls: Sequence[str]) -> list[tuple[str, int | None, str]]:
+def file_versions(urls: Sequence[str]) -> list[tuple[str, int | None, str]]:
     """Of each file its URL, its size and what else changes when it does, as far as the storage tells."""
-    found = []
+    versions = []
     for url in urls:
         fs, path = filesystem(url)
         info = fs.info(path)
         changed = (str(info[key]) for key in ("ETag", "mtime", "LastModified", "updated") if info.get(key))
-        found.append((url, info.get("size"), next(changed, "")))
-    return found
+        versions.append((url, info.get("size"), next(changed, "")))
+    return versions
 
 
-def file_versions(urls: Sequence[str]) -> dict[str, str]:
+def versions_by_url(urls: Sequence[str]) -> dict[str, str]:
     """URL -> what changes when the file does, as text: its size and its time of change or ETag; empty where only its size is known."""
     versions = {}
     for url in urls:
@@ -153,8 +153,8 @@ def _reason(error: Exception) -> str:
     name = type(error).__name__
     if "Credentials" in name:
         return "no credentials: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
-    said = " ".join(str(error).split())[:300]
-    return f"access denied: {said}" if isinstance(error, PermissionError) else f"{name}: {said}"
+    message = " ".join(str(error).split())[:300]
+    return f"access denied: {message}" if isinstance(error, PermissionError) else f"{name}: {message}"
 
 
 @dataclass(frozen=True)
@@ -235,8 +235,8 @@ class Folder:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.remove(aside)  # a full disk wants its room back
-            kind = RunError if error.errno in FAILING else StorageError
-            raise kind(f"{self.path(name)} could not be written: {error.strerror or error}") from error
+            error_class = RunError if error.errno in FAILING else StorageError
+            raise error_class(f"{self.path(name)} could not be written: {error.strerror or error}") from error
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is already gone is fine."""

@@ -36,10 +36,12 @@ from clipray.tables.schema import (
     vector_type,
 )
 from clipray.tables.shards import (
+    REJECTS,
     Shard,
     named_as_ours,
     provenance_of,
     read_shard,
+    rejects_of,
     remove_own,
     shard_footer,
     shard_is,
@@ -54,6 +56,7 @@ __all__ = [
     "ARROW_TYPES",
     "DAMAGED",
     "RECORD",
+    "REJECTS",
     "Record",
     "Shard",
     "arrow_schema",
@@ -75,6 +78,7 @@ __all__ = [
     "read_shard",
     "read_table",
     "record_to_go_on",
+    "rejects_of",
     "rejects_schema",
     "remove_own",
     "reopen",

@@ -70,14 +70,14 @@ def combined(digests: Sequence[Digest | str | None], before: Sequence[Any] | Non
     return Digest(digest_of(before), BY_CONTENT + digest_of([digest and digest.content for digest in known]))
 
 
-def file_sign(file: Mapping[str, Any]) -> tuple[Any, ...]:
+def file_version(file: Mapping[str, Any]) -> tuple[Any, ...]:
     """What tells whether a file that a record lists is still the same: name, rows, bytes, and its hash where that is known."""
     return tuple(file[name] for name in ("name", "rows", "bytes", "sha256") if name in file)
 
 
-def is_same_file(sign: str, now: str | None) -> bool:
-    """Whether a file is still the same, by two signs as JSON; one that a version before wrote knows no hash."""
+def is_same_file(version: str, now: str | None) -> bool:
+    """Whether a file is still the same, by two versions as JSON; one that a version before wrote knows no hash."""
     if now is None:
         return False
-    before, here = json.loads(sign), json.loads(now)
+    before, here = json.loads(version), json.loads(now)
     return bool(before == here[: len(before)])

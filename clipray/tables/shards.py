@@ -20,6 +20,7 @@ from clipray.storage.parquet import open_parquet_on
 from clipray.tables.schema import check, table_names, table_schema
 
 ROW_GROUP_ROWS = 16_384
+REJECTS = "rejects"  # the folder of a run in which the rejects of each table have their own
 READERS = 8  # files that are verified at once: so many requests does an object store answer together
 _OF_THE_FILE = ("table", "schema_version", "sealed")  # keys of the metadata that say nothing of what made the rows
 
@@ -37,6 +38,11 @@ class Shard:
         """As a commit record lists it."""
         entry = asdict(self)
         return entry if self.sha256 else {name: entry[name] for name in entry if name != "sha256"}
+
+
+def rejects_of(output: Folder, table: str) -> Folder:
+    """The rejects of a table of the run at `output`."""
+    return output.sub(f"{REJECTS}/{table}")
 
 
 def write_shard(folder: Folder, name: str, table: str, data: pa.Table, provenance: Mapping[str, Any]) -> Shard:

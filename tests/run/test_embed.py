@@ -108,6 +108,7 @@ def test_decoding_tasks_are_not_fused_into_the_encoder(tiny_model: str, finished
     from clipray.engine.progress import Progress
     from clipray.engine.reader import ReadPlan
     from clipray.engine.stream import _dataset
+    from clipray.inputs.key_index import KeyIndex
     from clipray.inputs.manifest import open_manifest
     from clipray.inputs.row_index import scan
     from clipray.job import EmbedImages, Feature, Model
@@ -125,7 +126,7 @@ def test_decoding_tasks_are_not_fused_into_the_encoder(tiny_model: str, finished
         schema=tables.arrow_schema("images", {"clip": 32}),
         batch_size=16,
     )
-    work = ReadPlan(manifest.row_groups, manifest.columns(), counted.keys[:40], counted.salt, {}, 8)
+    work = ReadPlan(manifest.row_groups, manifest.columns(), KeyIndex(counted.keys[:40], counted.index.seed), {}, 8)
     data = _dataset(work, make_plan(settings, ClusterResources((Node(4),))), encode, Progress().reporter).materialize()
     assert data.count() == 40
     operators = [line for line in data.stats().splitlines() if line.startswith("Operator")]

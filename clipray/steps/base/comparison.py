@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipray.inputs.content_versions import CONTENT_HASH, Contents, sources_digest, with_contents
+from clipray.inputs.key_index import is_of_another_hash
 from clipray.inputs.manifest import Manifest
 from clipray.inputs.row_index import RowIndex
 
@@ -33,7 +34,7 @@ class Comparison:
 
         A table has that column from the start or never, so all its shards have the same columns.
         """
-        inline = self.manifest.kind.inline
+        inline = self.manifest.spec.inline
         if inline is None or CONTENT_HASH in self.named:
             return None
         is_inline = inline in self.manifest.schema.names
@@ -71,7 +72,8 @@ class Comparison:
     def changed(self) -> bool:
         """Whether the sources of a finished table may have changed."""
         if self.digest:
-            return self.digest != (self.before or {}).get("sources_digest")
+            before = (self.before or {}).get("sources_digest")
+            return before is None or (before != self.digest and not is_of_another_hash(before))
         return self.contents is not None and bool(self.changed_files)
 
     def scan_with_contents(self) -> RowIndex:

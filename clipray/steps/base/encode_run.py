@@ -16,13 +16,14 @@ from clipray import tables
 from clipray.engine.plan import Plan, make_plan
 from clipray.engine.progress import Progress
 from clipray.engine.reader import ReadPlan
-from clipray.engine.sink import Regions, Target, Written
+from clipray.engine.sink import Target, Written
 from clipray.engine.stream import run_pass
 from clipray.errors import RejectRateError
 from clipray.inputs.committed_rows import REFUSED, CommittedRows, RegionFolders, check_committed, take_back
 from clipray.inputs.content_versions import CONTENT_HASH, rows_at_once
+from clipray.inputs.key_index import ABSENT, KeyIndex
 from clipray.inputs.manifest import read_rows
-from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS, RowIndex, contains, hash_strings, row_groups_with
+from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS, RowIndex, row_groups_with
 from clipray.job.row_spec import PICTURES
 from clipray.pipelines.spec import ImageSpec
 from clipray.steps.base.encode_step import EncodeStep, told_by_shards
@@ -94,7 +95,7 @@ class EncodeRun:
         Returns what was committed when the last pass began, and whether that is still so.
         """
         for number, (rows_per_block, careful) in enumerate(self._passes()):
-            todo = self.step.scan.keys[~committed.taken]
+            todo = self.step.scan.index.where(~committed.done)
             if not len(todo):
                 return committed, True
             if number:
@@ -195,7 +196,7 @@ class EncodeRun:
             write_started(self.step.table, self._facts)
 
     def _pass(
-        self, todo: np.ndarray, rows_per_block: int, careful: bool, prefix: str, precision: str, committed: CommittedRows
+        self, todo: KeyIndex, rows_per_block: int, careful: bool, prefix: str, precision: str, committed: CommittedRows
     ) -> Written:  # fmt: skip
         step, settings = self.step, self.step.settings
         encoder = replace(
@@ -206,12 +207,11 @@ class EncodeRun:
             encoder = replace(encoder, limits=replace(encoder.limits, patience=self._patience))
         target = Target(
             step.table, step.rejects, step.schema, step.rejects_schema, prefix, settings.rows_per_file, settings.flush_s,
-            Regions(step.regions.table, step.regions.rejects, step.region_schema) if step.regions else None,
-            step.manifest.kind,
+            step.regions, step.region_schema, step.manifest.spec,
         )  # fmt: skip
         plan = ReadPlan(
-            row_groups_with(step.manifest, step.scan, todo), step.manifest.columns(step.keep), todo, step.scan.salt,
-            step.scan.refused, rows_per_block, careful, step.comparison.contents, step.manifest.kind,
+            row_groups_with(step.manifest, step.scan, todo), step.manifest.columns(step.keep), todo,
+            step.scan.refused, rows_per_block, careful, step.comparison.contents, step.manifest.spec,
             step.manifest.schema, *(self._lookup or ()),
         )  # fmt: skip
 
@@ -237,7 +237,7 @@ class EncodeRun:
 
     def _reject_the_dead(self, committed: CommittedRows, prefix: str) -> None:
         """Reject the rows that were alone, twice, when their worker died."""
-        dead = step_rows(self.step, self.step.scan.keys[~committed.taken])
+        dead = step_rows(self.step, self.step.scan.index.where(~committed.done))
         message = "the worker process died twice while it held this row alone"
         why = {"stage": "encode", "reason": "worker_died", "message": message}
         if dead.num_rows:
@@ -267,7 +267,7 @@ class EncodeRun:
         )
 
     def _reconcile(self, committed: CommittedRows) -> None:
-        if committed.rows + committed.rejected != self.step.total or not committed.taken.all():
+        if committed.rows + committed.rejected != self.step.total or not committed.done.all():
             raise AssertionError(
                 f"rows in = {self.step.total}, but {committed.rows} written + {committed.rejected} rejected"
             )
@@ -310,23 +310,23 @@ class EncodeRun:
 
 
 def _example(step: EncodeStep[Any]) -> str:
-    key = step.manifest.kind.key
+    key = step.manifest.spec.key
     for name in tables.shard_names(step.rejects)[:1]:
         row = tables.read_shard(step.rejects, name, [key, "message"]).slice(0, 1).to_pylist()[0]
         return f"; e.g. {row[key]!r}: {row['message']}"
     return ""
 
 
-def step_rows(step: EncodeStep[Any], keys: np.ndarray) -> pa.Table:
-    """Identity and sources of the manifest rows with these keys ((n,) uint64, sorted)."""
-    row_spec, contents = step.manifest.kind, step.comparison.contents
-    names = [*row_spec.named, *(field.name for field in step.hash_fields)]
-    wanted = {*row_spec.named, *(contents.columns if contents else ())}
-    columns = [c for c in step.manifest.columns() if c in wanted]
+def step_rows(step: EncodeStep[Any], wanted: KeyIndex) -> pa.Table:
+    """Identity and sources of the wanted rows of the manifest."""
+    spec, contents = step.manifest.spec, step.comparison.contents
+    names = [*spec.named, *(field.name for field in step.hash_fields)]
+    stored = {*spec.named, *(contents.columns if contents else ())}
+    columns = [c for c in step.manifest.columns() if c in stored]
     parts = [pa.table({c: pa.array([], pa.string()) for c in names})]
-    for row_group in merge_neighbours(row_groups_with(step.manifest, step.scan, keys), SCAN_ROWS, SCAN_BYTES):
-        for read in read_rows(row_group, columns, rows_at_once(row_group), row_spec, step.manifest.schema):
-            here = contains(keys, hash_strings(read.table[row_spec.key], step.scan.salt))
+    for row_group in merge_neighbours(row_groups_with(step.manifest, step.scan, wanted), SCAN_ROWS, SCAN_BYTES):
+        for read in read_rows(row_group, columns, rows_at_once(row_group), spec, step.manifest.schema):
+            here = wanted.positions(read.table[spec.key]) != ABSENT
             here &= ~np.isin(read.numbers, step.scan.refused.get(row_group.file, ()))
             rows = read.table.filter(pa.array(here))
             if contents:

@@ -18,19 +18,22 @@ from clipray.engine.plan import make_plan
 from clipray.errors import SchemaError
 from clipray.inputs.committed_rows import CommittedRows, RegionFolders, check_committed, regions_of_another
 from clipray.inputs.content_versions import CONTENT_HASH
+from clipray.inputs.key_index import is_of_another_hash
 from clipray.inputs.manifest import Manifest
 from clipray.inputs.row_index import RowIndex, scan
 from clipray.inputs.vector_lookup import Lookup
 from clipray.job import Encoding
+from clipray.job.load import fingerprint
 from clipray.models.resolve import ResolvedModel, provenance
 from clipray.pipelines.spec import EncoderSpec
 from clipray.steps.base.comparison import Comparison
 from clipray.steps.base.step import RunContext, State, Step, StepContext
 from clipray.storage.folder import Folder
 from clipray.tables.reasons import passing
-from clipray.tables.started import read_started
+from clipray.tables.started import read_started, write_started
 
 AnyEncoding = TypeVar("AnyEncoding", bound=Encoding)
+RECOUNTED = "recounted"  # in a table's note: the digest in its record, and what stands for it now
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class EncodeStep(Step[AnyEncoding]):
 
     @property
     def table_type(self) -> str:
-        return self.manifest.kind.table
+        return self.manifest.spec.table
 
     @property
     def total(self) -> int:
@@ -94,6 +97,37 @@ class EncodeStep(Step[AnyEncoding]):
     @property
     def digest(self) -> str:
         return f"{self.scan.digest}-{self.lookup_digest}" if self.lookup_digest else self.scan.digest
+
+    @property
+    def digest_as_stored(self) -> str:
+        """Counts the rows of a table whose digest is of another hash than today's, unless that is noted."""
+        record = tables.record_to_go_on(self.table)
+        if record is None or fingerprint(record.settings) != self.fingerprint:
+            return self.digest
+        stored, now = str(record.inputs.get("digest")), inputs_now(self.table, record).get("digest")
+        same = self._is_all_there(stored) if is_of_another_hash(now) else now == self.digest
+        return stored if same else self.digest
+
+    def _is_all_there(self, stored: str) -> bool:
+        """Whether the table holds the rows of now, and none besides: reads its ids, and what its rows were made from."""
+        if stored.partition("-")[2] != self.lookup_digest:
+            return False
+        committed = self._check_committed()
+        counted = committed.rows + committed.rejected
+        return bool(committed.done.all()) and not committed.repaired and counted == self.total
+
+    def _check_committed(self) -> CommittedRows:
+        rows = self.comparison.scan_with_contents()
+        return check_committed(
+            self.table, self.rejects, rows, self.keep, self.fingerprint, regions=self.regions, repair=False
+        )
+
+    def note_recount(self) -> None:
+        record, note = tables.read_record(self.table), read_started(self.table)
+        if record and note and is_of_another_hash(inputs_now(self.table, record).get("digest")):
+            looked = {"sources_digest": self.comparison.digest} if self.comparison.digest else {}
+            recounted = {"of": record.inputs["digest"], "inputs": {"digest": self.digest, **looked}}
+            write_started(self.table, {**note, RECOUNTED: recounted})
 
     @property
     def input_fingerprint(self) -> dict[str, Any]:
@@ -105,11 +139,11 @@ class EncodeStep(Step[AnyEncoding]):
 
     @property
     def rejects(self) -> Folder:
-        return self.output.sub(f"rejects/{self.settings.primary_table}")
+        return tables.rejects_of(self.output, self.settings.primary_table)
 
     @property
     def rejects_schema(self) -> pa.Schema:
-        return tables.rejects_schema(*self.manifest.kind.named, *(field.name for field in self.hash_fields))
+        return tables.rejects_schema(*self.manifest.spec.named, *(field.name for field in self.hash_fields))
 
     @property
     def hash_fields(self) -> list[pa.Field]:
@@ -126,7 +160,11 @@ class EncodeStep(Step[AnyEncoding]):
         record = tables.record_to_go_on(self.table)
         if record:
             scaling = record.provenance.get("draft_scaling")
-            return {**record.inputs, "content_hash": CONTENT_HASH in record.columns, "draft_scaling": scaling}
+            return {
+                **inputs_now(self.table, record),
+                "content_hash": CONTENT_HASH in record.columns,
+                "draft_scaling": scaling,
+            }
         return read_started(self.table) or told_by_shards(self.table) or None
 
     @functools.cached_property
@@ -168,10 +206,7 @@ class EncodeStep(Step[AnyEncoding]):
                 return State("stale", changed=(f"{other} is of another step, choose another `{setting}`",))
         if state.status != "partial" or not count:
             return state
-        rows = self.comparison.scan_with_contents()
-        committed = check_committed(
-            self.table, self.rejects, rows, self.keep, self.fingerprint, regions=self.regions, repair=False
-        )
+        committed = self._check_committed()
         return State("partial", committed, again=passing(committed.rejects) if self.retry else 0)
 
     def is_complete(self) -> bool:
@@ -198,6 +233,15 @@ class EncodeStep(Step[AnyEncoding]):
             f"{self.name}: model {model.name}, weights {model.weights[:23]}{f', vectors of {vectors}' if vectors else ''}",
             *([f"{self.name}: {self.caveat}"] if self.caveat else []),
         ]
+
+
+def inputs_now(table: Folder, record: tables.Record) -> dict[str, Any]:
+    """The inputs of a record, with the digests of today's hash where a recount has noted them.
+
+    The record itself keeps its digests, so that what was made from the table stays finished.
+    """
+    note = (read_started(table) or {}).get(RECOUNTED, {})
+    return {**record.inputs, **note["inputs"]} if note.get("of") == record.inputs.get("digest") else record.inputs
 
 
 def told_by_shards(table: Folder) -> dict[str, Any]:

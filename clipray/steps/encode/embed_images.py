@@ -39,8 +39,7 @@ class EmbedStep(EncodeStep[EmbedImages]):
     def regions(self) -> RegionFolders | None:
         if self.settings.region_feature is None:
             return None
-        name = self.settings.regions_name
-        return RegionFolders(self.output.sub(name), self.output.sub(f"rejects/{name}"))
+        return RegionFolders.of(self.output, self.settings.regions_name)
 
     @property
     def region_schema(self) -> pa.Schema | None:

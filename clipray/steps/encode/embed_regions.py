@@ -36,7 +36,7 @@ class EmbedRegionsStep(EncodeStep[EmbedRegions]):
 
     @property
     def regions(self) -> RegionFolders:
-        return RegionFolders(self.output.sub(self.name), self.output.sub(f"rejects/{self.name}"))
+        return RegionFolders.of(self.output, self.name)
 
     @property
     def schema(self) -> pa.Schema:

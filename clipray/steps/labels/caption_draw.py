@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from clipray.inputs.row_index import hash_strings
+from clipray.inputs.key_index import hash_strings, seed_of
 from clipray.inputs.vector_column import VectorColumn
 from clipray.models.resolve import ResolvedModel
 from clipray.storage.parquet import RowGroup
@@ -49,7 +49,7 @@ def draw_of_file(item: tuple[VectorColumn, list[RowGroup], int, int]) -> list[Dr
     for row_group in row_groups:
         regions = row_group.read([source.ids[-1], CAPTION])
         ids = regions[source.ids[-1]].cast(pa.string())
-        numbers = hash_strings(ids, f"{random_state:016d}"[-16:]).tolist()
+        numbers = hash_strings(ids, seed_of("captions", random_state)).tolist()
         draws = zip(numbers, ids.to_pylist(), regions[CAPTION].to_pylist(), strict=True)
         captioned = (draw for draw in draws if draw[2] and draw[2].strip())
         least = heapq.nsmallest(count, [*least, *captioned])

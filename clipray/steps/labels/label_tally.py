@@ -103,7 +103,7 @@ def tally(data_set: str, table: LabelTable, truth: KnownLabels, *, grouped: bool
         for (group, style), members in rows.partition_by("group", "style", as_dict=True).items():
             if (group, style) not in entries:
                 name = f"{data_set}/{truth.groups[group]}" if grouped else data_set
-                of_style = ranks.setdefault(style, np.full(len(truth.keys), UNLABELLED, np.int8))
+                of_style = ranks.setdefault(style, np.full(len(truth.index), UNLABELLED, np.int8))
                 state = lf.empty(len(table.classes))
                 entries[group, style] = Entry(name, style, table, truth, group, codes, of_style, state)
             entries[group, style].add(members)

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from clipray.analysis.probe import SPLITS, split
 from clipray.errors import SchemaError
+from clipray.inputs.key_index import hash_strings, seed_of
 from clipray.inputs.known_labels import NONE, KnownLabels, read_labelled
-from clipray.inputs.row_index import hash_strings
 from clipray.inputs.vector_column import VectorColumn, read_finite
 from clipray.job import Probe
 from clipray.storage.folder import Folder
@@ -47,7 +47,7 @@ def labelled_rows(settings: Probe, source: VectorColumn, output: Folder) -> Rows
     """
     assert settings.truth is not None
     known = read_labelled(settings.truth, output, settings.split)
-    used = min(1.0, settings.max_rows / len(known.keys))
+    used = min(1.0, settings.max_rows / len(known.index))
     here = _given(known, settings.split) if settings.split else None
     xs, names, splits = [], [], []
     for row_group in source.row_groups:
@@ -92,4 +92,4 @@ def _checked(name: str, known: KnownLabels, x: np.ndarray, codes: np.ndarray, sp
 
 def _fraction(ids: pa.ChunkedArray, random_state: int) -> np.ndarray:
     """(n,) float64 in [0, 1), the same for an id wherever and whenever."""
-    return (hash_strings(ids, f"{random_state:016d}"[-16:]) >> np.uint64(11)) * 2.0**-53
+    return (hash_strings(ids, seed_of("split", random_state)) >> np.uint64(11)) * 2.0**-53

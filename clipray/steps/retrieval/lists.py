@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipray import tables
 from clipray.errors import SchemaError
+from clipray.inputs.key_index import hash_strings, seed_of
 from clipray.inputs.relevance import GroundTruth
-from clipray.inputs.row_index import hash_strings
 from clipray.storage.folder import Folder
 
-SALT = "clipray-lists-00"  # 16 bytes
+SEED = seed_of("lists")
 NOT_FOUND = -1
 
 
@@ -89,14 +90,12 @@ def _entries(lists: Lists, truth: GroundTruth) -> tuple[np.ndarray, ...]:
             for name, values in (("query_id", truth.queries), (lists.answer_id, truth.answers))
         ]
         rank = kept["rank"].to_numpy().astype(np.int64)
-        parts.append((numbers[0], rank, numbers[1], hash_strings(kept[lists.answer_id], SALT)))
+        parts.append((numbers[0], rank, numbers[1], hash_strings(kept[lists.answer_id], SEED)))
     return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True))
 
 
 def _pairs(truth: GroundTruth, query: np.ndarray, answer: np.ndarray) -> np.ndarray:
     """(n,) int64: the pair of the ground truth that an entry is, or NOT_FOUND."""
     n = len(truth.answers)
-    known = truth.query * n + truth.answer  # sorted, as the pairs are
-    wanted = query * n + answer
-    at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-    return np.where((known[at] == wanted) & (answer != NOT_FOUND), at, NOT_FOUND)
+    pairs = pc.index_in(pa.array(query * n + answer), pa.array(truth.query * n + truth.answer))
+    return np.where(answer == NOT_FOUND, NOT_FOUND, pc.fill_null(pairs, NOT_FOUND).to_numpy())

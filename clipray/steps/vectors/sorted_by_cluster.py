@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 from clipray import tables
 from clipray.analysis.normalize import l2_normalize
 from clipray.errors import SchemaError
-from clipray.inputs.row_index import hash_strings
+from clipray.inputs.key_index import ABSENT, KeyIndex, hash_strings, seed_of
 from clipray.inputs.vector_column import VectorColumn, read_finite
 from clipray.storage.folder import Folder
 from clipray.storage.parquet import RowGroup, open_parquet_on
 
-SALT = "clipray-clusters"  # 16 bytes
+SEED = seed_of("clusters")
 FILE_BYTES = 2**27  # of vectors, about; a task holds them a few times
 BATCH_ROWS = 8_192
 CLUSTER, DISTANCE, VECTOR = "cluster_id", "distance", "<vector>"
@@ -34,12 +34,12 @@ class Clusters:
     """Which cluster each row is in, by a hash of its identity: 16 bytes a row.
 
     Attributes:
-        keys: (n,) uint64, sorted. cluster: (n,) int32. distance: (n,) float32, to the centroid.
+        index: of the n rows' ids. cluster: (n,) int32, in the order of `index`. distance: (n,) float32, to the centroid.
         buckets: (k,) int64, of each cluster; no cluster's is below that of one before it.
     """
 
     name: str
-    keys: np.ndarray
+    index: KeyIndex
     cluster: np.ndarray
     distance: np.ndarray
     buckets: np.ndarray
@@ -71,13 +71,12 @@ def read_clusters(name: str, folder: Folder, key: str, bucket_rows: int) -> Clus
     """
     columns: list[tuple[np.ndarray, ...]] = []
     for part in tables.iter_table(folder.url, [key, CLUSTER, DISTANCE]):
-        columns.append((hash_strings(part[key], SALT), part[CLUSTER].to_numpy(), part[DISTANCE].to_numpy()))
+        columns.append((hash_strings(part[key], SEED), part[CLUSTER].to_numpy(), part[DISTANCE].to_numpy()))
     keys, cluster, distance = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    order = np.argsort(keys)
-    keys = keys[order]
-    if (keys[1:] == keys[:-1]).any():
+    index, order = KeyIndex.of(keys, SEED)
+    if index.repeats:
         raise SchemaError(f"clusters {name}: a value of {key!r} stands in two rows; each row should be in one cluster")
-    return Clusters(name, keys, cluster[order], distance[order], _buckets(np.bincount(cluster), bucket_rows))
+    return Clusters(name, index, cluster[order], distance[order], _buckets(np.bincount(cluster), bucket_rows))
 
 
 def _buckets(sizes: np.ndarray, rows: int) -> np.ndarray:
@@ -114,9 +113,8 @@ def write_sorted(item: tuple[Folder, str, VectorColumn, list[RowGroup]], cluster
 def _sorted_row_group(source: VectorColumn, row_group: RowGroup, clusters: Clusters) -> pa.Table:
     ids, x = read_finite(source, row_group)
     names = ids[source.ids[-1]]
-    keys = hash_strings(names, SALT)
-    at = np.minimum(np.searchsorted(clusters.keys, keys), len(clusters.keys) - 1)
-    lost = np.flatnonzero(clusters.keys[at] != keys)
+    at = clusters.index.positions(names)
+    lost = np.flatnonzero(at == ABSENT)
     if len(lost):
         named = ", ".join(map(repr, names.take(pa.array(lost[:5])).to_pylist()))
         raise SchemaError(

@@ -77,7 +77,7 @@ def test_vectors_are_those_of_their_ids(tmp_path: Path) -> None:
 def test_a_hash_alone_is_no_identity(tmp_path: Path) -> None:
     lookup = lookup_of(tmp_path / "v.parquet", ["a", "b", "c"])
     other = lookup_of(tmp_path / "w.parquet", ["x", "y", "z"])
-    mistaken = Lookup(lookup.vectors, lookup.salt, other.keys, other.places)  # as if their hashes were those of a, b, c
+    mistaken = Lookup(lookup.vectors, other.index, other.rows)  # as if their hashes were those of a, b, c
     assert Gatherer(mistaken)(pa.chunked_array([["x", "y", "z"]])).null_count == 3
 
 

@@ -26,8 +26,9 @@ from clipray.inputs.committed_rows import (
     regions_of_another,
     take_back,
 )
+from clipray.inputs.key_index import hash_strings
 from clipray.inputs.manifest import open_manifest
-from clipray.inputs.row_index import RowIndex, hash_strings, scan
+from clipray.inputs.row_index import RowIndex, scan
 from clipray.storage.events import Events, read_events
 from clipray.storage.folder import Folder
 
@@ -77,11 +78,11 @@ class Run:
     def stock(self, *, repair: bool = True) -> CommittedRows:
         return check_committed(self.table, self.rejects, self.scan, self.keep, PRINT, repair=repair)
 
-    def taken(self, stock: CommittedRows) -> list[int]:
+    def done(self, stock: CommittedRows) -> list[int]:
         """The numbers of the manifest's rows that are marked as done."""
-        found = set(self.scan.keys[stock.taken].tolist())
+        found = set(self.scan.keys[stock.done].tolist())
         ids = pq.read_table(self.home / "part-m.parquet")["image_id"]
-        keys = hash_strings(ids, self.scan.salt).tolist()
+        keys = hash_strings(ids, self.scan.index.seed).tolist()
         return sorted(int(i[2:]) for i, key in zip(ids.to_pylist(), keys, strict=True) if key in found)
 
     def on_disk(self, folder: Folder | None = None) -> dict[str, list[int]]:
@@ -104,8 +105,8 @@ def run(tmp_path: Path) -> Run:
 def test_nothing_is_there(run: Run) -> None:
     stock = run.stock()
     assert (stock.rows, stock.rejected, stock.files, stock.repaired) == (0, 0, [], {})
-    assert run.taken(stock) == []
-    assert len(stock.taken) == 20
+    assert run.done(stock) == []
+    assert len(stock.done) == 20
 
 
 def test_what_is_written_and_rejected_is_taken(run: Run) -> None:
@@ -114,7 +115,7 @@ def test_what_is_written_and_rejected_is_taken(run: Run) -> None:
     run.reject("part-r.parquet", [(9, "empty"), (10, "truncated"), (11, "empty")])
     before = run.bytes_of()
     stock = run.stock()
-    assert run.taken(stock) == [0, 1, 2, 5, 7, 9, 10, 11]
+    assert run.done(stock) == [0, 1, 2, 5, 7, 9, 10, 11]
     assert [(s.name, s.rows, s.bytes) for s in stock.files] == [
         (name, rows, len(before[f"images/{name}"])) for name, rows in (("part-a.parquet", 3), ("part-b.parquet", 2))
     ]
@@ -135,7 +136,7 @@ def test_a_torn_shard_is_removed(run: Run, keep: int) -> None:
     assert stock.repaired == {"torn_files": 2}
     assert run.on_disk() == {"part-a.parquet": [0, 1]}
     assert run.on_disk(run.rejects) == {}
-    assert run.taken(stock) == [0, 1]
+    assert run.done(stock) == [0, 1]
     assert run.stock().repaired == {}
 
 
@@ -147,7 +148,7 @@ def test_leftovers_of_a_killed_writer_are_removed(run: Run) -> None:
     stock = run.stock()
     assert run.table.sizes().keys() == {"part-a.parquet", "_started.json"}
     assert run.rejects.sizes() == {}
-    assert (run.taken(stock), stock.repaired) == ([0, 1], {})
+    assert (run.done(stock), stock.repaired) == ([0, 1], {})
 
 
 def test_rows_that_stand_twice_are_kept_once(run: Run) -> None:
@@ -159,7 +160,7 @@ def test_rows_that_stand_twice_are_kept_once(run: Run) -> None:
     assert (stock.rows, stock.repaired) == (4, {"rows_doubled": 4})
     assert [(s.name, s.rows) for s in stock.files] == [("part-a.parquet", 3), ("part-b.parquet", 1)]
     assert {s.name: s.bytes for s in stock.files} == run.table.sizes()
-    assert run.taken(stock) == [0, 1, 2, 3]
+    assert run.done(stock) == [0, 1, 2, 3]
     assert run.stock().repaired == {}
 
 
@@ -179,7 +180,7 @@ def test_a_row_both_written_and_rejected_is_written(run: Run) -> None:
     stock = run.stock()
     assert (stock.rows, stock.rejects, stock.repaired) == (2, {"empty": 1}, {"rows_doubled": 1})
     assert run.on_disk(run.rejects) == {"part-r.parquet": [2]}
-    assert run.taken(stock) == [0, 1, 2]
+    assert run.done(stock) == [0, 1, 2]
 
 
 def test_rows_that_left_the_manifest_are_removed(run: Run) -> None:
@@ -191,7 +192,7 @@ def test_rows_that_left_the_manifest_are_removed(run: Run) -> None:
     assert run.on_disk() == {"part-a.parquet": [2]}
     assert run.on_disk(run.rejects) == {"part-r.parquet": [3]}
     assert (stock.repaired, stock.rejects) == ({"rows_gone": 5}, {"empty": 1})
-    assert run.taken(stock) == [2, 3]
+    assert run.done(stock) == [2, 3]
 
 
 def test_all_rows_left_the_manifest(run: Run) -> None:
@@ -218,7 +219,7 @@ def test_rejects_that_may_pass_are_taken_back_and_lasting_ones_are_not(run: Run)
     for name in ("images/part-a.parquet", "rejects/images/part-t.parquet", f"rejects/images/{REFUSED}"):
         assert after[name] == before[name]
     stock = run.stock()
-    assert run.taken(stock) == [0, 1, 3, 5, 8, 9]
+    assert run.done(stock) == [0, 1, 3, 5, 8, 9]
     assert (stock.repaired, stock.rejected) == ({}, 5)
     assert take_back(run.rejects, PRINT, {}) == 0
 
@@ -236,8 +237,8 @@ def test_a_kill_while_rejects_are_taken_back_loses_no_row(run: Run, monkeypatch:
                 take_back(run.rejects, PRINT, {})
         stock = run.stock()
         assert (stock.rejects, stock.repaired) == ({"empty": 3, **({"unreachable": left} if left else {})}, {})
-        assert set(run.taken(stock)) >= {1, 3, 5}
-        assert len(run.taken(stock)) == 3 + left
+        assert set(run.done(stock)) >= {1, 3, 5}
+        assert len(run.done(stock)) == 3 + left
 
 
 def test_a_broken_file_of_somebody_else_is_named_and_left(run: Run) -> None:
@@ -263,7 +264,7 @@ def test_rows_with_another_uri_are_made_again(run: Run) -> None:
     assert run.on_disk() == {"part-a.parquet": [0, 2]}
     assert run.on_disk(run.rejects) == {"part-r.parquet": [4]}
     assert (stock.repaired, stock.rejects) == ({"rows_changed": 2}, {"unreachable": 1})
-    assert run.taken(stock) == [0, 2, 4]
+    assert run.done(stock) == [0, 2, 4]
 
 
 def test_rows_with_another_kept_value_are_made_again(tmp_path: Path) -> None:
@@ -275,7 +276,7 @@ def test_rows_with_another_kept_value_are_made_again(tmp_path: Path) -> None:
     stock = run.stock()
     assert run.on_disk() == {"part-a.parquet": [0, 2]}
     assert (stock.repaired, stock.rejects) == ({"rows_changed": 1}, {"empty": 1})  # a reject holds no label
-    assert run.taken(stock) == [0, 2, 3]
+    assert run.done(stock) == [0, 2, 3]
 
 
 def test_a_column_that_is_not_kept_may_change(run: Run) -> None:
@@ -307,7 +308,7 @@ def test_kept_strings_survive_the_way_through_a_shard(tmp_path: Path, kind: str)
         }
         tables.write_shard(table, f"part-{number}.parquet", "images", pa.table(columns, schema), STAMP)
     stock = check_committed(table, Folder(f"{tmp_path}/rejects/images"), found, ["label"], PRINT)
-    assert (stock.repaired, stock.rows, stock.taken.all()) == ({}, 6, True)
+    assert (stock.repaired, stock.rows, stock.done.all()) == ({}, 6, True)
 
 
 @pytest.mark.parametrize("where", ["table", "rejects"])
@@ -343,7 +344,7 @@ def test_the_manifests_own_rejects_are_counted_but_take_nothing(run: Run) -> Non
     run.reject("part-r.parquet", [(4, "empty")])
     stock = run.stock()
     assert stock.rejects == {"null_id": 1, "duplicate_id": 2, "empty": 1}
-    assert (stock.rejected, run.taken(stock), stock.repaired) == (4, [4], {})
+    assert (stock.rejected, run.done(stock), stock.repaired) == (4, [4], {})
 
 
 def test_without_mending_nothing_is_touched(run: Run) -> None:
@@ -360,7 +361,7 @@ def test_without_mending_nothing_is_touched(run: Run) -> None:
     assert looked.repaired == {"torn_files": 1, "rows_doubled": 3, "rows_gone": 1}
     mended = run.stock()
     assert run.bytes_of() != before
-    assert np.array_equal(looked.taken, mended.taken)
+    assert np.array_equal(looked.done, mended.done)
     assert (looked.rows, looked.rejects) == (mended.rows, mended.rejects) == (4, {"empty": 1})
 
 
@@ -373,7 +374,7 @@ def test_on_s3(tmp_path: Path, s3: str) -> None:
     stock = run.stock()
     assert stock.repaired == {"rows_doubled": 2, "torn_files": 1}
     assert run.on_disk() == {"part-a.parquet": [0, 1], "part-b.parquet": [2]}
-    assert run.taken(stock) == [0, 1, 2]
+    assert run.done(stock) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("torn", ["", '{"event": "torn', '{"event": "tornü'])
@@ -432,14 +433,14 @@ def test_any_mess_ends_with_each_row_at_most_once(tmp_path: Path, seed: int) -> 
     right = same - set(relabelled) if run.keep else same
     assert written == Counter(there & right)
     assert refused == Counter((thrown & same) - (there & right))
-    assert run.taken(stock) == sorted((written + refused).elements())
+    assert run.done(stock) == sorted((written + refused).elements())
     assert (stock.rows, stock.rejected) == (written.total(), refused.total())
     assert stock.repaired.get("torn_files", 0) == len(torn)
     assert {s.name: s.bytes for s in stock.files} == run.table.sizes()
     after = run.bytes_of()
     again = run.stock()
     assert (again.repaired, run.bytes_of()) == ({}, after)
-    assert np.array_equal(again.taken, stock.taken)
+    assert np.array_equal(again.done, stock.done)
 
 
 def _numbers(folder: Folder, name: str) -> list[int]:
@@ -522,7 +523,7 @@ def test_whole_shards_with_regions_are_left_as_they_are(regional: Regional) -> N
     regional.whole("part-b.parquet", [3, 6])  # no region at all
     before = regional.bytes_of()
     stock = regional.stock()
-    assert (regional.taken(stock), stock.repaired) == ([0, 1, 2, 3, 5, 6], {})
+    assert (regional.done(stock), stock.repaired) == ([0, 1, 2, 3, 5, 6], {})
     assert [(s.name, s.rows, s.bytes) for s in stock.region_files] == [
         ("part-a.parquet", 5, len(before["regions/part-a.parquet"]))
     ]
@@ -541,7 +542,7 @@ def test_pictures_whose_regions_are_lost_are_made_again(regional: Regional, how:
         regional.folders.table.write("part-a.parquet", found[:-9] if how == "torn" else b"")
     stock = regional.stock()
     assert regional.on_disk() == {"part-a.parquet": [0, 3], "part-b.parquet": [4, 5]}  # those without regions lack none
-    assert regional.taken(stock) == [0, 3, 4, 5]
+    assert regional.done(stock) == [0, 3, 4, 5]
     assert stock.repaired == {"rows_without_their_regions": 2, **({} if how == "gone" else {"torn_files": 1})}
     assert regional.on_disk(regional.folders.rejects) == {"part-a.parquet": [0], "part-b.parquet": [5]}
     regional.assert_complete()
@@ -555,7 +556,7 @@ def test_a_picture_with_another_number_of_regions_is_made_again(regional: Region
     stock = regional.stock()
     assert regional.on_disk() == {"part-a.parquet": [1, 4]}
     assert regional.on_disk(regional.folders.table) == {"part-a.parquet": [1, 4]}
-    assert regional.taken(stock) == [1, 4]
+    assert regional.done(stock) == [1, 4]
     assert stock.repaired == {"rows_without_their_regions": 1}
     assert [s.rows for s in stock.region_files] == [2]
     assert regional.stock().repaired == {}
@@ -569,7 +570,7 @@ def test_regions_written_before_a_kill_are_removed(regional: Regional) -> None:
     regional.folders.table.write(".tmp-1", b"half")
     regional.folders.rejects.write(".tmp-2", b"half")
     stock = regional.stock()
-    assert (regional.taken(stock), stock.repaired) == ([1, 2], {"region_files_removed": 2})
+    assert (regional.done(stock), stock.repaired) == ([1, 2], {"region_files_removed": 2})
     assert regional.folders.table.sizes().keys() == {"part-a.parquet"}
     assert regional.folders.rejects.sizes().keys() == set()
     regional.assert_complete()
@@ -599,7 +600,7 @@ def test_a_picture_that_stands_twice_keeps_one_set_of_regions(regional: Regional
     stock = regional.stock()
     assert regional.on_disk() == {"part-b.parquet": [2, 4], "part-c.parquet": [1, 7]}
     assert stock.repaired == {"rows_without_their_regions": 2, "rows_doubled": 1}
-    assert regional.taken(stock) == [1, 2, 4, 7]
+    assert regional.done(stock) == [1, 2, 4, 7]
     regional.assert_complete()
 
 
@@ -610,8 +611,8 @@ def test_looking_at_regions_touches_nothing(regional: Regional) -> None:
     before = regional.bytes_of()
     looked = regional.stock(repair=False)
     assert regional.bytes_of() == before
-    assert regional.taken(looked) == [1]
-    assert regional.taken(regional.stock()) == [1]
+    assert regional.done(looked) == [1]
+    assert regional.done(regional.stock()) == [1]
 
 
 @pytest.mark.parametrize("where", ["table", "rejects"])
@@ -661,7 +662,7 @@ def test_after_any_mess_every_picture_has_its_regions(tmp_path: Path, seed: int)
     written = Counter(n for rows in run.on_disk().values() for n in rows)
     assert set(written.values()) <= {1}
     assert written.keys() <= set(left)
-    assert run.taken(stock) == run.taken(looked) == sorted(written)
+    assert run.done(stock) == run.done(looked) == sorted(written)
     assert {s.name: s.bytes for s in stock.region_files} == run.folders.table.sizes()
     assert {s.name: s.bytes for s in stock.refused_box_files} == run.folders.rejects.sizes()
     after = run.bytes_of()
@@ -687,7 +688,7 @@ def test_a_damaged_shard_is_removed_though_its_ids_are_whole(run: Run) -> None:
     stock = run.stock()
     assert stock.repaired == {"damaged_files": 2}
     assert (run.on_disk(), run.on_disk(run.rejects)) == ({"part-a.parquet": [0, 1]}, {})
-    assert run.taken(stock) == [0, 1]
+    assert run.done(stock) == [0, 1]
 
 
 def test_stock_knows_the_hash_of_each_shard(run: Run) -> None:
@@ -724,7 +725,7 @@ def test_pictures_are_made_again_with_their_damaged_regions(regional: Regional, 
     flip(getattr(regional.folders, where), "part-a.parquet")
     stock = regional.stock()
     assert stock.repaired["damaged_files"] == 1
-    assert regional.taken(stock) == {"table": [0, 10, 11], "rejects": [10, 11]}[where]
+    assert regional.done(stock) == {"table": [0, 10, 11], "rejects": [10, 11]}[where]
     regional.assert_complete()
 
 
@@ -734,5 +735,5 @@ def test_looking_counts_no_shard_that_is_noted_as_damaged(run: Run) -> None:
     tables.note_damaged(run.table, ["part-b.parquet"])
     before = run.bytes_of()
     stock = run.stock(repair=False)
-    assert (run.taken(stock), [shard.name for shard in stock.files]) == ([0, 1], ["part-a.parquet"])
+    assert (run.done(stock), [shard.name for shard in stock.files]) == ([0, 1], ["part-a.parquet"])
     assert run.bytes_of() == before

@@ -17,12 +17,13 @@ import pytest
 from clipray import tables
 from clipray.inputs.committed_rows import CommittedRows, RegionFolders, check_committed
 from clipray.inputs.content_versions import CONTENT_HASH, Contents, hash_contents, source_versions, with_contents
+from clipray.inputs.key_index import KeyIndex, hash_strings
 from clipray.inputs.manifest import open_manifest
-from clipray.inputs.row_index import RowIndex, hash_strings, scan
+from clipray.inputs.row_index import RowIndex, scan
 from clipray.job.row_spec import REGION_PICTURES
 from clipray.steps.base.comparison import Comparison
 from clipray.steps.base.encode_run import step_rows
-from clipray.storage.folder import Folder, file_versions, listed_version
+from clipray.storage.folder import Folder, listed_version, versions_by_url
 
 INLINE = Contents("bytes")
 STAMP = {"fingerprint": "0123456789abcdef"}
@@ -71,9 +72,9 @@ class Table:
         """Take stock; the ids of rows that are left to do."""
         counted = self.scan(changed, contents)
         stock = check_committed(self.table, self.rejects, counted, (), STAMP["fingerprint"])
-        left = set(counted.keys[~stock.taken].tolist())
+        left = set(counted.keys[~stock.done].tolist())
         ids = pa.concat_tables(pq.read_table(path, columns=["image_id"]) for path in (self.home / "m").iterdir())
-        keys = hash_strings(ids["image_id"], counted.salt).tolist()
+        keys = hash_strings(ids["image_id"], counted.index.seed).tolist()
         return stock, {i for i, key in zip(ids["image_id"].to_pylist(), keys, strict=True) if key in left}
 
     def ids(self) -> set[str]:
@@ -172,14 +173,14 @@ def test_the_version_of_a_link_is_that_of_the_file(table: Table) -> None:
     real, link = table.home / "real.parquet", table.home / "m" / "0.parquet"
     link.rename(real)
     link.symlink_to(real)
-    before = file_versions([str(link)])
+    before = versions_by_url([str(link)])
     os.utime(real, (1, 1))
-    assert file_versions([str(link)]) != before
+    assert versions_by_url([str(link)]) != before
 
 
 def test_a_file_of_which_only_the_size_is_known_is_always_read(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (listed_version({"size": 5}), listed_version({"size": 5, "Last-Modified": "Sat"})) == ("", "5 Sat")
-    monkeypatch.setattr("clipray.inputs.row_index.file_versions", lambda urls: dict.fromkeys(urls, ""))
+    monkeypatch.setattr("clipray.inputs.row_index.versions_by_url", lambda urls: dict.fromkeys(urls, ""))
     table.manifest("1.parquet", [("a", None, b"a later row of this id"), *ROWS[4:]])
     first = comparison(table.home, None)
     assert comparison(table.home, first.facts(first.scan.versions)).changed_files == {0, 1}
@@ -217,9 +218,9 @@ def test_regions_follow_their_pictures(tmp_path: Path) -> None:
     data = pa.Table.from_pylist(regions, tables.arrow_schema("regions"))
     tables.write_shard(folders.table, "x.parquet", "regions", data, STAMP)
     home.manifest("0.parquet", [ROWS[0], ("b", None, b"other"), ROWS[2]])
-    manifest = open_manifest(f"{tmp_path}/m", kind=kind)
+    manifest = open_manifest(f"{tmp_path}/m", spec=kind)
     stock = check_committed(home.table, home.rejects, with_contents(manifest, scan(manifest), INLINE, {0}), (), STAMP["fingerprint"], regions=folders)  # fmt: skip
-    assert stock.taken.sum() == 2
+    assert stock.done.sum() == 2
     assert tables.read_shard(folders.table, "x.parquet")["image_id"].to_pylist() == ["a", "c"]
 
 
@@ -342,8 +343,9 @@ def test_rows_that_kill_their_worker_are_rejected_with_their_content(table: Tabl
         comparison=counted,
         hash_fields=[pa.field(CONTENT_HASH, pa.string())],
     )
-    keys = np.sort(hash_strings(pa.array(["b", "g"]), counted.scan.salt))
-    rows = step_rows(step, keys).to_pylist()
+    seed = counted.scan.index.seed
+    wanted, _ = KeyIndex.of(hash_strings(pa.array(["b", "g"]), seed), seed)
+    rows = step_rows(step, wanted).to_pylist()
     assert rows == [{"image_id": i, "uri": None, CONTENT_HASH: oracle(i.encode() * 9)} for i in "bg"]
 
 

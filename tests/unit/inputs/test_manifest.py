@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from PIL import Image
 
 from clipray import tables
 from clipray.errors import JobError, ManifestError
+from clipray.inputs.key_index import KeyIndex, hash_strings, seed_of
 from clipray.inputs.manifest import Manifest, make_manifest, open_manifest, read_rows, resolve
-from clipray.inputs.row_index import RowIndex, contains, hash_strings, row_groups_with, row_keys, scan
+from clipray.inputs.row_index import RowIndex, row_groups_with, row_keys, scan
 from clipray.pipelines.decode import DecodedImage, load_image
 from clipray.pipelines.limits import Limits
 
@@ -131,7 +132,7 @@ def test_a_label_that_is_no_regular_expression(photos: Path) -> None:
 @pytest.mark.parametrize("source", ["nothing", "nothing/*.jpg", "empty", "photos/notes.txt", "photos/c.webp/x"])
 def test_no_pictures_there(photos: Path, source: str) -> None:
     (photos.parent / "empty").mkdir()
-    with pytest.raises(ManifestError, match="no pictures there"):
+    with pytest.raises(ManifestError, match="no images there"):
         make_manifest(str(photos.parent / source), str(photos / "m.parquet"))
 
 
@@ -378,7 +379,7 @@ def test_a_clean_manifest(tmp_path: Path) -> None:
     assert (found.rows, len(found.keys), found.rejects.num_rows, found.refused) == (100, 100, 0, {})
     assert np.all(found.keys[1:] > found.keys[:-1])
     ids = pa.table({"image_id": [f"id{n}" for n in range(100)], "uri": [f"{tmp_path}/p/{n}.jpg" for n in range(100)]})
-    keys, uris, kept = row_keys(ids, found.salt)
+    keys, uris, kept = row_keys(ids, found.index.seed)
     order = np.argsort(keys)
     assert np.array_equal(found.keys, keys[order])
     assert np.array_equal(found.sources, uris[order])
@@ -408,7 +409,7 @@ def test_null_empty_and_repeated_ids(tmp_path: Path) -> None:
     tables.check("rejects", found.rejects, tables.rejects_schema("image_id", "uri"))
     uris = dict(zip(found.keys.tolist(), found.sources.tolist(), strict=True))
     kept = pa.table({"image_id": ["x", "y", "z"], "uri": [f"{here}/0", f"{here}/2", f"{here}/5"]})
-    keys, expected, _ = row_keys(kept, found.salt)
+    keys, expected, _ = row_keys(kept, found.index.seed)
     assert uris == dict(zip(keys.tolist(), expected.tolist(), strict=True))
 
 
@@ -423,7 +424,7 @@ def test_a_manifest_without_rows(tmp_path: Path) -> None:
     pq.write_table(schema.empty_table(), tmp_path / "m.parquet")
     opened, found = scanned(tmp_path / "m.parquet")
     assert (opened.rows, found.rows, len(found.keys), found.rejects.num_rows) == (0, 0, 0, 0)
-    assert row_groups_with(opened, found, found.keys) == []
+    assert row_groups_with(opened, found, found.index) == []
 
 
 def test_random_manifests_against_a_dictionary(tmp_path: Path) -> None:
@@ -452,7 +453,7 @@ def test_random_manifests_against_a_dictionary(tmp_path: Path) -> None:
             {"image_id": list(first), "uri": list(first.values())},
             pa.schema([("image_id", pa.string()), ("uri", pa.string())]),
         )
-        keys, uris, _ = row_keys(expected, found.salt)
+        keys, uris, _ = row_keys(expected, found.index.seed)
         order = np.argsort(keys)
         assert np.array_equal(found.keys, keys[order])
         assert np.array_equal(found.sources, uris[order])
@@ -514,25 +515,13 @@ def test_kept_columns_of_any_type_are_hashed(tmp_path: Path, values: pa.Array) -
 # --- hashes
 
 
-def test_the_hash_is_the_same_on_every_machine() -> None:
-    """Values of pandas' SipHash; a change would make every table of earlier versions be encoded again."""
-    column = pa.array(["a", None, "", "ü"])
-    assert hash_strings(column, "clipray-00000000").dtype == np.uint64
-    assert np.array_equal(
-        hash_strings(column, "clipray-00000000"), hash_strings(pa.chunked_array([column]), "clipray-00000000")
-    )
-    known = pd.util.hash_array(np.array(["a", "\0null", "", "ü"], object), hash_key="clipray-00000000")
-    assert np.array_equal(hash_strings(column, "clipray-00000000"), known)
-    assert hash_strings(pa.array(["a"]), "clipray-00000000")[0] != hash_strings(pa.array(["a"]), "clipray-00000001")[0]
+def _weak_for(attempts: Iterable[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In these attempts the hash of a string is its length: `id1` and `id2` collide."""
+    strong, seeds = hash_strings, [seed_of("rows", attempt) for attempt in attempts]
 
-
-def _weak_for(salts: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under these salts the hash of a string is its length: `id1` and `id2` collide."""
-    strong = hash_strings
-
-    def weak(column: Any, salt: str) -> np.ndarray:
-        if salt not in salts:
-            return strong(column, salt)
+    def weak(column: Any, seed: int) -> np.ndarray:
+        if seed not in seeds:
+            return strong(column, seed)
         return np.array([len(value or "") for value in column.to_pylist()], np.uint64)
 
     monkeypatch.setattr("clipray.inputs.row_index.hash_strings", weak)
@@ -540,9 +529,9 @@ def _weak_for(salts: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ids_that_collide_are_hashed_with_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "m.parquet", {"image_id": ["id1", "id2", "id1", None], "uri": list("abcd")}, group=1)
-    _weak_for({"clipray-00000000"}, monkeypatch)
+    _weak_for([0], monkeypatch)
     _, found = scanned(path)
-    assert found.salt == "clipray-00000001"
+    assert found.index.seed == seed_of("rows", 1)
     assert len(found.keys) == 2
     assert found.rejects["reason"].to_pylist() == ["duplicate_id", "null_id"]
     assert {file: rows.tolist() for file, rows in found.refused.items()} == {0: [2, 3]}
@@ -550,33 +539,25 @@ def test_ids_that_collide_are_hashed_with_another_key(tmp_path: Path, monkeypatc
 
 def test_ids_that_always_collide_end_in_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "m.parquet", some([1, 2]))
-    _weak_for({f"clipray-{n:08d}" for n in range(8)}, monkeypatch)
-    with pytest.raises(ManifestError, match="collide under every hash key"):
+    _weak_for(range(8), monkeypatch)
+    with pytest.raises(ManifestError, match="collide under every seed"):
         scanned(path)
 
 
 def test_true_duplicates_are_no_collision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "m.parquet", {"image_id": ["a", "bb", "a", "bb"], "uri": list("wxyz")}, group=1)
-    _weak_for({"clipray-00000000"}, monkeypatch)
+    _weak_for([0], monkeypatch)
     _, found = scanned(path)
-    assert found.salt == "clipray-00000000"
+    assert found.index.seed == seed_of("rows", 0)
     assert found.keys.tolist() == [1, 2]
-
-
-def test_contains() -> None:
-    keys = np.array([2, 5, 9], np.uint64)
-    asked = np.array([0, 2, 3, 5, 9, 10, 2**64 - 1], np.uint64)
-    assert contains(keys, asked).tolist() == [False, True, False, True, True, False, False]
-    assert contains(keys[:0], asked).tolist() == [False] * 7
-    assert contains(keys, asked[:0]).tolist() == []
 
 
 def test_row_groups_with(tmp_path: Path) -> None:
     opened, found = scanned(write(tmp_path / "m.parquet", some(range(10)), group=3))
 
     def groups(*ids: str) -> list[int]:
-        keys = np.sort(hash_strings(pa.array(ids, pa.string()), found.salt))
-        return [row_group.number for row_group in row_groups_with(opened, found, keys)]
+        wanted, _ = KeyIndex.of(hash_strings(pa.array(ids, pa.string()), found.index.seed), found.index.seed)
+        return [row_group.number for row_group in row_groups_with(opened, found, wanted)]
 
     assert groups("id0") == [0]
     assert groups("id9", "id4", "id3") == [1, 3]
@@ -588,7 +569,7 @@ def test_row_groups_with(tmp_path: Path) -> None:
 def test_a_row_group_of_refused_rows_is_not_read(tmp_path: Path) -> None:
     path = write(tmp_path / "m.parquet", {"image_id": ["a", "b", "a", None, "c", "c"], "uri": list("012345")}, group=2)
     opened, found = scanned(path)
-    assert [row_group.number for row_group in row_groups_with(opened, found, found.keys)] == [0, 2]
+    assert [row_group.number for row_group in row_groups_with(opened, found, found.index)] == [0, 2]
 
 
 def test_a_damaged_row_group_is_told(tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def test_oxfords_text_files(
     [
         ({"all_souls_1_ok": None}, "all_souls_1_ok.txt: is missing"),
         ({"all_souls_1_query": ""}, "all_souls_1_query.txt: is empty"),
-        ({"all_souls_1_query": "a 1 2 x 4"}, "expected a picture and x1 y1 x2 y2, found '1 2 x 4'"),
+        ({"all_souls_1_query": "a 1 2 x 4"}, "expected an image and x1 y1 x2 y2, found '1 2 x 4'"),
         ({"all_souls_1_junk": "all_souls_000026"}, "'all_souls_000026' has two relations to 'all_souls_000013'"),
         ({"all_souls_1_query": None, "defense_1_query": None}, r"no \*_query.txt there"),
     ],
@@ -259,9 +259,9 @@ def test_text_files_that_are_none(tmp_path: Path, change: dict[str, str | None],
         ([1], "expected a dict with gnd, imlist and qimlist, found list"),
         ({"gnd": []}, "found gnd"),
         ({**GND, "qimlist": ["a"]}, "zip"),
-        ({**GND, "imlist": ["a"]}, "names picture 1 of 1"),
-        ({**GND, "gnd": [1, 2]}, "not the ground truth of pictures"),
-        ({**GND, "gnd": 3}, "not the ground truth of pictures"),
+        ({**GND, "imlist": ["a"]}, "names image 1 of 1"),
+        ({**GND, "gnd": [1, 2]}, "not the ground truth of images"),
+        ({**GND, "gnd": 3}, "not the ground truth of images"),
     ],
 )
 def test_pickles_of_something_else(tmp_path: Path, value: Any, message: str) -> None:

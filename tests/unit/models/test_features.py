@@ -434,7 +434,7 @@ KINDS = {
 }
 CONV = {"layer": "conv1", "pooling": "mac"}
 LISTED = "it has conv1, block.0..1, tokens, output"
-WANTED = "expected list<list<float>>: for each picture a list of [x1, y1, x2, y2] in px"
+WANTED = "expected list<list<float>>: for each image a list of [x1, y1, x2, y2] in px"
 
 
 @pytest.mark.parametrize(

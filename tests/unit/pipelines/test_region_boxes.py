@@ -12,6 +12,7 @@ import pytest
 
 from clipray import tables
 from clipray.engine import sink
+from clipray.inputs.committed_rows import RegionFolders
 from clipray.models.geometry import Geometry, geometry, keep_aspect_geometry
 from clipray.models.pooling import region_grid
 from clipray.pipelines.region_boxes import (
@@ -348,11 +349,9 @@ def finished_block(rows: list[ImageRegions | None]) -> tuple[pa.Table, pa.Schema
 
 
 def sink_target(home: Path, schema: pa.Schema) -> sink.Target:
-    regions = sink.Regions(
-        Folder(f"{home}/regions"), Folder(f"{home}/rejects/regions"), tables.arrow_schema("regions", {"conv": 3})
-    )
+    regions = RegionFolders.of(Folder(str(home)), "regions"), tables.arrow_schema("regions", {"conv": 3})
     folders = Folder(f"{home}/images"), Folder(f"{home}/rejects/images")
-    return sink.Target(*folders, schema, tables.rejects_schema("image_id", "uri"), "part", 100, 1.0, regions)
+    return sink.Target(*folders, schema, tables.rejects_schema("image_id", "uri"), "part", 100, 1.0, *regions)
 
 
 def test_pictures_are_written_after_their_regions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

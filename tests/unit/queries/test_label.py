@@ -88,7 +88,7 @@ def test_the_table(pictures: Path) -> None:
         (["{p}", "--classes", "none.csv"], "none.csv: no such class file"),
         (["{p}", "--classes", "classes.xlsx"], "--classes classes.xlsx: expected a class file"),
         (["{p}", "--classes", "lists/classes"], "--classes lists/classes: expected a class file"),
-        (["{p}/*.png", "--classes", "a"], "no pictures there"),
+        (["{p}/*.png", "--classes", "a"], "no images there"),
     ],
 )
 def test_mistakes(pictures: Path, arguments: list[str], message: str) -> None:

@@ -8,7 +8,7 @@ from clipray.tables.digests import (
     Digest,
     combined,
     digest_of,
-    file_sign,
+    file_version,
     files_digest,
     is_same_file,
     plain,
@@ -58,7 +58,7 @@ def test_several_inputs_are_by_content_when_all_are() -> None:
 
 def test_a_file_that_an_index_holds() -> None:
     old, new = json.dumps(("a.parquet", 3, 700)), json.dumps(("a.parquet", 3, 700, "00"))
-    assert [file_sign(BEFORE[0]), file_sign({**BEFORE[0], "sha256": "00"})] == [
+    assert [file_version(BEFORE[0]), file_version({**BEFORE[0], "sha256": "00"})] == [
         tuple(json.loads(s)) for s in (old, new)
     ]
     assert is_same_file(old, old)
