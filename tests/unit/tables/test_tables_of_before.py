@@ -50,7 +50,7 @@ def _moved(table: Folder, manifest: str) -> None:
     assert record is not None
     if "manifest_versions" in record.inputs:
         inputs = {**record.inputs, "manifest_versions": versions_by_url([manifest])}
-        tables.commit(table, replace(record, inputs=inputs))
+        tables.write_record(table, replace(record, inputs=inputs))
 
 
 def states(job: str) -> dict[str, str]:
