@@ -30,8 +30,8 @@ from clipray.tables import (
     provenance_of,
     read_shard,
     rejects_of,
-    shard_names,
     shard_footer,
+    shard_names,
     verify_shards,
     write_shard,
 )
