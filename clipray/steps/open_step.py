@@ -15,26 +15,13 @@ from clipray.steps.base.step import RunContext, StepContext, refuse_stale
 from clipray.steps.base.table_step import TableStep
 from clipray.tables import Record
 
-_HOMES = {
-    "embed_images": "encode.embed_images",
-    "embed_regions": "encode.embed_regions",
-    "render_depth": "encode.render_depth",
-    "embed_texts": "encode.embed_texts",
-    "score_captions": "encode.score_captions",
-    "attack": "encode.attack",
-    "reduce": "vectors.reduce",
-    "cluster": "vectors.cluster",
-    "deduplicate": "vectors.deduplicate",
-    "index": "vectors.index",
-    "augment": "vectors.augment",
-    "search": "vectors.search",
-    "label": "labels.label",
-    "probe": "labels.probe",
-    "evaluate_labels": "labels.evaluate_labels",
-    "refer": "labels.refer",
-    "evaluate_retrieval": "retrieval.evaluate_retrieval",
-    "report": "report",
+_THEMES = {
+    "encode": ["embed_images", "embed_regions", "render_depth", "embed_texts", "score_captions", "attack"],
+    "vectors": ["reduce", "cluster", "deduplicate", "index", "augment", "search"],
+    "labels": ["label", "probe", "evaluate_labels", "refer"],
+    "retrieval": ["evaluate_retrieval"],
 }
+_HOMES = {"report": "report", **{step: f"{theme}.{step}" for theme, steps in _THEMES.items() for step in steps}}
 
 
 AnyStep = EncodeStep[Any] | TableStep[Any]

@@ -21,7 +21,7 @@ from clipray.errors import SchemaError
 from clipray.inputs.vector_column import open_vectors
 from clipray.job import Deduplicate
 from clipray.steps.base.monitor import Ticker
-from clipray.steps.base.shard_writer import count_rows
+from clipray.steps.base.shard_writer import map_row_groups
 from clipray.steps.base.step import RunContext, StepContext
 from clipray.steps.base.table_step import Outcome, VectorStep
 from clipray.steps.vectors.sorted_by_cluster import (
@@ -38,7 +38,6 @@ from clipray.steps.vectors.sorted_by_cluster import (
     write_sorted,
 )  # fmt: skip
 from clipray.storage.folder import Folder
-from clipray.storage.parquet import chunked
 from clipray.tables.digests import Digest, combined, files_digest, without_hashes
 from clipray.tables.metrics import Metric
 
@@ -102,20 +101,12 @@ class DeduplicateStep(VectorStep[Deduplicate]):
     @contextlib.contextmanager
     def _put_aside(self, run: RunContext) -> Iterator[list[Bucket]]:
         """The vectors by cluster, on disk while this lasts."""
-        from clipray.engine.tasks import map_tasks
-
-        key = self.source.ids[-1]
-        clusters = read_clusters(self.settings.clusters, self.clusters, key, 2 * self.settings.rows_per_block)
-        work = chunked(self.source.row_groups, file_rows(self.source.n_features))
-        names = [FILE.format(n) for n in range(len(work))]
-        items = [(self.aside, name, self.source, group) for name, group in zip(names, work, strict=True)]
-        ticker = Ticker(run, self.name, self.total, "sorting by cluster")
+        source, settings = self.source, self.settings
+        clusters = read_clusters(settings.clusters, self.clusters, source.ids[-1], 2 * settings.rows_per_block)
+        rows, shared = file_rows(source.n_features), (self.aside, clusters)
         try:
-            cpus = run.cluster().cpus
-            done = list(
-                map_tasks(write_sorted, items, cpus, lambda n: ticker.at(sum(map(count_rows, work[:n])), 0), clusters)
-            )
-            yield buckets_of(names, done, clusters)
+            files = map_row_groups(write_sorted, source, rows, run, self.name, "sorting by cluster", shared)
+            yield buckets_of(dict(files), clusters)
         finally:
             for name in filter(tables.named_as_ours, self.aside.sizes()):
                 self.aside.remove(name)

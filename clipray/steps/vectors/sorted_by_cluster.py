@@ -7,7 +7,7 @@ group for each bucket, within it by cluster. Vectors are there in unit length.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,13 +89,15 @@ def _buckets(sizes: np.ndarray, rows: int) -> np.ndarray:
     return numbers
 
 
-def write_sorted(item: tuple[Folder, str, VectorColumn, list[RowGroup]], clusters: Clusters) -> list[tuple[int, int]]:
-    """Write the rows of some row groups, sorted by cluster, as one file. Returns each of its row groups' bucket and rows.
+def write_sorted(
+    item: tuple[VectorColumn, list[RowGroup]], shared: tuple[Folder, Clusters]
+) -> tuple[str, list[tuple[int, int]]]:
+    """Write rows, sorted by cluster, as one file of the folder. Returns its name, and bucket and rows of each row group.
 
     Raises:
         SchemaError: a row is in no cluster, with its identity.
     """
-    folder, name, source, group = item
+    (source, group), (folder, clusters) = item, shared
     parts = [_sorted_row_group(source, row_group, clusters) for row_group in group]
     data = pa.concat_tables(parts)
     cluster = data[CLUSTER].to_numpy()
@@ -106,8 +108,8 @@ def write_sorted(item: tuple[Folder, str, VectorColumn, list[RowGroup]], cluster
         for bucket, first, rows in zip(*np.unique(buckets, return_index=True, return_counts=True), strict=True):
             writer.write_table(data.take(pa.array(order[first : first + rows])), row_group_size=int(rows))
             groups.append((int(bucket), int(rows)))
-    folder.write(name, sink.getvalue())
-    return groups
+    folder.write(name := f"part-{group[0].first_row:012d}.parquet", sink.getvalue())
+    return name, groups
 
 
 def _sorted_row_group(source: VectorColumn, row_group: RowGroup, clusters: Clusters) -> pa.Table:
@@ -125,12 +127,10 @@ def _sorted_row_group(source: VectorColumn, row_group: RowGroup, clusters: Clust
     return pa.table([*ids.columns, *columns], [*ids.column_names, CLUSTER, DISTANCE, VECTOR])
 
 
-def buckets_of(
-    names: Sequence[str], groups_of: Sequence[Sequence[tuple[int, int]]], clusters: Clusters
-) -> list[Bucket]:
-    """The buckets that have rows, in order, of what `write_sorted` returned for each file."""
+def buckets_of(files: Mapping[str, Sequence[tuple[int, int]]], clusters: Clusters) -> list[Bucket]:
+    """The buckets that have rows, in order; files: what `write_sorted` returned."""
     parts: dict[int, list[tuple[str, int, int]]] = {}
-    for name, groups in zip(names, groups_of, strict=True):
+    for name, groups in files.items():
         for group, (bucket, rows) in enumerate(groups):
             parts.setdefault(bucket, []).append((name, group, rows))
     of_one = np.bincount(clusters.buckets) == 1
