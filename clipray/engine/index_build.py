@@ -49,7 +49,7 @@ def build(
     """
     width, new = order.source.n_features, [part for part in order.parts if part.new]
     rows = sum(part.rows for part in new)
-    wanted = 0 if order.grown_from else vi.training_rows(vi.empty_index(order.kind, width, order.metric), rows)
+    wanted = 0 if order.grown_from else vi.training_rows(vi.empty_index(order.index_type, width, order.metric), rows)
     threads = max(1, int(cluster.cpus / cluster.nodes))
     # In a process of its own, which ends with it: what training needs is not there when the lists are merged.
     train: Any = ray.remote(num_cpus=0, max_retries=3, max_calls=1, num_returns=3)(_trained)
@@ -137,7 +137,7 @@ def _trained(
     torch.set_num_threads(threads)
     count = order.n_held_out
     rows, x = _lowest(samples[:n_samples], wanted + count)
-    index, sample = vi.empty_index(order.kind, order.source.n_features, order.metric), x[count:]
+    index, sample = vi.empty_index(order.index_type, order.source.n_features, order.metric), x[count:]
     if wanted:
         sample = sample if len(sample) >= vi.least_rows(index) else x[:wanted]
         vi.train(index, sample, order.random_state)

@@ -114,7 +114,7 @@ class Builder:
         measured = self._measured()
         self._add_held_out()
         vi.set_effort(self._index, measured.get("parameter", ""), measured.get("value", 0))
-        figures: dict[str, Any] = {"type": order.kind, "vectors": int(self._index.ntotal), **measured}
+        figures: dict[str, Any] = {"type": order.index_type, "vectors": int(self._index.ntotal), **measured}
         if order.grown_from is None:
             figures["trained_on"] = self._trained_on
         path = self._aside / name

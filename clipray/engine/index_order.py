@@ -42,14 +42,14 @@ class IndexSpec:
     """What to build.
 
     Attributes:
-        kind: factory string. parts: of all rows; tasks fill those that are new.
+        index_type: factory string. parts: of all rows; tasks fill those that are new.
         queries: whose recall should reach `recall`; None: that of the rows that are held out.
         grown_from: file of an index in the folder, to which the new parts are added.
         on_disk: lists are merged on disk, beside the index.
     """
 
     source: VectorColumn
-    kind: str
+    index_type: str
     metric: str
     recall: float
     random_state: int
@@ -64,7 +64,7 @@ class IndexSpec:
     def n_held_out(self) -> int:
         """How many rows are held out: of an index that grows new ones, and none where they are too few to tell anything."""
         rows, new = self.source.n_samples, sum(part.rows for part in self.parts if part.new)
-        if rows < 2 or not vi.extendable(vi.empty_index(self.kind, self.source.n_features, self.metric)):
+        if rows < 2 or not vi.extendable(vi.empty_index(self.index_type, self.source.n_features, self.metric)):
             return 0
         wanted = min(QUERIES, max(1, int(HELD_SHARE * rows)))
         return min(wanted, new) if new == rows or new >= min(wanted, FEWEST) else 0

@@ -34,7 +34,7 @@ class ReadPlan:
         row_groups: those that hold wanted rows.
         columns: columns to read.
         wanted: the rows to encode.
-        refused: file number -> row numbers that are no work (repeated ids among them, whose key is wanted once).
+        rejected: file number -> row numbers that are no work (repeated ids among them, whose key is wanted once).
         rows_per_block: rows that are lost together when a worker dies.
         contents: rows get what is known of their contents, as a column `CONTENT_HASH`; None: they do not.
         careful: one block at a time in each encoder, tried twice: whoever is lost now is itself the cause.
@@ -45,11 +45,11 @@ class ReadPlan:
     row_groups: Sequence[RowGroup]
     columns: Sequence[str]
     wanted: KeyIndex
-    refused: dict[int, np.ndarray]
+    rejected: dict[int, np.ndarray]
     rows_per_block: int
     careful: bool = False
     contents: Contents | None = None
-    kind: RowSpec = PICTURES
+    spec: RowSpec = PICTURES
     schema: pa.Schema | None = None
     lookup: Lookup | None = None
     by: str = ""
@@ -63,12 +63,12 @@ class Reader:
     """A row group -> the wanted rows in it, in blocks."""
 
     def __init__(
-        self, this: ReadPlan, wanted: list[Any], refused: list[Any], lookup: list[Any], rows: int, report: Reporter
+        self, this: ReadPlan, wanted: list[Any], rejected: list[Any], lookup: list[Any], rows: int, report: Reporter
     ) -> None:
-        self.columns, self.kind, self.by = tuple(this.columns), this.kind, this.by
+        self.columns, self.spec, self.by = tuple(this.columns), this.spec, this.by
         self.contents, self.schema = this.contents, this.schema
         # The references travel inside lists: bare ones would be replaced by copies of the arrays.
-        self.wanted, self.refused, self.lookup, self.rows, self.report = wanted, refused, lookup, rows, report
+        self.wanted, self.rejected, self.lookup, self.rows, self.report = wanted, rejected, lookup, rows, report
 
     def __call__(self, row_groups: pa.Table) -> Iterator[pa.Table]:
         with fatal(self.report):
@@ -85,11 +85,11 @@ class Reader:
         return LISTED_ROWS if listed else GATHER_ROWS if self.lookup else 1
 
     def _read(self, row_group: RowGroup, rows: int) -> Iterator[pa.Table]:
-        wanted, refused = ray.get([self.wanted[0], self.refused[0]])
+        wanted, rejected = ray.get([self.wanted[0], self.rejected[0]])
         began = time.perf_counter()
-        for read in read_rows(row_group, self.columns, rows, self.kind, self.schema):
-            keep = wanted.positions(read.table[self.kind.key]) != ABSENT
-            keep &= ~np.isin(read.numbers, refused.get(row_group.file, ()))
+        for read in read_rows(row_group, self.columns, rows, self.spec, self.schema):
+            keep = wanted.positions(read.table[self.spec.key]) != ABSENT
+            keep &= ~np.isin(read.numbers, rejected.get(row_group.file, ()))
             kept = read.table if keep.all() else read.table.filter(pa.array(keep))
             if self.contents:
                 kept = kept.append_column(CONTENT_HASH, self.contents.hashes(kept))

@@ -38,7 +38,7 @@ class Target:
     flush_s: float
     regions: RegionFolders | None = None
     region_schema: pa.Schema | None = None
-    kind: RowSpec = PICTURES
+    spec: RowSpec = PICTURES
 
 
 @dataclass
@@ -139,16 +139,16 @@ def _fetch_and_write(target: Target, provenance: dict[str, Any], name: str, refs
 def _write(target: Target, provenance: dict[str, Any], name: str, blocks: list[pa.Table]) -> Written:
     """Split finished blocks into rows and rejects and write a shard of each."""
     written, data = Written(), pa.concat_tables(blocks)
-    refused = data["reason"].is_valid()
-    bad = data.filter(refused).select(target.rejects_schema.names).cast(target.rejects_schema)
-    good = data.filter(pc.invert(refused)).select(target.schema.names)
+    rejected = data["reason"].is_valid()
+    bad = data.filter(rejected).select(target.rejects_schema.names).cast(target.rejects_schema)
+    good = data.filter(pc.invert(rejected)).select(target.schema.names)
     if bad.num_rows:
         written.write(target.rejects, name, "rejects", bad, provenance)
     if good.num_rows:
         if target.regions is not None:
-            _write_regions(target, data.filter(pc.invert(refused)), provenance, name, written)
+            _write_regions(target, data.filter(pc.invert(rejected)), provenance, name, written)
         good = pa.table(good.columns, schema=target.schema)
-        written.write(target.table, name, target.kind.table, good, provenance)
+        written.write(target.table, name, target.spec.table, good, provenance)
     written.rows, written.files = good.num_rows, 1 if good.num_rows else 0
     written.rejects = {v["values"]: v["counts"] for v in bad["reason"].value_counts().to_pylist()}
     return written
@@ -166,9 +166,9 @@ def _write_regions(target: Target, images: pa.Table, provenance: dict[str, Any],
         target.regions.table.remove(name)
     boxes = unfolded(images, "rejected_boxes")
     if boxes.num_rows:
-        refused_schema = rejects_schema(*target.kind.named)
+        schema = rejects_schema(*target.spec.named)
         boxes = boxes.append_column("stage", pa.array(["pool"] * len(boxes), pa.string()))
-        refused = boxes.select(refused_schema.names).cast(refused_schema)
-        written.write(target.regions.rejects, name, "rejects", refused, provenance)
+        rejected = boxes.select(schema.names).cast(schema)
+        written.write(target.regions.rejects, name, "rejects", rejected, provenance)
     else:
         target.regions.rejects.remove(name)

@@ -87,11 +87,11 @@ def _dataset(this: ReadPlan, plan: Plan, spec: EncoderSpec, report: Reporter) ->
     context.enable_progress_bars = context.print_on_execution_start = False  # clipray's are shown
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # which Ray Data sets anew when it is imported
     wanted = ray.put(this.wanted)
-    refused = ray.put(this.refused)
+    rejected = ray.put(this.rejected)
     mean_bytes = sum(p.bytes for p in this.row_groups) / max(1, sum(p.rows for p in this.row_groups))
     rows = max(1, min(this.rows_per_block, int(BLOCK_BYTES / max(1.0, mean_bytes))))
     context.max_errored_blocks = -1 if this.careful else max(LOST_BLOCKS, int(LOST_SHARE * len(this.wanted) / rows))
-    read = Reader(this, [wanted], [refused], [ray.put(this.lookup)] if this.lookup else [], rows, report)
+    read = Reader(this, [wanted], [rejected], [ray.put(this.lookup)] if this.lookup else [], rows, report)
     # A lost block comes again in the next, finer pass; only a row that was alone gets a second try at once, since
     # its loss is final.
     retries = 1 if this.careful else 0

@@ -154,8 +154,8 @@ class VectorActor:
 
     def _read(self, row_groups: Sequence[RowGroup]) -> tuple[list[pa.Table], np.ndarray]:
         source, tables = self._source, list[pa.Table]()
-        kind = np.float16 if self._holding.hold == "float16" else np.float32
-        x = np.empty((sum(row_group.rows for row_group in row_groups), source.n_features), kind)
+        dtype = np.float16 if self._holding.hold == "float16" else np.float32
+        x = np.empty((sum(row_group.rows for row_group in row_groups), source.n_features), dtype)
         start = 0
         for row_group in row_groups:
             ids, values = read_vectors(source, row_group)
@@ -249,12 +249,12 @@ def held(
     count = min(fit if actors == "auto" else int(actors), len(source.row_groups))
     threads = max(1, int(cluster.cpus / max(count, cluster.nodes)))
     holding = replace(holding, budget_bytes=cluster.memory_bytes / count)
-    kind: Any = ray.remote(
+    actor_class: Any = ray.remote(
         num_cpus=min(0.5, max(1.0, cluster.cpus) / 2 / count), num_gpus=1 if on_gpu else 0, max_restarts=3, max_task_retries=3,
         scheduling_strategy="SPREAD",
     )(VectorActor)  # fmt: skip
     workers = [
-        kind.remote(source, row_groups, holding, "cuda" if on_gpu else "cpu", threads)
+        actor_class.remote(source, row_groups, holding, "cuda" if on_gpu else "cpu", threads)
         for row_groups in _shares(source.row_groups, count)
     ]
     try:

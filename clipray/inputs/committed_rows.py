@@ -42,7 +42,7 @@ REFUSED = "refused.parquet"  # the manifest's own rejects, written before work s
 
 @dataclass(frozen=True)
 class RegionFolders:
-    """The regions table of a step, and the boxes that were refused."""
+    """The regions table of a step, and the boxes that were rejected."""
 
     table: Folder
     rejects: Folder
@@ -59,7 +59,7 @@ class CommittedRows:
     Attributes:
         done: (n,) bool, for each accepted row of the manifest: written or rejected.
         files, reject_files: the shards, all whole.
-        region_files, refused_box_files: likewise. Empty where the step writes no regions.
+        region_files, rejected_box_files: likewise. Empty where the step writes no regions.
         rejects: count by reason, the manifest's own included.
         repaired: how much the check had to repair: files torn or damaged, rows doubled, gone, changed.
         verified: shards by path, every byte of which was verified or written in this run.
@@ -69,7 +69,7 @@ class CommittedRows:
     files: list[Shard] = field(default_factory=list)
     reject_files: list[Shard] = field(default_factory=list)
     region_files: list[Shard] = field(default_factory=list)
-    refused_box_files: list[Shard] = field(default_factory=list)
+    rejected_box_files: list[Shard] = field(default_factory=list)
     rejects: dict[str, int] = field(default_factory=dict)
     repaired: dict[str, int] = field(default_factory=dict)
     verified: dict[str, Shard] = field(default_factory=dict)
@@ -151,7 +151,7 @@ class _Check:
             self._match_regions(self.regions)
 
     def _drop_broken(self) -> None:
-        """Remove shards that are not what was written. Images whose refused boxes are lost are made again with them."""
+        """Remove shards that are not what was written. Images whose rejected boxes are lost are made again with them."""
         known = self.committed.verified
         of_regions = (self.regions.table, self.regions.rejects) if self.regions else ()
         for folder in (self.table, self.rejects, *of_regions):
@@ -242,7 +242,7 @@ class _Check:
         of_images = {shard.name for shard in self.committed.files}
         for folder, shards in (
             (regions.table, self.committed.region_files),
-            (regions.rejects, self.committed.refused_box_files),
+            (regions.rejects, self.committed.rejected_box_files),
         ):
             for name in folder.leftovers():
                 folder.remove(name)

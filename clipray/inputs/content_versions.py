@@ -106,9 +106,9 @@ def with_contents(manifest: Manifest, scan: RowIndex, contents: Contents, files:
     for row_group in merge_neighbours(
         (row_group for row_group in manifest.row_groups if row_group.file in files), SCAN_ROWS, READ_BYTES
     ):
-        refused = scan.refused.get(row_group.file, ())
+        rejected = scan.rejected.get(row_group.file, ())
         for read in read_safely(manifest, row_group, columns, rows_at_once(row_group)):
-            rows = read.table.filter(pa.array(~np.isin(read.numbers, refused)))
+            rows = read.table.filter(pa.array(~np.isin(read.numbers, rejected)))
             hashes = contents.hashes(rows)
             at = scan.index.positions(rows[key])
             known = at != ABSENT

@@ -38,9 +38,9 @@ class RowIndex:
         sources, kept: (n,) uint64, hashes of what it is made from (`uri`, `text`) and of its kept columns, in the
             order of `index`.
         digest: digest of all rows, whatever their order and files.
-        refused: file number -> sorted row numbers that are no work: null ids, repeated ids, strings that are not UTF-8.
-        rejects: one row per refused row, in the schema of `rejects`.
-        versions: URL of each manifest file -> what changes when the file does, or when other rows of it are refused;
+        rejected: file number -> sorted row numbers that are no work: null ids, repeated ids, strings that are not UTF-8.
+        rejects: a row for each rejected row, in the schema of `rejects`.
+        versions: URL of each manifest file -> what changes when the file does, or when other rows of it are rejected;
             from before it was read.
         contents: whether `sources` hold what is known of the rows' contents, too; see `clipray.inputs.content_versions`.
         row_group_keys: the keys of each row group's accepted rows; see `row_groups_with`.
@@ -51,7 +51,7 @@ class RowIndex:
     sources: np.ndarray
     kept: np.ndarray
     digest: str
-    refused: dict[int, np.ndarray]
+    rejected: dict[int, np.ndarray]
     rejects: pa.Table
     row_group_keys: list[np.ndarray] = field(repr=False, default_factory=list)
     spec: RowSpec = PICTURES
@@ -115,13 +115,13 @@ def scan(manifest: Manifest, keep: Sequence[str] = ()) -> RowIndex:
     for attempt in range(8):
         index = _scan(manifest, keep, seed_of("rows", attempt))
         if index is not None:
-            return replace(index, versions=_versions(manifest, versions, index.refused))
+            return replace(index, versions=_versions(manifest, versions, index.rejected))
     raise ManifestError("ids collide under every seed tried; are they adversarial?")  # practically impossible
 
 
-def _versions(manifest: Manifest, versions: dict[str, str], refused: dict[int, np.ndarray]) -> dict[str, str]:
+def _versions(manifest: Manifest, versions: dict[str, str], rejected: dict[int, np.ndarray]) -> dict[str, str]:
     """Of each file its version and which of its rows are no work: of rows of one id another counts when files come and go."""
-    marks = {n: f" {hashlib.sha256(rows.tobytes()).hexdigest()[:16]}" for n, rows in refused.items()}
+    marks = {n: f" {hashlib.sha256(rows.tobytes()).hexdigest()[:16]}" for n, rows in rejected.items()}
     return {
         url: versions[url] and versions[url] + marks.get(n, "")
         for n, url in enumerate(manifest.urls if versions else ())
@@ -159,7 +159,7 @@ def _scan(manifest: Manifest, keep: Sequence[str], seed: int) -> RowIndex | None
         sources=sources[accepted][order],
         kept=kept[accepted][order],
         digest=_digest(keys, sources, kept),
-        refused=_by_file(manifest, positions, starts),
+        rejected=_by_file(manifest, positions, starts),
         rejects=rejects,
         row_group_keys=row_groups,
         spec=spec,
@@ -203,10 +203,10 @@ def _rejects(
     """The rejects for the rows at `positions`; None where two different ids share one of the keys `suspects`."""
     rows: list[dict[str, Any]] = []
     id_of: dict[int, str] = {}
-    refused, suspected = np.zeros(len(keys), bool), np.isin(keys, suspects)
-    refused[positions] = True
+    rejected, suspected = np.zeros(len(keys), bool), np.isin(keys, suspects)
+    rejected[positions] = True
     starts = np.cumsum([0, *(row_group.rows for row_group in manifest.row_groups)])
-    at = np.unique(np.searchsorted(starts, np.flatnonzero(refused | suspected), side="right") - 1)
+    at = np.unique(np.searchsorted(starts, np.flatnonzero(rejected | suspected), side="right") - 1)
     for number in at.tolist():
         row_group = manifest.row_groups[number]
         for read in read_safely(manifest, row_group, columns):
@@ -216,12 +216,12 @@ def _rejects(
                 position, row_id = start + n, row[manifest.spec.key]
                 if suspected[position] and row_id and id_of.setdefault(int(keys[position]), row_id) != row_id:
                     return None
-                if refused[position]:
-                    rows.append(_refusal(f"row {read.first + n} of {row_group.path}", row, manifest.spec.key, read, n))
+                if rejected[position]:
+                    rows.append(_reject(f"row {read.first + n} of {row_group.path}", row, manifest.spec.key, read, n))
     return pa.Table.from_pylist(rows, schema=tables.rejects_schema(*manifest.spec.named))
 
 
-def _refusal(where: str, row: dict[str, Any], key: str, read: Rows, number: int) -> dict[str, Any]:
+def _reject(where: str, row: dict[str, Any], key: str, read: Rows, number: int) -> dict[str, Any]:
     broken = [name for name, rows in read.not_utf8.items() if rows[number]]
     if broken:
         reason, message = "not_utf8", f"{where}: column {broken[0]!r} holds a string that is not UTF-8"

@@ -63,7 +63,7 @@ class ParquetReader:
         return self._file.iter_batches(rows, groups, _listed(columns), use_threads=self._threads)
 
 
-_Version = tuple[Any, ...]
+_Version = tuple[str | int, ...]
 """Of a file: its path, and what changes when it does."""
 
 

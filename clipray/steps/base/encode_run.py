@@ -211,7 +211,7 @@ class EncodeRun:
         )  # fmt: skip
         plan = ReadPlan(
             row_groups_with(step.manifest, step.scan, todo), step.manifest.columns(step.keep), todo,
-            step.scan.refused, rows_per_block, careful, step.comparison.contents, step.manifest.spec,
+            step.scan.rejected, rows_per_block, careful, step.comparison.contents, step.manifest.spec,
             step.manifest.schema, *(self._lookup or ()),
         )  # fmt: skip
 
@@ -291,7 +291,7 @@ class EncodeRun:
 
     def _commit_regions(self, regions: RegionFolders, committed: CommittedRows, provenance: Mapping[str, Any]) -> None:
         reasons, boxes_clipped = Counter[str](), 0
-        for shard in committed.refused_box_files:
+        for shard in committed.rejected_box_files:
             reasons.update(tables.read_shard(regions.rejects, shard.name, ["reason"])["reason"].to_pylist())
         for shard in committed.region_files:
             clipped = tables.read_shard(regions.table, shard.name, ["clipped"])["clipped"]
@@ -303,7 +303,7 @@ class EncodeRun:
             "summary": {"boxes_clipped": boxes_clipped},
         }
         schema, rejects = tables.rejects_schema(*PICTURES.named), reasons.total()
-        self.step.commit(regions.rejects, "rejects", schema, committed.refused_box_files, **facts)
+        self.step.commit(regions.rejects, "rejects", schema, committed.rejected_box_files, **facts)
         self.step.commit(
             regions.table, "regions", self.step.region_schema, committed.region_files, rejects=rejects, **facts
         )
@@ -327,7 +327,7 @@ def step_rows(step: EncodeStep[Any], wanted: KeyIndex) -> pa.Table:
     for row_group in merge_neighbours(row_groups_with(step.manifest, step.scan, wanted), SCAN_ROWS, SCAN_BYTES):
         for read in read_rows(row_group, columns, rows_at_once(row_group), spec, step.manifest.schema):
             here = wanted.positions(read.table[spec.key]) != ABSENT
-            here &= ~np.isin(read.numbers, step.scan.refused.get(row_group.file, ()))
+            here &= ~np.isin(read.numbers, step.scan.rejected.get(row_group.file, ()))
             rows = read.table.filter(pa.array(here))
             if contents:
                 rows = rows.append_column(CONTENT_HASH, contents.hashes(rows))

@@ -91,10 +91,10 @@ def write_rows(
 def map_row_groups(
     work: Callable[..., Result], source: VectorColumn, rows: int, run: RunContext, step: str, phase: str, shared: Any = None
 ) -> Iterator[Result]:  # fmt: skip
-    """`work((source, pieces))` in tasks, each on neighbouring row groups of about so many rows; results in their order.
+    """`work((source, row groups))` in tasks, each on neighbouring row groups of about so many rows; results in their order.
 
     Args:
-        shared: what all tasks need; then it is `work((source, pieces), shared)`.
+        shared: what all tasks need; then it is `work((source, row groups), shared)`.
     """
     from clipray.engine.tasks import map_tasks
 

@@ -121,7 +121,7 @@ class Task:
 
 
 def label_part(part: Part, task: Task) -> list[tables.Shard]:
-    """Runs in a worker: labels pieces in some styles and writes the rows of each."""
+    """Runs in a worker: labels row groups in some styles and writes the rows of each."""
     styles = {name.removesuffix(".parquet").split("-", 2)[2]: name for name in part.names}
     rows: dict[str, list[pa.Table]] = {style: [] for style in styles}
     known = task.source.provenance.get("normalize") == "l2"

@@ -527,7 +527,7 @@ def test_whole_shards_with_regions_are_left_as_they_are(regional: Regional) -> N
     assert [(s.name, s.rows, s.bytes) for s in stock.region_files] == [
         ("part-a.parquet", 5, len(before["regions/part-a.parquet"]))
     ]
-    assert [(s.name, s.rows) for s in stock.refused_box_files] == [("part-a.parquet", 2)]
+    assert [(s.name, s.rows) for s in stock.rejected_box_files] == [("part-a.parquet", 2)]
     assert (stock.rejected, regional.bytes_of()) == (0, before)  # a refused box is no refused picture
 
 
@@ -664,7 +664,7 @@ def test_after_any_mess_every_picture_has_its_regions(tmp_path: Path, seed: int)
     assert written.keys() <= set(left)
     assert run.done(stock) == run.done(looked) == sorted(written)
     assert {s.name: s.bytes for s in stock.region_files} == run.folders.table.sizes()
-    assert {s.name: s.bytes for s in stock.refused_box_files} == run.folders.rejects.sizes()
+    assert {s.name: s.bytes for s in stock.rejected_box_files} == run.folders.rejects.sizes()
     after = run.bytes_of()
     assert (run.stock().repaired, run.bytes_of()) == ({}, after)
 

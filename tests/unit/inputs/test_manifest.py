@@ -376,7 +376,7 @@ def scanned(path: Path | str, keep: Sequence[str] = ()) -> tuple[Manifest, RowIn
 
 def test_a_clean_manifest(tmp_path: Path) -> None:
     _, found = scanned(write(tmp_path / "m.parquet", some(range(100)), group=7))
-    assert (found.rows, len(found.keys), found.rejects.num_rows, found.refused) == (100, 100, 0, {})
+    assert (found.rows, len(found.keys), found.rejects.num_rows, found.rejected) == (100, 100, 0, {})
     assert np.all(found.keys[1:] > found.keys[:-1])
     ids = pa.table({"image_id": [f"id{n}" for n in range(100)], "uri": [f"{tmp_path}/p/{n}.jpg" for n in range(100)]})
     keys, uris, kept = row_keys(ids, found.index.seed)
@@ -393,7 +393,7 @@ def test_null_empty_and_repeated_ids(tmp_path: Path) -> None:
     write(tmp_path / "m/b.parquet", {"image_id": ["z", "y", None, "x", "z"], "uri": list("56789")}, group=3)
     opened, found = scanned(tmp_path / "m")
     assert (found.rows, len(found.keys)) == (10, 3)
-    assert {file: rows.tolist() for file, rows in found.refused.items()} == {0: [1, 3, 4], 1: [1, 2, 3, 4]}
+    assert {file: rows.tolist() for file, rows in found.rejected.items()} == {0: [1, 3, 4], 1: [1, 2, 3, 4]}
     a, b = opened.urls
     here = f"{tmp_path}/m"
     earlier = "stands in an earlier row, which is kept"
@@ -448,7 +448,7 @@ def test_random_manifests_against_a_dictionary(tmp_path: Path) -> None:
                     refused.setdefault(number, []).append(row)
                 else:
                     first[image_id] = f"/{number}/{row}"
-        assert {file: rows.tolist() for file, rows in found.refused.items()} == refused
+        assert {file: rows.tolist() for file, rows in found.rejected.items()} == refused
         expected = pa.table(
             {"image_id": list(first), "uri": list(first.values())},
             pa.schema([("image_id", pa.string()), ("uri", pa.string())]),
@@ -534,7 +534,7 @@ def test_ids_that_collide_are_hashed_with_another_key(tmp_path: Path, monkeypatc
     assert found.index.seed == seed_of("rows", 1)
     assert len(found.keys) == 2
     assert found.rejects["reason"].to_pylist() == ["duplicate_id", "null_id"]
-    assert {file: rows.tolist() for file, rows in found.refused.items()} == {0: [2, 3]}
+    assert {file: rows.tolist() for file, rows in found.rejected.items()} == {0: [2, 3]}
 
 
 def test_ids_that_always_collide_end_in_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

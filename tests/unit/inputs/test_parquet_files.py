@@ -369,7 +369,7 @@ def test_rows_that_are_not_utf8_are_rejected(tmp_path: Path, kind: pa.DataType) 
         assert (reject["stage"], reject["reason"]) == ("manifest", "not_utf8")
         assert reject["message"].startswith(f"row 1 of {path}: ")
         assert message in reject["message"]
-        assert (len(found.keys), {k: v.tolist() for k, v in found.refused.items()}) == (3, {0: [1]})
+        assert (len(found.keys), {k: v.tolist() for k, v in found.rejected.items()}) == (3, {0: [1]})
         for rows in read_rows(opened.row_groups[0], opened.columns(["label"]), 10, schema=opened.schema):
             rows.table.drop_columns("label").validate(full=True)
     assert len(scan(open_manifest(str(path))).keys) == 4  # nobody reads the label
@@ -387,7 +387,7 @@ def test_a_broken_string_within_a_kept_list(tmp_path: Path) -> None:
     lists = pa.ListArray.from_arrays(pa.array([0, 1, 3, 3], pa.int32()), broken(b"a", b"b", b"caf\xe9"))
     opened = open_manifest(str(write(tmp_path / "m.parquet", some(1, 2, 3, words=lists))), ["words"])
     found = scan(opened, ["words"])
-    assert {k: v.tolist() for k, v in found.refused.items()} == {0: [1]}
+    assert {k: v.tolist() for k, v in found.rejected.items()} == {0: [1]}
     (read,) = read_rows(opened.row_groups[0], opened.columns(["words"]), 9, schema=opened.schema)
     assert {name: rows.tolist() for name, rows in read.not_utf8.items()} == {"words": [False, True, False]}
 
