@@ -113,7 +113,7 @@ def test_too_many_rejects_are_told_after_the_last_pass_and_tried_again(
     assert (record.rows, record.rejects) == (3, 0)
 
 
-@pytest.mark.parametrize(("rows", "passes"), [(["1", "2"], 1), (["1", "2", AWAY], 2)])
+@pytest.mark.parametrize(("rows", "passes"), [(["1", "2", "3"], 1), (["1", "2", "3", AWAY], 2)])
 def test_what_is_on_disk_is_counted_before_each_pass_and_once_after_the_last(
     ray_here: object, job: Callable[..., str], rows: list[str], passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,4 +126,4 @@ def test_what_is_on_disk_is_counted_before_each_pass_and_once_after_the_last(
 
     monkeypatch.setattr("clipray.steps.base.encode_run.check_committed", counting)
     clipray.run(job(rows, max_reject_rate=0.9, fetch_timeout_s=0.2))
-    assert counted == [0] + [2] * passes
+    assert counted == [0] + [3] * passes
