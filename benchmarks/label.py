@@ -161,7 +161,7 @@ def whole_step(step: step_of_label.LabelStep) -> None:
     with connected(None) as cluster:
         run = RunContext(lambda: cluster, Events(step.output), lambda _: None, print)
         start = time.perf_counter()
-        record = step.run(run)
+        record = step.write_table(run)
         print(f"the step on Ray: {time.perf_counter() - start:.2f} s for {record.rows:,} rows, workers' start included")
 
 

@@ -57,7 +57,7 @@ def run_step(step: AnyStep, run: RunContext) -> Record:
     if not step.replaces_stale:
         refuse_stale(step.table, step.inspect(count=False))
     if isinstance(step, TableStep):
-        return step.run(run)
+        return step.write_table(run)
     from clipray.steps.base.encode_run import encode_rows
 
     return encode_rows(step, run)

@@ -104,7 +104,7 @@ class TableStep(Step[AnySettings]):
     def describe(self, cluster: ClusterResources) -> list[str]:  # noqa: ARG002 - of steps whose plan depends on it
         return [f"{self.name}: {self.description}"]
 
-    def run(self, run: RunContext) -> tables.Record:
+    def write_table(self, run: RunContext) -> tables.Record:
         """Make what is missing, commit.
 
         Raises:
