@@ -122,6 +122,11 @@ def test_only_the_engine_imports_ray() -> None:
     assert users == {"engine"}
 
 
+def test_no_module_imports_pandas() -> None:
+    """Polars joins, counts and ranks."""
+    assert not [path for path in modules() if any(name.split(".")[0] == "pandas" for name in imports(path))]
+
+
 def test_torch_and_open_clip_stay_where_vectors_are_computed() -> None:
     heavy = {"torch", "torchvision", "open_clip", "timm", "huggingface_hub"}
     users = {wing_of(path) for path in modules() if any(name.split(".")[0] in heavy for name in imports(path))}
