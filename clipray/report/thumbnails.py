@@ -66,17 +66,17 @@ class Thumbnails:
         began = time.monotonic()
         try:
             data = fetch(str(source.uri), LIMITS)
-        except Rejected as refused:
+        except Rejected as rejected:
             self._slow[place] = self._slow[place] + 1 if time.monotonic() - began >= SLOW_S else 0
-            return None, _said(refused)
+            return None, _reason(rejected)
         self._slow[place] = 0
         return self.of_bytes(data, source)
 
     def of_bytes(self, data: bytes, source: ImageSource) -> tuple[str | None, str]:
         try:
             image = decode(data, LIMITS, draft_px=2 * self._side_px)
-        except Rejected as refused:
-            return None, _said(refused)
+        except Rejected as rejected:
+            return None, _reason(rejected)
         image.thumbnail((self._side_px, self._side_px), Image.Resampling.LANCZOS)
         if source.box is not None:
             _draw_box(image, source)
@@ -95,10 +95,10 @@ class Thumbnails:
             image.thumbnail((max(image.width * 3 // 4, 1), max(image.height * 3 // 4, 1)))
 
 
-def _said(refused: Rejected) -> str:
-    if refused.stage == "fetch" and refused.reason not in ("scheme_not_allowed", "too_many_bytes", "empty"):
+def _reason(rejected: Rejected) -> str:
+    if rejected.stage == "fetch" and rejected.reason not in ("scheme_not_allowed", "too_many_bytes", "empty"):
         return "cannot be read"
-    return refused.reason.replace("_", " ")
+    return rejected.reason.replace("_", " ")
 
 
 def _draw_box(image: Image.Image, source: ImageSource) -> None:

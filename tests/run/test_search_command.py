@@ -139,7 +139,7 @@ def test_the_command_and_its_page(run: str, tmp_path: Path) -> None:
     [
         (
             {"text": "x", "index": "deep"},
-            "index deep holds vectors of layer 'block.2': words and new pictures cannot be",
+            "index deep holds vectors of layer 'block.2': words and new images cannot be",
         ),
         ({"text": "x", "like": "y"}, "expected one query"),
         ({"text": " "}, "expected one query"),
