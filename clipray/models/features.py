@@ -20,14 +20,14 @@ Array = TypeVar("Array", Tensor, np.ndarray)
 
 @dataclass(frozen=True)
 class Features(Generic[Array]):
-    """What b images of one size became.
+    """The encoded features of b images of one size.
 
     Attributes:
         vectors: (b, d) float32 by feature.
         cells: (height, width) of the map that regions come from; None where no feature has regions. covered_px: the
             part of the input that they divide: patches of 14 px leave 6 of 384 px unread.
         grid: (R, 5) int32 `scale, top, left, bottom, right` in its cells. regions: (b, R, c) float32, a vector each.
-        boxes: (K, c) float32, one vector for each given box.
+        boxes: (K, c) float32, one vector for each box.
     """
 
     vectors: dict[str, Array]

@@ -1,4 +1,4 @@
-"""A steered image tower as an encoder: proved against fp32, in batches, vectors normalised."""
+"""A steered image tower as an encoder: checked against fp32, in batches, vectors normalised."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clipray.models.image_encoder import ImageEncoder, image_tower
 from clipray.models.load import load
 from clipray.models.resolve import ResolvedModel
 
-MIDDLE = (0.25, 0.25, 0.75, 0.75)  # the region on which an encoder proves itself, as a share of the image
+MIDDLE = (0.25, 0.25, 0.75, 0.75)  # the region on which an encoder checks its precision, as a share of the image
 
 
 class FovealNetwork(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""The image tower at work: the hardware's best precision, proved against fp32, and the fastest batch."""
+"""Encodes images: the hardware's best precision, checked against fp32, and the fastest batch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _EncodeImage(torch.nn.Module):
 
 
 def sample_image(height: int, width: int) -> np.ndarray:
-    """The image on which an encoder proves itself: gradients, a disc and a checkerboard; (height, width, 3) uint8."""
+    """The image on which an encoder checks its precision: gradients, a disc and a checkerboard; (height, width, 3) uint8."""
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     disc = (y - 0.4) ** 2 + (x - 0.6) ** 2 < 0.06
     checks = ((y * 8).astype(int) + (x * 8).astype(int)) % 2 == 0
@@ -44,14 +44,14 @@ def sample_image(height: int, width: int) -> np.ndarray:
 
 
 class ImageEncoder(Batched):
-    """An open_clip image tower that has proved its precision.
+    """An open_clip image tower whose precision has been checked.
 
     Args:
         model: what to load.
         precision: `auto` takes the hardware's native one and falls back to fp32 if its check fails.
         device: `cpu` or `cuda`.
         batch_size: `auto` tries a few and keeps the fastest.
-        features: what to make of each image, by name; alone the CLIP vector, `clip`.
+        features: the vectors to compute, by name; by default the CLIP vector, `clip`.
         normalize: L2-normalise the vectors.
 
     Attributes:

@@ -59,11 +59,14 @@ def load(model: ResolvedModel, device: str = "cpu") -> torch.nn.Module:
     return network.eval().requires_grad_(False).to(device)
 
 
-def _check_preprocess(model: ResolvedModel, found: dict[str, Any]) -> None:
+def _check_preprocess(model: ResolvedModel, settings: dict[str, Any]) -> None:
     """Images are decoded apart from the network: both must mean the same transform."""
-    found = {key: list(v) if isinstance(v, tuple) else v for key, v in {**found, "size": pair(found["size"])}.items()}
-    if found != model.preprocess:
-        raise ModelError(f"{model.name}: expected preprocessing {model.preprocess}, but the loaded network has {found}")
+    settings = settings | {"size": pair(settings["size"])}
+    settings = {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()}
+    if settings != model.preprocess:
+        raise ModelError(
+            f"{model.name}: expected preprocessing {model.preprocess}, but the loaded network has {settings}"
+        )
 
 
 def too_large_scaled(height: int, width: int, scaled: tuple[int, int], max_pixels: int) -> str | None:
@@ -126,7 +129,8 @@ def split_transform(
 ) -> tuple[Preprocess, torch.Tensor, torch.Tensor]:
     """open_clip's own inference transform in two halves: pixels on the CPU, normalisation on the device.
 
-    A JPEG that was decoded smaller is scaled by its original's sides. `rounded`: by its own, which are rounded up, as tables of versions before have it.
+    A JPEG that was decoded smaller is scaled by the sides of its original.
+    `rounded`: by its own sides, which are rounded up, as in tables of earlier versions.
 
     Returns:
         (what makes a PIL image (H, W, 3) uint8, mean (3, 1, 1) float32, std (3, 1, 1) float32); the first raises

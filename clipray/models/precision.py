@@ -1,4 +1,4 @@
-"""What encoders share: the hardware's best precision, proved against fp32; the fastest batch; threads to work on."""
+"""What encoders share: the hardware's best precision, checked against fp32, and the fastest batch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from clipray.models.packed import pack_weights
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Facts = dict[str, str | int | float]
 MIN_COSINE = 0.999
 TRY_S = 1.5  # for trying batch sizes
 
@@ -75,7 +76,7 @@ class Batched:
 
     device: str
     batch_size: int
-    facts: dict[str, Any]
+    facts: Facts
 
     def _in_batches(self, n: int, forward: Callable[[slice], Result]) -> list[Result]:
         """What `forward` makes of the rows 0 … n, batch by batch."""

@@ -1,4 +1,4 @@
-"""The text tower at work: open_clip's own vectors, at the hardware's best precision, proved against fp32."""
+"""Encodes texts: open_clip's vectors at the hardware's best precision, checked against fp32."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAMPLE_TEXTS = (
     "Two people are sitting at a wooden table in a bright kitchen; one of them is reading a newspaper.",
     "An oil painting of a harbour at dusk, with many small boats, lanterns along the quay, a church tower and hills in the distance.",
 )
-"""The texts on which an encoder proves itself."""
+"""The texts on which an encoder checks its precision."""
 
 
 class TextTower(torch.nn.Module):
@@ -114,7 +114,7 @@ class Tokens:
 
 
 class TextEncoder(Batched):
-    """The text tower of an open_clip model that has proved its precision.
+    """The text tower of an open_clip model, whose precision has been checked.
 
     Args:
         model: what to load.

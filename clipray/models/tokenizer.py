@@ -1,4 +1,4 @@
-"""A model's own tokenizer, and what open_clip does not say: how many tokens a text has before it is cut."""
+"""A model's own tokenizer, and what open_clip does not report: how many tokens a text has before it is cut."""
 
 from __future__ import annotations
 

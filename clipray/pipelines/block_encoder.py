@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from clipray.models.precision import Facts
 from clipray.pipelines.messages import Report, worker_facts
 from clipray.pipelines.region_boxes import ImageRegions, region_columns, region_vector_field
 from clipray.pipelines.spec import EncoderSpec
@@ -27,7 +28,7 @@ class Encoder(Protocol):
     """What every block encoder asks of its network: the rows of a batch, and what it is."""
 
     batch_size: int
-    facts: dict[str, Any]
+    facts: Facts
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is said of classes to their vectors, in a process of its own."""
+"""Texts about classes to class vectors, in a process of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clipray.pipelines.spec import ClassTexts
 
 @dataclass(frozen=True)
 class EncodedClasses:
-    """Of each range the class vectors (k, d) float32 and the numbers of texts (k,) int64; what the tower says of itself."""
+    """For each range the class vectors (k, d) float32 and the numbers of texts (k,) int64; and facts about the tower."""
 
     parts: list[tuple[np.ndarray, np.ndarray]]
     facts: dict[str, Any]

@@ -181,7 +181,7 @@ def _orientation(image: Image.Image) -> int:
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """Pixels ready for the encoder, (H, W, 3) uint8, and the original's size in px."""
+    """Pixels ready for the encoder, (H, W, 3) uint8, and the size of the original in px."""
 
     pixels: np.ndarray
     height: int
@@ -196,7 +196,7 @@ def load_image(
     draft_px: int | None = None,
     memory: DecodeMemory | None = None,
 ) -> DecodedImage | Rejected:
-    """Fetch (unless `data` is given), decode and preprocess one image; a bad one comes back as its rejection.
+    """Fetch (unless there is `data`), decode and preprocess one image. Returns Rejected for a bad one; never raises.
 
     `preprocess` takes the image; a `Preprocess` also the original's height and width, which a JPEG that was decoded at a
     reduced scale no longer has. `memory`: of `decode_budget`, shared by those that decode at the same time.

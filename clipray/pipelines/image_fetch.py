@@ -1,4 +1,4 @@
-"""The bytes of a file from wherever its URI says, bounded in size and time, patient with servers that have a bad minute."""
+"""Fetches a file by its URI, bounded in size and time. Servers that fail for a moment are asked again."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class NoRoom(Exception):
     """The file is larger than the room that its reader has for it.
 
     Attributes:
-        size: in bytes, at most `max_bytes`; that where it is not known.
+        size: in bytes, at most `max_bytes`, which also stands for an unknown size.
     """
 
     def __init__(self, size: int) -> None:
@@ -59,7 +59,7 @@ class NoRoom(Exception):
 class Fetcher:
     """Fetches files. Safe to use in several threads.
 
-    One for all files of a pass, since it remembers which servers do not answer: each costs `fetch_timeout_s` once.
+    Use one for all files of a pass: it remembers which servers do not answer, so each costs `fetch_timeout_s` only once.
     """
 
     def __init__(self, limits: Limits, retries: Retries | None = None) -> None:
@@ -95,8 +95,8 @@ class Fetcher:
             return _read_object(uri, self._limits, seconds, room)
         except NoRoom:
             raise
-        except Rejected as refused:
-            raise Failure(refused, answered=True) from refused
+        except Rejected as rejected:
+            raise Failure(rejected, answered=True) from rejected
         except Exception as error:  # every filesystem has its own errors
             raise _failure(uri, error, self._limits) from error
 
@@ -129,12 +129,12 @@ class Fetcher:
 
 
 def fetch(uri: str, limits: Limits) -> bytes:
-    """A single file's bytes. Raises Refused as `Fetcher.fetch` does."""
+    """A single file's bytes. Raises Rejected as `Fetcher.fetch` does."""
     return Fetcher(limits).fetch(uri)
 
 
 def checked_bytes(data: bytes, limits: Limits) -> bytes:
-    """`data` itself. Raises Refused when it is empty or too large."""
+    """`data` itself. Raises Rejected when it is empty or too large."""
     if len(data) > limits.max_bytes:
         raise Rejected("fetch", "too_many_bytes", f"more than max_bytes={limits.max_bytes}")
     if not data:
@@ -204,7 +204,7 @@ def _failure(uri: str, error: Exception, limits: Limits) -> Failure:
         return Failure(Rejected("fetch", "empty", f"{uri}: the file has 0 bytes"), answered=True)
     for known, reason in STORED:
         if isinstance(error, known):
-            return Failure(Rejected("fetch", reason, f"{uri}: {_said(error)}"), answered=True)
+            return Failure(Rejected("fetch", reason, f"{uri}: {_text_of(error)}"), answered=True)
     if any(isinstance(cause, TimeoutError) for cause in causes):
         message = f"{uri}: no whole answer within {limits.fetch_timeout_s:g} s"
         return Failure(Rejected("fetch", "timed_out", message), answered=False)
@@ -214,21 +214,21 @@ def _failure(uri: str, error: Exception, limits: Limits) -> Failure:
         return Failure(Rejected("fetch", http_reason(status), message), answered=True, retry_after_s=wait)
     without = any(isinstance(cause, ImportError) for cause in causes)
     if isinstance(error, ValueError | ClipRayError) and not isinstance(error, OSError) and not without:
-        return Failure(Rejected("fetch", "invalid_uri", f"{uri}: cannot be fetched: {_said(error)}"), answered=True)
+        return Failure(Rejected("fetch", "invalid_uri", f"{uri}: cannot be fetched: {_text_of(error)}"), answered=True)
     hopeless = without or "Credentials" in type(error).__name__
-    refused = Rejected("fetch", "unreachable", f"{uri}: {type(error).__name__}: {_said(error)}")
-    return Failure(refused, answered=False, again=not hopeless)
+    rejected = Rejected("fetch", "unreachable", f"{uri}: {type(error).__name__}: {_text_of(error)}")
+    return Failure(rejected, answered=False, again=not hopeless)
 
 
-def _said(error: Exception) -> str:
+def _text_of(error: Exception) -> str:
     return " ".join(str(getattr(error, "strerror", None) or error).split())[:300]
 
 
 def _phrase(status: int, error: Exception) -> str:
-    """Of a status its standard name, or what was said of it where that says more."""
+    """A status's standard name, or the server's own words where they say more."""
     if isinstance(error, StatusError) and status < HTTPStatus.BAD_REQUEST:
-        return _said(error)
-    return HTTPStatus(status).phrase if status in set(HTTPStatus) else _said(error)
+        return _text_of(error)
+    return HTTPStatus(status).phrase if status in set(HTTPStatus) else _text_of(error)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,4 +1,4 @@
-"""Blocks of manifest rows to images: fetched and decoded in threads, a bounded number ahead of who takes them."""
+"""Manifest rows to images: fetched and decoded in threads, a bounded number ahead of the consumer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 
 
 class ImageLoader:
-    """Rows -> images, in order, a bounded number ahead of who consumes them."""
+    """Rows -> images, in order, a bounded number ahead of the consumer."""
 
     def __init__(self, spec: ImageSpec) -> None:
         keep, max_pixels, rounded = spec.keep_aspect, spec.limits.max_pixels, spec.rounded_draft
@@ -100,9 +100,9 @@ class ImageLoader:
     def _fetch_then_decode(self, uri: str, preprocess: Preprocess) -> Future[Loaded]:
         try:
             raw = self._fetch(uri)
-        except Rejected as refused:
+        except Rejected as rejected:
             done: Future[Loaded] = Future()
-            done.set_result(refused)
+            done.set_result(rejected)
             return done
         return self._decoders.submit(self._decode_fetched, raw, preprocess)
 

@@ -1,4 +1,4 @@
-"""What a row may cost."""
+"""Bounds on what a row may cost."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Limits:
     """What one image may cost.
 
     Attributes:
-        fetch_timeout_s: how long one request may take, with all that it brings.
-        patience: how often a row may take that long, repeated requests and the waits between them included.
+        fetch_timeout_s: how long one request may take, its answer included.
+        patience: a row may take `patience * fetch_timeout_s`, including repeated requests and the waits between them.
     """
 
     max_bytes: int = 64 * 2**20

@@ -1,4 +1,4 @@
-"""What a worker says while it works: small messages to whoever watches the run."""
+"""Small messages from a worker to whoever watches the run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 Report = Callable[[dict[str, Any]], None]
@@ -28,6 +28,6 @@ def fatal(report: Report) -> Iterator[None]:
         raise
 
 
-def worker_facts(facts: dict[str, Any], threads: int) -> dict[str, Any]:
-    """The message with which an encoder says what it is."""
+def worker_facts(facts: Mapping[str, object], threads: int) -> dict[str, Any]:
+    """The message that describes a worker's encoder."""
     return {"worker": {**facts, "pid": os.getpid(), "host": socket.gethostname(), "threads": threads}}

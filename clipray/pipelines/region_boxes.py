@@ -1,7 +1,7 @@
-"""Regions as rows: grid regions and given boxes of an image, in its own pixels, as a nested column beside its vectors.
+"""Grid regions and manifest boxes of an image, in its own pixels, as a nested column beside its vectors.
 
-A block keeps one row an image until it is written, so an image and its regions are never apart; the sink unfolds
-the nested columns into the regions table and its rejects.
+A block has one row per image until it is written, so an image and its regions stay together. The sink unfolds the
+nested columns into the regions table and its rejects.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _emptiness(box: np.ndarray, image: Geometry) -> str:
 
 @dataclass(frozen=True)
 class ImageRegions:
-    """The regions of one image: names within it, (R, 4) float32 boxes in its px, scales (0 for given boxes), vectors.
+    """The regions of one image: names within it, (R, 4) float32 boxes in its px, scales (0 for boxes), vectors.
 
     `columns`: by column, what the manifest has for each region.
     """
@@ -114,7 +114,7 @@ def image_regions(
     sorted_boxes: Boxes | None,
     box_vectors: np.ndarray | None,
 ) -> ImageRegions:
-    """Put an image's grid regions (`g0`, `g1`, …) and given boxes (`b0`, …, by their place in the manifest) together.
+    """Combine an image's grid regions (`g0`, `g1`, …) and boxes (`b0`, …, by their place in the manifest).
 
     Args:
         cells: (height, width) of the map. covered_px: the part of the input that it shows. grid: (R, 5) as `region_grid`. grid_vectors: (R, c). box_vectors: (K, c).
@@ -143,7 +143,7 @@ def region_vector_field(schema: pa.Schema) -> pa.Field:
 def region_columns(
     image_ids: Sequence[str], rows: Sequence[ImageRegions | None], schema: pa.Schema
 ) -> dict[str, pa.Array]:
-    """The nested columns of a block: `region_count`, `regions`, `rejected_boxes`; one entry an image, null where rejected.
+    """The nested columns of a block: `region_count`, `regions`, `rejected_boxes`; one entry per image, null where rejected.
 
     Args:
         schema: of the regions table, whose `image_id` the image has already.

@@ -1,4 +1,4 @@
-"""Images changed so that a network looks at a box of them: cut out, all else blurred, an ellipse around it."""
+"""Changes an image so that a network looks at a box of it: crops, blurs all else, or draws an ellipse around it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def views(image: Image.Image, boxes: np.ndarray, how: EmbedRegions) -> Iterator[
 
 
 def whole_px(box: list[float]) -> tuple[int, int, int, int]:
-    """The whole pixels that a box touches, at least one each way."""
+    """The whole pixels that a box touches, at least one in each direction."""
     x1, y1 = int(np.floor(box[0])), int(np.floor(box[1]))
     return x1, y1, max(x1 + 1, int(np.ceil(box[2]))), max(y1 + 1, int(np.ceil(box[3])))
 

@@ -1,4 +1,4 @@
-"""Requests that fail for a temporary reason are made again; servers that do not answer are let alone for a while."""
+"""Repeats requests that fail for a passing reason, and leaves servers that do not answer alone for a while."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class Failure(Exception):
     """A request that failed.
 
     Attributes:
-        answered: the server said something. again: another request may succeed.
+        answered: the server answered. again: another request may succeed.
         retry_after_s: how long the server asks to wait.
     """
 
-    def __init__(self, refused: Rejected, *, answered: bool, again: bool = True, retry_after_s: float = 0.0) -> None:
-        super().__init__(refused.message)
-        self.refused, self.answered, self.retry_after_s = refused, answered, retry_after_s
-        self.again = again and is_passing(refused.reason)
+    def __init__(self, rejected: Rejected, *, answered: bool, again: bool = True, retry_after_s: float = 0.0) -> None:
+        super().__init__(rejected.message)
+        self.rejected, self.answered, self.retry_after_s = rejected, answered, retry_after_s
+        self.again = again and is_passing(rejected.reason)
 
 
 @dataclass
 class Servers:
-    """How servers did of late. Safe to use in several threads."""
+    """Which servers answered lately. Safe to use in several threads."""
 
     clock: Callable[[], float] = time.monotonic
     _answered: dict[str, float] = field(default_factory=dict)
@@ -75,8 +75,8 @@ class Retries:
 
         Args:
             request: gets the seconds that it may take; raises Failure.
-            timeout_s: the longest that one request may take; patience: how often that long all of a row may take, where
-                the server answers at all.
+            timeout_s: the longest that one request may take.
+            patience: `patience * timeout_s` bounds all requests of a row, if the server answers at all.
 
         Raises:
             Rejected: why the last request failed.
@@ -100,7 +100,7 @@ class Retries:
                     continue
                 if not self.servers.has_answered(server, began):
                     self.servers.did_not_answer(server)
-                raise failure.refused from failure
+                raise failure.rejected from failure
             self.servers.answered(server)
             return data
         raise AssertionError("the last attempt returns or raises")

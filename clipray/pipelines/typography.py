@@ -1,4 +1,4 @@
-"""Words written on images: which, where and how, the same for the same image and seed wherever it is done."""
+"""Words written on images: which, where and how. Depends only on the image's id and the seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PLACES = {
     "centre": (0.5, 0.5), "top": (0.0, 0.5), "bottom": (1.0, 0.5), "left": (0.5, 0.0), "right": (0.5, 1.0),
     "top_left": (0.0, 0.0), "top_right": (0.0, 1.0), "bottom_left": (1.0, 0.0), "bottom_right": (1.0, 1.0),
 }  # fmt: skip
-"""Of the room that a plate leaves, the share above it and the share to its left."""
+"""The share of the free room that lies above the plate, and the share to its left."""
 
 
 def wrong_label(image_id: str, label: int, n_labels: int, seed: int) -> int:
@@ -23,7 +23,7 @@ def wrong_label(image_id: str, label: int, n_labels: int, seed: int) -> int:
 
 
 def place_of(image_id: str, lettering: Lettering, seed: int) -> tuple[float, float]:
-    """Of the room that is left, the share above and the share to the left, each in [0, 1]."""
+    """The share of the free room above the word, and the share to its left, each in [0, 1]."""
     if lettering.place != "random":
         return PLACES[lettering.place]
     return _fraction(image_id, seed, "top"), _fraction(image_id, seed, "left")
@@ -38,8 +38,8 @@ def _fraction(image_id: str, seed: int, what: str) -> float:
 def write_word(image: Image.Image, word: str, place: tuple[float, float], lettering: Lettering) -> Image.Image:
     """A copy of an RGB image with a word on it.
 
-    The word stands on one line if it fits there, else on a line for each of its parts; where neither fits, on that of the
-    two that takes the larger letters.
+    The word goes on one line if it fits, else on a line for each of its parts. Where neither fits, the layout with the
+    larger letters is taken.
     """
     height, width = image.height, image.width
     font_px = max(1.0, lettering.size * min(height, width))
@@ -69,7 +69,7 @@ class _Plate:
         self._ink_at = margin - left, margin - top
 
     def fit(self, height: int, width: int) -> float:
-        """By how much it could grow on an image of this size; below 1 it must shrink."""
+        """The factor by which it could grow on an image of this size; below 1 it must shrink."""
         return min(height / self.height, width / self.width)
 
     def write(self, pen: ImageDraw.ImageDraw, top: float, left: float, colour: str) -> None:
