@@ -66,6 +66,12 @@ def vector_array(matrix: np.ndarray, column_type: pa.DataType) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values, column_type.value_type), type=column_type)
 
 
+def matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """Vector column of n rows -> (n, d), of the column's own float type."""
+    vectors = column.combine_chunks()
+    return vectors.flatten().to_numpy().reshape(len(vectors), -1)
+
+
 def arrow_schema(
     table: str,
     vectors: Mapping[str, int] | None = None,

@@ -135,10 +135,9 @@ def read_classes(url: str, mark: str) -> dict[str, ClassVectors]:
     metadata = tables.shard_footer(Folder(url), CLASSES)[2]
     if metadata.get("fingerprint") != mark:
         raise AssertionError(f"{url}: classes of another job")
-    width = data["vector"].type.list_size
     by_style = {}
     styles, negative = data["style"].to_numpy(), data["negative"].to_numpy()
-    vectors = data["vector"].combine_chunks().flatten().to_numpy().reshape(-1, width)
+    vectors = tables.matrix(data["vector"])
     for style in dict.fromkeys(styles.tolist()):
         of_style = (styles == style) & ~negative
         against = vectors[(styles == style) & negative]

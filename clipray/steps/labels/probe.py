@@ -151,7 +151,7 @@ def _read_probe(url: str, _mark: str) -> tuple[list[str], pb.LinearProbe]:
 def read_probe(folder: Folder) -> tuple[list[str], pb.LinearProbe]:
     """Labels and coefficients of a trained probe."""
     data = tables.read_shard(folder, FILE)
-    vectors = data["vector"].combine_chunks().flatten().to_numpy().reshape(len(data), -1)
+    vectors = tables.matrix(data["vector"])
     return data["label"].to_pylist(), pb.LinearProbe(vectors, data["intercept"].to_numpy())
 
 

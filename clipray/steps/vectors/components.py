@@ -39,6 +39,6 @@ def read_projection(folder: Folder) -> Projection:
     """What `components_table` wrote. Raises SchemaError where it is not there."""
     data = tables.read_shard(folder, FILE)
     order = np.argsort(data["component"].to_numpy())
-    vectors = data["vector"].combine_chunks().flatten().to_numpy().reshape(len(data), -1)[order]
+    vectors = tables.matrix(data["vector"])[order]
     variance, ratio, scale = (data[name].to_numpy()[order][1:] for name in ("variance", "variance_ratio", "scale"))
     return Projection(vectors[0], vectors[1:], variance, ratio, scale)

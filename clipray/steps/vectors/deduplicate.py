@@ -32,7 +32,6 @@ from clipray.steps.vectors.sorted_by_cluster import (
     batches,
     buckets_of,
     file_rows,
-    matrix,
     read_clusters,
     sorted_names,
     write_sorted,
@@ -154,17 +153,20 @@ def _compare(item: tuple[DeduplicateStep, Bucket, int]) -> dd.Links:
         return _within_clusters(step, bucket, threshold)
     first_rows: list[np.ndarray] = []
     for first, part in batches(step.aside, bucket, [VECTOR], start):
-        first_rows.append(matrix(part)[: max(0, start + rows - first)])
+        first_rows.append(tables.matrix(part[VECTOR])[: max(0, start + rows - first)])
         if first + len(part) >= start + rows:
             break
     queries, parts = np.concatenate(first_rows), []
     for first, part in batches(step.aside, bucket, [VECTOR], start):
-        parts.append(dd.between(queries, start, matrix(part), first, threshold))
+        parts.append(dd.between(queries, start, tables.matrix(part[VECTOR]), first, threshold))
     return dd.merged(parts)
 
 
 def _within_clusters(step: DeduplicateStep, bucket: Bucket, threshold: float) -> dd.Links:
-    parts = [(part[CLUSTER].to_numpy(), matrix(part)) for _, part in batches(step.aside, bucket, [CLUSTER, VECTOR])]
+    parts = [
+        (part[CLUSTER].to_numpy(), tables.matrix(part[VECTOR]))
+        for _, part in batches(step.aside, bucket, [CLUSTER, VECTOR])
+    ]
     cluster, x = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     order = np.argsort(cluster, kind="stable")
     linked = []
@@ -206,10 +208,10 @@ def _to_keepers(
     wanted = np.sort(rows[keepers])
     for first, part in batches(step.aside, bucket, [VECTOR]):
         here = wanted[_here(wanted, first, len(part))]
-        kept[labels[np.searchsorted(rows, here)]] = matrix(part)[here - first]
+        kept[labels[np.searchsorted(rows, here)]] = tables.matrix(part[VECTOR])[here - first]
     for first, part in batches(step.aside, bucket, [VECTOR]):
         mine = _here(rows, first, len(part))
-        similarity[mine] = np.einsum("nd,nd->n", matrix(part)[rows[mine] - first], kept[labels[mine]])
+        similarity[mine] = np.einsum("nd,nd->n", tables.matrix(part[VECTOR])[rows[mine] - first], kept[labels[mine]])
     return similarity
 
 

@@ -152,12 +152,6 @@ def batches(folder: Folder, bucket: Bucket, columns: Sequence[str], first: int =
         start += rows
 
 
-def matrix(rows: pa.Table) -> np.ndarray:
-    """(n, d) float32 vectors of rows that `batches` gave."""
-    column = rows[VECTOR].combine_chunks()
-    return column.flatten().to_numpy().reshape(len(column), -1)
-
-
 def sorted_names(rows: pa.Table, column: str) -> np.ndarray:
     """(n,) int64: the place of each row when they are sorted by a column of strings."""
     places = np.empty(len(rows), np.int64)
