@@ -335,6 +335,17 @@ def test_files_are_compared_with_what_they_were_when_the_run_began(tmp_path: Pat
     assert not look(second.facts(second.scan.versions)).changed
 
 
+def test_a_digest_of_another_hash_does_not_say_that_files_have_changed(tmp_path: Path) -> None:
+    """It cannot be compared; the table's rows are counted, with what is known of their contents."""
+    Sources(tmp_path)
+    manifest = open_manifest(str(tmp_path / "m.parquet"))
+    changed = [
+        Comparison(manifest, scan(manifest), {"content_hash": True, **more}, frozenset(), SCHEMES).changed
+        for more in ({"sources_digest": "0123456789abcdef"}, {"sources_digest": "xxh64:0123456789abcdef"}, {})
+    ]
+    assert changed == [False, True, True]
+
+
 def test_rows_that_kill_their_worker_are_rejected_with_their_content(table: Table) -> None:
     counted = comparison(table.home, None)
     step: Any = SimpleNamespace(
