@@ -18,7 +18,7 @@ skyscraper, snail, snake, spider, squirrel, streetcar, sunflower, sweet pepper, 
 tractor, train, trout, tulip, turtle, wardrobe, whale, willow tree, wolf, woman, worm
 """
 
-# Two names stand twice in that list; these are other words of the same synsets in WordNet.
+# Two names occur twice in that list; these are other words of the same WordNet synsets.
 OTHER_WORDS = {(744, "missile"): "projectile", (836, "sunglasses"): "sunglass"}
 
 
@@ -34,7 +34,7 @@ def imagenet() -> list[str]:
 
 
 def openai_templates() -> list[str]:
-    """OpenAI's 80 templates for ImageNet, with `{}` where the name goes."""
+    """OpenAI's 80 templates for ImageNet, with `{}` in place of the name."""
     return ["".join(_text(part) for part in node.body.values) for node in _listed("OPENAI_IMAGENET_TEMPLATES")]  # type: ignore[attr-defined]
 
 
@@ -44,7 +44,7 @@ def _text(part: ast.expr) -> str:
 
 @functools.cache
 def _listed(name: str) -> list[ast.expr]:
-    """The items of a list in open_clip's package data, which is Python: read, not run, as open_clip imports torch."""
+    """The items of a list in open_clip's package data, parsed and not imported: open_clip imports torch."""
     package = importlib.util.find_spec("open_clip")
     path = Path(str(package.origin if package else "")).parent / "zero_shot_metadata.py"
     for node in ast.parse(path.read_text(encoding="utf-8")).body:

@@ -20,8 +20,8 @@ from clipray.storage.folder import absolute
 
 TEMPLATE = "a photo of a {}"
 KNOWN_SUFFIXES = (".yaml", ".yml", ".json", ".parquet", ".pq", ".csv", ".txt")
-"""Of class files."""
-LARGEST_BYTES = 16 * 2**20  # of a class file of text: ten descriptions for each of 20,000 classes take a quarter
+"""Suffixes of class files."""
+LARGEST_BYTES = 16 * 2**20  # of a text class file; ten descriptions of each of 20,000 classes take a quarter of it
 CLASS_COLUMNS = ("label", "style", "prompt", "description")
 KINDS = ("template", "description", "name_is_description")
 PromptSet = str | list[str]

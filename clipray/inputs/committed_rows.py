@@ -42,7 +42,7 @@ REFUSED = "refused.parquet"  # the manifest's own rejects, written before work s
 
 @dataclass(frozen=True)
 class RegionFolders:
-    """The regions table of a step, and the boxes that were rejected."""
+    """Where a step writes its regions, and the boxes that it rejects."""
 
     table: Folder
     rejects: Folder
@@ -89,7 +89,7 @@ class CommittedRows:
 
 
 def regions_of_another(regions: RegionFolders, fingerprint: str, name: str) -> str | None:
-    """Path of a shard that is not of the images of the table `name`, made with these settings; None if all are."""
+    """Path of a shard of regions that another table's images or other settings made; None if there is none."""
     for folder in (regions.table, regions.rejects):
         for shard in shard_names(folder):
             with contextlib.suppress(SchemaError, FileNotFoundError):  # torn, as a kill may leave it
@@ -190,7 +190,7 @@ class _Check:
         return self._rewritten(folder, name, good)
 
     def _columns(self, is_table: bool) -> list[str]:
-        """That tell what a shard's rows are."""
+        """The columns that identify a shard's rows."""
         hashed = [CONTENT_HASH] if self.scan.contents else []
         others = [*(["region_count"] if self.regions else []), *self.keep] if is_table else ["reason"]
         return [*self.scan.spec.named, *hashed, *others]
@@ -265,7 +265,7 @@ class _Check:
 
 
 def _refuse_foreign(folder: Folder, broken: Iterable[str]) -> None:
-    """Raises StaleTableError where a broken shard is not named as ours are: it is somebody else's."""
+    """Raises StaleTableError where a broken shard does not have a name that clipray gives: it belongs to somebody else."""
     for name in broken:
         if not named_as_ours(name):
             raise StaleTableError(
@@ -278,9 +278,9 @@ def _bytes_of(shard: Shard | None) -> int | None:
 
 
 def take_back(rejects: Folder, fingerprint: str, verified: dict[str, Shard]) -> int:
-    """Remove the rows whose reason may pass from a table's rejects, so that they are to be done again.
+    """Remove the rows that were rejected for a temporary reason from a table's rejects, so that they are tried again.
 
-    A kill in between leaves some of them rejected, the others to do, and none lost. verified: as of `check_committed`, kept
+    A kill in between loses no row: each is still rejected or to be done. verified: as of `check_committed`, kept
     true. Returns how many there were.
     """
     count = 0

@@ -1,4 +1,4 @@
-"""What the rows of a manifest hold, so that content that is exchanged under the same ids is noticed.
+"""What the rows of a manifest contain, so that content that changes under the same id is noticed.
 
 A table with the column `content_hash` says of each row what its content was: the hash of its inline bytes, or, where a job asks for that, the version of the
 file behind its `uri`. Inline bytes are read again for it only from files of the manifest that are other versions than those that the table was last compared with.
@@ -48,7 +48,7 @@ class Contents:
         return [self.inline] if self.inline else ["uri"] if self.schemes else []
 
     def hashes(self, rows: pa.Table) -> pa.Array:
-        """The `content_hash` of rows of the manifest; null where there is no content, or nothing is known of it."""
+        """The `content_hash` of rows of the manifest; null where there is no content, or its version is unknown."""
         if self.inline:
             return hash_contents(rows[self.inline])
         if not self.schemes:
@@ -59,15 +59,15 @@ class Contents:
 
 
 def hash_contents(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Of each value the first 16 bytes of its SHA-256, as hex digits; null where it is null."""
+    """The first 16 bytes of each value's SHA-256, as hex digits; null for null."""
     hashes = (hashlib.sha256(value.as_buffer()).hexdigest() if value.is_valid else None for value in column)
     return pa.array([text and text[:HASH_DIGITS] for text in hashes], pa.string())
 
 
 def source_versions(uris: Iterable[str | None], schemes: Collection[str]) -> dict[str, str]:
-    """URI -> size and time of change, or ETag, of the file behind it: of local files, and of those that a listing of their folder names.
+    """URI -> size and time of change, or ETag, of its file: of local files, and of those that a listing of their folder shows.
 
-    There is none of a file that is not there, of a folder that cannot be listed, and of schemes that are not among `schemes`.
+    Missing files, folders that cannot be listed and schemes that are not in `schemes` are left out.
     """
     versions: dict[str, str] = {}
     folders: dict[str, list[str]] = defaultdict(list)
@@ -85,7 +85,7 @@ def source_versions(uris: Iterable[str | None], schemes: Collection[str]) -> dic
 
 
 def _listing(folder: str) -> dict[str, str]:
-    """Version of each file in a folder of a remote storage, by name, as it is now."""
+    """Name -> current version of each file in a folder on remote storage."""
     try:
         fs, path = filesystem(folder)
         fs.invalidate_cache(path)
@@ -97,9 +97,9 @@ def _listing(folder: str) -> dict[str, str]:
 
 
 def with_contents(manifest: Manifest, scan: RowIndex, contents: Contents, files: Collection[int]) -> RowIndex:
-    """The scan, with the contents of the rows of these files of the manifest (by number) in its `sources`.
+    """The row index with the contents of the rows of these manifest files (by number) in its `sources`.
 
-    A row whose file cannot be looked at stands there as before, so that it counts as unchanged.
+    A row whose file cannot be looked at keeps its entry, and so counts as unchanged.
     """
     sources, key = scan.sources.copy(), manifest.spec.key
     columns = [key, *contents.columns]
@@ -119,12 +119,12 @@ def with_contents(manifest: Manifest, scan: RowIndex, contents: Contents, files:
 
 
 def rows_at_once(row_group: RowGroup) -> int:
-    """Rows of a row group that are held together while their contents are read."""
+    """How many rows of a row group are in memory at once while their contents are read."""
     return max(1, min(SCAN_ROWS, READ_BYTES * row_group.rows // max(1, row_group.bytes)))
 
 
 def same_content(hashes: pa.ChunkedArray, sources: np.ndarray, expected: np.ndarray, seed: int) -> np.ndarray:
-    """(n,) bool: rows of a table that are made from what the scan `expected`, as far as it knows.
+    """(n,) bool: rows of a table whose source is the one that the row index `expected`, as far as it is known.
 
     Args:
         hashes: their `content_hash`.
@@ -138,5 +138,5 @@ def same_content(hashes: pa.ChunkedArray, sources: np.ndarray, expected: np.ndar
 
 
 def sources_digest(scan: RowIndex) -> str:
-    """Of all sources of a scan, with their contents where it has them."""
+    """Digest of all sources of a row index, with their contents where it has them."""
     return digest_of_hashes(scan.sources)

@@ -17,7 +17,7 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".ppm", ".pgm",
 )  # fmt: skip
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")
-"""That file managers and disk stations put among people's images: thumbnails, companions, what was deleted."""
+"""Folders that file managers and NAS devices put next to images: thumbnails, metadata, deleted files."""
 NAMED = 5  # suffixes that a message names
 
 
@@ -35,7 +35,7 @@ class ImageListing:
     left_out: dict[str, int]
 
     def left_out_sentence(self) -> str:
-        """For people, such as `3 files left out: 2 .heic, 1 .txt`; "" where there are none."""
+        """A sentence such as `3 files left out: 2 .heic, 1 .txt`; "" if there are none."""
         count = sum(self.left_out.values())
         if not count:
             return ""
@@ -48,7 +48,7 @@ class ImageListing:
 def list_images(source: str) -> ImageListing:
     """The images under a folder or glob, local or on any fsspec URL.
 
-    Hidden files and folders are skipped, and so are folders of the system's own; a glob that names a hidden one finds it.
+    Hidden files and folders and system folders are skipped, unless a glob names a hidden one.
 
     Raises:
         ManifestError: there are none.
@@ -72,7 +72,7 @@ def find_images(source: str) -> tuple[str, list[str]]:
 
 
 def _files_of(fs: fsspec.AbstractFileSystem, path: str) -> tuple[str, list[str]]:
-    """(root, sorted paths of the files under it); nothing where the path is no folder."""
+    """(root, sorted paths of the files under it); no files if the path is not a folder."""
     if not is_glob(fs, path):
         root = path.rstrip("/") or "/"
         files = files_under(fs, root, _is_hidden) if fs.isdir(path) else []

@@ -1,4 +1,4 @@
-"""The files of an index: whether they are those that were built. FAISS itself trusts what it reads."""
+"""Checks that the files of an index are those that were built: FAISS itself trusts what it reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clipray.storage.seals import file_hash
 
 
 def hashes(record: tables.Record) -> dict[str, str]:
-    """SHA-256 of each file of the index; empty where a version before has built it."""
+    """SHA-256 of each file of the index; empty if an earlier version built it."""
     return dict(record.provenance.get("sha256") or {})
 
 
@@ -22,7 +22,7 @@ def hash_of(folder: Folder, name: str) -> str:
 
 
 def broken_files(folder: Folder, record: tables.Record) -> dict[str, str]:
-    """What is wrong with which file of the index: `missing`, `size`, or `content`."""
+    """File -> what is wrong with it: `missing`, `size`, or `content`."""
     sizes, broken = folder.sizes(), {}
     for name, size in record.provenance["sizes"].items():
         if name not in sizes:
@@ -35,7 +35,7 @@ def broken_files(folder: Folder, record: tables.Record) -> dict[str, str]:
 
 
 def is_as_built(path: str, sha256: str) -> bool:
-    """Whether a local file has this SHA-256. In a process a file is read once, until it changes."""
+    """Whether a local file has this SHA-256. A process reads a file once, until it changes."""
     status = os.stat(path)
     return _hash_once(path, status.st_size, status.st_mtime_ns) == sha256
 

@@ -1,4 +1,4 @@
-"""A finished index, opened for searching: faiss's file, memory-mapped where it can be, and whose vectors they are."""
+"""A finished index, opened for searching: the faiss index, memory-mapped where possible, and the ids of its rows."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class OpenIndex:
         return self.index.search(self.prepared(queries), min(top, len(self.ids)))
 
     def vector(self, number: int) -> np.ndarray:
-        """The vector (d,) float32 of a row, as the index holds it: an index of codes has it rounded."""
+        """The vector (d,) float32 of a row, as the index stores it: rounded, if it stores codes."""
         import faiss
 
         ivf = faiss.try_extract_index_ivf(self.index)
@@ -63,7 +63,7 @@ class OpenIndex:
         return self.index.reconstruct(number)
 
     def prepared(self, queries: np.ndarray) -> np.ndarray:
-        """Queries (q, d) float32 as the index compares them: of unit length where its metric is the cosine."""
+        """Queries (q, d) float32 as the index compares them: of unit length if its metric is cosine."""
         if queries.shape[1] != self.index.d:
             raise SchemaError(f"index {self.name}: queries of {queries.shape[1]} values, expected {self.index.d}")
         return l2_normalize(queries) if self.metric == "cosine" else np.ascontiguousarray(queries, np.float32)
@@ -108,7 +108,7 @@ def index_record(name: str, folder: Folder) -> tables.Record:
 
 
 def open_index(name: str, folder: Folder) -> OpenIndex:
-    """Open an index; local files are mapped into memory, those of an object store are fetched first.
+    """Open an index; local files are memory-mapped, those on object storage are fetched first.
 
     Raises:
         SchemaError: there is none, or its files are not those of its record.
@@ -144,7 +144,7 @@ def open_index(name: str, folder: Folder) -> OpenIndex:
 
 
 def read_faiss(path: str, flags: int = 0) -> Any:
-    """FAISS's own index from a local file. Raises DamagedError where it is none, or not whole."""
+    """FAISS's own index from a local file. Raises DamagedError: it is not an index, or not whole."""
     import faiss
 
     if not Path(path).is_file():  # faiss says so in a line of its source
@@ -164,18 +164,18 @@ def _fetched(folder: Folder, files: dict[str, int]) -> Path:
 
 
 def refuse_stale_index(name: str, record: tables.Record, output: Folder) -> None:
-    """Raises SchemaError where the table of ours that the index was made of has changed since."""
+    """Raises SchemaError where the table that the index was built from has changed since."""
     source = str(record.inputs["input"])
     table = source.rpartition(".")[0]
     if "table" not in record.provenance["input"]:
-        return  # of somebody else's Parquet, which has no record to look at
+        return  # other Parquet has no record to compare with
     now = tables.read_record(output.named(table))
     if now is None or not files_digest(now.files).is_that(record.inputs["digest"]):
         raise SchemaError(f"index {name}: {source} has changed since it was built; `clipray run` brings it up to date")
 
 
 def refuse_other_space(name: str, record: tables.Record, queries: VectorColumn) -> None:
-    """Raises SchemaError where queries and index are of two spaces."""
+    """Raises SchemaError where queries and index are not in the same space."""
     why = comparable(dict(record.provenance["space"]), queries.space)
     if why:
         raise SchemaError(f"index {name}: {queries.name} cannot be searched for in {record.inputs['input']}: {why}")

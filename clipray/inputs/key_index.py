@@ -1,4 +1,4 @@
-"""Rows by id: ids become seeded 64-bit hashes, so that a join over millions of rows holds no strings."""
+"""Joins by id: ids become seeded 64-bit hashes, so that a join of millions of rows keeps no strings in memory."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ ABSENT = -1
 
 
 def seed_of(purpose: str, number: int = 0) -> int:
-    """Seed of a hash: another one for each purpose, and for each of its attempts."""
+    """Seed of a hash: a different one for each purpose and each of its attempts."""
     return int.from_bytes(hashlib.sha256(f"{purpose} {number}".encode()).digest()[:8])
 
 
 def digest_of_hashes(hashes: np.ndarray) -> str:
-    """16 hex digits behind the name of the hash, so that digests of different hashes are told apart."""
+    """The name of the hash and 16 hex digits; the name tells digests of different hashes apart."""
     return f"{HASH}:{hashlib.sha256(hashes.tobytes()).hexdigest()[:16]}"
 
 
 def is_of_another_hash(digest: object) -> bool:
-    """Whether a version before has made the digest, so that it cannot be compared with one of now."""
+    """Whether the digest was made with another hash, by an earlier version, so that it cannot be compared."""
     return not str(digest).startswith(f"{HASH}:")
 
 
@@ -68,11 +68,11 @@ class KeyIndex:
 
     @property
     def repeats(self) -> int:
-        """How many keys equal one before them."""
+        """How many keys equal an earlier one."""
         return int((self.keys[1:] == self.keys[:-1]).sum())
 
     def positions(self, ids: pa.ChunkedArray | pa.Array) -> np.ndarray:
-        """(m,) int64: where each of these ids stands among the keys, or ABSENT; a null is absent."""
+        """(m,) int64: the position of each id among the keys, or ABSENT. Nulls are absent."""
         positions = self.positions_of(hash_strings(ids, self.seed))
         if ids.null_count:
             positions[ids.is_null().to_numpy(zero_copy_only=False)] = ABSENT

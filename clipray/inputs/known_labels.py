@@ -1,4 +1,4 @@
-"""What rows are known to show: a column of labels, joined by identity, without a string kept for a row."""
+"""Known labels of rows: a column of labels, joined by id; no strings are kept per row."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class KnownLabels:
     group_codes: np.ndarray
 
     def places(self, rows: pa.Table) -> np.ndarray:
-        """(m,) int64: the place of each of these rows, or NONE. Raises SchemaError where nothing names both."""
+        """(m,) int64: the position of each of these rows, or NONE. Raises SchemaError: they share no id column."""
         key = next((name for name in self.ids if name in rows.column_names), None)
         if key is None:
             raise SchemaError(
@@ -53,7 +53,7 @@ class KnownLabels:
 def read_labelled(source: str | Column, output: Folder, group: str | None = None) -> KnownLabels:
     """Read labels: `table.column` of the run at `output`, `FOLDER/table.column`, or a `Column` of any Parquet.
 
-    Rows without a label are left out. Numbers are labels too, as they are written.
+    Rows without a label are left out. Whole numbers are labels too, as text.
 
     Args:
         group: another column of the same table.
@@ -84,7 +84,7 @@ def read_labelled(source: str | Column, output: Folder, group: str | None = None
 
 
 def fingerprint_of(source: str | Column, output: Folder) -> tuple[dict[str, Any], Digest]:
-    """What decides the labels, and a digest of the very files, without reading them. Raises as `read_labelled`."""
+    """What decides the labels, and a digest of their files, without reading them. Raises as `read_labelled`."""
     if isinstance(source, Column):
         return source.identity(), plain(digest_of(file_versions(expand_parquet(absolute(source.path)))))
     folder, column = _table_of(source, output)
@@ -102,7 +102,7 @@ def _table_of(source: str, output: Folder) -> tuple[Folder, str]:
 
 
 class _Coder:
-    """Strings to numbers, in the order in which they come."""
+    """Numbers strings in order of appearance."""
 
     def __init__(self) -> None:
         self._known: dict[str, int] = {}

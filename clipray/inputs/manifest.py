@@ -1,4 +1,4 @@
-"""Manifests: any Parquet that names images or holds texts is opened, checked and read; `make_manifest` lists a folder of images."""
+"""Manifests: opens, checks and reads any Parquet of images or texts, and makes one of a folder of images."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def open_manifest(
 
 
 def _common_schema(files: Sequence[File], names: Iterable[str]) -> pa.Schema:
-    """That of the first file, with the types that hold what all files have in these columns."""
+    """The schema of the first file; these columns get the types that can hold the values of all files."""
     schema = files[0].schema
     for name in names:
         types = [file.type_of(name) for file in files]
@@ -138,7 +138,7 @@ def _check_columns(file: File, keep: Sequence[str], also: Sequence[str], spec: R
 
 
 def check_boxes(manifest: Manifest) -> None:
-    """Raises ManifestError where the column `boxes` holds no lists of lists of numbers."""
+    """Raises ManifestError: the column `boxes` does not hold lists of lists of numbers."""
     arrow_type = manifest.schema.field("boxes").type
     inner = arrow_type.value_type if _is_list(arrow_type) else None
     number = inner.value_type if inner is not None and _is_list(inner) else None
@@ -202,7 +202,7 @@ def read_rows(
 def _readable(
     stored: pa.Table, columns: Sequence[str], spec: RowSpec, schema: pa.Schema | None
 ) -> tuple[pa.Table, dict[str, np.ndarray]]:
-    """These columns in their proper types and in UTF-8, identities derived where none are stored; and which rows were not UTF-8."""
+    """These columns in their final types and in UTF-8, with derived ids if none are stored; and which rows were not UTF-8."""
     derived = spec.derived and spec.key in columns and spec.key not in stored.column_names
     table, not_utf8 = stored.select([name for name in columns if not (derived and name == spec.key)]), {}
     for at, name in enumerate(table.schema.names):
@@ -227,14 +227,14 @@ def _type_of(schema: pa.Schema | None, name: str) -> pa.DataType | None:
 
 
 def _derived_ids(table: pa.Table, spec: RowSpec) -> pa.Array:
-    """Identities made of the rows' sources: 16 hex digits each."""
+    """Ids made from the rows' sources: 16 hex digits each."""
     rows = zip(*(table[name].to_pylist() for name in spec.sources), strict=True)
     texts = (json.dumps(row, ensure_ascii=False) for row in rows)
     return pa.array([hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts], pa.string())
 
 
 def resolve(uri: str | None, manifest: str) -> str | None:
-    """`uri` as an absolute path or URL: a relative one stands against the manifest's folder."""
+    """`uri` as an absolute path or URL: a relative one is relative to the manifest's folder."""
     return f"{manifest.rsplit('/', 1)[0]}/{uri}" if uri and is_relative(uri) else uri
 
 
@@ -290,7 +290,7 @@ def make_manifest(
 
 
 def _uri(source: str, path: str, out: str) -> str:
-    """Relative to the manifest when the image lies under its folder, so that both can move together; else absolute."""
+    """Relative if the image lies under the manifest's folder, so that both can move together; else absolute."""
     if utf8_name(path) != path:
         return f"file://{quote(os.fsencode(path))}"
     relative = path.removeprefix(split(out)[0].rstrip("/") + "/")

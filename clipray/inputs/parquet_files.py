@@ -1,4 +1,4 @@
-"""Parquet as others write it: files in folders and globs, their footers, and the types that hold the values of all."""
+"""Parquet that others wrote: files in folders and globs, their footers, and types that can hold the values of all."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _expand_parquet(url: str) -> list[str]:
 
 
 def _matched(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
-    """A file that a glob matches, or those of a folder that is named as a file, as Spark does it."""
+    """A file that a glob matches, or the files of a folder with a file's name, as Spark writes them."""
     is_folder = os.path.isdir(path) if isinstance(fs, LocalFileSystem) else path.endswith(SUFFIXES) and fs.isdir(path)
     if not is_folder:
         return [path]
@@ -130,7 +130,7 @@ def _is_within(path: str, root: str, folders: set[str]) -> bool:
 
 
 def read_footer(url: str) -> File:
-    """Raises ManifestError where the file is no Parquet."""
+    """Raises ManifestError: the file is not Parquet."""
     try:
         with explained(url), open_parquet(url) as parquet:
             row_groups = tuple(_row_groups(url, parquet.metadata))

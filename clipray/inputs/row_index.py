@@ -107,9 +107,9 @@ def mixed(before: np.ndarray, more: np.ndarray) -> np.ndarray:
 
 
 def scan(manifest: Manifest, keep: Sequence[str] = ()) -> RowIndex:
-    """Read ids, sources and kept columns of the whole manifest: find null and repeated ids and what is not UTF-8, hash the rest.
+    """Read ids, sources and kept columns of the whole manifest: find null and repeated ids and strings that are not UTF-8, hash the rest.
 
-    Of rows with the same id the first is kept; the others become rejects.
+    The first row with an id is kept; later ones are rejected.
     """
     versions = versions_by_url(manifest.urls) if manifest.spec.inline else {}
     for attempt in range(8):
@@ -120,7 +120,7 @@ def scan(manifest: Manifest, keep: Sequence[str] = ()) -> RowIndex:
 
 
 def _versions(manifest: Manifest, versions: dict[str, str], rejected: dict[int, np.ndarray]) -> dict[str, str]:
-    """Of each file its version and which of its rows are no work: of rows of one id another counts when files come and go."""
+    """URL -> version of the file and which of its rows are rejected: which of two rows with one id counts depends on the files."""
     marks = {n: f" {hashlib.sha256(rows.tobytes()).hexdigest()[:16]}" for n, rows in rejected.items()}
     return {
         url: versions[url] and versions[url] + marks.get(n, "")
@@ -184,12 +184,12 @@ def _not_utf8(read: Rows) -> np.ndarray:
 
 
 def _null_ids(ids: pa.ChunkedArray) -> np.ndarray:
-    """(n,) bool: rows without an id; an empty string is none either."""
+    """(n,) bool: rows whose id is null or empty."""
     return pc.fill_null(pc.equal(ids, ""), True).to_numpy()
 
 
 def _repeats(keys: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    """(n,) bool: rows whose key stood in an earlier usable row."""
+    """(n,) bool: rows whose key occurs in an earlier usable row."""
     repeated = np.zeros(len(keys), bool)
     rows = np.flatnonzero(usable)
     order = rows[np.argsort(keys[rows], kind="stable")]

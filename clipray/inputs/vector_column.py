@@ -1,4 +1,4 @@
-"""Vector columns as inputs: `images.clip`, a table of another run, or any Parquet; opened, checked and read row group by row group."""
+"""Vector columns as inputs: `images.clip`, a table of another run, or any Parquet; read row group by row group."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from clipray.storage.parquet import RowGroup
 from clipray.tables.digests import Digest, digest_of, file_version, files_digest, plain
 
 IDENTITIES = ("image_id", "region_id", "text_id", "cloud_id")
-"""Columns by which rows of our tables are known; those that a table has are carried into tables made from it. (A text's
-`image_id` is no part of its identity, and may be null.)"""
+"""Columns that identify rows of our tables. Tables made from a table get those that it has. (A text's `image_id` does not
+identify it, and may be null.)"""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class VectorColumn:
 
     @property
     def space(self) -> dict[str, Any]:
-        """What two columns must share to be compared; empty where it is not known."""
+        """What two columns must share to be compared; empty if unknown."""
         provenance = self.provenance
         if "space" in provenance:
             return dict(provenance["space"])
@@ -74,7 +74,7 @@ class VectorColumn:
 
 
 def comparable(space: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Why vectors of two spaces (`VectorColumn.space`) cannot be compared; "" where they can, or where one is not known."""
+    """Why vectors of two spaces (`VectorColumn.space`) cannot be compared; "" if they can, or if one is unknown."""
     if not space or not other or space == other:
         return ""
     models = [_name_and_weights(each["model"]) if "model" in each else None for each in (space, other)]
@@ -97,7 +97,7 @@ def refuse_other_space(step: str, queries: VectorColumn, source: VectorColumn) -
 
 
 def layer_of(space: Mapping[str, Any]) -> Any:
-    """The layer that the vectors of a space were taken from; None where it is not known."""
+    """The layer that the vectors of a space come from; None if unknown."""
     feature = space.get("feature")
     return feature.get("layer") if isinstance(feature, Mapping) else feature
 
@@ -116,12 +116,12 @@ def same_model(vectors: VectorColumn, model: Mapping[str, Any]) -> bool:
 
 
 def _name_and_weights(model: Mapping[str, Any]) -> tuple[str, Any]:
-    """What tells models apart, wherever a `local-dir:` lies."""
+    """What identifies a model, wherever its `local-dir:` is."""
     return str(model.get("name")).split(":/")[0], model.get("weights")
 
 
 def refuse_another_model(vectors: VectorColumn, model: Mapping[str, Any], n_features: int) -> None:
-    """Raises SchemaError where a column cannot be compared with what `model` makes: of another model, or no output."""
+    """Raises SchemaError: the column is of another model than `model`, or not its output."""
     wanted = f"{model.get('name')} ({str(model.get('weights'))[:19]}…)"
     if not same_model(vectors, model):
         space = vectors.space
@@ -236,7 +236,7 @@ def _check_columns(name: str, file: File, column: str, ids: Sequence[str]) -> No
 
 
 def _common_schema(files: Sequence[File]) -> pa.Schema:
-    """That of the first file; a column that files have in several types gets one that holds them all, if there is one."""
+    """The schema of the first file; a column of several types gets one that can hold all values, if there is one."""
     schema = files[0].schema
     for at, name in enumerate(schema.names):
         types = [file.schema.field(name).type for file in files if file.schema.names.count(name) == 1]
@@ -246,7 +246,7 @@ def _common_schema(files: Sequence[File]) -> pa.Schema:
 
 
 def _width(name: str, file: File, column: str) -> int:
-    """Width of the vectors; of plain lists, that of the first row."""
+    """Width of the vectors; for plain lists, the length of the first."""
     arrow_type = file.schema.field(column).type
     lists = (
         pa.types.is_fixed_size_list(arrow_type) or pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type)
@@ -292,7 +292,7 @@ def read_vectors(vectors: VectorColumn, row_group: RowGroup, extra: Sequence[str
 
 
 def _companion(vectors: VectorColumn, row_group: RowGroup, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """An identity as strings, or another column in its type of all files."""
+    """An id column as strings, or another column in its type of all files."""
     where = f"{row_group.path}: row group {row_group.number}"
     if name in vectors.ids and column.null_count:
         raise SchemaError(f"{where} has rows without {name!r}")
@@ -328,6 +328,6 @@ def read_finite(source: VectorColumn, row_group: RowGroup, extra: Sequence[str] 
 
 
 def read_ids(vectors: VectorColumn, row_group: RowGroup) -> pa.Array:
-    """What names the rows of a row group, as strings; their vectors are not read."""
+    """The ids of the rows of a row group, as strings; their vectors are not read."""
     name = vectors.ids[-1]
     return _companion(vectors, row_group, name, row_group.read([name])[name]).combine_chunks()

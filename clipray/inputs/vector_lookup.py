@@ -1,4 +1,4 @@
-"""Vectors by id: where each row of a vector column lies, and the rows that are asked for, read row group by row group."""
+"""Vectors by id: the position of each row of a vector column, and a reader of wanted rows, row group by row group."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEEDS = tuple(seed_of("lookup", attempt) for attempt in range(3))
 
 @dataclass(frozen=True)
 class Lookup:
-    """Where the vector of each id lies, in 16 bytes a row.
+    """The position of each id's vector, in 16 bytes a row.
 
     Attributes:
         index: of the ids, no two of which collide.
@@ -52,7 +52,7 @@ def open_lookup(vectors: VectorColumn) -> Lookup:
 
 
 class Gatherer:
-    """The vectors of ids, block by block. Of the table it holds one row group: the last that was read."""
+    """Gathers vectors by id, block by block. Holds one row group of the table: the last one read."""
 
     def __init__(self, lookup: Lookup) -> None:
         self._lookup = lookup
@@ -60,7 +60,7 @@ class Gatherer:
         self._held: tuple[int, pa.ChunkedArray, np.ndarray] | None = None
 
     def __call__(self, ids: pa.ChunkedArray) -> pa.Array:
-        """(m,) ids -> fixed_size_list<float32> of m rows, null where there is no such id."""
+        """(m,) ids -> fixed_size_list<float32> of m rows, null for unknown ids."""
         lookup = self._lookup
         positions = lookup.index.positions(ids)
         known = positions != ABSENT

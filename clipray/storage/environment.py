@@ -1,4 +1,4 @@
-"""What a machine does to a program, told in one line: full disks, missing rights, no memory, storage that fails."""
+"""Errors of the machine in one line: full disks, missing rights, no memory, failing storage."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OF_THE_PATH = (
 
 
 def environment_error(error: BaseException) -> ClipRayError | None:
-    """The error as one of ours, where the machine or the storage is at fault; None where the program may be."""
+    """The error as a `ClipRayError` if the machine or the storage caused it; None if the program may have."""
     if isinstance(error, ClipRayError):
         return error
     if isinstance(error, MemoryError):
@@ -64,7 +64,7 @@ def _one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def environment_errors() -> Iterator[None]:
-    """Raise what the machine or the storage did as a `ClipRayError`. Also a decorator."""
+    """Raises errors of the machine or the storage as `ClipRayError`. Also a decorator."""
     try:
         yield
     except (ClipRayError, BrokenPipeError):  # a closed pipe is no error of the work
@@ -77,7 +77,7 @@ def environment_errors() -> Iterator[None]:
 
 
 def need_room(folder: str, what: str, room_bytes: int) -> None:
-    """Raises RunError where a disk has less free room than that. folder: on it, may be yet to be made."""
+    """Raises RunError: the disk of `folder`, which need not exist yet, has less free space."""
     folder = os.path.abspath(folder)
     while not os.path.exists(folder) and folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)

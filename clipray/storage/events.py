@@ -17,9 +17,9 @@ REMOTE_PUT_S = 10.0
 
 
 class Events:
-    """Appends to the log. On storage that cannot append, the whole log is put again, at most every few seconds.
+    """Appends to the log. On storage that cannot append, the whole log is written again, at most every few seconds.
 
-    The log never stands in the way of the work: what cannot be written is left out, and `say` is told once.
+    The log never stops the work: what cannot be written is left out, and `say` gets one message.
     """
 
     def __init__(self, folder: Folder, say: Callable[[str], None] = lambda _: None) -> None:
@@ -31,11 +31,11 @@ class Events:
             self._remote = (folder.read(NAME) or b"").decode("utf-8", "replace").splitlines()
 
     def begin(self, event: str, **fields: Any) -> None:
-        """Log the first event. Raises what writing raises: where nothing can be written there is no run."""
+        """Log the first event. Errors of writing are raised: without a writable log there is no run."""
         self._append(event, fields)
 
     def write(self, event: str, **fields: Any) -> None:
-        """Log one event; `time` (UTC, ISO 8601) is added. Raises nothing that the machine or the storage did."""
+        """Log one event; `time` (UTC, ISO 8601) is added. Errors of the machine or the storage are not raised."""
         try:
             self._append(event, fields)
         except Exception as error:
@@ -66,7 +66,7 @@ class Events:
 
 
 def read_events(folder: Folder) -> list[dict[str, Any]]:
-    """All events of the log; a line torn by a kill, or of anything but an event, is skipped."""
+    """All events of the log; lines that a kill cut off, and lines that are not events, are skipped."""
     events = []
     for line in (folder.read(NAME) or b"").decode("utf-8", "replace").split("\n"):
         try:

@@ -1,4 +1,4 @@
-"""Folders on any fsspec URL: whole-file reads, and writes that are seen whole or not at all."""
+"""Folders on any fsspec URL: reads of whole files, and atomic writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEMPORARY = ".tmp-"
 FAILING = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # a write that may succeed later; others are of the wrong place
 LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure")  # whose errors are those of storage
 MARKS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "Last-Modified", "updated")
-"""What filesystems call a mark of a file's content, or the time of its last change; the surest first."""
+"""What filesystems call an ETag or the time of the last change; the most reliable first."""
 ATTEMPTS = 8  # at a request that S3 throttles or fails; waits double
 CONNECTIONS = 32  # to S3 at once, as many as threads may read
 
@@ -29,7 +29,7 @@ CONNECTIONS = 32  # to S3 at once, as many as threads may read
 def absolute(url: str) -> str:
     """`url` with a local path made absolute (relative to the working directory), `~` expanded, a scheme in small letters.
 
-    A file URI becomes its path. Raises JobError: nothing is named, as where a variable of the shell is not set.
+    A file URI becomes its path. Raises JobError: the URL is empty, as when a shell variable is not set.
     """
     if not url.strip():
         raise JobError(f"expected a path or a URL, found {url!r}; is a variable not set?")
@@ -82,13 +82,13 @@ def read_file(url: str) -> bytes:
 
 
 def refuse_irregular(fs: fsspec.AbstractFileSystem, path: str) -> None:
-    """Raises OSError where there is a pipe, a device or a folder: opening a pipe would wait for ever."""
+    """Raises OSError for a pipe, a device or a folder: opening a pipe would wait forever."""
     if isinstance(fs, LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
         raise OSError("not a regular file")
 
 
 def file_versions(urls: Sequence[str]) -> list[tuple[str, int | None, str]]:
-    """Of each file its URL, its size and what else changes when it does, as far as the storage tells."""
+    """URL, size, and ETag or time of change of each file, as far as the storage has them."""
     versions = []
     for url in urls:
         fs, path = filesystem(url)
@@ -99,7 +99,7 @@ def file_versions(urls: Sequence[str]) -> list[tuple[str, int | None, str]]:
 
 
 def versions_by_url(urls: Sequence[str]) -> dict[str, str]:
-    """URL -> what changes when the file does, as text: its size and its time of change or ETag; empty where only its size is known."""
+    """URL -> size and time of change or ETag of the file, as text; empty if only the size is known."""
     versions = {}
     for url in urls:
         fs, path = filesystem(url)
@@ -109,19 +109,19 @@ def versions_by_url(urls: Sequence[str]) -> dict[str, str]:
 
 
 def local_version(path: str) -> str:
-    """Of a file on this machine, or that a link leads to. Raises OSError, and ValueError where no file can have that name."""
+    """Version of a local file; links are followed. Raises OSError; ValueError: no file can have that name."""
     info = os.stat(path)
     return f"{info.st_size} {info.st_mtime_ns}"
 
 
 def listed_version(info: Mapping[str, Any]) -> str:
-    """Of a file elsewhere, from what its filesystem tells of it."""
+    """Version of a remote file, from its filesystem's info."""
     mark = next((info[key] for key in MARKS if info.get(key)), None)
     return "" if mark is None else f"{info.get('size')} {mark}"
 
 
 def storage_options(url: str, attempts: int = ATTEMPTS) -> dict[str, Any]:
-    """How patiently requests are repeated. Google's and Azure's filesystems repeat them by themselves.
+    """How often requests are repeated. The filesystems of Google and Azure repeat them by themselves.
 
     Botocore's mode `standard` has all threads of a process share 500 tokens, a bad minute's worth; `legacy` has no such
     quota, and repeats the same failures.
@@ -136,7 +136,7 @@ def storage_options(url: str, attempts: int = ATTEMPTS) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def explained(url: str) -> Iterator[None]:
-    """Turn the errors of remote storage into one line; that something is not there is left as it is."""
+    """Turn errors of remote storage into one line. FileNotFoundError stays."""
     try:
         yield
     except (FileNotFoundError, ClipRayError):
@@ -186,7 +186,7 @@ class Folder:
         return Folder(f"{self.url.rstrip('/')}/{name}")
 
     def named(self, table: str) -> Folder:
-        """A table of the run whose output this is, `clusters`, or of another one, `runs/other/clusters`."""
+        """A table of this run, `clusters`, or of another one, `runs/other/clusters`."""
         return Folder(absolute(table)) if "/" in table else self.sub(table)
 
     def _entries(self) -> list[dict[str, Any]]:
@@ -216,7 +216,7 @@ class Folder:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a whole file: seen complete or not at all, also when the process is killed in between."""
+        """Write a whole file atomically, also if the process is killed in between."""
         if not self.local:
             try:
                 with explained(self.url):
@@ -234,12 +234,12 @@ class Folder:
             os.replace(aside, self.path(name))
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.remove(aside)  # a full disk wants its room back
+                os.remove(aside)  # frees space on a full disk
             error_class = RunError if error.errno in FAILING else StorageError
             raise error_class(f"{self.path(name)} could not be written: {error.strerror or error}") from error
 
     def remove(self, name: str) -> None:
-        """Remove a file; one that is already gone is fine."""
+        """Remove a file, if it exists."""
         with contextlib.suppress(FileNotFoundError), explained(self.url):
             self.fs.rm_file(self.path(name))
 

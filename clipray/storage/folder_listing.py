@@ -1,4 +1,4 @@
-"""The files under a folder, the same on any storage: some folders are left out, and links to folders are followed once."""
+"""The files under a folder, the same on any storage. Some folders are skipped, and links to folders are followed once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_glob(fs: fsspec.AbstractFileSystem, path: str) -> bool:
 
 
 def files_under(fs: fsspec.AbstractFileSystem, root: str, left_out: Callable[[str], bool]) -> list[str]:
-    """Sorted paths of all that is no folder under `root`.
+    """Sorted paths of all files under `root`.
 
     Args:
         left_out: whether a folder of this name is not looked into; `root` itself always is.
@@ -46,7 +46,7 @@ def files_under(fs: fsspec.AbstractFileSystem, root: str, left_out: Callable[[st
 
 
 def files_matching(fs: fsspec.AbstractFileSystem, pattern: str, left_out: Callable[[str], bool]) -> list[str]:
-    """Sorted paths of all that a glob matches and is no folder; `**` looks under folders as `files_under` does."""
+    """Sorted paths of all files that match a glob; `**` descends as `files_under` does."""
     if not isinstance(fs, LocalFileSystem):
         return sorted(path for path, info in fs.glob(pattern, detail=True).items() if info["type"] != "directory")
     if "**" not in pattern:
@@ -66,7 +66,7 @@ def folders_below(path: str, root: str) -> list[str]:
 
 
 def _local_files(root: str, left_out: Callable[[str], bool]) -> Iterator[str]:
-    """Links come last, so that what can be reached without one has its own path, and a loop ends."""
+    """Links come last, so that a file keeps its direct path if it has one, and loops end."""
     waiting, seen = deque([root]), set[str]()
     while waiting:
         for folder, folders, files in os.walk(waiting.popleft(), onerror=_refuse):

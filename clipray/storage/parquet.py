@@ -1,6 +1,6 @@
-"""Opening Parquet and reading it by row groups: page checksums are verified, and Arrow's threads never hold a Python object.
+"""Opens Parquet and reads it by row groups. Page checksums are verified, and Arrow's threads never hold Python objects.
 
-A file is often read row group by row group. Its footer grows with their number, so the last footers are held.
+A file is often opened once per row group, and its footer grows with their number, so recent footers are cached.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from clipray.storage.folder import explained, filesystem
 
-FOOTERS, FOOTER_BYTES = 8, 32 * 2**20  # that are held; the last one whatever its size
-SETTLED_S = 2.0  # a file that was changed since may change again without another time
+FOOTERS, FOOTER_BYTES = 8, 32 * 2**20  # cached; the last one whatever its size
+SETTLED_S = 2.0  # a file that changed more recently may change again with the same timestamp
 
 
 class ParquetReader:
@@ -68,7 +68,7 @@ _Version = tuple[str | int, ...]
 
 
 class _Footers:
-    """The footers that were read last. Thread-safe."""
+    """A cache of recent footers. Thread-safe."""
 
     def __init__(self) -> None:
         self._held: dict[_Version, pq.FileMetaData] = {}

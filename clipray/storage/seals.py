@@ -1,4 +1,4 @@
-"""Checksums that files carry of themselves: a file that has changed since it was written is told from a whole one.
+"""Checksums that files contain of themselves: they show whether a file has changed since it was written.
 
 A shard carries the SHA-256 of its own bytes in its Parquet metadata, a JSON file in its last field; while it is computed the
 checksum's own place is filled with zeros. So a file can be verified from the moment that it is there, without its table's
@@ -66,7 +66,7 @@ def _chunks(file: BinaryIO, size: int | None = None) -> Iterator[bytes]:
 
 
 def _footer(file: BinaryIO) -> bytes:
-    """The end of a Parquet file, its footer in it."""
+    """The end of a Parquet file, with its footer."""
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - 8))
     length = int.from_bytes(file.read(8)[:4], "little") + 8
@@ -75,7 +75,7 @@ def _footer(file: BinaryIO) -> bytes:
 
 
 def _mark_in(footer: bytes, size: int) -> int:
-    """Where the checksum lies in a file of `size` bytes; -1 where there is none."""
+    """Offset of the checksum in a file of `size` bytes; -1 if there is none."""
     at = footer.rfind(_MARK)
     return -1 if at < 0 else size - len(footer) + at + len(_MARK)
 
@@ -96,7 +96,7 @@ def sealed_json(value: Mapping[str, Any]) -> bytes:
 
 
 def open_json(data: bytes) -> tuple[dict[str, Any], bool]:
-    """What `sealed_json` made its bytes of, and True; or what JSON of a version before holds, and False.
+    """The values that `sealed_json` wrote, and True; or those of an earlier version's JSON, and False.
 
     Raises:
         ValueError: it is no JSON object, or has changed since it was written.

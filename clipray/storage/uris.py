@@ -1,4 +1,4 @@
-"""What a path or URI names: the one place where it is taken apart."""
+"""Paths and URIs: the one place that parses them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def parse(uri: str) -> tuple[str, str]:
 
     `file` stands for local paths and for file URIs as RFC 8089 has them: `file:///a%20b`, `file:/a`,
     `file://localhost/a`. Their path is decoded; where only a file of the undecoded name is there, it is that file.
-    Of another URI the second is all behind `://`, and of a chain such as `zip://a::file://b` the whole chain.
+    For other URIs the second is everything after `://`, and for a chain such as `zip://a::file://b` the whole chain.
     """
     if is_chain(uri):
         return re.split(r"://|::", uri, maxsplit=1)[0].lower(), uri
@@ -31,17 +31,17 @@ def parse(uri: str) -> tuple[str, str]:
 
 
 def is_local(uri: str) -> bool:
-    """Whether it is a path or file URI, and so on one of this machine's disks."""
+    """Whether it is a path or file URI, and so on this machine."""
     return parse(uri)[0] == LOCAL and not is_chain(uri)
 
 
 def is_relative(uri: str) -> bool:
-    """Whether it is a relative path, and so stands against some folder."""
+    """Whether it is a relative path."""
     return not uri.startswith("/") and not _FILE_URI.match(uri) and is_local(uri)
 
 
 def is_chain(uri: str) -> bool:
-    """Whether fsspec is to open one storage inside another, and `::` is not just part of a name."""
+    """Whether fsspec opens one storage inside another, and `::` is not just part of a name."""
     if uri.startswith("/") or _ABSOLUTE_FILE_URI.match(uri):
         return False
     outer, chained, inner = uri.partition("::")
