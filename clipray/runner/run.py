@@ -50,7 +50,7 @@ def run_job(
 
     Args:
         job: a `Job`, or the path or URL of a job file.
-        fresh: names of tables to delete and make anew, with all that the same step writes.
+        fresh: names of tables to delete and compute again, with all that the same step writes.
         retry_rejects: forget the rejects of an earlier run and try those rows again.
         retry: try rows again that are rejected for a temporary reason: at the end of the run, and those of earlier runs.
         address: a Ray cluster; without it, RAY_ADDRESS, the job's `address`, or Ray on this machine.
@@ -61,7 +61,7 @@ def run_job(
         The status of each table.
 
     Raises:
-        ClipRayError: what is written by then is kept; the next run goes on from there.
+        ClipRayError: everything written is kept, and the next run resumes from it.
     """
     job = job if isinstance(job, Job) else load_job(job)
     output = Folder(job.output)
@@ -74,7 +74,7 @@ def run_job(
         try:
             with environment_errors():
                 delete_for_rerun(job, output, fresh, retry_rejects)
-                statuses = _run_steps(job, output, events, retry, address, watch or (lambda _: None), say)
+                statuses = _run_steps(job, events, retry, address, watch or (lambda _: None), say)
         except KeyboardInterrupt:
             events.write("stopped")
             raise Stopped(_where_it_stands(output)) from None
@@ -85,11 +85,8 @@ def run_job(
     return statuses
 
 
-def _run_steps(
-    job: Job, output: Folder, events: Events, retry: bool, address: str | None,
-    watch: Watch, say: Say,
-) -> list[TableStatus]:  # fmt: skip
-    steps = steps_of(job)
+def _run_steps(job: Job, events: Events, retry: bool, address: str | None, watch: Watch, say: Say) -> list[TableStatus]:
+    output, steps = Folder(job.output), steps_of(job)
     repair_metrics(output)
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as aside:
         connect = functools.cache(lambda: stack.enter_context(_connected(address or job.address, say)))
