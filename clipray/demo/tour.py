@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import yaml
 
 from clipray.demo.world import write_world
@@ -14,7 +15,7 @@ from clipray.errors import JobError
 from clipray.job.load import dump_job
 from clipray.storage.folder import Folder, absolute
 from clipray.storage.uris import is_local
-from clipray.tables import read_table
+from clipray.tables.scan import scan_table
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,12 @@ def nearest_images(table_url: str, *, examples: int = 4, top: int = 3) -> tuple[
         (a few images with their `top` nearest others, the share of single things whose nearest other single thing
         has the same label)
     """
-    table = read_table(table_url, ["image_id", "label", "kind", "caption", "clip"])
-    table = table.filter(np.equal(table["kind"].to_numpy(), "single")).sort_by("image_id")
-    vectors = np.stack(table["clip"].to_numpy())  # (n, d), L2-normalised
+    rows = scan_table(table_url).filter(pl.col("kind") == "single").sort("image_id").collect()
+    vectors = rows["clip"].to_numpy()  # (n, d), L2-normalised
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -1)
     order = np.argsort(-cosines, axis=1)[:, :top]  # (n, top)
-    ids, labels, captions = (table[name].to_pylist() for name in ("image_id", "label", "caption"))
+    ids, labels, captions = (rows[name].to_list() for name in ("image_id", "label", "caption"))
     same = float(np.mean([labels[row[0]] == labels[n] for n, row in enumerate(order)]))
     step = max(1, len(ids) // examples + 3)  # not a multiple of the classes, which come in turn
     shown = [
@@ -85,7 +85,5 @@ def nearest_images(table_url: str, *, examples: int = 4, top: int = 3) -> tuple[
 
 def style_figures(table_url: str) -> list[tuple[str, str, int, dict[str, float]]]:
     """Of the demo's `label_figures`: data set, style, images, and the figures by name."""
-    by_style: dict[tuple[str, str, int], dict[str, float]] = {}
-    for row in read_table(table_url).to_pylist():
-        by_style.setdefault((row["data_set"], row["style"], row["n"]), {})[row["metric"]] = row["value"]
-    return [(*key, figures) for key, figures in by_style.items()]
+    groups = scan_table(table_url).collect().partition_by("data_set", "style", "n", as_dict=True)
+    return [(*key, dict(rows.select("metric", "value").iter_rows())) for key, rows in groups.items()]
