@@ -16,7 +16,7 @@ from clipray.pipelines.block_encoder import BlockEncoder, Row
 from clipray.pipelines.decode import DecodedImage
 from clipray.pipelines.image_loader import ImageLoader, unpacked
 from clipray.pipelines.messages import Report
-from clipray.pipelines.region_boxes import Boxes, ImageRegions, RawBoxes, image_regions, sort_boxes
+from clipray.pipelines.region_boxes import Boxes, ImageRegions, RawBoxes, box_regions, grid_regions, joined, sort_boxes
 from clipray.pipelines.spec import ImageSpec
 from clipray.tables.reasons import Rejected
 
@@ -80,15 +80,12 @@ def _regions(
     assert features.cells is not None
     assert features.covered_px is not None
     starts = np.cumsum([0, *(len(b.number) for b in boxes or ())])
-    return [
-        image_regions(
-            place,
-            features.cells,
-            features.covered_px,
-            features.grid,
-            None if features.regions is None else features.regions[n],
-            boxes[n] if boxes else None,
-            None if features.boxes is None else features.boxes[starts[n] : starts[n + 1]],
-        )
-        for n, place in enumerate(places)
-    ]
+    regions = []
+    for n, place in enumerate(places):
+        parts = []
+        if features.grid is not None and features.regions is not None:
+            parts.append(grid_regions(place, features.cells, features.covered_px, features.grid, features.regions[n]))
+        if boxes and features.boxes is not None:
+            parts.append(box_regions(boxes[n], features.boxes[starts[n] : starts[n + 1]]))
+        regions.append(joined(parts))
+    return regions

@@ -21,7 +21,7 @@ from clipray.pipelines.block_encoder import BlockEncoder, Row
 from clipray.pipelines.decode import DecodedImage
 from clipray.pipelines.image_loader import ImageLoader
 from clipray.pipelines.messages import Report
-from clipray.pipelines.region_boxes import Boxes, ImageRegions, RawBoxes, reject_boxes, sort_boxes
+from clipray.pipelines.region_boxes import Boxes, RawBoxes, box_regions, reject_boxes, sort_boxes
 from clipray.pipelines.region_prompts import views, whole_px
 from clipray.pipelines.spec import RegionSpec
 from clipray.tables.reasons import Rejected
@@ -64,7 +64,7 @@ class RegionBlockEncoder(BlockEncoder[RegionSpec, ImageEncoder, ImageAndRow]):
         vectors = self._vectors([image.pixels for image, _ in items], boxes)
         starts = np.cumsum([len(b.number) for b in boxes])[:-1]
         return [
-            Row({"height": image.height, "width": image.width}, _regions(row, b, x))
+            Row({"height": image.height, "width": image.width}, box_regions(b, x, _columns(row, b)))
             for (image, row), b, x in zip(items, boxes, np.split(vectors, starts), strict=True)
         ]
 
@@ -139,8 +139,7 @@ def rejection(row: dict[str, Any], max_regions: int) -> Rejected | None:
     return None
 
 
-def _regions(row: dict[str, Any], boxes: Boxes, vectors: np.ndarray) -> ImageRegions:
+def _columns(row: dict[str, Any], boxes: Boxes) -> dict[str, list[str | None]]:
+    """What the manifest has for each good box, by column of the regions table."""
     numbers = boxes.number.tolist()
-    columns = {column: [row[name][n] if row.get(name) else None for n in numbers] for name, column in OF_BOXES.items()}
-    names, scales = [f"b{n}" for n in numbers], np.zeros(len(numbers), np.int32)
-    return ImageRegions(names, boxes.original, scales, boxes.clipped, vectors, boxes.rejected, columns)
+    return {column: [row[name][n] if row.get(name) else None for n in numbers] for name, column in OF_BOXES.items()}

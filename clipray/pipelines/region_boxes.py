@@ -6,7 +6,7 @@ nested columns into the regions table and its rejects.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -102,37 +102,39 @@ class ImageRegions:
     clipped: np.ndarray
     vectors: np.ndarray
     rejected: list[tuple[int, str, str]] = field(default_factory=list)
-    columns: dict[str, list[str | None]] = field(default_factory=dict)
+    columns: Mapping[str, list[str | None]] = field(default_factory=dict)
 
 
-def image_regions(
-    image: Geometry,
-    cells: tuple[int, int],
-    covered_px: tuple[int, int],
-    grid: np.ndarray | None,
-    grid_vectors: np.ndarray | None,
-    sorted_boxes: Boxes | None,
-    box_vectors: np.ndarray | None,
+def grid_regions(
+    image: Geometry, cells: tuple[int, int], covered_px: tuple[int, int], grid: np.ndarray, vectors: np.ndarray
 ) -> ImageRegions:
-    """Combine an image's grid regions (`g0`, `g1`, …) and boxes (`b0`, …, by their place in the manifest).
+    """The grid regions of an image, `g0`, `g1`, …, without those that show nothing but padding.
 
     Args:
-        cells: (height, width) of the map. covered_px: the part of the input that it shows. grid: (R, 5) as `region_grid`. grid_vectors: (R, c). box_vectors: (K, c).
+        cells: (height, width) of the map. covered_px: the part of the input that it shows.
+        grid: (R, 5) as `region_grid`. vectors: (R, c).
     """
-    parts: list[tuple[list[str], np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
-    if grid is not None and grid_vectors is not None:
-        seen = replace(image, input_height=covered_px[0], input_width=covered_px[1])
-        boxes = cells_to_original(seen, grid[:, 1:], *cells)
-        shown = ~without_area(boxes)  # a region of nothing but padding is no part of the image
-        names = [f"g{n}" for n in np.flatnonzero(shown).tolist()]
-        parts.append((names, boxes[shown], grid[shown, 0], np.zeros(len(names), bool), grid_vectors[shown]))
-    if sorted_boxes is not None and box_vectors is not None:
-        names = [f"b{n}" for n in sorted_boxes.number.tolist()]
-        scales = np.zeros(len(names), np.int32)
-        parts.append((names, sorted_boxes.original, scales, sorted_boxes.clipped, box_vectors))
-    boxes, scales, clipped, vectors = (np.concatenate([part[n] for part in parts]) for n in range(1, 5))
-    rejected = sorted_boxes.rejected if sorted_boxes is not None else []
-    return ImageRegions([name for part in parts for name in part[0]], boxes, scales, clipped, vectors, rejected)
+    seen = replace(image, input_height=covered_px[0], input_width=covered_px[1])
+    boxes = cells_to_original(seen, grid[:, 1:], *cells)
+    shown = ~without_area(boxes)
+    names = [f"g{n}" for n in np.flatnonzero(shown).tolist()]
+    return ImageRegions(names, boxes[shown], grid[shown, 0], np.zeros(len(names), bool), vectors[shown])
+
+
+def box_regions(
+    boxes: Boxes, vectors: np.ndarray, columns: Mapping[str, list[str | None]] | None = None
+) -> ImageRegions:
+    """The boxes of an image, `b0`, `b1`, …, by their place in the manifest. vectors: (K, c)."""
+    names, scales = [f"b{n}" for n in boxes.number.tolist()], np.zeros(len(boxes.number), np.int32)
+    return ImageRegions(names, boxes.original, scales, boxes.clipped, vectors, boxes.rejected, columns or {})
+
+
+def joined(parts: Sequence[ImageRegions]) -> ImageRegions:
+    """The regions of one image from its grid and its boxes, without further columns."""
+    names = [name for part in parts for name in part.names]
+    boxes, scales = np.concatenate([p.boxes for p in parts]), np.concatenate([p.scales for p in parts])
+    clipped, vectors = np.concatenate([p.clipped for p in parts]), np.concatenate([p.vectors for p in parts])
+    return ImageRegions(names, boxes, scales, clipped, vectors, [box for part in parts for box in part.rejected])
 
 
 def region_vector_field(schema: pa.Schema) -> pa.Field:

@@ -18,7 +18,9 @@ from clipray.models.pooling import region_grid
 from clipray.pipelines.region_boxes import (
     Boxes,
     ImageRegions,
-    image_regions,
+    box_regions,
+    grid_regions,
+    joined,
     region_columns,
     sort_boxes,
     unfolded,
@@ -133,9 +135,8 @@ def test_without_a_crop_every_box_inside_is_seen() -> None:
 
 def grid_boxes(picture: Geometry, cells: tuple[int, int], levels: int = 2) -> ImageRegions:
     grid = region_grid(*cells, levels)
-    return image_regions(
-        picture, cells, (picture.input_height, picture.input_width), grid, np.zeros((len(grid), 3), np.float32), None, None
-    )  # fmt: skip
+    input_px = (picture.input_height, picture.input_width)
+    return grid_regions(picture, cells, input_px, grid, np.zeros((len(grid), 3), np.float32))
 
 
 def test_the_grid_of_a_wide_picture_by_hand() -> None:
@@ -183,7 +184,7 @@ def test_regions_of_nothing_but_padding_are_no_rows() -> None:
     assert (picture.top, picture.left) == (-24, 0)
     grid = region_grid(8, 8, 5)
     vectors = np.arange(len(grid), dtype=np.float32)[:, None]
-    found = image_regions(picture, (8, 8), (64, 64), grid, vectors, None, None)
+    found = grid_regions(picture, (8, 8), (64, 64), grid, vectors)
     seen = [n for n, (_, top, _, bottom, _) in enumerate(grid.tolist()) if top < 5 and bottom > 3]
     assert 0 < len(seen) < len(grid)
     assert found.names == [f"g{n}" for n in seen]  # a region keeps its name, whatever else is left out
@@ -196,16 +197,15 @@ def test_what_patches_leave_unread_is_in_no_region() -> None:
     """60 px in patches of 14: cells divide 56 px of the input, which are 112 of the picture's 120 px."""
     picture = geometry(120, 120, {"size": [60, 60]})
     grid = region_grid(4, 4, 1)
-    found = image_regions(picture, (4, 4), (56, 56), grid, np.zeros((1, 2), np.float32), None, None)
+    found = grid_regions(picture, (4, 4), (56, 56), grid, np.zeros((1, 2), np.float32))
     np.testing.assert_allclose(found.boxes, [[0, 0, 112, 112]], atol=1e-4)
 
 
 def test_grid_and_given_boxes_together() -> None:
     boxes = sort_boxes([[60, 10, 90, 30], [5, 5, 5, 5], [100, 50, 300, 100]], WIDE)
     grid = region_grid(4, 4, 1)
-    found = image_regions(
-        WIDE, (4, 4), (64, 64), grid, np.full((1, 2), 7, np.float32), boxes, np.array([[1, 1], [2, 2]], np.float32)
-    )
+    of_grid = grid_regions(WIDE, (4, 4), (64, 64), grid, np.full((1, 2), 7, np.float32))
+    found = joined([of_grid, box_regions(boxes, np.array([[1, 1], [2, 2]], np.float32))])
     assert found.names == ["g0", "b0", "b2"]
     assert found.scales.tolist() == [1, 0, 0]
     assert found.clipped.tolist() == [False, False, True]
@@ -215,8 +215,7 @@ def test_grid_and_given_boxes_together() -> None:
 
 
 def test_boxes_alone_and_none_of_them_good() -> None:
-    grid, empty = region_grid(4, 4, 2), np.zeros((0, 2), np.float32)
-    found = image_regions(WIDE, (4, 4), (64, 64), grid, None, sort_boxes([[0, 0, 0, 0]], WIDE), empty)
+    found = joined([box_regions(sort_boxes([[0, 0, 0, 0]], WIDE), np.zeros((0, 2), np.float32))])
     assert (found.names, found.boxes.shape, found.vectors.shape) == ([], (0, 4), (0, 2))
     assert [reason for _, reason, _ in found.rejected] == ["empty_box"]
 
@@ -323,7 +322,7 @@ def test_filtered_and_joined_blocks_unfold_the_same() -> None:
 def test_what_sorting_gives_is_what_a_picture_takes() -> None:
     found = sort_boxes([[60, 10, 90, 30]], WIDE)
     assert isinstance(found, Boxes)
-    row = image_regions(WIDE, (4, 4), (64, 64), None, None, found, np.ones((1, 3), np.float32))
+    row = box_regions(found, np.ones((1, 3), np.float32))
     data, _ = block([row])
     assert unfolded(data, "regions")["box_xyxy"].to_pylist() == [[60, 10, 90, 30]]
 
