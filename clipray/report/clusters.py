@@ -75,7 +75,9 @@ def _clustering(run: RunTables, table: RunTable, album: Album, most: int, exampl
         rows = nearest.filter(pl.col("cluster_id") == number).to_dicts()
         tiles = [album.tile({n: row[n] for n in table.ids}, f"{row['distance']:.3g} from the centroid") for row in rows]
         labels = counts.filter(pl.col("cluster_id") == number).select("label", "len")
-        sheets.append(Sheet(number, size, size / total, labels.head(COMMONEST).rows(), int(labels["len"].sum()), tiles))
+        sheets.append(
+            Sheet(number, size, size / max(total, 1), labels.head(COMMONEST).rows(), int(labels["len"].sum()), tiles)
+        )
     rest = len(sizes) - len(sheets), total - int(largest["size"].sum())
     return Clustering(table.name, len(sizes), total, _facts(table), sheets, *rest, title, len(sampled))
 

@@ -1,4 +1,8 @@
-"""Tables as lazy frames of Polars: read a shard at a time, and of that the columns that a query needs."""
+"""Tables as lazy frames of Polars: read a shard at a time, and of that the columns that a query needs.
+
+Polars calls `register_io_source` unstable, so this module alone uses it. Reading by ourselves keeps the checks of the
+shards, our errors and every fsspec URL, which `pl.scan_parquet` does not.
+"""
 
 from __future__ import annotations
 
