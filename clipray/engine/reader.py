@@ -16,7 +16,7 @@ from clipray.inputs.content_versions import CONTENT_HASH, Contents
 from clipray.inputs.key_index import ABSENT, KeyIndex
 from clipray.inputs.manifest import read_rows
 from clipray.inputs.vector_lookup import Gatherer, Lookup
-from clipray.job.row_spec import PICTURES, RowSpec
+from clipray.job.row_spec import IMAGES, RowSpec
 from clipray.pipelines.messages import fatal
 from clipray.storage.parquet import RowGroup, merge_neighbours
 
@@ -49,7 +49,7 @@ class ReadPlan:
     rows_per_block: int
     careful: bool = False
     contents: Contents | None = None
-    spec: RowSpec = PICTURES
+    spec: RowSpec = IMAGES
     schema: pa.Schema | None = None
     lookup: Lookup | None = None
     by: str = ""

@@ -15,7 +15,7 @@ import ray
 from clipray.engine.failures import unwrapped
 from clipray.engine.health import LOOK_S, Health, waited
 from clipray.inputs.committed_rows import RegionFolders
-from clipray.job.row_spec import PICTURES, RowSpec
+from clipray.job.row_spec import IMAGES, RowSpec
 from clipray.pipelines.region_boxes import unfolded
 from clipray.storage.folder import Folder
 from clipray.tables import Shard, rejects_schema, write_shard
@@ -38,7 +38,7 @@ class Target:
     flush_s: float
     regions: RegionFolders | None = None
     region_schema: pa.Schema | None = None
-    spec: RowSpec = PICTURES
+    spec: RowSpec = IMAGES
 
 
 @dataclass

@@ -29,7 +29,7 @@ from clipray.inputs.parquet_files import (
     rows_not_utf8,
     with_rows,
 )
-from clipray.job.row_spec import PICTURES, RowSpec
+from clipray.job.row_spec import IMAGES, RowSpec
 from clipray.storage.environment import environment_errors
 from clipray.storage.folder import Folder, absolute, as_url, split
 from clipray.storage.parquet import RowGroup
@@ -44,7 +44,7 @@ class Manifest:
     urls: tuple[str, ...]
     row_groups: tuple[RowGroup, ...]
     schema: pa.Schema
-    spec: RowSpec = PICTURES
+    spec: RowSpec = IMAGES
 
     @property
     def rows(self) -> int:
@@ -62,7 +62,7 @@ class Manifest:
 
 
 def open_manifest(
-    source: str | Sequence[str], keep: Sequence[str] = (), also: Sequence[str] = (), spec: RowSpec = PICTURES
+    source: str | Sequence[str], keep: Sequence[str] = (), also: Sequence[str] = (), spec: RowSpec = IMAGES
 ) -> Manifest:
     """Open one Parquet file, a glob, a folder of Parquet, or a list of those, on any fsspec URL.
 
@@ -179,7 +179,7 @@ class Rows:
 
 
 def read_rows(
-    row_group: RowGroup, columns: Sequence[str], rows: int, spec: RowSpec = PICTURES, schema: pa.Schema | None = None
+    row_group: RowGroup, columns: Sequence[str], rows: int, spec: RowSpec = IMAGES, schema: pa.Schema | None = None
 ) -> Iterator[Rows]:
     """Stream a row group of a manifest, at most `rows` rows at once.
 

@@ -21,7 +21,7 @@ from clipray.errors import ManifestError
 from clipray.inputs.key_index import ABSENT, KeyIndex, digest_of_hashes, hash_strings, seed_of
 from clipray.inputs.manifest import Manifest, Rows, read_rows
 from clipray.inputs.parquet_files import is_text
-from clipray.job.row_spec import PICTURES, RowSpec
+from clipray.job.row_spec import IMAGES, RowSpec
 from clipray.storage.folder import versions_by_url
 from clipray.storage.parquet import RowGroup, merge_neighbours
 
@@ -54,7 +54,7 @@ class RowIndex:
     rejected: dict[int, np.ndarray]
     rejects: pa.Table
     row_group_keys: list[np.ndarray] = field(repr=False, default_factory=list)
-    spec: RowSpec = PICTURES
+    spec: RowSpec = IMAGES
     versions: dict[str, str] = field(default_factory=dict)
     contents: bool = False
 
@@ -64,7 +64,7 @@ class RowIndex:
 
 
 def row_keys(
-    table: pa.Table, seed: int, keep: Sequence[str] = (), spec: RowSpec = PICTURES
+    table: pa.Table, seed: int, keep: Sequence[str] = (), spec: RowSpec = IMAGES
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(n,) uint64 hashes of a table's rows: of the identity, of the source (a resolved `uri`), of the kept columns."""
     keys = hash_strings(table[spec.key], seed)

@@ -35,9 +35,9 @@ class RowSpec:
         return (self.key, *self.sources)
 
 
-PICTURES = RowSpec("images", "image_id", ("uri",), "bytes")
+IMAGES = RowSpec("images", "image_id", ("uri",), "bytes")
 TEXTS = RowSpec("texts", "text_id", ("text",))
 PAIRS = RowSpec("caption_scores", "pair_id", ("image_id", "caption"), derived=True)
 ATTACKS = RowSpec("attacks", "image_id", ("uri",), "bytes")
 CLOUDS = RowSpec("clouds", "cloud_id", ("uri",), "bytes")
-REGION_PICTURES = RowSpec("region_pictures", "image_id", ("uri",), "bytes")
+REGION_IMAGES = RowSpec("region_pictures", "image_id", ("uri",), "bytes")

@@ -24,7 +24,7 @@ from clipray.inputs.content_versions import CONTENT_HASH, rows_at_once
 from clipray.inputs.key_index import ABSENT, KeyIndex
 from clipray.inputs.manifest import read_rows
 from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS, RowIndex, row_groups_with
-from clipray.job.row_spec import PICTURES
+from clipray.job.row_spec import IMAGES
 from clipray.pipelines.spec import ImageSpec
 from clipray.steps.base.encode_step import EncodeStep, told_by_shards
 from clipray.steps.base.monitor import StreamTicker
@@ -302,7 +302,7 @@ class EncodeRun:
             "rejects_by_reason": dict(reasons),
             "summary": {"boxes_clipped": boxes_clipped},
         }
-        schema, rejects = tables.rejects_schema(*PICTURES.named), reasons.total()
+        schema, rejects = tables.rejects_schema(*IMAGES.named), reasons.total()
         self.step.commit(regions.rejects, "rejects", schema, committed.rejected_box_files, **facts)
         self.step.commit(
             regions.table, "regions", self.step.region_schema, committed.region_files, rejects=rejects, **facts

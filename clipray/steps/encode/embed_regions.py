@@ -16,7 +16,7 @@ from clipray.errors import ManifestError
 from clipray.inputs.committed_rows import RegionFolders
 from clipray.inputs.manifest import Manifest, check_boxes, is_texts, open_manifest
 from clipray.job import OF_BOXES, VECTOR, EmbedRegions
-from clipray.job.row_spec import REGION_PICTURES
+from clipray.job.row_spec import REGION_IMAGES
 from clipray.models.resolve import ResolvedModel
 from clipray.pipelines.limits import Limits
 from clipray.pipelines.spec import RegionSpec
@@ -82,7 +82,7 @@ def open_step(settings: EmbedRegions, context: StepContext) -> EmbedRegionsStep:
     Raises:
         ManifestError: no images there, no `boxes`, or lists of another type.
     """
-    manifest = open_manifest(settings.manifest, settings.keep, ["boxes", *OF_BOXES], REGION_PICTURES)
+    manifest = open_manifest(settings.manifest, settings.keep, ["boxes", *OF_BOXES], REGION_IMAGES)
     return EmbedRegionsStep.of(settings, context, manifest, (*settings.keep, *_lists(manifest)))
 
 

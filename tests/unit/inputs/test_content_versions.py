@@ -20,7 +20,7 @@ from clipray.inputs.content_versions import CONTENT_HASH, Contents, hash_content
 from clipray.inputs.key_index import KeyIndex, hash_strings
 from clipray.inputs.manifest import open_manifest
 from clipray.inputs.row_index import RowIndex, scan
-from clipray.job.row_spec import REGION_PICTURES
+from clipray.job.row_spec import REGION_IMAGES
 from clipray.steps.base.comparison import Comparison
 from clipray.steps.base.encode_run import step_rows
 from clipray.storage.folder import Folder, listed_version, versions_by_url
@@ -203,7 +203,7 @@ def test_a_file_counts_as_changed_when_others_of_its_rows_count(table: Table) ->
 
 
 def test_regions_follow_their_pictures(tmp_path: Path) -> None:
-    home, kind = Table(tmp_path), REGION_PICTURES
+    home, kind = Table(tmp_path), REGION_IMAGES
     folders = RegionFolders(Folder(f"{tmp_path}/regions"), Folder(f"{tmp_path}/rejects/regions"))
     fields = [pa.field(CONTENT_HASH, pa.string())]
     pictures = [
