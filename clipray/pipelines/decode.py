@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from clipray.models.preprocess import RGB_BYTES, Preprocess
 from clipray.pipelines.decode_memory import DecodeMemory, decode_budget, decode_bytes
 from clipray.pipelines.deep_grey import UnclearGrey, grey_type, is_deep_grey
-from clipray.pipelines.image_fetch import checked_bytes, fetch
+from clipray.pipelines.image_fetch import Fetcher
 from clipray.pipelines.limits import Limits
 from clipray.pipelines.png_metadata import without_large_metadata
 from clipray.pipelines.to_rgb import to_rgb
@@ -202,9 +202,7 @@ def load_image(
     reduced scale no longer has. `memory`: of `decode_budget`, shared by those that decode at the same time.
     """
     try:
-        if data is None and not uri:
-            raise Rejected("manifest", "no_source", "neither `uri` nor `bytes`")
-        raw = checked_bytes(data, limits) if data is not None else fetch(str(uri), limits)
+        raw = Fetcher(limits).read(uri, data)
         opened = Opened(raw, limits)
         needed = _bytes_needed(opened, preprocess, limits)
         with memory.hold(needed) if memory else contextlib.nullcontext():

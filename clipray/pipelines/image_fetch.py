@@ -87,6 +87,14 @@ class Fetcher:
         )  # fmt: skip
         return checked_bytes(data, limits)
 
+    def read(self, uri: str | None, data: bytes | None) -> bytes:
+        """The bytes of a row: `data` if it has some, else those of the file. Raises Rejected, also for a row with neither."""
+        if data is not None:
+            return checked_bytes(data, self._limits)
+        if not uri:
+            raise Rejected("manifest", "no_source", "neither `uri` nor `bytes`")
+        return self.fetch(uri)
+
     def _request(self, uri: str, server: str, seconds: float, room: int) -> bytes:
         try:
             scheme, path = parse(uri)

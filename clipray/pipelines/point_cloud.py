@@ -20,7 +20,7 @@ from clipray.models.foveal_encoder import FovealEncoder
 from clipray.models.image_encoder import ImageEncoder
 from clipray.pipelines.block_encoder import BlockEncoder, Row
 from clipray.pipelines.cloud_reader import read_cloud
-from clipray.pipelines.image_fetch import Fetcher, checked_bytes
+from clipray.pipelines.image_fetch import Fetcher
 from clipray.pipelines.image_loader import in_order, sources
 from clipray.pipelines.messages import Report
 from clipray.pipelines.spec import CloudSpec
@@ -58,13 +58,9 @@ class CloudBlockEncoder(BlockEncoder[CloudSpec, ImageEncoder, Rendered]):
         return in_order(submitted, self.ahead)
 
     def _render(self, uri: str | None, scalar: pa.Scalar | None) -> Rendered | Rejected:
-        limits = self.spec.limits
         try:
-            data = scalar.as_py() if scalar is not None else None
-            if data is None and not uri:
-                raise Rejected("manifest", "no_source", "neither `uri` nor `bytes`")
-            raw = checked_bytes(data, limits) if data is not None else self._fetcher.fetch(str(uri))
-            points = read_cloud(raw, self.how.sampled)
+            data = self._fetcher.read(uri, scalar.as_py() if scalar is not None else None)
+            points = read_cloud(data, self.how.sampled)
             maps = depth_maps(points, self.spec.model.image_size[0], self.how.size, self.how.radius)
             boxes = boxes_of_masks(torch.from_numpy(maps != EMPTY)).numpy()
             return Rendered(len(points), painted(maps, *self._colours), boxes, view_weights(maps, self.how.weights))
