@@ -196,7 +196,7 @@ class Step(ABC, Generic[AnySettings]):
 
     def is_complete(self) -> bool:
         """Whether all that belongs to the finished table is there: its companions, and its metrics."""
-        companions = [self.output.sub(name) for name in self.settings.tables]
+        companions = [self.output.sub(name) for name in self.settings.tables if name != self.settings.primary_table]
         return all(map(_is_finished, companions)) and not are_damaged(self.output, self.name)
 
     def commit(
