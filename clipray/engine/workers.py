@@ -1,15 +1,18 @@
-"""What Ray runs in workers. Only there is torch imported: the driver hands these over without it."""
+"""What Ray runs in workers. Only the workers import torch; the driver needs none."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from clipray.engine.progress import Reporter
 from clipray.pipelines.messages import fatal
 from clipray.pipelines.spec import BlockFunction, ClassTexts, EncoderSpec, ImageSpec
+
+if TYPE_CHECKING:
+    from clipray.pipelines.class_texts import EncodedClasses
 
 
 class Decode:
@@ -45,7 +48,7 @@ class Encode:
             return self._encode(block)
 
 
-def encode_classes(work: ClassTexts) -> Any:
+def encode_classes(work: ClassTexts) -> EncodedClasses:
     """A task; see `class_texts.encode_classes`."""
     from clipray.pipelines import class_texts
 

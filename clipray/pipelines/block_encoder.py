@@ -7,10 +7,10 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from clipray.tables.reasons import Rejected
 
 
 class Encoder(Protocol):
-    """What every block encoder asks of its network: the rows of a batch, and what it is."""
+    """What every block encoder needs of its network: the size of a batch, and facts for the table's record."""
 
     batch_size: int
     facts: Facts
@@ -35,7 +35,7 @@ class Encoder(Protocol):
 class Row:
     """An encoded row: its values by column (vectors are arrays), and its regions where the table has some."""
 
-    values: dict[str, Any]
+    values: Mapping[str, np.ndarray | str | float | bool | None]
     regions: ImageRegions | None = None
 
 
@@ -51,7 +51,7 @@ class BlockEncoder(ABC, Generic[SpecT, EncoderT, Item]):
     Several blocks may be under way at once: while one is encoded, the next is loaded.
     """
 
-    inputs_per_row = 1  # of the network, at most or as a rule
+    inputs_per_row = 1  # of the network, as a rule
 
     def __init__(self, spec: SpecT, report: Report, encoder: Callable[..., EncoderT]) -> None:
         self.spec, self.report = spec, report
@@ -61,11 +61,14 @@ class BlockEncoder(ABC, Generic[SpecT, EncoderT, Item]):
 
     @abstractmethod
     def load(self, block: pa.Table) -> Iterator[Item | Rejected]:
-        """What the network takes of each row, in order, at most `self.ahead` rows before they are taken."""
+        """The input of the network for each row, in order, loaded at most `self.ahead` rows ahead."""
 
     @abstractmethod
     def encode(self, items: Sequence[Item]) -> Sequence[Row | Rejected]:
-        """Run the network, in one of its threads. RuntimeError and ValueError reject a row, once it is alone."""
+        """A result for each item, in a thread of the network.
+
+        After a RuntimeError or ValueError, the items are encoded one by one; an item that fails again is rejected.
+        """
 
     def shape(self, item: Item) -> Hashable:  # noqa: ARG002
         """Only items of one shape are encoded together."""
@@ -125,9 +128,9 @@ class BlockEncoder(ABC, Generic[SpecT, EncoderT, Item]):
 
 
 def start_encoder(encoder: Callable[..., EncoderT], spec: EncoderSpec) -> tuple[ThreadPoolExecutor, EncoderT]:
-    """An encoder of `spec.model`, and the threads that made it and are to run it.
+    """An encoder of `spec.model`, and the threads that start and run it.
 
-    They share out torch's own threads among `spec.at_once` batches.
+    torch's own threads are divided among `spec.at_once` batches.
     """
     threads_each = max(1, spec.threads // spec.at_once)
     threads = ThreadPoolExecutor(spec.at_once, "encode", initializer=torch.set_num_threads, initargs=(threads_each,))
@@ -188,7 +191,9 @@ def _column(field: pa.Field, block: pa.Table, rows: Sequence[Row | Rejected]) ->
     """From the encoded rows, else from the block; else null, as `uri` of a manifest of bytes."""
     if any(isinstance(row, Row) and field.name in row.values for row in rows):
         values = [row.values[field.name] if isinstance(row, Row) else None for row in rows]
-        return _vectors(values, field.type) if pa.types.is_fixed_size_list(field.type) else pa.array(values, field.type)
+        if pa.types.is_fixed_size_list(field.type):
+            return _vectors([x if isinstance(x, np.ndarray) else None for x in values], field.type)
+        return pa.array(values, field.type)
     if field.name in block.column_names:
         return block[field.name].combine_chunks().cast(field.type)
     return pa.nulls(len(block), field.type)
