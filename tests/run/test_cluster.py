@@ -66,7 +66,7 @@ def figures(home: Path) -> dict[str, Any]:
 def test_clusters_are_as_good_as_scikit_learns_and_belong_to_their_rows(tmp_path: Path) -> None:
     x, labels = grouped()
     source = write_table(tmp_path / "v.parquet", x, labels)
-    own, beside = clipray.run(write_job(tmp_path / "a", input=source, clusters=GROUPS, rows_per_file=1_000))
+    own, beside = clipray.run(write_job(tmp_path / "a", input=source, clusters=GROUPS, n_init=5, rows_per_file=1_000))
     assert (own.rows, own.total, beside.name, beside.rows) == (ROWS, ROWS, "clusters_centroids", GROUPS)
     table = tables.read_table(str(tmp_path / "a/out/clusters"))
     assert table["image_id"].to_pylist() == [f"v{row:06d}" for row in range(ROWS)]
@@ -140,7 +140,9 @@ def test_vectors_that_do_not_fit_are_read_again_or_refused(tmp_path: Path) -> No
 def test_mini_batches_come_near_and_go_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x = grouped()[0]
     source = write_table(tmp_path / "v.parquet", x)
-    settings = {"input": source, "clusters": GROUPS, "max_iterations": 6, "tolerance": 0, "mini_batch": 1_000}
+    settings = {
+        "input": source, "clusters": GROUPS, "n_init": 3, "max_iterations": 6, "tolerance": 0, "mini_batch": 1_000
+    }  # fmt: skip
     clipray.run(write_job(tmp_path / "whole", **settings))
     table = tables.read_table(str(tmp_path / "whole/out/clusters"))
     assert not figures(tmp_path / "whole")["held"]
