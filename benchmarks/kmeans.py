@@ -65,8 +65,8 @@ def run_clipray(
         LocalShards([shard]),
         len(start),
         start=start,
-        tolerance=0,
-        max_iterations=iterations,
+        tol=0,
+        max_iter=iterations,
         on_iteration=on_iteration,
     )
     busy = time.process_time() - busy

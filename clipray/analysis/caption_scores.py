@@ -1,4 +1,4 @@
-"""How well captions fit their pictures: CLIPScore and RefCLIPScore (Hessel et al. 2021, arXiv 2104.08718)."""
+"""How well captions fit their images: CLIPScore and RefCLIPScore (Hessel et al. 2021, arXiv 2104.08718)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import numpy as np
 WEIGHT = 2.5
 
 
-def clip_score(captions: np.ndarray, pictures: np.ndarray) -> np.ndarray:
-    """`2.5 · max(cos(caption, picture), 0)`.
+def clip_score(captions: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """`2.5 · max(cos(caption, image), 0)`.
 
     Args:
-        captions, pictures: (n, d) float32 of unit length, row by row.
+        captions, images: (n, d) float32 of unit length, row by row.
 
     Returns:
         (n,) float32 in [0, 2.5].
     """
-    return WEIGHT * np.maximum(np.einsum("nd,nd->n", captions, pictures), 0)
+    return WEIGHT * np.maximum(np.einsum("nd,nd->n", captions, images), 0)
 
 
 def reference_score(captions: np.ndarray, references: np.ndarray, counts: np.ndarray) -> np.ndarray:

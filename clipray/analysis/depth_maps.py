@@ -42,9 +42,9 @@ def _map(points: np.ndarray, view: tuple[tuple[int, int], ...], side_px: int, di
     depth = ((near - near.min()) / deep if deep > 0 else np.ones_like(near)).astype(np.float32)
     rows, columns = (y[:, None] + disc[:, 0]).ravel(), (x[:, None] + disc[:, 1]).ravel()
     inside = (rows >= 0) & (rows < side_px) & (columns >= 0) & (columns < side_px)
-    found = np.full(side_px * side_px, EMPTY, np.float32)
-    np.maximum.at(found, (rows * side_px + columns)[inside], np.repeat(depth, len(disc))[inside])
-    return found.reshape(side_px, side_px)
+    depths = np.full(side_px * side_px, EMPTY, np.float32)
+    np.maximum.at(depths, (rows * side_px + columns)[inside], np.repeat(depth, len(disc))[inside])
+    return depths.reshape(side_px, side_px)
 
 
 def _disc(radius_px: float) -> np.ndarray:
@@ -55,7 +55,7 @@ def _disc(radius_px: float) -> np.ndarray:
 
 
 def painted(maps: np.ndarray, near: np.ndarray, far: np.ndarray, ground: np.ndarray) -> np.ndarray:
-    """Maps (v, h, w) as pictures (v, h, w, 3) uint8; the colours are (3,) in 0 … 255, depth lies between two of them."""
+    """Maps (v, h, w) as images (v, h, w, 3) uint8; the colours are (3,) in 0 … 255, depth lies between two of them."""
     depth = maps[..., None].clip(0, 1)
     colour = np.where(maps[..., None] == EMPTY, ground, far + depth * (near.astype(np.float64) - far))
     return colour.round().astype(np.uint8)

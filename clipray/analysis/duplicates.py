@@ -1,6 +1,6 @@
 """Rows that are nearly the same: pairs above a cosine, block by block, and the groups that they link.
 
-What a block finds is kept as a forest: as few links as join the same rows. So a thousand copies of a picture cost a
+What a block finds is kept as a forest: as few links as join the same rows. So a thousand copies of an image cost a
 thousand links, not half a million, and forests of any blocks, put together, give the same groups.
 """
 
@@ -44,10 +44,10 @@ def linked(i: np.ndarray, j: np.ndarray, cosines: np.ndarray) -> Links:
 
 def merged(parts: Iterable[Links]) -> Links:
     """The `Links` of all parts."""
-    found = list(parts)
+    parts = list(parts)
     empty = np.zeros(0, np.int64)
-    i, j, rows = (np.concatenate([empty, *(getattr(p, name) for p in found)]) for name in ("i", "j", "rows"))
-    values = np.concatenate([np.zeros(0, np.float32), *(p.nearest for p in found)])
+    i, j, rows = (np.concatenate([empty, *(getattr(p, name) for p in parts)]) for name in ("i", "j", "rows"))
+    values = np.concatenate([np.zeros(0, np.float32), *(p.nearest for p in parts)])
     distinct, places = np.unique(rows, return_inverse=True)
     nearest = np.full(len(distinct), -np.inf, np.float32)
     np.maximum.at(nearest, places, values)
@@ -72,8 +72,8 @@ def pairs(a: np.ndarray, b: np.ndarray, threshold: float) -> tuple[np.ndarray, n
     product = a @ b.T
     i, j = np.nonzero(product >= threshold - CLOSE)
     cosines = product[i, j].astype(np.float64)
-    for some in np.array_split(near := np.flatnonzero(cosines < threshold + CLOSE), len(near) // BLOCK + 1):
-        cosines[some] = np.einsum("nd,nd->n", a[i[some]].astype(np.float64), b[j[some]].astype(np.float64))
+    for rows in np.array_split(near := np.flatnonzero(cosines < threshold + CLOSE), len(near) // BLOCK + 1):
+        cosines[rows] = np.einsum("nd,nd->n", a[i[rows]].astype(np.float64), b[j[rows]].astype(np.float64))
     kept = cosines >= threshold
     return i[kept], j[kept], cosines[kept]
 

@@ -102,8 +102,8 @@ def kmeans(
     data: KMeansData,
     n_clusters: int,
     *,
-    max_iterations: int = 100,
-    tolerance: float = 1e-4,
+    max_iter: int = 100,
+    tol: float = 1e-4,
     random_state: int = 0,
     spherical: bool = False,
     start: np.ndarray | KMeans | None = None,
@@ -115,7 +115,7 @@ def kmeans(
     takes half of the one with the largest inertia, or else a vector that differs from all centroids.
 
     Args:
-        tolerance: stops when the squared moves of all centroids add up to at most this times the mean variance of a
+        tol: stops when the squared moves of all centroids add up to at most this times the mean variance of a
             column, as scikit-learn does; 0 stops when no vector changes clusters.
         random_state: of the start and of refilling; any integer >= 0.
         spherical: centroids have unit length, and so should the vectors have: nearest is then of the largest cosine.
@@ -127,13 +127,13 @@ def kmeans(
         DataError: fewer vectors, or distinct vectors, than clusters; `spherical` and vectors of other lengths.
         ValueError: an argument out of range, or `start` of another shape or not finite.
     """
-    state = started(data, n_clusters, max_iterations, tolerance, random_state, start, spherical)
-    while state.n_iterations < max_iterations and not state.converged:
+    state = started(data, n_clusters, max_iter, tol, random_state, start, spherical)
+    while state.n_iterations < max_iter and not state.converged:
         assigned = data.assign(state.centroids)
         if spherical:
             check_unit(assigned)
         rng = np.random.default_rng([random_state, state.n_iterations])
-        state = _iterated(data, state, assigned, tolerance, spherical, rng)
+        state = _iterated(data, state, assigned, tol, spherical, rng)
         if on_iteration is not None:
             on_iteration(state)
     return state
@@ -151,7 +151,7 @@ def best_start(
     starts = [seeds(data, n_clusters, state) for state in states]
     tried = [
         kmeans(
-            data, n_clusters, max_iterations=TRIED, tolerance=0, random_state=random_state, spherical=spherical, start=start
+            data, n_clusters, max_iter=TRIED, tol=0, random_state=random_state, spherical=spherical, start=start
         )
         for start in starts
     ]  # fmt: skip
@@ -161,18 +161,18 @@ def best_start(
 def started(
     data: KMeansData,
     n_clusters: int,
-    max_iterations: int,
-    tolerance: float,
+    max_iter: int,
+    tol: float,
     random_state: int,
     start: object,
     spherical: bool,
 ) -> KMeans:
     """The state before the first iteration, or the given one. Raises as `kmeans` does."""
-    for name, value, least in (("n_clusters", n_clusters, 1), ("max_iterations", max_iterations, 1)):
+    for name, value, least in (("n_clusters", n_clusters, 1), ("max_iter", max_iter, 1)):
         if value < least:
             raise ValueError(f"{name}={value} should be >= {least}")
-    if not tolerance >= 0 or random_state < 0:
-        raise ValueError(f"tolerance={tolerance}, random_state={random_state} should be >= 0")
+    if not tol >= 0 or random_state < 0:
+        raise ValueError(f"tol={tol}, random_state={random_state} should be >= 0")
     if data.n_samples < n_clusters:
         raise DataError(f"n_samples={data.n_samples} should be >= n_clusters={n_clusters}")
     if start is None:
@@ -188,7 +188,7 @@ def started(
 
 
 def _iterated(
-    data: KMeansData, state: KMeans, assigned: Assigned, tolerance: float, spherical: bool, rng: np.random.Generator
+    data: KMeansData, state: KMeans, assigned: Assigned, tol: float, spherical: bool, rng: np.random.Generator
 ) -> KMeans:
     inertia = float(assigned.inertia(state.centroids).sum())
     means = assigned.sums / np.maximum(assigned.counts, 1)[:, None]
@@ -199,7 +199,7 @@ def _iterated(
     centroids = (unit_means(means, state.centroids) if spherical else means).astype(np.float32)
     moves = centroids - state.centroids
     moved = float(np.einsum("kd,kd->", moves, moves, dtype=np.float64))
-    return KMeans(centroids, (*state.inertia, inertia), moved <= tolerance * variance(assigned) / data.n_features)
+    return KMeans(centroids, (*state.inertia, inertia), moved <= tol * variance(assigned) / data.n_features)
 
 
 def refill(

@@ -53,12 +53,12 @@ def count(truth: np.ndarray, ranks: np.ndarray, probabilities: np.ndarray, n_cla
         probabilities: (n,) of the first label.
     """
     levels = len(TOPS) + 1
-    found = np.bincount(truth.astype(np.int64) * levels + level(ranks), minlength=n_classes * levels)
+    by_rank = np.bincount(truth.astype(np.int64) * levels + level(ranks), minlength=n_classes * levels)
     fine = np.minimum((probabilities.astype(np.float64) * (BINS * FINE)).astype(np.int64), BINS * FINE - 1)
     place, size = 2 * fine + (ranks == 0), 2 * BINS * FINE
     calibration = np.bincount(place, minlength=size).reshape(-1, 2)
     confidence = np.bincount(place, probabilities, minlength=size).reshape(-1, 2)
-    return Outcomes(found.reshape(n_classes, levels), calibration, confidence)
+    return Outcomes(by_rank.reshape(n_classes, levels), calibration, confidence)
 
 
 def combine(a: Outcomes, b: Outcomes) -> Outcomes:
@@ -75,24 +75,24 @@ def accuracies(cells: Cells) -> dict[str, np.ndarray]:
     """`top1`, `top3`, `top5` and `mean_per_class` of (…, k, 4) counts; the last over classes that have rows."""
     totals = cells.sum(axis=(-2, -1))
     right = np.cumsum(cells.sum(axis=-2), axis=-1)
-    found = {f"top{top}": right[..., n] / totals for n, top in enumerate(TOPS)}
+    top_accuracies = {f"top{top}": right[..., n] / totals for n, top in enumerate(TOPS)}
     rows = cells.sum(axis=-1)
     shares = np.divide(cells[..., 0], rows, out=np.zeros(rows.shape), where=rows > 0)
-    return {**found, "mean_per_class": shares.sum(-1) / (rows > 0).sum(-1)}
+    return {**top_accuracies, "mean_per_class": shares.sum(-1) / (rows > 0).sum(-1)}
 
 
 def calibration_error(counts: np.ndarray, confidence: np.ndarray) -> np.ndarray:
     """Expected calibration error of (…, BINS * FINE, 2) counts and sums of probabilities: mean |probability - accuracy|."""
     shape = (*counts.shape[:-2], BINS, FINE)
     right = counts[..., 1].reshape(shape).sum(-1)
-    said = confidence.sum(-1).reshape(shape).sum(-1)
-    return np.abs(said - right).sum(-1) / counts.sum(axis=(-2, -1))
+    confidences = confidence.sum(-1).reshape(shape).sum(-1)
+    return np.abs(confidences - right).sum(-1) / counts.sum(axis=(-2, -1))
 
 
 def figures(state: Outcomes) -> dict[str, float]:
     """All figures of a state that has rows."""
-    found = {name: float(value) for name, value in accuracies(state.ranks).items()}
-    return {**found, "ece": float(calibration_error(state.calibration, state.confidence))}
+    values = {name: float(value) for name, value in accuracies(state.ranks).items()}
+    return {**values, "ece": float(calibration_error(state.calibration, state.confidence))}
 
 
 def bootstrap(state: Outcomes, n: int, random_state: int) -> dict[str, np.ndarray]:
@@ -120,8 +120,8 @@ def joint_cells(truth: np.ndarray, a: np.ndarray, b: np.ndarray, n_classes: int)
 def paired_differences(cells: Cells, n: int, random_state: int) -> dict[str, np.ndarray]:
     """(n,) bootstrap values of a's accuracies less b's over the same rows. cells: of `joint_cells`."""
     drawn: dict[str, list[np.ndarray]] = {}
-    for some in _draws(cells, n, np.random.default_rng(random_state)):
-        a, b = accuracies(some.sum(axis=-1)), accuracies(some.sum(axis=-2))
+    for counts in _draws(cells, n, np.random.default_rng(random_state)):
+        a, b = accuracies(counts.sum(axis=-1)), accuracies(counts.sum(axis=-2))
         for name in a:
             drawn.setdefault(name, []).append(a[name] - b[name])
     return {name: np.concatenate(values) for name, values in drawn.items()}

@@ -39,8 +39,8 @@ def mini_batch_kmeans(
     n_clusters: int,
     batch_rows: int,
     *,
-    max_iterations: int = 100,
-    tolerance: float = 1e-4,
+    max_iter: int = 100,
+    tol: float = 1e-4,
     random_state: int = 0,
     spherical: bool = False,
     start: np.ndarray | KMeans | None = None,
@@ -52,17 +52,15 @@ def mini_batch_kmeans(
     the cluster with the largest inertia, and both begin to count anew. The inertia of a pass is to the centroids that
     each batch found.
     """
-    state = started(data, n_clusters, max_iterations, tolerance, random_state, start, spherical)
-    while state.n_iterations < max_iterations and not state.converged:
-        state = _passed(data, state, batch_rows, tolerance, random_state, spherical)
+    state = started(data, n_clusters, max_iter, tol, random_state, start, spherical)
+    while state.n_iterations < max_iter and not state.converged:
+        state = _passed(data, state, batch_rows, tol, random_state, spherical)
         if on_iteration is not None:
             on_iteration(state)
     return state
 
 
-def _passed(
-    data: Batches, state: KMeans, batch_rows: int, tolerance: float, random_state: int, spherical: bool
-) -> KMeans:
+def _passed(data: Batches, state: KMeans, batch_rows: int, tol: float, random_state: int, spherical: bool) -> KMeans:
     rng = np.random.default_rng([random_state, state.n_iterations])
     centroids = state.centroids
     counts = np.zeros(len(centroids), np.int64) if state.counts is None else state.counts
@@ -80,7 +78,7 @@ def _passed(
         centroids, counts = _refilled(centroids, counts, empty, whole, data, rng, spherical)
     moves = centroids - state.centroids
     moved = float(np.einsum("kd,kd->", moves, moves, dtype=np.float64))
-    converged = moved <= tolerance * variance(whole) / data.n_features
+    converged = moved <= tol * variance(whole) / data.n_features
     return KMeans(centroids, (*state.inertia, inertia), converged, counts)
 
 

@@ -73,12 +73,13 @@ def moments(x: np.ndarray) -> Moments:
         y = np.empty((min(n, CHUNK_ROWS), d), shift.dtype)
         for start in range(0, n, CHUNK_ROWS):
             part = x[start : start + CHUNK_ROWS]
-            some = np.subtract(part, shift, out=y[: len(part)])  # (chunk, d)
-            product = some.T @ some  # (d, d): of one buffer, so that NumPy takes the symmetric product, half the work
-            if _lost_digits(some, product.diagonal()):
-                some = np.subtract(part, shift, dtype=np.float64)
-                product = some.T @ some
-            total += _sum(some)
+            shifted = np.subtract(part, shift, out=y[: len(part)])  # (chunk, d)
+            # (d, d): of one buffer, so that NumPy takes the symmetric product, half the work.
+            product = shifted.T @ shifted
+            if _lost_digits(shifted, product.diagonal()):
+                shifted = np.subtract(part, shift, dtype=np.float64)
+                product = shifted.T @ shifted
+            total += _sum(shifted)
             scatter += product
         off = total / math.sqrt(n)
         scatter -= np.outer(off, off)
@@ -124,15 +125,15 @@ def first_bad_rows(x: np.ndarray, limit: int = 5) -> np.ndarray:
         ValueError: as `moments`.
     """
     x = checked(x)
-    found: list[int] = []
+    bad_rows: list[int] = []
     for start in range(0, len(x), CHUNK_ROWS):
         part = x[start : start + CHUNK_ROWS]
         # NumPy's `isfinite` of float16 takes ten times as long as a look at the exponent.
         bad = (part.view(np.uint16) & 0x7C00) == 0x7C00 if x.dtype == np.float16 else ~np.isfinite(part)  # (chunk, d)
-        found += (start + np.flatnonzero(bad.any(axis=1))).tolist()
-        if len(found) >= limit:
+        bad_rows += (start + np.flatnonzero(bad.any(axis=1))).tolist()
+        if len(bad_rows) >= limit:
             break
-    return np.array(found[:limit], dtype=np.int64)
+    return np.array(bad_rows[:limit], dtype=np.int64)
 
 
 def checked(x: np.ndarray) -> np.ndarray:
@@ -156,15 +157,15 @@ def _shift(x: np.ndarray) -> np.ndarray:
     return shift.astype(np.promote_types(x.dtype, np.float32))
 
 
-def _sum(some: np.ndarray) -> np.ndarray:
+def _sum(shifted: np.ndarray) -> np.ndarray:
     """(chunk, d) -> (d,) float64. Few at a time: long sums of float16 values are rounded in one direction."""
-    whole = len(some) // 64 * 64
-    few = some[:whole].reshape(-1, 64, some.shape[1]).sum(axis=1)  # (chunk / 64, d)
-    return few.sum(axis=0, dtype=np.float64) + some[whole:].sum(axis=0, dtype=np.float64)
+    whole = len(shifted) // 64 * 64
+    few = shifted[:whole].reshape(-1, 64, shifted.shape[1]).sum(axis=1)  # (chunk / 64, d)
+    return few.sum(axis=0, dtype=np.float64) + shifted[whole:].sum(axis=0, dtype=np.float64)
 
 
-def _lost_digits(some: np.ndarray, squares: np.ndarray) -> bool:
-    """Whether float32 was too narrow for the squares of `some` (chunk, d): one overflowed, or vanished."""
-    if some.dtype == np.float64:
+def _lost_digits(shifted: np.ndarray, squares: np.ndarray) -> bool:
+    """Whether float32 was too narrow for the squares of `shifted` (chunk, d): one overflowed, or vanished."""
+    if shifted.dtype == np.float64:
         return False
-    return not np.isfinite(squares).all() or bool(some[:, squares < UNDERFLOW].any())
+    return not np.isfinite(squares).all() or bool(shifted[:, squares < UNDERFLOW].any())

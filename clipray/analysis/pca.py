@@ -24,14 +24,14 @@ class Projection:
         mean: (d,) float64 of the vectors it was fitted on.
         components: (k, d) float64, rows orthonormal; the first of a row's largest coefficients is positive.
         variance: (k,) float64 along each component, divided by n_samples - 1, neither floored nor shrunk.
-        variance_ratio: (k,) float64, `variance` over the total variance of all d directions.
+        explained_variance_ratio: (k,) float64, `variance` over the total variance of all d directions.
         scale: (k,) float64 that a component is multiplied with: ones, or what makes its variance 1.
     """
 
     mean: np.ndarray
     components: np.ndarray
     variance: np.ndarray
-    variance_ratio: np.ndarray
+    explained_variance_ratio: np.ndarray
     scale: np.ndarray
 
     @property
@@ -69,8 +69,8 @@ class Projection:
         with np.errstate(invalid="ignore", over="ignore"):
             for start in range(0, len(x), CHUNK_ROWS):
                 part, rows = x[start : start + CHUNK_ROWS], z[start : start + CHUNK_ROWS]
-                some = part if folded else np.subtract(part, shift, out=y[: len(part)], casting="same_kind")
-                np.matmul(some, weights, out=rows)  # (chunk, k)
+                shifted = part if folded else np.subtract(part, shift, out=y[: len(part)], casting="same_kind")
+                np.matmul(shifted, weights, out=rows)  # (chunk, k)
                 rows -= offset
         return z
 
@@ -131,8 +131,8 @@ def _check_settings(
     n_components: int | None, explained_variance: float | None, epsilon: float, shrinkage: float
 ) -> None:
     if (n_components is None) == (explained_variance is None):
-        given = "neither is" if n_components is None else "both are"
-        raise ValueError(f"one of n_components and explained_variance should be given, {given}")
+        count = "neither" if n_components is None else "both"
+        raise ValueError(f"expected one of n_components and explained_variance, found {count}")
     if n_components is not None and n_components < 1:
         raise ValueError(f"n_components={n_components} should be >= 1")
     if explained_variance is not None and not 0 < explained_variance <= 1:

@@ -36,7 +36,7 @@ class LinearProbe:
         return float((self.probabilities(x).argmax(axis=1) == codes).mean())
 
 
-def fit(x: np.ndarray, codes: np.ndarray, n_classes: int, c: float, max_iterations: int = 1_000) -> LinearProbe:
+def fit(x: np.ndarray, codes: np.ndarray, n_classes: int, c: float, max_iter: int = 1_000) -> LinearProbe:
     """Train on vectors (n, d) of classes (n,), each of `n_classes` being there, at least two.
 
     Columns are brought to mean 0 and variance 1 first, so that one C means the same for any vectors.
@@ -50,7 +50,7 @@ def fit(x: np.ndarray, codes: np.ndarray, n_classes: int, c: float, max_iteratio
     x = x.astype(np.float64)
     mean, scale = x.mean(axis=0), x.std(axis=0)
     scale[scale < 1e-12 * max(1.0, float(np.abs(mean).max()))] = 1
-    model = LogisticRegression(C=c, solver="lbfgs", max_iter=max_iterations)
+    model = LogisticRegression(C=c, solver="lbfgs", max_iter=max_iter)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit((x - mean) / scale, codes)

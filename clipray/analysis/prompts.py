@@ -50,13 +50,13 @@ class PromptStyle:
         label = self.labels[n]
         if not self.descriptions:
             return [template.replace("{}", label) for template in self.templates]
-        said = [f"{label} is {text}" if self.named else text for text in self.descriptions[n]]
-        return [part for text in said for part in split(text, tokens, limit)]
+        texts = [f"{label} is {text}" if self.named else text for text in self.descriptions[n]]
+        return [part for text in texts for part in split(text, tokens, limit)]
 
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of all that is said."""
-        said = [self.name, self.labels, self.templates, self.descriptions, self.named]
-        return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()[:16]
+        content = [self.name, self.labels, self.templates, self.descriptions, self.named]
+        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def split(text: str, tokens: Callable[[str], int], limit: int) -> list[str]:

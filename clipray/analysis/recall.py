@@ -69,7 +69,7 @@ def nearest_exactly(queries: np.ndarray, x: np.ndarray, metric: str, numbers: np
         return Nearest(np.zeros((len(queries), top)), np.zeros((len(queries), top), np.int64))
     _, rows = faiss.knn(queries, x, top, metric=METRICS[metric])
     distances = np.concatenate(
-        [_distances(queries[some], x[rows[some]], metric) for some in _blocks(len(queries), top * x.shape[1])]
+        [_distances(queries[block], x[rows[block]], metric) for block in _blocks(len(queries), top * x.shape[1])]
     )
     return Nearest(distances, numbers[rows])
 
@@ -118,8 +118,8 @@ def recalls(index: faiss.Index, queries: Queries, metric: str) -> dict[str, floa
 def recall_at(index: faiss.Index, queries: Queries, metric: str, k: int) -> float:
     """Mean share of k answers that are no farther than the k-th nearest row."""
     hits = 0
-    for some in _blocks(len(queries.x), k * queries.x.shape[1]):
-        x, nearest = queries.x[some], queries.nearest.of(some)
+    for block in _blocks(len(queries.x), k * queries.x.shape[1]):
+        x, nearest = queries.x[block], queries.nearest.of(block)
         hits += int(_hits(index, x, nearest, metric, k).sum())
     return hits / (k * len(queries.x))
 

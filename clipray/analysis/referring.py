@@ -1,4 +1,4 @@
-"""Which box of a picture a caption means: similarities of boxes and captions, without what a box has with any caption."""
+"""Which box of an image a caption means: similarities of boxes and captions, without what a box has with any caption."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Referred:
-    """The box of each of m captions of one picture.
+    """The box of each of m captions of one image.
 
     Attributes:
         best: (m,) int64, its place among the boxes; of equals the first.
@@ -44,7 +44,7 @@ def refer(similarity: np.ndarray, baseline: np.ndarray | float = 0.0) -> Referre
     """The best box for each caption.
 
     Args:
-        similarity: (b, m) with b >= 1, cosines of boxes and captions of one picture.
+        similarity: (b, m) with b >= 1, cosines of boxes and captions of one image.
         baseline: what a box has with any caption, to be subtracted: (b, m), as `others` gives it, or (b, 1).
     """
     scores = similarity.astype(np.float32) - np.float32(baseline)

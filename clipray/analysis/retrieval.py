@@ -30,7 +30,7 @@ class QueryFigures:
     ap: float
     precision: tuple[float, ...]
     first_rank: int | None
-    found: int
+    n_found: int
 
 
 def average_precision(before: np.ndarray, n_positives: int) -> float:
@@ -43,10 +43,10 @@ def average_precision(before: np.ndarray, n_positives: int) -> float:
         before: (m,) int64, the negatives before each positive that was found, in any order.
         n_positives: at least m and 1; those that were not found add nothing.
     """
-    found = np.arange(len(before))
-    ranks = np.sort(before) + found  # from 0
-    precision_before = np.where(ranks == 0, 1.0, found / np.maximum(ranks, 1))
-    return float(((precision_before + (found + 1) / (ranks + 1)) / 2).sum() / n_positives)
+    earlier = np.arange(len(before))
+    ranks = np.sort(before) + earlier  # from 0
+    precision_before = np.where(ranks == 0, 1.0, earlier / np.maximum(ranks, 1))
+    return float(((precision_before + (earlier + 1) / (ranks + 1)) / 2).sum() / n_positives)
 
 
 def precision_at(before: np.ndarray, n_positives: int, k: int) -> float:
@@ -92,16 +92,16 @@ def scores(queries: np.ndarray, rows: np.ndarray, distances: Sequence[str]) -> d
     """
     rows = rows.astype(np.float64, copy=False)
     product = queries @ rows.T
-    squares, own = np.einsum("nd,nd->n", rows, rows), np.einsum("qd,qd->q", queries, queries)
-    found = {}
+    squares, query_squares = np.einsum("nd,nd->n", rows, rows), np.einsum("qd,qd->q", queries, queries)
+    by_distance = {}
     if "l2" in distances:
-        found["l2"] = 2 * product - squares - own[:, None]
+        by_distance["l2"] = 2 * product - squares - query_squares[:, None]
     if "cosine" in distances:
-        norms = (np.sqrt(np.where(of > 0, of, 1)) for of in (squares, own[:, None]))
+        norms = (np.sqrt(np.where(of > 0, of, 1)) for of in (squares, query_squares[:, None]))
         for norm in norms:
             product /= norm
-        found["cosine"] = product
-    return found
+        by_distance["cosine"] = product
+    return by_distance
 
 
 def thresholds(queries: np.ndarray, positives: np.ndarray, distance: str) -> np.ndarray:
@@ -110,12 +110,12 @@ def thresholds(queries: np.ndarray, positives: np.ndarray, distance: str) -> np.
     Args:
         queries, positives: (m, d) float64, of each pair of a query and a positive.
     """
-    product, own, theirs = (
+    product, query_squares, squares = (
         np.einsum("md,md->m", a, b) for a, b in ((queries, positives), (queries, queries), (positives, positives))
     )
     if distance == "l2":
-        return 2 * product - own - theirs - TIED * (own + theirs)
-    norms = np.sqrt(own * theirs)
+        return 2 * product - query_squares - squares - TIED * (query_squares + squares)
+    norms = np.sqrt(query_squares * squares)
     return np.divide(product, norms, out=np.zeros_like(product), where=norms > 0) - TIED
 
 

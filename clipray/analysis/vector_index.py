@@ -38,13 +38,13 @@ def choose_type(rows: int, width: int, memory_bytes: float) -> str:
     return f"OPQ{code}_{code * max(1, min(4, width // code))},IVF{lists},PQ{code}"
 
 
-def empty_index(kind: str, width: int, metric: str) -> faiss.Index:
+def empty_index(description: str, width: int, metric: str) -> faiss.Index:
     """An untrained index. Raises DataError: faiss knows no such type, or not for this width."""
     try:
-        return faiss.index_factory(width, kind, METRICS[metric])
+        return faiss.index_factory(width, description, METRICS[metric])
     except RuntimeError as error:
         reason = str(error).splitlines()[0].split(": ", 1)[-1]
-        raise DataError(f"type {kind!r}: faiss cannot make it for vectors of {width}: {reason}") from error
+        raise DataError(f"type {description!r}: faiss cannot make it for vectors of {width}: {reason}") from error
 
 
 def training_rows(index: faiss.Index, rows: int) -> int:
@@ -76,8 +76,8 @@ def train(index: faiss.Index, x: np.ndarray, random_state: int) -> None:
         ivf = faiss.extract_index_ivf(index)
         shard = LocalShards([VectorPartition(x, np.arange(len(x)))])
         spherical = ivf.metric_type == faiss.METRIC_INNER_PRODUCT and abs(float(np.square(x).sum(1).mean()) - 1) < 0.01
-        found = kmeans(shard, ivf.nlist, max_iterations=10, random_state=random_state, spherical=spherical)
-        centroids.add(found.centroids)
+        fitted = kmeans(shard, ivf.nlist, max_iter=10, random_state=random_state, spherical=spherical)
+        centroids.add(fitted.centroids)
     index.train(x)
 
 

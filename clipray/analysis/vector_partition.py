@@ -90,8 +90,8 @@ class VectorPartition:
         def move(rows: slice, after: Tensor) -> None:
             before = self._labels[rows]
             moved = (after != before).nonzero()[:, 0]
-            for some in moved.split(MOVED_ROWS) if len(moved) else ():
-                self._move(self._x[rows][some], before[some], after[some])
+            for block in moved.split(MOVED_ROWS) if len(moved) else ():
+                self._move(self._x[rows][block], before[block], after[block])
             before.copy_(after)
 
         try:
@@ -249,7 +249,7 @@ class LocalShards:
 
     def sample(self, n: int, random_state: int, centroids: np.ndarray | None = None) -> np.ndarray:
         rows, order = choose([shard.draw(n, random_state, centroids) for shard in self.shards], n)
-        return np.concatenate([shard.rows(some) for shard, some in zip(self.shards, rows)])[order]
+        return np.concatenate([shard.rows(chosen) for shard, chosen in zip(self.shards, rows)])[order]
 
     def nearest(self, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `VectorPartition.nearest`, shard after shard."""

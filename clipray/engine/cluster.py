@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 
@@ -58,11 +58,8 @@ class ClusterResources:
 
     def __str__(self) -> str:
         """`3 nodes: 1 x (4 CPUs), 2 x (8 CPUs, 1 GPU, tier=gpu)`."""
-        kinds = Counter(map(str, self.members))
-        listed = ", ".join(f"{count} x ({kind})" for kind, count in sorted(kinds.items()))
-        more = Counter(map(str, self.growth))
-        grown = ", ".join(f"{count} x ({kind})" for kind, count in sorted(more.items()))
-        return f"{_count(self.nodes, 'node')}: {listed}{f'; its autoscaler may add {grown}' if grown else ''}"
+        growth = f"; its autoscaler may add {_listed(self.growth)}" if self.growth else ""
+        return f"{_count(self.nodes, 'node')}: {_listed(self.members)}{growth}"
 
 
 def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
@@ -80,6 +77,10 @@ def _fits(value: str | None, wanted: str) -> bool:
 def selected(selector: Mapping[str, str]) -> str:
     """A selector for people: `tier=gpu, zone=!a`."""
     return ", ".join(f"{key}={value}" for key, value in selector.items())
+
+
+def _listed(nodes: Iterable[Node]) -> str:
+    return ", ".join(f"{count} x ({node})" for node, count in sorted(Counter(map(str, nodes)).items()))
 
 
 def _count(number: float, what: str) -> str:

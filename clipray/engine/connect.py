@@ -215,7 +215,7 @@ def look_again(cluster: ClusterResources) -> ClusterResources:
 
 
 def _cluster(*, local: bool) -> ClusterResources:
-    members = tuple(_node(found["Resources"], found["Labels"]) for found in ray.nodes() if found["Alive"])
+    members = tuple(_node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"])
     return ClusterResources(members, local, () if local else _to_come(members))
 
 

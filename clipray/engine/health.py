@@ -109,10 +109,10 @@ def _raylet_answers() -> bool:
 
 
 @functools.lru_cache(maxsize=1)
-def _raylet(node: str) -> tuple[str, int]:
+def _raylet(node_id: str) -> tuple[str, int]:
     """Where the node's raylet listens."""
-    (ours,) = (found for found in ray.nodes() if found["NodeID"] == node)
-    return ours["NodeManagerAddress"], ours["NodeManagerPort"]
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == node_id)
+    return node["NodeManagerAddress"], node["NodeManagerPort"]
 
 
 def _lost(what: str) -> None:

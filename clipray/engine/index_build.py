@@ -82,7 +82,7 @@ def _samples(order: Any, parts: Sequence[IndexPart], wanted: int, *, of_queries:
 
 
 def _fill(
-    parts: Sequence[IndexPart], builder: Any, given: tuple[Any, Any, Any], write: Write, cluster: ClusterResources,
+    parts: Sequence[IndexPart], builder: Any, shared: tuple[Any, Any, Any], write: Write, cluster: ClusterResources,
     tick: Callable[[int], None],
 ) -> list[Any]:  # fmt: skip
     """What `write` made of each part, which the builder merges in order; a bounded number under way."""
@@ -90,7 +90,7 @@ def _fill(
     merging: deque[Any] = deque()
     written = []
     for n, part in enumerate(parts):
-        filled, nearest, shard = task.remote(part, *given, write)
+        filled, nearest, shard = task.remote(part, *shared, write)
         written.append(shard)
         merging.append(builder.merge.remote(filled, nearest, n))
         del filled, nearest

@@ -59,8 +59,8 @@ class JobServer:
         """The submissions of a run, oldest first. Their ids end in `-RUN-1`, `-RUN-2`, …"""
         with self._explained():
             jobs = {job.submission_id or "": job for job in self._client.list_jobs()}
-        numbers = {int(found[1]): id_ for id_ in jobs if (found := re.search(rf"-{run}-(\d+)$", id_))}
-        return [_attempt(jobs[numbers[n]]) for n in sorted(numbers)]
+        numbers = {int(match[1]): id_ for id_ in jobs if (match := re.search(rf"-{run}-(\d+)$", id_))}
+        return [_submission(jobs[numbers[n]]) for n in sorted(numbers)]
 
     def submit(self, attempt: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
         """Pack the working directory, send it and start the job. An id is taken once and for all."""
@@ -71,7 +71,7 @@ class JobServer:
 
     def look(self, attempt: str) -> Submission:
         with self._explained():
-            return _attempt(self._client.get_job_info(attempt))
+            return _submission(self._client.get_job_info(attempt))
 
     def stop(self, attempt: str) -> None:
         """Ask for its end: SIGTERM, at which a run writes what is finished."""
@@ -98,8 +98,8 @@ class JobServer:
             with contextlib.suppress(*_broken()):
                 asyncio.run(tail())
             with contextlib.suppress(ClusterError):
-                if (found := self.look(attempt)).over:
-                    return found
+                if (submission := self.look(attempt)).over:
+                    return submission
             time.sleep(AGAIN_S)
         raise ClusterError(f"{self.address}: lost sight of {attempt}; it may go on: ask `clipray status` again later")
 
@@ -108,16 +108,16 @@ class JobServer:
         try:
             yield
         except _broken() as error:
-            raise ClusterError(f"{self.address}: {_said(error)}") from error
+            raise ClusterError(f"{self.address}: {_error_line(error)}") from error
 
 
-def _said(error: BaseException) -> str:
+def _error_line(error: BaseException) -> str:
     """An error in a line; of a traceback that the server sent, what it ends with."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return (lines[-1] if "Traceback" in lines[0] else " ".join(lines))[:600]
 
 
-def _attempt(job: Any) -> Submission:
+def _submission(job: Any) -> Submission:
     return Submission(job.submission_id, str(job.status.value), job.message or "", job.driver_exit_code)
 
 
@@ -174,8 +174,8 @@ def _version(address: str, headers: dict[str, str]) -> str:
 def _refusal(address: str, status: int, had_token: bool) -> str:
     help_ = "put the cluster's token (on its head: `ray get-auth-token`) into ~/.ray/auth_token or RAY_AUTH_TOKEN"
     if status in (401, 403):
-        found = "ours is not its own" if had_token else "there is none here"
-        return f"{address}: the cluster asks for a token, and {found} ({status}): {help_}"
+        problem = "ours is not its own" if had_token else "there is none here"
+        return f"{address}: the cluster asks for a token, and {problem} ({status}): {help_}"
     return f"{address}: what answers there is no Ray job server (HTTP {status})"
 
 
@@ -192,6 +192,6 @@ def _client(address: str, headers: dict[str, str]) -> Any:
     try:
         return JobSubmissionClient(address, headers=headers)
     except (RuntimeError, ValueError, OSError) as error:
-        raise ClusterError(f"{address}: {_said(error)}") from error
+        raise ClusterError(f"{address}: {_error_line(error)}") from error
     finally:
         os.environ.update({name: value for name, value in kept.items() if value is not None})

@@ -37,10 +37,10 @@ def map_tasks(
     also = () if shared is None else (ray.put(shared),)
     running: dict[Any, int] = {}
     ready: dict[int, Any] = {}
-    started = given = 0
+    started = n_yielded = 0
     last, health = time.monotonic(), Health()
     try:
-        while given < len(items):
+        while n_yielded < len(items):
             while started < len(items) and len(running) + len(ready) < limit:
                 running[task.remote(items[started], *also)] = started
                 started += 1
@@ -49,11 +49,11 @@ def map_tasks(
                 ready[running.pop(ref)] = ray.get(ref)
             health.progressed() if done else health.look()
             if time.monotonic() - last >= 1:
-                tick(given + len(ready))
+                tick(n_yielded + len(ready))
                 last = time.monotonic()
-            while given in ready:
-                yield ready.pop(given)
-                given += 1
+            while n_yielded in ready:
+                yield ready.pop(n_yielded)
+                n_yielded += 1
     except ray.exceptions.RayError as error:
         raise unwrapped(error) from error
     finally:

@@ -86,8 +86,8 @@ class VectorActor:
     def draw(self, n: int, random_state: int, centroids: np.ndarray | None) -> Draw:
         draws, start = [], 0
         for _, shard in self._parts():
-            some = shard.draw(n, random_state, centroids)
-            draws.append(Draw(some.priorities, some.keys, some.rows + start))
+            candidates = shard.draw(n, random_state, centroids)
+            draws.append(Draw(candidates.priorities, candidates.keys, candidates.rows + start))
             start += shard.n_samples
         return merged(draws, n)
 
@@ -103,7 +103,7 @@ class VectorActor:
 
     def finish(self, centroids: np.ndarray, write: Write, rows_per_file: int) -> list[Any]:
         """`write(ids, labels, squared distances, first row)` for neighbouring row groups of a file; distances are exact."""
-        files, made = iter(chunked(self._row_groups, rows_per_file)), []
+        files, results = iter(chunked(self._row_groups, rows_per_file)), []
         file, waiting = next(files), list[tuple[pa.Table, np.ndarray, np.ndarray]]()
         for tables, shard in self._parts():
             labels, squares = shard.nearest(centroids)
@@ -111,17 +111,17 @@ class VectorActor:
             for row_group in zip(tables, np.split(labels, edges), np.split(squares, edges), strict=True):
                 waiting.append(row_group)
                 if len(waiting) == len(file):
-                    ids, own_labels, own_squares = zip(*waiting, strict=True)
-                    made.append(
+                    ids, file_labels, file_squares = zip(*waiting, strict=True)
+                    results.append(
                         write(
                             pa.concat_tables(ids),
-                            np.concatenate(own_labels),
-                            np.concatenate(own_squares),
+                            np.concatenate(file_labels),
+                            np.concatenate(file_squares),
                             file[0].first_row,
                         )
                     )
                     file, waiting = next(files, []), []
-        return made
+        return results
 
     def _fits(self, budget_bytes: float) -> bool:
         hold, rows = self._holding.hold, sum(row_group.rows for row_group in self._row_groups)
@@ -178,7 +178,7 @@ class VectorActor:
             lengths = np.linalg.norm(x.astype(np.float64), axis=1)
             bad = np.flatnonzero(~(lengths <= LONGEST))[:5].tolist()
             names = pa.concat_tables(tables)[key].take(pa.array(bad, pa.int64())).to_pylist()
-            which = f", {key}: {', '.join(map(repr, names))}; mend or drop these rows" if names else ""
+            which = f", {key}: {', '.join(map(repr, names))}; repair or drop these rows" if names else ""
             raise SchemaError(f"{source.name}: {error}{which}") from error
         self._precision = min(self._precision or shard.precision, shard.precision)
         return tables, shard
@@ -228,7 +228,7 @@ class VectorActorPool:
         """What `write` made of the rows of each file, in their order. See `VectorActor.finish`."""
         sent = ray.put(centroids)
         parts = answers_of([actor.finish.remote(sent, write, rows_per_file) for actor in self._actors])
-        return [made for part in parts for made in part]
+        return [result for part in parts for result in part]
 
 
 def _combined(*states: Assigned) -> Assigned:

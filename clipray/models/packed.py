@@ -14,7 +14,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from clipray.analysis import onednn
+from clipray.models import onednn
 
 # of open_clip and timm; in other modules a parent may read its layer's weights itself
 _BLOCKS = (ResidualAttentionBlock, Block)

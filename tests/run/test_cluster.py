@@ -257,7 +257,7 @@ def nan_in(x: np.ndarray) -> np.ndarray:
     ("settings", "change", "message"),
     [
         ({"clusters": 900}, None, "n_samples=800 .* should be >= clusters=900"),
-        ({"clusters": 4}, nan_in, "image_id: 'v000123'; mend or drop these rows"),
+        ({"clusters": 4}, nan_in, "image_id: 'v000123'; repair or drop these rows"),
         ({"clusters": 4}, np.ones_like, "clusters: .*distinct"),
         ({"clusters": 4, "spherical": True}, np.zeros_like, "clusters: .*"),
         ({"clusters": 4, "labels": "known.label"}, None, "known: no _table.json"),

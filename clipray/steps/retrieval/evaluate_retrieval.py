@@ -127,7 +127,7 @@ def _figures(truth: GroundTruth, distance: str, before: np.ndarray) -> Iterator[
             row = {
                 "query_id": query_id, "protocol": protocol, "distance": distance, "ap": figures.ap,
                 **{f"p_at_{k}": value for k, value in zip(rt.TOPS, figures.precision, strict=True)},
-                "first_rank": figures.first_rank, "positives": len(positives), "found": figures.found,
+                "first_rank": figures.first_rank, "positives": len(positives), "found": figures.n_found,
                 "junk": int(named[q]) - len(positives),
             }  # fmt: skip
             yield row, figures

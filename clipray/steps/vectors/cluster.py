@@ -112,8 +112,8 @@ class ClusterStep(VectorStep[Cluster]):
             return algorithm(
                 data,
                 settings.clusters,
-                max_iterations=settings.max_iterations,
-                tolerance=settings.tolerance,
+                max_iter=settings.max_iterations,
+                tol=settings.tolerance,
                 random_state=settings.random_state,
                 spherical=settings.spherical,
                 start=start,

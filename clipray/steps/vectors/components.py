@@ -27,7 +27,7 @@ def components_table(fitted: Projection, n_features: int) -> pa.Table:
         [
             pa.array([MEAN, *range(k)], pa.int32()),
             column(fitted.variance),
-            column(fitted.variance_ratio),
+            column(fitted.explained_variance_ratio),
             column(fitted.scale),
             tables.vector_array(vectors, schema.field("vector").type),
         ],

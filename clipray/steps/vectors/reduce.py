@@ -70,7 +70,7 @@ class ReduceStep(VectorStep[Reduce]):
         projection = read_projection(self.companion)
         parts = numbered(self.source.row_groups, self.settings.rows_per_file)
         shards = write_parts(self, parts, _project, (self, projection), run, "projecting")
-        ratios = projection.variance_ratio
+        ratios = projection.explained_variance_ratio
         share = round(float(ratios.sum()), 6)
         summary = {
             "components": len(ratios),

@@ -83,18 +83,18 @@ def test_two_iterations_by_hand(precision: str) -> None:
     labels, distances = data.nearest(np.array([[5 / 3, 1], [10, 1]]))
     np.testing.assert_array_equal(labels, [0, 0, 1, 1, 0])
     np.testing.assert_allclose(distances, [34 / 9, 34 / 9, 1, 1, 100 / 9], rtol=1e-6)
-    done = kmeans(data, 2, start=start, tolerance=0)
+    done = kmeans(data, 2, start=start, tol=0)
     np.testing.assert_allclose(done.centroids, [[5 / 3, 1], [10, 1]], rtol=1e-6)
     assert (done.n_iterations, done.converged) == (2, True)
     assert done.inertia == pytest.approx((34, 56 / 3 + 2))
 
 
 def test_equal_to_scikit_learn_from_the_same_start() -> None:
-    for tolerance, iterations in ((0, 8), (1e-4, 300), (1e-2, 300)):
-        ours = kmeans(local(X, 3), 40, start=START, tolerance=tolerance, max_iterations=iterations)
-        theirs = sklearn.cluster.KMeans(
-            40, init=START, n_init=1, max_iter=iterations, tol=tolerance, algorithm="lloyd"
-        ).fit(X)
+    for tol, iterations in ((0, 8), (1e-4, 300), (1e-2, 300)):
+        ours = kmeans(local(X, 3), 40, start=START, tol=tol, max_iter=iterations)
+        theirs = sklearn.cluster.KMeans(40, init=START, n_init=1, max_iter=iterations, tol=tol, algorithm="lloyd").fit(
+            X
+        )
         assert ours.n_iterations == theirs.n_iter_
         np.testing.assert_allclose(ours.centroids, theirs.cluster_centers_, rtol=1e-4, atol=1e-5)
         labels, distances = local(X).nearest(ours.centroids)
@@ -105,7 +105,7 @@ def test_equal_to_scikit_learn_from_the_same_start() -> None:
 def test_equal_to_faiss_from_the_same_start() -> None:
     theirs = faiss.Kmeans(X.shape[1], 40, niter=10, min_points_per_centroid=1, max_points_per_centroid=len(X))
     theirs.train(X, init_centroids=START)
-    ours = kmeans(local(X), 40, start=START, tolerance=0, max_iterations=10)
+    ours = kmeans(local(X), 40, start=START, tol=0, max_iter=10)
     np.testing.assert_allclose(ours.inertia, theirs.obj, rtol=1e-5)
     np.testing.assert_allclose(ours.centroids, theirs.centroids, rtol=1e-4, atol=1e-5)
 
@@ -113,9 +113,9 @@ def test_equal_to_faiss_from_the_same_start() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_any_split_gives_the_same_result(precision: str) -> None:
     """To the bit where a product's rounding does not depend on the number of rows, as here; 1e-5 leaves room for others."""
-    whole = kmeans(local(X, 1, precision), 40, max_iterations=12, tolerance=0, random_state=3)
+    whole = kmeans(local(X, 1, precision), 40, max_iter=12, tol=0, random_state=3)
     for parts in (2, 7, 64, [0, 5, 5, 2999]):  # some of them empty
-        split = kmeans(local(X, parts, precision), 40, max_iterations=12, tolerance=0, random_state=3)
+        split = kmeans(local(X, parts, precision), 40, max_iter=12, tol=0, random_state=3)
         np.testing.assert_allclose(split.centroids, whole.centroids, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(split.inertia, whole.inertia, rtol=1e-6)
 
@@ -175,7 +175,7 @@ def test_sums_of_changed_rows_do_not_drift(precision: str) -> None:
 @pytest.mark.parametrize("spherical", [False, True])
 def test_a_run_that_goes_on_ends_in_the_same_bits(precision: str, spherical: bool) -> None:
     states: list[KMeans] = []
-    settings = {"max_iterations": 9, "tolerance": 0, "random_state": 5, "spherical": spherical}
+    settings = {"max_iter": 9, "tol": 0, "random_state": 5, "spherical": spherical}
     whole = kmeans(local(X, 2, precision), 150, on_iteration=states.append, **settings)
     assert [s.n_iterations for s in states] == list(range(1, 10))
     for state in (states[0], states[4], states[8]):
@@ -183,11 +183,11 @@ def test_a_run_that_goes_on_ends_in_the_same_bits(precision: str, spherical: boo
         np.testing.assert_array_equal(resumed.centroids, whole.centroids)
         assert resumed.inertia == whole.inertia
     done = KMeans(whole.centroids, whole.inertia, converged=True)
-    assert kmeans(local(X), 150, start=done, max_iterations=99) is done
+    assert kmeans(local(X), 150, start=done, max_iter=99) is done
 
 
 def test_random_states_matter_and_repeat() -> None:
-    runs = [kmeans(local(X), 20, random_state=s, max_iterations=2).centroids for s in (0, 0, 1)]
+    runs = [kmeans(local(X), 20, random_state=s, max_iter=2).centroids for s in (0, 0, 1)]
     np.testing.assert_array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
 
@@ -198,7 +198,7 @@ def test_empty_clusters_are_split_from_the_largest(precision: str) -> None:
     start[[3, 17, 20]] += 50
     states: list[KMeans] = []
     data = local(X, 2, precision)
-    done = kmeans(data, 40, start=start, tolerance=0, max_iterations=30, on_iteration=states.append)
+    done = kmeans(data, 40, start=start, tol=0, max_iter=30, on_iteration=states.append)
     assert (data.assign(start).counts[[3, 17, 20]] == 0).all()
     assert (data.assign(done.centroids).counts > 0).all()
     # After the first iteration the three sit in pairs about the largest clusters' means.
@@ -210,16 +210,14 @@ def test_empty_clusters_are_split_from_the_largest(precision: str) -> None:
     assert set(others) <= set(largest)
     middle = (first[3] + first[others]) / 2
     assert np.abs(middle - means[others]).max(1).min() < 1e-6
-    np.testing.assert_array_equal(
-        kmeans(local(X, 7, precision), 40, start=start, tolerance=0, max_iterations=1).centroids, first
-    )
+    np.testing.assert_array_equal(kmeans(local(X, 7, precision), 40, start=start, tol=0, max_iter=1).centroids, first)
     assert done.inertia[-1] < kmeans(local(X), 37, start=np.delete(START, [3, 17, 20], 0)).inertia[-1] * 1.05
 
 
 def test_clusters_of_equal_vectors_are_not_split() -> None:
     x = np.repeat(np.eye(6, dtype=np.float32), [900, 50, 30, 10, 5, 5], axis=0)
     start = np.zeros((6, 6), dtype=np.float32) + np.arange(6, dtype=np.float32)[:, None]
-    done = kmeans(local(x, 4), 6, start=start, tolerance=0)
+    done = kmeans(local(x, 4), 6, start=start, tol=0)
     assert sorted(local(x).assign(done.centroids).counts) == [5, 5, 10, 30, 50, 900]
     assert done.inertia[-1] == pytest.approx(0, abs=1e-6)
 
@@ -234,7 +232,7 @@ def slow_spherical(x: np.ndarray, c: np.ndarray, iterations: int) -> np.ndarray:
 
 def test_spherical_is_by_cosine() -> None:
     expected = slow_spherical(X.astype(np.float64), START.astype(np.float64), 6)
-    done = kmeans(local(X, 2), 40, start=3 * START, tolerance=0, max_iterations=6, spherical=True)
+    done = kmeans(local(X, 2), 40, start=3 * START, tol=0, max_iter=6, spherical=True)
     np.testing.assert_allclose(done.centroids, expected, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(done.centroids, axis=1), 1, rtol=1e-6)
     opposite = np.array([[1, 0], [-1, 0]], dtype=np.float32)  # whose mean has no direction
@@ -289,7 +287,7 @@ def test_nearest_is_exact(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bf16_ends_where_fp32_does() -> None:
     x = clustered(8000, 64, 100, noise=1.0)
     start = x[:70]
-    ours = kmeans(local(x, 1, "bf16"), 70, start=start, tolerance=0, max_iterations=10)
+    ours = kmeans(local(x, 1, "bf16"), 70, start=start, tol=0, max_iter=10)
     theirs = sklearn.cluster.KMeans(70, init=start, n_init=1, max_iter=10, tol=0, algorithm="lloyd").fit(x)
     assert local(x).nearest(ours.centroids)[1].sum() == pytest.approx(theirs.inertia_, rel=1e-4)
     labels, distances = local(x).nearest(ours.centroids)
@@ -397,7 +395,7 @@ def test_vectors_are_read_only_and_may_be_of_any_number_type() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         shard = VectorPartition(frozen, np.arange(len(X)))
-        kmeans(LocalShards([shard]), 5, max_iterations=3)
+        kmeans(LocalShards([shard]), 5, max_iter=3)
     np.testing.assert_array_equal(frozen, X)
     assert shard._x.data_ptr() == frozen.ctypes.data
     for dtype in (np.float64, np.int32, np.uint8):
@@ -427,7 +425,7 @@ def test_of_several_starts_the_best_is_gone_on_with() -> None:
     np.testing.assert_array_equal(best_start(local(X), k, 4, 7), start)
 
     def inertia(start: np.ndarray) -> float:
-        return kmeans(data, k, start=start, max_iterations=5, tolerance=0, random_state=7).inertia[-1]
+        return kmeans(data, k, start=start, max_iter=5, tol=0, random_state=7).inertia[-1]
 
     singles = [inertia(seeds(data, k, state)) for state in range(7, 15)]
     assert inertia(start) <= singles[0]
@@ -439,7 +437,7 @@ def test_rare_vectors_among_many_equal_ones_are_found(part: int, monkeypatch: py
     monkeypatch.setattr(seeding, "PART", part)
     monkeypatch.setattr(seeding, "SAMPLE_ROWS", (2, 10))
     x = np.concatenate([np.tile(X[:1], (2000, 1)), X[1:30]])
-    done = kmeans(local(x, 3), 30, tolerance=0)
+    done = kmeans(local(x, 3), 30, tol=0)
     assert done.inertia[-1] == pytest.approx(0, abs=1e-5)
     assert sorted(local(x).assign(done.centroids).counts) == [1] * 29 + [2000]
 
@@ -489,7 +487,7 @@ class InBatches:
 def test_passes_of_mini_batches_end_near_lloyds(spherical: bool) -> None:
     x = X / np.linalg.norm(X, axis=1, keepdims=True) if spherical else X
     whole = kmeans(local(x), 40, spherical=spherical, start=START)
-    found = mini_batch_kmeans(InBatches(x), 40, 500, spherical=spherical, start=START, tolerance=1e-4)
+    found = mini_batch_kmeans(InBatches(x), 40, 500, spherical=spherical, start=START, tol=1e-4)
     assert found.converged
     assert 1 < found.n_iterations < 100
     inertia = [local(x).assign(state.centroids).inertia(state.centroids).sum() for state in (whole, found)]
@@ -502,7 +500,7 @@ def test_passes_of_mini_batches_end_near_lloyds(spherical: bool) -> None:
 def test_a_centroid_far_from_all_batches_takes_half_of_another() -> None:
     start = np.concatenate([START[:39], START[:1] + 1e4]).astype(np.float32)
     states: list[KMeans] = []
-    mini_batch_kmeans(InBatches(X), 40, 500, start=start, max_iterations=2, on_iteration=states.append)
+    mini_batch_kmeans(InBatches(X), 40, 500, start=start, max_iter=2, on_iteration=states.append)
     assert np.abs(states[0].centroids).max() < 100
     assert sorted(states[0].counts)[:2] == [0, 0]
     assert states[1].counts.min() > 0
@@ -535,8 +533,8 @@ BAD = {
     "centroids should be finite": (ValueError, lambda: local(X).nearest(np.full((2, 24), np.nan))),
     "start has shape (4, 24), expected (5, 24), all finite": (ValueError, lambda: kmeans(local(X), 5, start=X[:4])),
     "n_clusters=0 should be >= 1": (ValueError, lambda: kmeans(local(X), 0)),
-    "max_iterations=0 should be >= 1": (ValueError, lambda: kmeans(local(X), 1, max_iterations=0)),
-    "tolerance=nan, random_state=0 should be >= 0": (ValueError, lambda: kmeans(local(X), 1, tolerance=np.nan)),
+    "max_iter=0 should be >= 1": (ValueError, lambda: kmeans(local(X), 1, max_iter=0)),
+    "tol=nan, random_state=0 should be >= 0": (ValueError, lambda: kmeans(local(X), 1, tol=np.nan)),
 }
 
 

@@ -80,7 +80,7 @@ def two_pass(x: np.ndarray) -> Moments:
 def assert_components_equal(ours: Projection, theirs: PCA) -> None:
     k = ours.n_components
     np.testing.assert_allclose(ours.variance, theirs.explained_variance_[:k], rtol=1e-4)
-    np.testing.assert_allclose(ours.variance_ratio, theirs.explained_variance_ratio_[:k], rtol=1e-4)
+    np.testing.assert_allclose(ours.explained_variance_ratio, theirs.explained_variance_ratio_[:k], rtol=1e-4)
     np.testing.assert_allclose(ours.mean, theirs.mean_, atol=1e-7)
     np.testing.assert_allclose(ours.components @ ours.components.T, np.eye(k), atol=1e-12)
     cosine = np.abs((ours.components * theirs.components_[:k]).sum(axis=1))  # up to sign
@@ -261,8 +261,8 @@ def test_explained_variance_takes_the_fewest_components_that_reach_it(share: flo
     projection = fit(moments(vectors()), explained_variance=share)
     sums = oracle().explained_variance_ratio_.cumsum()
     k = projection.n_components
-    assert projection.variance_ratio.sum() >= share - 1e-9
-    assert k == 1 or projection.variance_ratio[:-1].sum() < share
+    assert projection.explained_variance_ratio.sum() >= share - 1e-9
+    assert k == 1 or projection.explained_variance_ratio[:-1].sum() < share
     assert k == (D if share == 1 else 1 + int((sums < share).sum()))
 
 
@@ -376,9 +376,9 @@ def bad_input() -> Iterator[tuple[str, Callable[[], object]]]:
             f"explained_variance={share} should be in (0, 1]",
             lambda share=share: fit(state, explained_variance=share),
         )
-    yield "n_components and explained_variance should be given, neither is", lambda: fit(state)
+    yield "expected one of n_components and explained_variance, found neither", lambda: fit(state)
     yield (
-        "one of n_components and explained_variance should be given, both are",
+        "expected one of n_components and explained_variance, found both",
         lambda: fit(state, n_components=2, explained_variance=0.5),
     )
     yield "epsilon=-1 should be in [0, 1]", lambda: fit(state, n_components=2, epsilon=-1)

@@ -32,7 +32,7 @@ def test_probabilities_are_scikit_learns(classes: int, c: float) -> None:
 
 def test_too_few_iterations_are_told() -> None:
     x, codes = blobs(7)
-    assert not fit(x, codes, 7, 100.0, max_iterations=2).converged
+    assert not fit(x, codes, 7, 100.0, max_iter=2).converged
 
 
 def test_rows_stay_in_their_split_when_others_come() -> None:

@@ -13,8 +13,8 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import nn
 
-from clipray.analysis import onednn
 from clipray.job import Model
+from clipray.models import onednn
 from clipray.models.image_encoder import image_tower
 from clipray.models.load import load
 from clipray.models.packed import PackedAttention, PackedLinear, PackedPatches, pack_weights
