@@ -1,7 +1,7 @@
-"""What numerics say when the data do not admit what is asked of them."""
+"""The error of numerics for data that do not fit the request."""
 
 from __future__ import annotations
 
 
 class DataError(ValueError):
-    """These vectors cannot be worked on in this way: too few, not finite, not of the wanted length; the message says which."""
+    """These vectors do not fit the request: too few, not finite or of the wrong length; the message says which."""

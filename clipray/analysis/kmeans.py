@@ -1,7 +1,7 @@
 """K-means against the smallest protocol, so that one process, Ray actors or anything else can hold the vectors.
 
 The vectors' side returns small states (`Assigned`), which `combine`; this side solves for the next centroids. Nothing
-here needs torch, which `assignment.Shard`, the vectors' side, does.
+here needs torch, which `vector_partition.VectorPartition`, the vectors' side, does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How right labels are: accuracies, calibration, and how sure these figures are, from counts that merge in any order.
+"""Accuracy and calibration of labels, with confidence intervals, from counts that merge in any order.
 
 The bootstrap (Efron 1979) draws n rows with replacement. A figure that depends on counts alone needs no rows for that: the
 counts of such a draw are multinomial with the counts found, so it costs the same for a thousand rows and for a billion.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 Precision = Literal["bf16", "fp32"]
 Nearest = Callable[[Tensor, Tensor | None], Tensor]
-"""From rows (m, d) of any float type and, unless None, their `bf16_rows` to labels (m,) int64. One thread's: it has buffers."""
+"""From rows (m, d) of any float type and, unless None, their `bf16_rows` to labels (m,) int64. Not thread-safe: reuses buffers."""
 
 LANES = 128  # of the minimum's first step
 INF_BITS = 0x7F80  # of bf16

@@ -1,4 +1,4 @@
-"""What is said of a class: names in templates, or descriptions, cut into what a text encoder reads at once."""
+"""Texts that describe a class: names in templates, or descriptions, split into lengths that a text encoder can read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+")
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """A way to say all classes. Texts are made class by class, so that 20,000 classes take no more than their names.
+    """A style of texts for all classes. Texts are made class by class, so that 20,000 classes take no more than their names.
 
     Attributes:
         labels: names of the classes. templates: each name is put into each of them.
@@ -54,7 +54,7 @@ class PromptStyle:
         return [part for text in texts for part in split(text, tokens, limit)]
 
     def digest(self) -> str:
-        """First 16 hex digits of the SHA-256 of all that is said."""
+        """First 16 hex digits of the SHA-256 of all settings."""
         content = [self.name, self.labels, self.templates, self.descriptions, self.named]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
 

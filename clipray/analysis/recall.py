@@ -1,7 +1,7 @@
-"""What an index finds of the rows that are really nearest, and the least effort at which it finds enough.
+"""Recall: the share of the true nearest rows that an index returns, and the least effort that reaches a target.
 
 Rows count by their distance, not by their number (the idea is of faiss's `contrib/evaluation.py`): where several are as
-far as the k-th nearest, any of them is a right answer. So vectors that occur many times cost no recall.
+far as the k-th nearest, any of them counts as correct. So vectors that occur many times cost no recall.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How well a ranking finds what it should: average precision, precision and recall of the first k, from counts alone.
+"""Quality of a ranking: average precision, precision and recall of the first k, from counts alone.
 
 Each query has positives, junk and negatives. Junk is taken out of the ranking, so a positive stands behind the negatives
-and the positives that come before it; whoever counts the negatives before each positive knows the whole ranking.
+and the positives that come before it; the negatives before each positive determine the whole ranking.
 
 Ties count against the ranking: of rows with equal scores negatives come first. So the figures do not depend on the order
 of a table, and vectors that are all alike earn nothing.

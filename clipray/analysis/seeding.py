@@ -23,7 +23,7 @@ STEPS = 8  # of k-means++ whose candidates are drawn at a time
 
 
 class Sampled(Protocol):
-    """What seeding asks of a table of vectors (`kmeans.Vectors`)."""
+    """What seeding asks of a table of vectors (a part of `kmeans.KMeansData`)."""
 
     @property
     def n_samples(self) -> int: ...

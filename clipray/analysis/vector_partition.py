@@ -234,7 +234,7 @@ class VectorPartition:
 
 
 class LocalShards:
-    """Vectors in the memory of this process, as `kmeans.Vectors`: what any other implementation should agree with."""
+    """Vectors in the memory of this process, as `kmeans.KMeansData`: what any other implementation should agree with."""
 
     def __init__(self, shards: Sequence[VectorPartition]) -> None:
         """Raises ValueError unless all shards, at least one, have the same number of columns."""

@@ -108,7 +108,7 @@ def connected(address: str | None = None, say: Callable[[str], None] = lambda _:
 
 @contextlib.contextmanager
 def _starting(address: str, say: Callable[[str], None]) -> Iterator[None]:
-    """What a Ray of our own needs, and what it does without."""
+    """Prepare this machine for a local Ray, and start it without the helpers that a run does not use."""
     if address != "local":
         yield
         return

@@ -1,4 +1,4 @@
-"""What Ray says of a failure, unwrapped: the error that a task of ours raised, or one line about the workers."""
+"""Errors that come through Ray, unwrapped: the error that a task raised, or one line about the workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether Ray still works: looked at while nothing comes from it, for Ray itself waits without end."""
+"""Checks whether Ray still works, while no result arrives: Ray itself would wait forever."""
 
 from __future__ import annotations
 

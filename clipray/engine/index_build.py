@@ -22,8 +22,7 @@ from clipray.analysis.normalize import l2_normalize
 from clipray.analysis.recall import TOPS, Nearest, nearest_exactly
 from clipray.engine.cluster import ClusterResources
 from clipray.engine.health import answers_of
-from clipray.engine.index_builder import Builder
-from clipray.engine.index_order import QUERIES, IndexPart, IndexSpec, Probes
+from clipray.engine.index_builder import QUERIES, Builder, IndexPart, IndexSpec, Probes
 from clipray.engine.vector_actors import SEED
 from clipray.inputs.key_index import hash_strings
 from clipray.inputs.vector_column import VectorColumn, read_finite

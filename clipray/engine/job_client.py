@@ -74,7 +74,7 @@ class JobServer:
             return _submission(self._client.get_job_info(attempt))
 
     def stop(self, attempt: str) -> None:
-        """Ask for its end: SIGTERM, at which a run writes what is finished."""
+        """Ask the job to stop with SIGTERM: the run then writes its finished rows."""
         with self._explained():
             self._client.stop_job(attempt)
 
@@ -101,7 +101,9 @@ class JobServer:
                 if (submission := self.look(attempt)).over:
                     return submission
             time.sleep(AGAIN_S)
-        raise ClusterError(f"{self.address}: lost sight of {attempt}; it may go on: ask `clipray status` again later")
+        raise ClusterError(
+            f"{self.address}: lost the connection to {attempt}; it may still be running: ask `clipray status` again later"
+        )
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

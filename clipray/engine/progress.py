@@ -1,4 +1,4 @@
-"""What workers tell the driver while they work: rows and busy seconds per stage, facts about themselves."""
+"""Progress that workers report to the driver: rows and busy seconds per stage, and facts about each worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run tells Prometheus, through Ray: rows, rejects, rates and queues of the step at work."""
+"""Metrics that a run publishes to Prometheus through Ray: rows, rejects, rates and queues of the step at work."""
 
 from __future__ import annotations
 

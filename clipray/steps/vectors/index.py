@@ -30,7 +30,7 @@ from clipray.storage.parquet import RowGroup, chunked
 from clipray.tables.digests import is_same_file
 
 if TYPE_CHECKING:
-    from clipray.engine.index_order import IndexPart
+    from clipray.engine.index_builder import IndexPart
 
 OUTGROWN = 2  # times the rows that an index was built of: beyond it is built anew
 OURS = re.compile(
@@ -79,7 +79,7 @@ class IndexStep(VectorStep[Index]):
             SchemaError, JobError: vectors that are not finite; too few for the type.
         """
         from clipray.engine.index_build import build
-        from clipray.engine.index_order import IndexSpec
+        from clipray.engine.index_builder import IndexSpec
 
         self._refuse_others()
         self.note_started()
@@ -149,7 +149,7 @@ class IndexStep(VectorStep[Index]):
 
     def _parts(self, before: tables.Record | None) -> list[IndexPart]:
         """Parts in the order of their rows: those that are in the index, then the new ones."""
-        from clipray.engine.index_order import IndexPart
+        from clipray.engine.index_builder import IndexPart
 
         known = before.provenance["indexed"]["pieces"] if before else {}
         old = sorted(
