@@ -62,14 +62,14 @@ class Tuned:
     value: int
 
 
-def nearest_exactly(queries: np.ndarray, x: np.ndarray, metric: str, numbers: np.ndarray, top: int) -> Nearest:
-    """Brute force over the rows `x` (n, d) float32, which have the `numbers` (n,) int64; at most `top` of each query."""
-    top = min(top, len(x))
-    if not top or not len(queries):
-        return Nearest(np.zeros((len(queries), top)), np.zeros((len(queries), top), np.int64))
-    _, rows = faiss.knn(queries, x, top, metric=METRICS[metric])
+def nearest_exactly(xq: np.ndarray, xb: np.ndarray, metric: str, numbers: np.ndarray, top: int) -> Nearest:
+    """Brute force over the rows `xb` (n, d) float32, which have the `numbers` (n,) int64; at most `top` of each query."""
+    top = min(top, len(xb))
+    if not top or not len(xq):
+        return Nearest(np.zeros((len(xq), top)), np.zeros((len(xq), top), np.int64))
+    _, rows = faiss.knn(xq, xb, top, metric=METRICS[metric])
     distances = np.concatenate(
-        [_distances(queries[block], x[rows[block]], metric) for block in _blocks(len(queries), top * x.shape[1])]
+        [_distances(xq[block], xb[rows[block]], metric) for block in _blocks(len(xq), top * xb.shape[1])]
     )
     return Nearest(distances, numbers[rows])
 
@@ -131,13 +131,13 @@ def query_ms(index: faiss.Index, x: np.ndarray, top: int = 10) -> float:
     return round((time.perf_counter() - began) * 1e3 / len(x), 3)
 
 
-def _hits(index: faiss.Index, x: np.ndarray, nearest: Nearest, metric: str, k: int) -> np.ndarray:
+def _hits(index: faiss.Index, xq: np.ndarray, nearest: Nearest, metric: str, k: int) -> np.ndarray:
     """(q, k) bool: whether an answer is one of the k nearest."""
     limits = nearest.limits(k)[:, None]
     if _keeps_vectors(index):
-        _, numbers, vectors = index.search_and_reconstruct(x, k)
-        return (numbers >= 0) & (_distances(x, vectors, metric) <= limits)
-    scores, numbers = index.search(x, k)
+        _, numbers, vectors = index.search_and_reconstruct(xq, k)
+        return (numbers >= 0) & (_distances(xq, vectors, metric) <= limits)
+    scores, numbers = index.search(xq, k)
     counted = np.where(nearest.distances <= limits, nearest.numbers, -1)
     hits = (numbers[:, :, None] == counted[:, None, :]).any(2) & (numbers >= 0)
     # Equal vectors have equal codes, and there may be more of them than `nearest` names.
