@@ -14,7 +14,7 @@ from clipray.demo.world import write_world
 PAGE = (DOCS / "typographic-attack.md").read_text(encoding="utf-8")
 ROWS = {
     "letters of 20 %, on a plate": "attacks_large",
-    "control: the picture's own name, 20 %, on a plate": "attacks_control",
+    "control: the image's own name, 20 %, on a plate": "attacks_control",
 }
 COLUMNS = ("flip_rate", "flip_rate_to_word", "flip_rate_elsewhere", "accuracy_before", "accuracy_after")
 

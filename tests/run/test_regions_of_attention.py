@@ -137,7 +137,7 @@ def test_bad_boxes_and_bad_rows_are_rejects(finished: Path) -> None:
         "no area": "empty_box",
         "wide": "outside_crop",
     }
-    assert "outside the picture of 96 x 96 px" in boxes["outside"]["message"]
+    assert "outside the image of 96 x 96 px" in boxes["outside"]["message"]
     assert boxes["outside"]["image_id"] == "outside"
     rows = rows_of(finished, "regions", "region_id")
     odd = {key: row for key, row in rows.items() if row["image_id"] in ODD}
