@@ -31,8 +31,8 @@ class _Sums:
             stage = message["stage"]
             self.rows[stage] = self.rows.get(stage, 0) + message["rows"]
             self.seconds[stage] = self.seconds.get(stage, 0.0) + message["seconds"]
-            here = self.nodes.setdefault(stage, {})
-            here[message["node"]] = here.get(message["node"], 0) + message["rows"]
+            rows_by_node = self.nodes.setdefault(stage, {})
+            rows_by_node[message["node"]] = rows_by_node.get(message["node"], 0) + message["rows"]
         elif "worker" in message:
             worker = message["worker"]
             self.workers[f"{worker['host']}:{worker['pid']}"] = worker
@@ -69,8 +69,8 @@ class Progress:
     """The driver's end, of one step. `known` is its last known state: to ask is to wait for the board's process."""
 
     def __init__(self) -> None:
-        here = ray.get_runtime_context()
-        self._board, self._step = _board(here.get_node_id(), here.get_job_id()), uuid.uuid4().hex
+        context = ray.get_runtime_context()
+        self._board, self._step = _board(context.get_node_id(), context.get_job_id()), uuid.uuid4().hex
         self.reporter = Reporter(self._board, self._step)
         self.known: dict[str, Any] = vars(_Sums())
 

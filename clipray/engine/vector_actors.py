@@ -96,8 +96,8 @@ class VectorActor:
         x = np.empty((len(rows), self._source.n_features), np.float32)
         start = 0
         for _, shard in self._parts() if len(rows) else ():
-            here = (rows >= start) & (rows < start + shard.n_samples)
-            x[here] = shard.rows(rows[here] - start)
+            in_shard = (rows >= start) & (rows < start + shard.n_samples)
+            x[in_shard] = shard.rows(rows[in_shard] - start)
             start += shard.n_samples
         return x
 
@@ -147,10 +147,10 @@ class VectorActor:
             parts = chunked(self._row_groups, PART_ROWS)
             coming = ahead.submit(self._read, parts[0])
             for following in [*parts[1:], None]:
-                here = coming.result()
+                part = coming.result()
                 if following:
                     coming = ahead.submit(self._read, following)
-                yield self._part(here)
+                yield self._part(part)
 
     def _read(self, row_groups: Sequence[RowGroup]) -> tuple[list[pa.Table], np.ndarray]:
         source, tables = self._source, list[pa.Table]()

@@ -197,14 +197,14 @@ def _opened(
     first, width = holding[0], 0
     for footer in holding:
         _check_columns(name, footer, column, ids)
-        here = _width(name, footer, column)
-        if width and here != width:
-            raise SchemaError(f"input {name}: vectors of {here} in {footer.url}, of {width} in {first.url}")
-        width = here
+        file_width = _width(name, footer, column)
+        if width and file_width != width:
+            raise SchemaError(f"input {name}: vectors of {file_width} in {footer.url}, of {width} in {first.url}")
+        width = file_width
     row_groups: list[RowGroup] = []
     start = 0
     for footer in holding:
-        row_groups += [replace(here, first_row=start + here.first_row) for here in footer.row_groups if here.rows]
+        row_groups += [replace(group, first_row=start + group.first_row) for group in footer.row_groups if group.rows]
         start += footer.rows
     versions = dict(zip(urls, map(json.dumps, files), strict=True))
     return VectorColumn(

@@ -79,5 +79,5 @@ def is_same_file(version: str, now: str | None) -> bool:
     """Whether a file is still the same, by two versions as JSON; one that a version before wrote knows no hash."""
     if now is None:
         return False
-    before, here = json.loads(version), json.loads(now)
-    return bool(before == here[: len(before)])
+    recorded, current = json.loads(version), json.loads(now)
+    return bool(recorded == current[: len(recorded)])

@@ -153,10 +153,10 @@ def provenance_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def shard_is(folder: Folder, name: str, metadata: Mapping[str, Any], rows: int | None = None) -> bool:
     """Whether the shard was written with this provenance (and has that many rows), as its footer says."""
     try:
-        here, _, written = shard_footer(folder, name)
+        row_count, _, written = shard_footer(folder, name)
     except (SchemaError, FileNotFoundError):
         return False
-    return provenance_of(written) == json.loads(json.dumps(metadata)) and rows in (None, here)
+    return provenance_of(written) == json.loads(json.dumps(metadata)) and rows in (None, row_count)
 
 
 def verified(folder: Folder, name: str) -> Shard:
