@@ -93,6 +93,9 @@ class VectorActor:
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """Vectors (m, d) float32 of the rows (m,) int64 of this share."""
+        self._load()
+        if self._held is not None:
+            return self._held[1].rows(rows)
         x = np.empty((len(rows), self._source.n_features), np.float32)
         start = 0
         for _, shard in self._parts() if len(rows) else ():
@@ -217,7 +220,8 @@ class VectorActorPool:
         sent = ray.put(centroids)
         draws = answers_of([actor.draw.remote(n, random_state, sent) for actor in self._actors])
         rows, order = choose(draws, n)
-        return np.concatenate(answers_of([a.rows.remote(r) for a, r in zip(self._actors, rows, strict=True)]))[order]
+        parts = answers_of([actor.rows.remote(numbers) for actor, numbers in zip(self._actors, rows, strict=True)])
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts))[order]
 
     def facts(self) -> dict[str, Any]:
         """`precision` of the product where it is the coarsest; `held`: whether all vectors are in memory."""

@@ -18,6 +18,7 @@ from clipray.inputs.parquet_files import File, as_utf8, common_type, expand_parq
 from clipray.job import Column
 from clipray.storage.folder import Folder, absolute, file_versions
 from clipray.storage.parquet import RowGroup
+from clipray.tables.arrays import numbers
 from clipray.tables.digests import Digest, digest_of, file_version, files_digest, plain
 
 IDENTITIES = ("image_id", "region_id", "text_id", "cloud_id")
@@ -270,10 +271,10 @@ def read_vectors(vectors: VectorColumn, row_group: RowGroup, extra: Sequence[str
     columns = list(dict.fromkeys([*vectors.ids, *extra, vectors.column]))
     table = row_group.read(columns)
     column = table[vectors.column].combine_chunks()
-    lengths = None if pa.types.is_fixed_size_list(column.type) else np.diff(column.offsets.to_numpy())
-    wrong = column.is_null().to_numpy(zero_copy_only=False)
-    if lengths is not None:
-        wrong |= lengths != vectors.n_features
+    lengths = None if pa.types.is_fixed_size_list(column.type) else np.diff(numbers(column.offsets))
+    wrong = np.zeros(len(column), bool) if lengths is None else lengths != vectors.n_features
+    if column.null_count:
+        wrong |= column.is_null().to_numpy(zero_copy_only=False)
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         value = "null" if lengths is None else f"{int(lengths[row])} values"
@@ -288,7 +289,7 @@ def read_vectors(vectors: VectorColumn, row_group: RowGroup, extra: Sequence[str
     companions = {name: _companion(vectors, row_group, name, table[name]) for name in columns if name != vectors.column}
     fields = [pa.field(name, part.type, name not in vectors.ids) for name, part in companions.items()]
     ids = pa.table(list(companions.values()), schema=pa.schema(fields))
-    return ids, values.to_numpy(zero_copy_only=True).reshape(-1, vectors.n_features)
+    return ids, numbers(values).reshape(-1, vectors.n_features)
 
 
 def _companion(vectors: VectorColumn, row_group: RowGroup, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:

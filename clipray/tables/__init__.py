@@ -4,6 +4,7 @@ A table is a folder of Parquet shards. Its commit record `_table.json` is writte
 finished.
 """
 
+from clipray.tables.arrays import matrix, number_array, numbers, vector_array
 from clipray.tables.record import (
     DAMAGED,
     RECORD,
@@ -29,11 +30,9 @@ from clipray.tables.schema import (
     arrow_schema,
     check,
     fits,
-    matrix,
     rejects_schema,
     table_names,
     table_schema,
-    vector_array,
     vector_type,
 )
 from clipray.tables.shards import (
@@ -75,6 +74,8 @@ __all__ = [
     "note_damaged",
     "noted_as_damaged",
     "now",
+    "number_array",
+    "numbers",
     "provenance_of",
     "read_record",
     "read_shard",

@@ -60,18 +60,6 @@ def fits(x: np.ndarray, column_type: pa.FixedSizeListType) -> bool:
     return bool((np.abs(x) <= np.finfo(column_type.value_type.to_pandas_dtype()).max).all())
 
 
-def vector_array(matrix: np.ndarray, column_type: pa.DataType) -> pa.Array:
-    """(n, d) -> vector column of n rows."""
-    values = np.ascontiguousarray(matrix, column_type.value_type.to_pandas_dtype()).ravel()
-    return pa.FixedSizeListArray.from_arrays(pa.array(values, column_type.value_type), type=column_type)
-
-
-def matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """Vector column of n rows -> (n, d), of the column's own float type."""
-    vectors = column.combine_chunks()
-    return vectors.flatten().to_numpy().reshape(len(vectors), -1)
-
-
 def arrow_schema(
     table: str,
     vectors: Mapping[str, int] | None = None,

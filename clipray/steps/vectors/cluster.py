@@ -28,7 +28,6 @@ from clipray.job import Cluster
 from clipray.steps.base.monitor import Ticker
 from clipray.steps.base.step import RunContext, StepContext
 from clipray.steps.base.table_step import Outcome, VectorStep
-from clipray.steps.vectors.cluster_metrics import cluster_metrics
 from clipray.storage.folder import Folder
 from clipray.tables.started import read_started
 
@@ -131,6 +130,8 @@ class ClusterStep(VectorStep[Cluster]):
         self, state: KMeans, parts: list[ClusteredShard], sample: np.ndarray, summary: dict[str, Any]
     ) -> Outcome:
         """Write the centroids; measure the clusters."""
+        from clipray.steps.vectors.cluster_metrics import cluster_metrics
+
         key, provenance = self.source.ids[-1], {"precision": summary["precision"]}
         sizes, inertia = (np.sum([getattr(part, name) for part in parts], axis=0) for name in ("sizes", "inertia"))
         schema = tables.arrow_schema("centroids", {self.source.column: self.source.n_features})
@@ -166,12 +167,14 @@ class _Writer:
 
     def __call__(self, ids: pa.Table, labels: np.ndarray, squares: np.ndarray, first_row: int) -> ClusteredShard:
         step, k = self.step, self.step.settings.clusters
-        rows = pa.table([*ids.columns, pa.array(labels), pa.array(np.sqrt(squares))], schema=step.schema)
+        rows = pa.table(
+            [*ids.columns, tables.number_array(labels), tables.number_array(np.sqrt(squares))], schema=step.schema
+        )
         metadata = {**step.shard_metadata, "precision": self.precision}
         shard = tables.write_shard(step.table, f"part-{first_row:012d}.parquet", step.table_type, rows, metadata)
         order = np.lexsort((squares, labels))
         firsts = order[np.unique(labels[order], return_index=True)[1]]
-        keys = ids[step.source.ids[-1]].take(pa.array(firsts)).to_pylist()
+        keys = ids[step.source.ids[-1]].take(tables.number_array(firsts)).to_pylist()
         nearest = {int(labels[n]): (float(squares[n]), key) for n, key in zip(firsts, keys, strict=True)}
         return ClusteredShard(shard, np.bincount(labels, minlength=k), np.bincount(labels, squares, k), nearest)
 
