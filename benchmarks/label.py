@@ -26,8 +26,8 @@ import pyarrow as pa
 import torch
 
 from clipray import tables
-from clipray.analysis.nearest_centroid import native_bf16
 from clipray.analysis.prompts import PromptStyle
+from clipray.analysis.tensors import native_bf16
 from clipray.engine.connect import WORKER_ENV, connected
 from clipray.inputs.vector_column import open_vectors, read_vectors
 from clipray.job import Column, Label

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Precision = Literal["bf16", "fp32"]
+from clipray.analysis.tensors import Precision
+
 Nearest = Callable[[Tensor, Tensor | None], Tensor]
 """From rows (m, d) of any float type and, unless None, their `bf16_rows` to labels (m,) int64. Not thread-safe: reuses buffers."""
 
@@ -28,14 +28,6 @@ CLOSE, SLACK = 2**-7, 2**-6  # by how much rounding of bf16 scores, and of the v
 RIVALS = 8  # of a row that are compared one by one; where there are more, all centroids are ranked in float64
 EXACT_ROWS = 256  # that are ranked in float64 at a time
 TINY = torch.finfo(torch.float32).tiny  # below it relative errors say nothing
-
-
-def native_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bf16 itself: AMX, AVX512-BF16, CUDA from 8.0 on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    flags = torch.cpu.get_capabilities()
-    return bool(flags.get("amx_bf16") or flags.get("avx512_bf16"))
 
 
 def ranking(centroids: Tensor, precision: Precision, block: int) -> Callable[[], Nearest]:

@@ -10,7 +10,6 @@ import itertools
 import math
 import queue
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
@@ -21,8 +20,9 @@ from torch import Tensor
 
 from clipray.analysis.errors import DataError
 from clipray.analysis.kmeans import Assigned, combine
-from clipray.analysis.nearest_centroid import PARTS, Precision, bf16_rows, native_bf16, ranking
+from clipray.analysis.nearest_centroid import PARTS, bf16_rows, ranking
 from clipray.analysis.sampling import Draw, choose, draw
+from clipray.analysis.tensors import Precision, as_tensor, native_bf16
 
 SCORES = 2**23  # bf16 values of a block of scores, 16 MiB: much of them is in the cache when minima are sought
 BLOCK_ROWS = 512, 8192  # at least and at most
@@ -64,7 +64,7 @@ class VectorPartition:
         self.device = torch.device(device)
         self._threads = 1 if self.device.type == "cuda" else threads or torch.get_num_threads()
         self._lock = threading.Lock()
-        self._x, self._keys = _tensor(x).to(self.device), np.asarray(keys, dtype=np.uint64)
+        self._x, self._keys = as_tensor(x).to(self.device), np.asarray(keys, dtype=np.uint64)
         if self._x.ndim != 2 or self._x.shape[1] == 0 or self._keys.shape != self._x.shape[:1]:
             raise ValueError(f"x {tuple(self._x.shape)} and keys {self._keys.shape} should be (n, d >= 1) and (n,)")
         self.n_samples, self.n_features = self._x.shape
@@ -255,15 +255,6 @@ class LocalShards:
         """As `VectorPartition.nearest`, shard after shard."""
         labels, distances = zip(*(shard.nearest(centroids) for shard in self.shards))
         return np.concatenate(labels), np.concatenate(distances)
-
-
-def _tensor(x: np.ndarray | Tensor) -> Tensor:
-    if isinstance(x, np.ndarray):
-        x = np.ascontiguousarray(x, dtype=None if x.dtype in (np.float16, np.float32) else np.float32)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of arrays that must not be written to: none is
-            x = torch.from_numpy(x)
-    return (x if x.dtype in (torch.float16, torch.bfloat16, torch.float32) else x.float()).contiguous()
 
 
 def _on_grid(values: Tensor, exponent: int) -> Tensor:

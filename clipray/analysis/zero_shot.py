@@ -11,6 +11,7 @@ in the softmax's denominator: of 16,384 vectors like CLIP's, 1,000 classes and l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,13 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipray.analysis.nearest_centroid import Precision, native_bf16
 from clipray.analysis.normalize import l2_normalize
+from clipray.analysis.tensors import Precision, as_tensor, native_bf16
 
-SCORES = 2**20  # of a block of rows, unless that makes too few or too many rows
+SCORES = 2**21  # of a block of rows, unless that makes too few or too many rows
 BLOCK_ROWS = 64, 4096  # at least and at most
 SPARE = 7  # classes that bf16 proposes beyond those asked for
 LANES = 128
+UNSURE = -1  # instead of a class
 ROUNDING = 2.0**-8  # relative error of a product of two numbers in bf16, at most
 
 
@@ -99,13 +101,20 @@ class ZeroShot:
 
     def label(self, x: np.ndarray) -> Top:
         """The best classes of n vectors of unit length, (n, d) of any float type; one that is not finite gets NaN."""
+        best = self._in_blocks(x, self._label_bf16 if self.precision == "bf16" else self._label_fp32)
+        unsure = np.flatnonzero(best.classes[:, 0] == UNSURE)
+        if len(unsure):
+            exact = self._in_blocks(x[unsure], self._label_fp32)
+            best.classes[unsure], best.probabilities[unsure] = exact.classes, exact.probabilities
+        return best
+
+    def _in_blocks(self, x: np.ndarray, label_block: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Top:
         best = Top(np.empty((len(x), self.top), np.int32), np.empty((len(x), self.top), np.float32))
-        label_block = self._label_bf16 if self.precision == "bf16" else self._label_fp32
+        vectors = as_tensor(x)
         with torch.inference_mode():
             for start in range(0, len(x), self._rows):
                 rows = slice(start, start + self._rows)
-                block = torch.from_numpy(np.array(x[rows], np.float32))
-                best.classes[rows], best.probabilities[rows] = label_block(block)
+                best.classes[rows], best.probabilities[rows] = label_block(vectors[rows].float())
         return best
 
     def _label_fp32(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,7 +124,7 @@ class ZeroShot:
         return classes, self._probabilities(best, logits)
 
     def _label_bf16(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As `_label_fp32`."""
+        """As `_label_fp32`, or UNSURE in rows where bf16 is too coarse."""
         logits = (x.bfloat16() @ self._half.T).float()  # (m, k')
         logits[:, self.n_classes :] = -torch.inf
         # Only rows that are not finite may propose padding.
@@ -126,9 +135,7 @@ class ZeroShot:
         best, order = exact.topk(self.top, dim=1)
         classes, probabilities = proposed.gather(1, order), self._probabilities(best, logits)
         error = ROUNDING * (x.norm(dim=1) * self._longest + bound.abs())
-        unsure = (~(best[:, -1] >= bound + error)).nonzero()[:, 0]
-        if len(unsure):
-            classes[unsure], probabilities[unsure] = self._label_fp32(x[unsure])
+        classes[~(best[:, -1] >= bound + error)] = UNSURE
         return classes, probabilities
 
     def _probabilities(self, best: Tensor, logits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from clipray.analysis.nearest_centroid import native_bf16
+from clipray.analysis.tensors import native_bf16
 from clipray.errors import ModelError
 from clipray.models.packed import pack_weights
 

@@ -23,6 +23,7 @@ from clipray.analysis.kmeans import Assigned, KMeans, best_start, combine, kmean
 from clipray.analysis.mini_batch import mini_batch, mini_batch_kmeans
 from clipray.analysis.sampling import choose
 from clipray.analysis.seeding import plus_plus, seeds
+from clipray.analysis.tensors import native_bf16
 from clipray.analysis.vector_partition import LocalShards, VectorPartition
 
 
@@ -374,7 +375,7 @@ def test_precision_follows_the_hardware_and_the_vectors(monkeypatch: pytest.Monk
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
         assert VectorPartition(X, np.arange(len(X))).precision == expected
         assert VectorPartition(X + 100, np.arange(len(X))).precision == "fp32"
-    assert nearest_centroid.native_bf16(torch.device("cpu")) is False
+    assert native_bf16(torch.device("cpu")) is False
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
