@@ -1,1 +1,1 @@
-"""Programs that make what the package carries; they are not part of it."""
+"""Programs that make what the package carries and what its docs show; they are not part of it."""

@@ -51,20 +51,6 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Palette:
-    """Small differences of colour from image to image, added to every thing and ground (RGB shares)."""
-
-    thing_shift: tuple[float, float, float]
-    ground_shift: tuple[float, float, float]
-
-    @classmethod
-    def sample(cls, rng: np.random.Generator) -> Palette:
-        shifts = rng.uniform(-0.035, 0.035, size=(2, 3))
-        thing, ground = ((float(red), float(green), float(blue)) for red, green, blue in shifts)
-        return cls(thing_shift=thing, ground_shift=ground)
-
-
-@dataclass(frozen=True)
 class Lighting:
     """The light and the camera: overall gain, its slope across the image, warmth, noise and blur.
 
@@ -111,8 +97,13 @@ def clouds(rng: np.random.Generator, side_px: int, cells: int = 5) -> np.ndarray
     return np.clip(np.asarray(coarse.resize((side_px, side_px), Image.Resampling.BICUBIC)), 0.0, 1.0)
 
 
-def draw_ground(rng: np.random.Generator, name: str, pattern_name: str, side_px: int, palette: Palette) -> np.ndarray:
-    """A new canvas filled with a ground colour and its pattern."""
+def paint(canvas: np.ndarray, cover: np.ndarray, rgb: np.ndarray | np.float32) -> None:
+    """Blend a colour, or a shade of grey, into a canvas by the share of each pixel [height, width] that it covers."""
+    canvas += cover[..., None] * (rgb - canvas)
+
+
+def draw_ground(rng: np.random.Generator, name: str, pattern_name: str, side_px: int, shift: np.ndarray) -> np.ndarray:
+    """A new canvas filled with a ground colour, to which the float32 RGB `shift` is added, and its pattern."""
     x, y = grid(side_px)
     turn, period = float(rng.uniform(-np.pi, np.pi)), float(rng.uniform(0.09, 0.2))
     if pattern_name == "cloudy":
@@ -122,7 +113,7 @@ def draw_ground(rng: np.random.Generator, name: str, pattern_name: str, side_px:
     else:
         u, v = turned(x - 0.5, y - 0.5, turn)
         field = pattern(pattern_name, u / period, v / period)
-    rgb = np.asarray(GROUND_RGB[name], np.float32) + np.asarray(palette.ground_shift, np.float32)
+    rgb = np.asarray(GROUND_RGB[name], np.float32) + shift
     tone = 0.8 + 0.4 * field.astype(np.float32)
     return np.clip(rgb, 0.02, 1.0) * np.broadcast_to(tone, (side_px, side_px))[..., None] + np.float32(0.05) * (
         np.broadcast_to(field, (side_px, side_px))[..., None] - np.float32(0.5)
@@ -138,8 +129,12 @@ def _extent(mask: np.ndarray, across: int, offset: int) -> tuple[int, int]:
     return int(hits[0]) + offset, int(hits[-1]) + 1 + offset
 
 
-def draw_thing(canvas: np.ndarray, rng: np.random.Generator, thing: Thing, palette: Palette) -> list[int]:
-    """Paint a thing and return its box in pixels, xyxy, half-open: all pixels covered by half or more."""
+def draw_thing(canvas: np.ndarray, rng: np.random.Generator, thing: Thing, shift: np.ndarray) -> list[int]:
+    """Paint a thing, its colour plus the float32 RGB `shift`.
+
+    Returns:
+        Its box in pixels, xyxy, half-open: all pixels covered by half or more.
+    """
     side_px = canvas.shape[0]
     rows, columns = (_window(at, REACH * thing.radius, side_px) for at in (thing.centre_y, thing.centre_x))
     x, y = grid(side_px)
@@ -150,9 +145,8 @@ def draw_thing(canvas: np.ndarray, rng: np.random.Generator, thing: Thing, palet
     if thing.texture != "plain":
         repeats = float(rng.uniform(2.0, 3.0))
         tone = tone * (1 - 0.36 * (1 - pattern(thing.texture, u * repeats, v * repeats)))
-    rgb = np.clip(np.asarray(THING_RGB[thing.colour], np.float32) + np.asarray(palette.thing_shift, np.float32), 0, 1)
-    patch = canvas[rows, columns]
-    patch += cover[..., None] * (tone[..., None] * rgb - patch)
+    rgb = np.clip(np.asarray(THING_RGB[thing.colour], np.float32) + shift, 0, 1)
+    paint(canvas[rows, columns], cover, tone[..., None] * rgb)
     solid = cover >= 0.5
     left, right = _extent(solid, 0, columns.start)
     top, bottom = _extent(solid, 1, rows.start)
@@ -166,8 +160,8 @@ def draw_post(canvas: np.ndarray, rng: np.random.Generator, thing: Thing) -> Non
     u, _ = turned(x - thing.centre_x, y - thing.centre_y, float(rng.uniform(-0.4, 0.4)))
     width = thing.radius * float(rng.uniform(0.18, 0.3))
     shift = thing.radius * float(rng.uniform(-0.7, 0.7))
-    cover = np.clip(0.5 - (np.abs(u - shift) - width / 2) * side_px, 0.0, 1.0)[..., None]
-    canvas += cover * (np.float32(rng.uniform(0.12, 0.3)) - canvas)
+    cover = np.clip(0.5 - (np.abs(u - shift) - width / 2) * side_px, 0.0, 1.0)
+    paint(canvas, cover, np.float32(rng.uniform(0.12, 0.3)))
 
 
 @lru_cache(maxsize=1024)
@@ -209,7 +203,7 @@ def draw_word(canvas: np.ndarray, rng: np.random.Generator, word: str, *, thing:
     on, under = (np.float32(0.05), np.float32(0.93)) if rng.random() < 0.5 else (np.float32(0.95), np.float32(0.06))
     patch = canvas[top : top + height, left : left + width]
     for layer, value in ((plate, under), (ink, on)):
-        patch += (np.asarray(layer, np.float32)[:height, :width, None] / 255) * (value - patch)
+        paint(patch, np.asarray(layer, np.float32)[:height, :width] / 255, value)
 
 
 def finish(canvas: np.ndarray, rng: np.random.Generator, lighting: Lighting) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from clipray.demo import prompts
-from clipray.demo.painting import GROUND_RGB, THING_RGB, Lighting, finish, grid, turned
+from clipray.demo.painting import GROUND_RGB, THING_RGB, Lighting, finish, grid, paint, turned
 from clipray.demo.shapes import coverage, pattern
 
 Relation = Literal["easy", "hard", "junk"]
@@ -139,10 +139,6 @@ def _front(place: Place, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return body
 
 
-def _paint(canvas: np.ndarray, cover: np.ndarray, rgb: np.ndarray) -> None:
-    canvas += cover[..., None] * (rgb - canvas)
-
-
 def draw_view(place: Place, view: View, side_px: int = 192) -> np.ndarray:
     """Draw a look at a place: uint8 [side_px, side_px, 3]."""
     rng = np.random.default_rng([place.seed, place.index, view.number, side_px, 6])
@@ -159,19 +155,19 @@ def draw_view(place: Place, view: View, side_px: int = 192) -> np.ndarray:
     tone = (0.55 + 0.45 * surface) if place.wall != "plain" else np.float32(1.0)
     front = np.clip(0.5 - _front(place, x, y) * pixels_per_unit, 0, 1)
     edge = np.clip(0.5 - (np.abs(_front(place, x, y)) - 0.035) * pixels_per_unit, 0, 1)
-    _paint(canvas, front, wall * tone + trim * (1 - tone) * 0.8)
+    paint(canvas, front, wall * tone + trim * (1 - tone) * 0.8)
     rows, columns = place.windows
     u, v = (x + 0.85) / 1.7 * columns, (y + 1.1) / 1.7 * rows
     gap = np.maximum(np.abs(u % 1 - 0.5) - 0.24, np.abs(v % 1 - 0.5) - 0.3)
     inside = (np.abs(x) < 0.8) & (np.abs(y + 0.25) < 0.8)
-    _paint(canvas, np.clip(0.5 - gap * pixels_per_unit / 2, 0, 1) * inside, trim)
-    _paint(canvas, edge, trim * 0.7)
+    paint(canvas, np.clip(0.5 - gap * pixels_per_unit / 2, 0, 1) * inside, trim)
+    paint(canvas, edge, trim * 0.7)
     for sign in place.signs:
         s, t = turned((x - sign.x) / sign.radius, (y - sign.y) / sign.radius, sign.turn_rad)
         cover = coverage(sign.shape, s, t, pixels_per_unit=sign.radius * pixels_per_unit)
-        _paint(canvas, cover, np.asarray(THING_RGB[sign.colour], np.float32))
+        paint(canvas, cover, np.asarray(THING_RGB[sign.colour], np.float32))
     if view.hidden:
         side = float(rng.uniform(-0.4, 0.4))
         post = np.broadcast_to(np.abs(across - 0.5 - side) < view.hidden / 2, (side_px, side_px))
-        _paint(canvas, post.astype(np.float32), np.full(3, 0.2, np.float32))
+        paint(canvas, post.astype(np.float32), np.full(3, 0.2, np.float32))
     return finish(canvas.astype(np.float32), rng, view.lighting)

@@ -4,7 +4,7 @@ A `Scene` says what there is; `draw` gives its pixels. The same seed and index g
 library versions, the same pixels. Lengths in a scene are shares of the image's side; boxes of a drawn `Drawing` are
 pixels, xyxy, half-open, origin top left, and span the whole thing inside the image, also where something hides it.
 
-``python -m clipray.demo.contact_sheet docs/demo-scenes.jpg`` draws a contact sheet.
+``python -m tools.demo_scenes docs/demo-scenes.jpg`` draws a contact sheet.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from clipray.demo import prompts
-from clipray.demo.painting import Lighting, Palette, Thing, draw_ground, draw_post, draw_thing, draw_word, finish
+from clipray.demo.painting import Lighting, Thing, draw_ground, draw_post, draw_thing, draw_word, finish
 
 SceneKind = Literal["single", "group", "word"]
 _MAX_OVERLAP = 0.25  # share of the smaller thing's square that two things of a scene may share
@@ -140,9 +140,11 @@ def contradicting_word(scene: Scene) -> str:
 def draw(scene: Scene, side_px: int = 192) -> Drawing:
     """Draw a scene as a square image of `side_px` pixels."""
     rng = np.random.default_rng([scene.seed, scene.index, side_px, 3])
-    palette = Palette.sample(rng)
-    canvas = draw_ground(rng, scene.ground, scene.pattern, side_px, palette)
-    boxes = [draw_thing(canvas, rng, thing, palette) for thing in scene.things]
+    thing_shift, ground_shift = rng.uniform(-0.035, 0.035, (2, 3)).astype(
+        np.float32
+    )  # each image has slightly different colours
+    canvas = draw_ground(rng, scene.ground, scene.pattern, side_px, ground_shift)
+    boxes = [draw_thing(canvas, rng, thing, thing_shift) for thing in scene.things]
     if scene.has_post:
         draw_post(canvas, rng, scene.things[0])
     if scene.word:

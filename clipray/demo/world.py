@@ -6,8 +6,9 @@ the same images and rows; seeds from `TRAINING_SEEDS_FROM` on are the ones that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,42 +26,37 @@ JPEG_QUALITY = 92
 _LABEL_STRIDE = 27  # coprime with 64: every class in turn, colours and shapes mixed
 _VIEWS: tuple[tuple[Relation, int], ...] = (("easy", 2), ("hard", 3), ("junk", 1))  # beside the query itself
 
-IMAGES_SCHEMA = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("label", pa.string()),
-        pa.field("caption", pa.string(), nullable=False),
-        pa.field("captions", pa.list_(pa.string()), nullable=False),
-        pa.field("boxes", pa.list_(pa.list_(pa.float32(), 4))),
-        pa.field("box_captions", pa.list_(pa.string())),
-        pa.field("box_labels", pa.list_(pa.string())),
-        pa.field("word", pa.string()),
-        pa.field("place_id", pa.string()),
-    ]
-)
-
 
 def _strings(*names: str) -> pa.Schema:
     return pa.schema([pa.field(name, pa.string(), nullable=False) for name in names])
 
 
+_STRINGS, _BOXES = pa.list_(pa.string()), pa.list_(pa.list_(pa.float32(), 4))
+IMAGES_SCHEMA = pa.schema(
+    [
+        *_strings("image_id", "uri", "kind", "split"),
+        pa.field("label", pa.string()),
+        *_strings("caption"),
+        pa.field("captions", _STRINGS, nullable=False),
+        pa.field("boxes", _BOXES),
+        pa.field("box_captions", _STRINGS),
+        pa.field("box_labels", _STRINGS),
+        pa.field("word", pa.string()),
+        pa.field("place_id", pa.string()),
+    ]
+)
 TEXTS_SCHEMA = _strings("text_id", "text", "image_id")
 PAIRS_SCHEMA = pa.schema(
     [
         *_strings("pair_id", "image_id", "caption"),
-        pa.field("references", pa.list_(pa.string()), nullable=False),
+        pa.field("references", _STRINGS, nullable=False),
         pa.field("fits", pa.bool_(), nullable=False),
     ]
 )
 GROUPS_SCHEMA = pa.schema(
     [
         *_strings("image_id", "uri"),
-        pa.field("boxes", pa.list_(pa.list_(pa.float32(), 4)), nullable=False),
-        pa.field("box_captions", pa.list_(pa.string()), nullable=False),
-        pa.field("box_labels", pa.list_(pa.string()), nullable=False),
+        *(IMAGES_SCHEMA.field(name).with_nullable(False) for name in ("boxes", "box_captions", "box_labels")),
     ]
 )
 LABELLED_SCHEMA = _strings("image_id", "uri", "label")
@@ -82,7 +78,6 @@ class DemoWorld:
     classes_yaml: Path
     queries: Path
     n_images: int
-    n_places: int
 
 
 @dataclass(frozen=True)
@@ -136,19 +131,9 @@ def _place_entries(seed: int, n_places: int, side_px: int) -> Iterator[_Entry]:
                 "split": "query" if role == "query" else "gallery",
                 "captions": list(place.captions),
                 "place_id": place.place_id,
+                "relation": role,
             }
             yield _Entry(draw_view(place, view, side_px), row)
-
-
-def _query_rows(seed: int, n_places: int) -> list[dict[str, str]]:
-    rows = []
-    for index in range(n_places):
-        name = sample_place(seed, index).place_id
-        for relation, count in _VIEWS:
-            for number in range(1, count + 1):
-                image_id = f"{name}-{relation}-{number}"
-                rows.append({"query_id": f"{name}-query-0", "image_id": image_id, "relation": relation})
-    return rows
 
 
 def _pair_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -186,7 +171,7 @@ def _classes_yaml() -> str:
     return "\n".join([*lines, *(f"  {label}: {prompts.definition(label)}" for label in prompts.class_labels())]) + "\n"
 
 
-def _write_images(entries: Iterator[_Entry], folder: Path) -> list[dict[str, Any]]:
+def _write_images(entries: Iterable[_Entry], folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for entry in entries:
         uri = f"pictures/{entry.row['image_id']}.jpg"
@@ -211,35 +196,26 @@ def write_world(
     """
     folder = Path(out_dir)
     (folder / "pictures").mkdir(parents=True, exist_ok=True)  # fails before anything is drawn
-    entries = list(_scene_entries(seed, n_scenes=n_scenes, n_groups=n_groups, n_words=n_words, side_px=side_px))
-    entries += list(_place_entries(seed, n_places, side_px))
-    rows = _write_images(iter(entries), folder)
+    scenes = _scene_entries(seed, n_scenes=n_scenes, n_groups=n_groups, n_words=n_words, side_px=side_px)
+    rows = _write_images(chain(scenes, _place_entries(seed, n_places, side_px)), folder)
     texts = [
         {"text_id": f"{row['image_id']}-{n}", "text": text, "image_id": row["image_id"]}
         for row in rows
         for n, text in enumerate(row["captions"])
     ]
-    world = DemoWorld(
-        folder=folder,
-        images=folder / "images.parquet",
-        texts=folder / "texts.parquet",
-        pairs=folder / "pairs.parquet",
-        labelled=folder / "labelled.parquet",
-        groups=folder / "groups.parquet",
-        classes=folder / "classes.parquet",
-        classes_yaml=folder / "classes.yaml",
-        queries=folder / "queries.parquet",
-        n_images=len(rows),
-        n_places=n_places,
-    )
-    pq.write_table(pa.Table.from_pylist(rows, IMAGES_SCHEMA), world.images, compression="zstd")
-    pq.write_table(pa.Table.from_pylist(texts, TEXTS_SCHEMA), world.texts, compression="zstd")
-    labelled = [row for row in rows if row["kind"] == "single"]
-    pq.write_table(pa.Table.from_pylist(labelled, LABELLED_SCHEMA), world.labelled, compression="zstd")
-    groups = [row for row in rows if row["kind"] == "group"]
-    pq.write_table(pa.Table.from_pylist(groups, GROUPS_SCHEMA), world.groups, compression="zstd")
-    pq.write_table(pa.Table.from_pylist(_pair_rows(rows), PAIRS_SCHEMA), world.pairs, compression="zstd")
-    pq.write_table(pa.Table.from_pylist(_class_rows(), CLASSES_SCHEMA), world.classes, compression="zstd")
-    pq.write_table(pa.Table.from_pylist(_query_rows(seed, n_places), QUERIES_SCHEMA), world.queries, compression="zstd")
-    world.classes_yaml.write_text(_classes_yaml(), encoding="utf-8")
-    return world
+    queries = [{**row, "query_id": f"{row['place_id']}-query-0"} for row in rows if row["split"] == "gallery"]
+    tables = {
+        "images": (rows, IMAGES_SCHEMA),
+        "texts": (texts, TEXTS_SCHEMA),
+        "pairs": (_pair_rows(rows), PAIRS_SCHEMA),
+        "labelled": ([row for row in rows if row["kind"] == "single"], LABELLED_SCHEMA),
+        "groups": ([row for row in rows if row["kind"] == "group"], GROUPS_SCHEMA),
+        "classes": (_class_rows(), CLASSES_SCHEMA),
+        "queries": (queries, QUERIES_SCHEMA),
+    }
+    paths = {name: folder / f"{name}.parquet" for name in tables}
+    for name, (members, schema) in tables.items():  # of a row, what its schema has
+        pq.write_table(pa.Table.from_pylist(members, schema), paths[name], compression="zstd")
+    classes_yaml = folder / "classes.yaml"
+    classes_yaml.write_text(_classes_yaml(), encoding="utf-8")
+    return DemoWorld(folder=folder, classes_yaml=classes_yaml, n_images=len(rows), **paths)

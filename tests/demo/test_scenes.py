@@ -15,12 +15,12 @@ import yaml
 from PIL import Image
 
 from clipray.demo import prompts
-from clipray.demo.contact_sheet import write_contact_sheet
 from clipray.demo.painting import Lighting
 from clipray.demo.places import draw_view, sample_place, sample_view
 from clipray.demo.scenes import contradicting_word, draw, sample_scene, with_word
 from clipray.demo.shapes import FIELDS, REACH, coverage
 from clipray.demo.world import IMAGES_SCHEMA, LABELLED_SCHEMA, QUERIES_SCHEMA, TEXTS_SCHEMA, DemoWorld, write_world
+from tools.demo_scenes import write_contact_sheet
 
 EVEN_LIGHT = Lighting(gain=1.0, slope_x=0.0, slope_y=0.0, warmth=0.0, noise=0.0, blur=0.0)
 
@@ -222,8 +222,6 @@ def test_contact_sheet_is_drawn(tmp_path: Path) -> None:
 
 
 def test_scenes_need_no_torch() -> None:
-    code = (
-        "import sys, clipray.demo.scenes, clipray.demo.world, clipray.demo.contact_sheet; print('torch' in sys.modules)"
-    )
+    code = "import sys, clipray.demo.scenes, clipray.demo.world, clipray.demo.clusters; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -7,20 +7,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from clipray.demo.clusters import contact_sheet
 from clipray.demo.places import Relation, draw_view, sample_place, sample_view
 from clipray.demo.scenes import Scene, contradicting_word, draw, sample_scene, with_word
-from clipray.report.contact_sheet import contact_sheet
 
-_LOOKS: tuple[tuple[Relation, int], ...] = (
-    ("easy", 0),
-    ("easy", 1),
-    ("easy", 2),
-    ("hard", 1),
-    ("hard", 2),
-    ("hard", 3),
-    ("junk", 1),
-    ("junk", 2),
-)
+_VIEWS: tuple[tuple[Relation, range], ...] = (("easy", range(3)), ("hard", range(1, 4)), ("junk", range(1, 3)))
 
 
 def _with_boxes(scene: Scene, side_px: int) -> Image.Image:
@@ -47,9 +38,9 @@ def _rows(n_columns: int, side_px: int) -> list[tuple[str, list[Image.Image]]]:
     rows.append(("a word that contradicts the image", drawn(clashes)))
     for index in range(3):
         place = sample_place(0, index)
-        looks = [sample_view(place, number, relation=relation) for relation, number in _LOOKS[:n_columns]]
+        looks = [sample_view(place, number, relation=relation) for relation, numbers in _VIEWS for number in numbers]
         title = "" if index else "places: three easy, three hard and two junk views of each"
-        rows.append((title, [Image.fromarray(draw_view(place, look, side_px)) for look in looks]))
+        rows.append((title, [Image.fromarray(draw_view(place, look, side_px)) for look in looks[:n_columns]]))
     return rows
 
 
