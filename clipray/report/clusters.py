@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from clipray.report.label_source import draw, label_sources
+from clipray.report.label_source import draw, first_labels
 from clipray.report.run_tables import RunTable, RunTables
 from clipray.report.section import LeftOut, Section
 from clipray.report.tiles import Album, Tile
@@ -69,15 +69,16 @@ def _clustering(run: RunTables, table: RunTable, album: Album, most: int, exampl
     largest = sizes.sort("size", "cluster_id", descending=[True, False]).head(most)
     nearest = _nearest(table, largest["cluster_id"], examples)
     sampled = table.scan(*table.ids, "cluster_id").bottom_k(SAMPLE, by=draw(table.ids[-1])).collect(engine="streaming")
-    counts, title = _label_counts(run, table, sampled)
+    labels, title = first_labels(run, sampled)
+    counts = sampled.select("cluster_id", label=labels).drop_nulls().group_by("cluster_id", "label").len()
+    counts = counts.sort("len", "label", descending=[True, False])
     sheets = []
     for number, size in largest.iter_rows():
         rows = nearest.filter(pl.col("cluster_id") == number).to_dicts()
         tiles = [album.tile({n: row[n] for n in table.ids}, f"{row['distance']:.3g} from the centroid") for row in rows]
-        labels = counts.filter(pl.col("cluster_id") == number).select("label", "len")
-        sheets.append(
-            Sheet(number, size, size / max(total, 1), labels.head(COMMONEST).rows(), int(labels["len"].sum()), tiles)
-        )
+        of_cluster = counts.filter(pl.col("cluster_id") == number).select("label", "len")
+        commonest, labelled = of_cluster.head(COMMONEST).rows(), int(of_cluster["len"].sum())
+        sheets.append(Sheet(number, size, size / max(total, 1), commonest, labelled, tiles))
     rest = len(sizes) - len(sheets), total - int(largest["size"].sum())
     return Clustering(table.name, len(sizes), total, _facts(table), sheets, *rest, title, len(sampled))
 
@@ -98,17 +99,6 @@ def _nearest(table: RunTable, clusters: pl.Series, examples: int) -> pl.DataFram
         nearest = pl.concat([nearest, members], how="diagonal").sort("distance", table.ids[-1])
         nearest = nearest.group_by("cluster_id", maintain_order=True).head(examples)
     return nearest
-
-
-def _label_counts(run: RunTables, table: RunTable, rows: pl.DataFrame) -> tuple[pl.DataFrame, str]:
-    """`cluster_id`, `label` and `len` of these rows, the commonest label first; and what labels they are, "" for none."""
-    source = next((source for source in label_sources(run) if source.key in table.ids), None)
-    labels = source.of(rows[source.key].to_list()) if source else {}
-    if source is None or not labels:
-        return pl.DataFrame(schema={"cluster_id": pl.Int64, "label": pl.String, "len": pl.Int64}), ""
-    named = rows.with_columns(label=pl.col(source.key).replace_strict(labels, default=None)).drop_nulls("label")
-    counts = named.group_by("cluster_id", "label").len()
-    return counts.sort("len", "label", descending=[True, False]), source.title
 
 
 def _facts(table: RunTable) -> list[tuple[str, str]]:

@@ -66,14 +66,11 @@ def right_section(run: RunTables) -> Section | LeftOut:
 
 def _figures(table: RunTable) -> tuple[list[str], list[dict[str, Any]], int]:
     """Metrics, a row for each data set and style with its figures by metric, and how many rows are left out."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
     columns = ("data_set", "style", "metric", "value", "low", "high", "n", "baseline", "difference")
-    for row in table.scan(*columns).collect().iter_rows(named=True):
-        key = row["data_set"], row["style"]
-        entry = rows.setdefault(key, {"data_set": key[0], "style": key[1], "n": row["n"], "of": {}})
-        entry["of"][row["metric"]] = row
-    seen = {metric for row in rows.values() for metric in row["of"]}
-    return [m for m in METRICS if m in seen], list(rows.values())[:ROWS], max(len(rows) - ROWS, 0)
+    figures = table.scan(*columns).collect()
+    groups = [group.to_dicts() for group in figures.partition_by("data_set", "style")]
+    rows = [{**group[0], "of": {row["metric"]: row for row in group}} for group in groups]
+    return [m for m in METRICS if m in figures["metric"]], rows[:ROWS], max(len(rows) - ROWS, 0)
 
 
 def _best(figures: list[RunTable]) -> tuple[str, str] | None:

@@ -70,10 +70,19 @@ class Labels:
 
 def label_sources(run: RunTables) -> list[Labels]:
     """All columns of labels: the known ones first, then those that a model gave, one for each style."""
-    known = [Labels(table, "image_id", run.label) for table in run.images if run.has_label(table)]
+    known = [Labels(table, "image_id", run.label) for table in run.known("images") if run.has_label(table)]
     return known + [
         Labels(table, table.ids[-1], "label", style) for table in run.of_type("labels") for style in styles_of(table)
     ]
+
+
+def first_labels(run: RunTables, rows: pl.DataFrame) -> tuple[pl.Series, str]:
+    """The labels of some rows, null where there is none, and what labels they are; "" where none is known."""
+    source = next((source for source in label_sources(run) if source.key in rows.columns), None)
+    labels = source.of(rows[source.key].to_list()) if source else {}
+    if source is None or not labels:
+        return pl.Series([None] * len(rows), dtype=pl.String), ""
+    return rows[source.key].replace_strict(labels, default=None, return_dtype=pl.String), source.title
 
 
 def styles_of(table: RunTable) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +42,17 @@ def make_page(run: RunTables, title: str, settings: Report) -> Page:
     Raises:
         SchemaError: a table is not whole.
     """
-    album = Album(settings.thumbnail_px)
-    sections = [section() for section in _sections(run, album, settings)]
+    album, examples = Album(settings.thumbnail_px), settings.examples
+    sections: list[Section | LeftOut] = [  # in the order of the page
+        ran_section(run),
+        plot_section(run, settings.points),
+        clusters_section(run, album, examples),
+        labels_section(run, album, examples),
+        right_section(run),
+        retrieval_section(run, album, examples),
+        metrics_section(run),
+        rejects_section(run),
+    ]
     album.load(run)
     shown = [section for section in sections if isinstance(section, Section)]
     left_out = [section for section in sections if isinstance(section, LeftOut)]
@@ -54,21 +62,6 @@ def make_page(run: RunTables, title: str, settings: Report) -> Page:
     )  # fmt: skip
     names = {table.name: [s.title for s in shown if table.name in s.tables] for table in run.tables}
     return Page(html, names, [section.title for section in left_out])
-
-
-def _sections(run: RunTables, album: Album, settings: Report) -> list[Callable[[], Section | LeftOut]]:
-    """In the order of the page."""
-    examples = settings.examples
-    return [
-        lambda: ran_section(run),
-        lambda: plot_section(run, settings.points),
-        lambda: clusters_section(run, album, examples),
-        lambda: labels_section(run, album, examples),
-        lambda: right_section(run),
-        lambda: retrieval_section(run, album, examples),
-        lambda: metrics_section(run),
-        lambda: rejects_section(run),
-    ]
 
 
 def _environment() -> Environment:

@@ -11,8 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipray.analysis.normalize import l2_normalize
-from clipray.analysis.retrieval import EASY, PROTOCOLS, RELATIONS
+from clipray.analysis.retrieval import EASY, PROTOCOLS, RELATIONS, scores
 from clipray.errors import ClipRayError
 from clipray.inputs.relevance import open_relevance, read_relevance
 from clipray.inputs.vector_column import VectorColumn, open_vectors, read_vectors
@@ -81,7 +80,7 @@ def retrieval_section(run: RunTables, album: Album, examples: int) -> Section | 
     means = [row for table in measured for row in _means(table)]
     values = {"rankings": shown, "means": means, "more": [table.name for table in (*measured[TABLES:], *plain[PLAIN:])]}
     names = tuple(table.name for table in (*measured, *lists) if table not in plain[PLAIN:])
-    return Section("retrieval", TITLE, values, names, _headlines(measured))
+    return Section("retrieval", TITLE, values, names, _headlines(means))
 
 
 def _means(table: RunTable) -> list[dict[str, Any]]:
@@ -95,16 +94,11 @@ def _means(table: RunTable) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _headlines(measured: list[RunTable]) -> tuple[Headline, ...]:
+def _headlines(means: list[dict[str, Any]]) -> tuple[Headline, ...]:
     """The best mean average precision, by protocol `medium` or of all positives."""
-    means = [
-        (value, f"{table.name}, {group.replace('/', ', ')}")
-        for table in measured
-        for group, value in dict(table.record.summary.get("mAP", {})).items()
-        if group.startswith(("medium", "all"))
-    ]
-    best = max(means, key=lambda each: each[0], default=None)
-    return ((f"{best[0]:.3f}", f"mean average precision, {best[1]}"),) if best else ()
+    rows = [row for row in means if row["group"].startswith(("medium", "all"))]
+    best = max(rows, key=lambda row: row["values"][0], default=None)
+    return ((f"{best['values'][0]:.3f}", f"mean average precision, {best['name']}, {best['group']}"),) if best else ()
 
 
 def _measured(run: RunTables, table: RunTable, album: Album, examples: int) -> Ranking:
@@ -112,16 +106,18 @@ def _measured(run: RunTables, table: RunTable, album: Album, examples: int) -> R
     protocol, distance = rows["protocol"][0], rows["distance"][0]
     chosen = rows[np.unique(np.linspace(0, len(rows) - 1, QUERIES).round().astype(int))].to_dicts()
     bins = np.histogram(rows["ap"], BINS, (0, 1))[0].tolist()
-    name, of = table.name, str(table.record.inputs.get("input"))
     title = f"protocol {protocol}" + ("" if distance == "given" else f", {distance} distance")
+    score = {"cosine": "cosine", "l2": "squared distance"}.get(distance, "score")
+    shown, why = [], ""
     try:
         answers, id_column = _answers(run, table, [row["query_id"] for row in chosen], distance, examples)
         relations = _relations(table, set(answers))
+        shown = [
+            _example(album, row, answers.get(row["query_id"], []), relations, protocol, id_column) for row in chosen
+        ]
     except ClipRayError as error:
-        return Ranking(name, of, title, len(rows), bins, [], f"Its answers are not shown: {error}")
-    shown = [_example(album, row, answers.get(row["query_id"], []), relations, protocol, id_column) for row in chosen]
-    score = {"cosine": "cosine", "l2": "squared distance"}.get(distance, "score")
-    return Ranking(name, of, title, len(rows), bins, shown, score=score)
+        why = f"Its answers are not shown: {error}"
+    return Ranking(table.name, str(table.record.inputs.get("input")), title, len(rows), bins, shown, why, score)
 
 
 def _figures(table: RunTable) -> pl.DataFrame:
@@ -138,7 +134,9 @@ def _answers(run: RunTables, table: RunTable, queries: list[str], distance: str,
     of = record.inputs["input"]
     if "neighbours" in record.settings:
         folder = Folder(absolute(of)) if "/" in of else run.output.sub(of)
-        lists = _opened(of, folder)
+        lists = open_table(of, folder)
+        if lists is None:
+            raise ClipRayError(f"{of} is not a finished table")
         return listed(lists, queries, top), _id_column(str(lists.record.inputs.get("input")), run)
     column = dict(record.settings["input"])
     source = open_vectors(Column(**column) if "path" in column else of, run.output)
@@ -152,17 +150,10 @@ def _answers(run: RunTables, table: RunTable, queries: list[str], distance: str,
     return answers, queried.ids[-1]
 
 
-def _opened(name: str, folder: Folder) -> RunTable:
-    table = open_table(name, folder)
-    if table is None:
-        raise ClipRayError(f"{name} is not a finished table")
-    return table
-
-
 def _id_column(source: str, run: RunTables) -> str:
     """The column that names the rows of a vector column such as `images.clip`; `id` where that is not known."""
     name = source.rpartition(".")[0]
-    columns = next((each.record.columns for each in (*run.tables, *run.texts) if each.name == name), {})
+    columns = next((each.record.columns for each in (*run.tables, *run.known("texts")) if each.name == name), {})
     return next((key for key in ("region_id", "text_id", "image_id") if key in columns), "id")
 
 
@@ -240,29 +231,18 @@ def ranked(
         queries: vectors (d,) by name. distance: `cosine`, or `l2`, of which the negative is the score.
         without_own: leave out the row of the query's own name.
     """
-    names = list(queries)
-    q = np.stack([queries[name] for name in names]).astype(np.float64)
-    q = l2_normalize(q).astype(np.float64) if distance == "cosine" else q
+    names, q = list(queries), np.stack(list(queries.values())).astype(np.float64)
     best: list[list[tuple[float, str, Row]]] = [[] for _ in names]
     for row_group in source.row_groups:
         ids, x = read_vectors(source, row_group)
-        scores = _scores(q, x, distance)
         k = min(top + 1, len(x))
-        for n, name in enumerate(names):
-            rows = np.argpartition(-scores[n], k - 1)[:k]
-            entries = zip(scores[n][rows].tolist(), ids.take(pa.array(rows)).to_pylist(), strict=True)
+        for n, near in enumerate(scores(q, x, [distance])[distance]):
+            rows = np.argpartition(-near, k - 1)[:k]
+            entries = zip(near[rows].tolist(), ids.take(pa.array(rows)).to_pylist(), strict=True)
             kept = [(score, row[source.ids[-1]], row) for score, row in entries]
-            kept = [entry for entry in kept if not (without_own and entry[1] == name)]
+            kept = [entry for entry in kept if not (without_own and entry[1] == names[n])]
             best[n] = sorted([*best[n], *kept], key=lambda entry: (-entry[0], entry[1]))[:top]
     return {
         name: [({key: row[key] for key in source.ids}, score) for score, _, row in best[n]]
         for n, name in enumerate(names)
     }
-
-
-def _scores(q: np.ndarray, x: np.ndarray, distance: str) -> np.ndarray:
-    """(q, n), the larger the nearer."""
-    if distance == "cosine":
-        return q @ l2_normalize(x).astype(np.float64).T
-    x = x.astype(np.float64)
-    return -((q**2).sum(axis=1)[:, None] - 2 * q @ x.T + (x**2).sum(axis=1))

@@ -77,27 +77,15 @@ class RunTables:
         name = f"{table.name}_{suffix}"
         return open_table(name, _home(table).sub(name))
 
-    @cached_property
-    def images(self) -> list[RunTable]:
-        """Tables with the URIs of images: of this run, or of another that its vectors come from."""
-        return self._known("images")
-
-    @cached_property
-    def regions(self) -> list[RunTable]:
-        return self._known("regions")
-
-    @cached_property
-    def texts(self) -> list[RunTable]:
-        return self._known("texts")
+    def known(self, table_type: str) -> list[RunTable]:
+        """Tables of this type, such as `images`: of this run, or of another that its vectors come from."""
+        by_url = {table.folder.url: table for table in (*self.tables, *self._others) if table.type == table_type}
+        return list(by_url.values())
 
     def has_label(self, table: RunTable) -> bool:
         """Whether a table of images has the column with known labels."""
         dtype = table.record.columns.get(self.label, "")
         return dtype in LABELS or dtype.startswith("dictionary<values=string")
-
-    def _known(self, table_type: str) -> list[RunTable]:
-        by_url = {table.folder.url: table for table in (*self.tables, *self._others) if table.type == table_type}
-        return list(by_url.values())
 
     @cached_property
     def _others(self) -> list[RunTable]:

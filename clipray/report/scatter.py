@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
 from clipray.inputs.vector_column import VectorColumn, open_vectors, read_vectors
-from clipray.report.label_source import label_sources
+from clipray.report.label_source import first_labels
 from clipray.report.run_tables import RunTable, RunTables
 from clipray.report.section import LeftOut, Section
 
@@ -41,21 +42,12 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Panel:
-    """The points in one colouring."""
-
-    title: str
-    groups: list[Group]
-
-
-@dataclass(frozen=True)
 class Plot:
-    """The panels of a sample."""
+    """A sample of points, in one or more colourings: `panels`, each with its title."""
 
-    name: str
     note: str
     axes: tuple[str, str]
-    panels: list[Panel]
+    panels: list[tuple[str, list[Group]]]
     zero: tuple[float, float]
     size: tuple[float, float] = (WIDTH, HEIGHT)
 
@@ -86,33 +78,29 @@ def _pairs(run: RunTables) -> list[tuple[RunTable, RunTable | None]]:
 def _plot(run: RunTables, reduced: RunTable, clusters: RunTable | None, points: int) -> Plot:
     column = next(name for name, dtype in reduced.record.columns.items() if dtype.startswith("fixed_size_list"))
     vectors = open_vectors(f"{reduced.name}.{column}", run.output)
-    ids, xy = sample(vectors, points)
+    rows, xy = sample(vectors, points)
     spots, zero = _spots(xy)
-    names, panels = ids[reduced.ids[-1]].to_pylist(), []
+    panels = []
     if clusters is not None:
-        member = {
-            row[clusters.ids[-1]]: row["cluster_id"]
-            for row in clusters.where(clusters.ids[-1], names, clusters.ids[-1], "cluster_id")
-        }
-        panels.append(_by_cluster(f"by cluster, {clusters.name}", spots, [member.get(name) for name in names]))
-    source = next((s for s in label_sources(run) if s.key in reduced.ids), None)
-    if source is not None:
-        owners = ids[source.key].to_pylist()
-        labels = source.of(owners)
-        if labels:
-            panels.append(_by_label(f"by {source.title}", spots, [labels.get(name) for name in owners]))
+        key = clusters.ids[-1]
+        members = {row[key]: row["cluster_id"] for row in clusters.where(key, rows[key].to_list(), key, "cluster_id")}
+        numbers = rows[key].replace_strict(members, default=None, return_dtype=pl.Int64)
+        panels.append((f"by cluster, {clusters.name}", _by_cluster(spots, numbers.fill_null(-1).to_numpy())))
+    labels, title = first_labels(run, rows)
+    if title:
+        panels.append((f"by {title}", _by_label(spots, labels.to_list())))
     if not panels:
-        panels.append(Panel("", [Group("all", len(spots), _path(spots), 250.0)]))
+        panels.append(("", [Group("all", len(spots), _path(spots), 250.0)]))
     n = vectors.n_samples
     note = f"all {n:,} rows of {reduced.name}" if len(xy) == n else f"{len(xy):,} of the {n:,} rows of {reduced.name}"
-    return Plot(reduced.name, note, _axes(run, reduced), panels, zero)
+    return Plot(note, _axes(run, reduced), panels, zero)
 
 
-def sample(vectors: VectorColumn, points: int) -> tuple[pa.Table, np.ndarray]:
+def sample(vectors: VectorColumn, points: int) -> tuple[pl.DataFrame, np.ndarray]:
     """About `points` rows of a vector column, the same ones each time, from row groups all over it.
 
     Returns:
-        (table of the identity columns, (n, 2) float64 first two values; of a single component the second is 0).
+        (identity columns, (n, 2) float64 first two values; of a single component the second is 0).
     """
     row_groups = list(vectors.row_groups)
     if vectors.n_samples > points and len(row_groups) > ROW_GROUPS:
@@ -126,7 +114,7 @@ def sample(vectors: VectorColumn, points: int) -> tuple[pa.Table, np.ndarray]:
         two = np.zeros((len(kept), 2))
         two[:, : x.shape[1]] = x[kept, :2]
         rows.append(two)
-    return pa.concat_tables(parts), np.concatenate(rows)
+    return pl.DataFrame(pa.concat_tables(parts)), np.concatenate(rows)
 
 
 def _spots(xy: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
@@ -147,29 +135,29 @@ def _path(spots: np.ndarray) -> str:
     return "".join(f"M{x} {y}h0" for x, y in distinct.tolist())
 
 
-def _by_cluster(title: str, spots: np.ndarray, member: Sequence[int | None]) -> Panel:
-    of = np.array([-1 if number is None else number for number in member])
-    numbers = sorted(set(of[of >= 0].tolist()))
-    groups = [
-        Group(str(number), int((of == number).sum()), _path(spots[of == number]), hue, shade, _middle(spots[of == number]))
-        for number, (hue, shade) in zip(numbers, colours(len(numbers)), strict=True)
-    ]  # fmt: skip
-    return Panel(title, groups)
+def _by_cluster(spots: np.ndarray, cluster_ids: np.ndarray) -> list[Group]:
+    """cluster_ids: (n,) -1 where there is none."""
+    numbers = np.unique(cluster_ids[cluster_ids >= 0]).tolist()
+    members = [spots[cluster_ids == number] for number in numbers]
+    return [
+        Group(str(number), len(mine), _path(mine), *colour, _middle(mine))
+        for number, mine, colour in zip(numbers, members, colours(len(numbers)), strict=True)
+    ]
 
 
-def _by_label(title: str, spots: np.ndarray, labels: Sequence[str | None]) -> Panel:
+def _by_label(spots: np.ndarray, labels: Sequence[str | None]) -> list[Group]:
     """The commonest labels in colours, over the others in grey."""
     counts = Counter(label for label in labels if label is not None)
     named = [label for label, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))][:NAMED_LABELS]
     place = {label: n for n, label in enumerate(named)}
     of = np.array([-2 if label is None else place.get(label, -1) for label in labels])
-    groups = [Group("no label", int((of == -2).sum()), _path(spots[of == -2]), None, 1)]
-    groups.append(Group(f"{len(counts) - len(named)} others", int((of == -1).sum()), _path(spots[of == -1]), None))
-    groups += [
-        Group(label, counts[label], _path(spots[of == n]), *colour)
-        for n, (label, colour) in enumerate(zip(named, colours(len(named)), strict=True))
+    names = {-2: "no label", -1: f"{len(counts) - len(named)} others", **dict(enumerate(named))}
+    shades: list[tuple[float | None, int]] = [(None, 1), (None, 0), *colours(len(named))]
+    groups = [
+        Group(name, len(spots[of == n]), _path(spots[of == n]), *colour)
+        for (n, name), colour in zip(names.items(), shades, strict=True)
     ]
-    return Panel(title, [group for group in groups if group.n])
+    return [group for group in groups if group.n]
 
 
 def colours(n: int) -> list[tuple[float, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 Headline = tuple[str, str]
@@ -23,7 +23,7 @@ class Section:
     title: str
     values: dict[str, Any]
     tables: tuple[str, ...] = ()
-    headlines: tuple[Headline, ...] = field(default=())
+    headlines: tuple[Headline, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -25,17 +25,12 @@ PER_REASON = 6
 
 @dataclass(frozen=True)
 class Line:
-    """A table of the run. is_companion: of another step's table; settings: what decided its values, as text."""
+    """A table of the run. settings: what decided its values, as text; is_companion: of another step's table."""
 
-    name: str
+    table: RunTable
     what: str
-    rows: int
-    rejects: int
-    seconds: float
-    rate: float
-    finished: str
     settings: str
-    is_companion: bool = False
+    is_companion: bool
 
 
 def ran_section(run: RunTables) -> Section:
@@ -43,10 +38,10 @@ def ran_section(run: RunTables) -> Section:
     shown, room = run.tables[:TABLES], ALL_SETTINGS_BYTES
     lines: list[Line] = []
     for table in shown:
-        is_companion = any(table.name.startswith(f"{line.name}_") for line in lines)
-        line = _line(table, 0 if is_companion else min(room, SETTINGS_BYTES), is_companion)
-        room -= len(line.settings)
-        lines.append(line)
+        is_companion = any(table.name.startswith(f"{line.table.name}_") for line in lines)
+        settings = "" if is_companion else _settings(table, min(room, SETTINGS_BYTES))
+        room -= len(settings)
+        lines.append(Line(table, _what(table), settings, is_companion))
     values = {
         "lines": lines, "absent": run.absent, "more": len(run.tables) - len(shown), "models": _models(run),
         "versions": _versions(run), "workers": _workers(run), "output": _brief(run.output.url, 2),
@@ -54,14 +49,9 @@ def ran_section(run: RunTables) -> Section:
     return Section("ran", "What ran", values, tuple(table.name for table in shown), _headlines(run))
 
 
-def _line(table: RunTable, room: int, is_companion: bool) -> Line:
-    record = table.record
-    text = json.dumps(record.settings, indent=1, ensure_ascii=False) if record.settings and not is_companion else ""
-    text = text if len(text) <= room else f"{text[: max(room, 0)]}…"
-    return Line(
-        table.name, _what(table), record.rows, record.rejects, record.seconds, record.rows_per_s, record.finished_at,
-        text, is_companion,
-    )  # fmt: skip
+def _settings(table: RunTable, room: int) -> str:
+    text = json.dumps(table.record.settings, indent=1, ensure_ascii=False) if table.record.settings else ""
+    return text if len(text) <= room else f"{text[: max(room, 0)]}…"
 
 
 def _what(table: RunTable) -> str:
@@ -171,16 +161,14 @@ def rejects_section(run: RunTables) -> Section | LeftOut:
 def _samples(run: RunTables, table: RunTable) -> list[dict[str, Any]]:
     """The first rejects of each reason."""
     folder, counts = tables.rejects_of(run.output, table.name), table.record.rejects_by_reason
-    samples: dict[str, list[dict[str, Any]]] = {}
+    enough, rows = sum(min(n, PER_REASON) for n in counts.values()), pl.DataFrame()
     for name in tables.shard_names(folder):
-        if all(len(samples.get(reason, ())) >= min(n, PER_REASON) for reason, n in counts.items()):
+        rows = pl.concat([rows, pl.DataFrame(tables.read_shard(folder, name))], how="diagonal")
+        rows = rows.group_by("reason", maintain_order=True).head(PER_REASON)
+        if len(rows) == enough:
             break
-        rows = pl.DataFrame(tables.read_shard(folder, name))
-        columns = [column for column in rows.columns if column not in ("stage", "reason", "message")]
-        for row in rows.group_by("reason", maintain_order=True).head(PER_REASON).iter_rows(named=True):
-            of_reason = samples.setdefault(row["reason"], [])
-            if len(of_reason) < PER_REASON:
-                named = [(column, row[column]) for column in columns if row[column] is not None]
-                why = {name: row[name] for name in ("stage", "reason", "message")}
-                of_reason.append({"table": table.name, "named": named, **why})
-    return [row for rows in samples.values() for row in rows]
+    ids = [column for column in rows.columns if column not in ("stage", "reason", "message")]
+    return [
+        {"table": table.name, "named": [(name, row[name]) for name in ids if row[name] is not None], **row}
+        for row in rows.iter_rows(named=True)
+    ]

@@ -7,7 +7,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -44,9 +44,6 @@ class ImageSource:
     size: tuple[int, int]
     manifests: tuple[str, ...] = ()
     box: tuple[float, ...] | None = None
-
-    def with_box(self, box: Iterable[float]) -> ImageSource:
-        return replace(self, box=tuple(box))
 
 
 class Thumbnails:

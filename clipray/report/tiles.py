@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clipray.report.run_tables import RunTables
 from clipray.report.thumbnails import ImageSource, Thumbnails, inline_images
@@ -73,12 +73,12 @@ class Album:
         with_image = [tile for tile in self.tiles if tile.text is None]
         sources = self._sources(run, with_image)
         thumbnails = Thumbnails(self._side_px, min(LARGEST_BYTES, TOTAL_BYTES // max(len(with_image), 1)))
-        inline = {key: source for key, source in sources.items() if source is not None and source.manifests}
+        inline = {key: source for key, source in sources.items() if source.manifests}
         thumbnails_of: dict[tuple[str, str], tuple[str | None, str]] = {}
         for image_id, data in inline_images(inline.values()):
             for key in (key for key in inline if key[0] == image_id):
                 thumbnails_of[key] = thumbnails.of_bytes(data, inline[key])
-        placed = {key: source for key, source in sources.items() if source is not None and source.uri}
+        placed = {key: source for key, source in sources.items() if source.uri}
         with ThreadPoolExecutor(THREADS) as pool:
             thumbnails_of |= zip(placed, pool.map(thumbnails.of_uri, placed.values()), strict=True)
         for tile in with_image:
@@ -88,16 +88,16 @@ class Album:
         """The words of rows that may be texts."""
         maybe = [tile for tile in self.tiles if not {"image_id", "region_id"} & tile.ids.keys()]
         names = {tile.name for tile in maybe}
-        rows = (row for table in run.texts for row in table.where("text_id", names, "text_id", "text"))
+        rows = (row for table in run.known("texts") for row in table.where("text_id", names, "text_id", "text"))
         texts = {row["text_id"]: row["text"] for row in rows}
         for tile in maybe:
             tile.text = texts.get(tile.name)
 
-    def _sources(self, run: RunTables, tiles: list[Tile]) -> dict[tuple[str, str], ImageSource | None]:
-        """Where the images lie, by image and region; None where no table knows; and what they are known to show."""
+    def _sources(self, run: RunTables, tiles: list[Tile]) -> dict[tuple[str, str], ImageSource]:
+        """Where the images lie that a table knows, by image and region; and what they are known to show."""
         sources: dict[str, ImageSource] = {}
         known: dict[str, str] = {}
-        for table in run.images:
+        for table in run.known("images"):
             labelled = [run.label] if run.has_label(table) else []
             columns = ("image_id", "uri", "height", "width", *labelled)
             for row in table.where("image_id", {tile.image_id for tile in tiles}, *columns):
@@ -106,19 +106,16 @@ class Album:
                 sources[row["image_id"]] = ImageSource(row["image_id"], row["uri"], size, manifests)
                 if labelled and row[run.label] is not None:
                     known[row["image_id"]] = str(row[run.label])
-        boxes = self._boxes(run, tiles)
-        result: dict[tuple[str, str], ImageSource | None] = {}
         for tile in tiles:
-            source, region = sources.get(tile.image_id), tile.ids.get("region_id", "")
-            result[_key(tile)] = source.with_box(boxes[region]) if source and region in boxes else source
             tile.known = known.get(tile.image_id)
-        return result
+        boxes, keys = self._boxes(run, tiles), dict.fromkeys(map(_key, tiles))
+        return {key: replace(sources[key[0]], box=boxes.get(key[1])) for key in keys if key[0] in sources}
 
-    def _boxes(self, run: RunTables, tiles: list[Tile]) -> dict[str, list[float]]:
+    def _boxes(self, run: RunTables, tiles: list[Tile]) -> dict[str, tuple[float, ...]]:
         wanted = {tile.ids["region_id"] for tile in tiles if "region_id" in tile.ids}
         return {
-            row["region_id"]: row["box_xyxy"]
-            for table in run.regions
+            row["region_id"]: tuple(row["box_xyxy"])
+            for table in run.known("regions")
             for row in table.where("region_id", wanted, "region_id", "box_xyxy")
         }
 

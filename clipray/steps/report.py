@@ -104,8 +104,9 @@ def open_step(settings: Report, context: StepContext) -> ReportStep:
         )
     if not names:
         raise SchemaError(f"{settings.name}: no step before it writes a table: put it last, or name tables in `of`")
-    if settings.label != Report.model_fields["label"].default and not any(map(shown.has_label, shown.images)):
-        known = {name for table in shown.images for name in table.record.columns}
+    images = shown.known("images")
+    if settings.label != Report.model_fields["label"].default and not any(map(shown.has_label, images)):
+        known = {name for table in images for name in table.record.columns}
         raise SchemaError(
             f"{settings.name}: label: no table of images has a column {settings.label!r} of labels; "
             f"columns: {', '.join(sorted(known)) or 'none'}; `keep` of embed_images carries one along"

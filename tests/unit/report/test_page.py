@@ -435,7 +435,7 @@ def test_a_thumbnail_fits_into_its_bytes() -> None:
         assert data is not None
         assert missing == ""
         assert len(data) * 3 / 4 <= most + 30
-    boxed, _ = Thumbnails(100, 50_000).of_bytes(sink.getvalue(), source.with_box((100, 200, 200, 400)))
+    boxed, _ = Thumbnails(100, 50_000).of_bytes(sink.getvalue(), replace(source, box=(100.0, 200.0, 200.0, 400.0)))
     assert boxed is not None
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(boxed.split(",")[1]))).convert("RGB")).astype(int)
     assert image.shape == (100, 50, 3)
