@@ -13,8 +13,7 @@ import yaml
 from PIL import Image
 from support import CLIPRAY, ROOT, clipray_here
 
-from clipray.demo.clusters import look_at_clusters
-from clipray.demo.tour import nearest_images, style_figures
+from clipray.demo.tour import look_at_clusters, nearest_images, style_figures
 from clipray.storage.folder import Folder
 from clipray.tables import read_record, read_table
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from clipray.demo.clusters import contact_sheet
 from clipray.demo.places import Relation, draw_view, sample_place, sample_view
 from clipray.demo.scenes import Scene, contradicting_word, draw, sample_scene, with_word
+from clipray.report.plots import contact_sheet
 
 _VIEWS: tuple[tuple[Relation, range], ...] = (("easy", range(3)), ("hard", range(1, 4)), ("junk", range(1, 3)))
 

@@ -7,21 +7,25 @@ import io
 import os
 import signal
 import sys
+import tempfile
 import threading
+import traceback
 from typing import TextIO
+
+from clipray import __version__
 
 # isort: off
 from clipray.cli import runs, look, data, cluster  # noqa: F401 - each adds its commands, in the order in which help shows them
 
 # isort: on
 from clipray.cli.app import app, err
-from clipray.cli.defects import told_defect
 from clipray.errors import Stopped
 from clipray.runner.printing import harden_streams
 from clipray.storage.environment import environment_error
 
 __all__ = ["app", "main"]
 STOPPED, UNREAD = 130, 128 + signal.SIGPIPE  # as shells report what SIGINT and SIGPIPE end
+DEFECT = 70  # EX_SOFTWARE of sysexits.h
 
 
 def main() -> None:
@@ -54,13 +58,39 @@ def _code_of(error: Exception) -> int:
     known = environment_error(error)
     if known is not None:
         return _told(f"clipray: {known}", known.exit_code)
-    return _told(*told_defect(error))
+    return _told(_defect(error), DEFECT)
 
 
 def _told(text: str, code: int) -> int:
     with contextlib.suppress(OSError):  # there may be nobody to tell
         err.print(text)
     return code
+
+
+def _defect(error: BaseException) -> str:
+    """A line about an unforeseen error, whose traceback goes into a log file for the maintainers."""
+    text = " ".join(str(error).split())[:600]
+    log = _logged(error)
+    where = f"see {log}" if log else f"at {_place(error)} (no log could be written)"
+    return f"clipray: {type(error).__name__}: {text}: this is a defect in clipray; {where}, and please report it"
+
+
+def _logged(error: BaseException) -> str | None:
+    """The path of a file with the traceback, None where none can be written."""
+    facts = f"clipray {__version__}, Python {sys.version.split()[0]}, {sys.platform}\n{' '.join(sys.argv)}\n\n"
+    trace = "".join(traceback.format_exception(error))
+    try:
+        handle, path = tempfile.mkstemp(prefix="clipray-", suffix=".log")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(facts + trace)
+    except OSError:
+        return None
+    return path
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else "an unknown place"
 
 
 def _exit(code: int) -> None:

@@ -1,4 +1,4 @@
-"""The command line app: its options, its consoles and what several verbs share."""
+"""The command line app: its consoles, and the options that several verbs share."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typer.core import TyperGroup
 
 from clipray import __version__
 from clipray.errors import JobError, Stopped
-from clipray.runner.printing import PlainConsole, PlainTable
+from clipray.runner.printing import PlainConsole
 
 if TYPE_CHECKING:
     from clipray.job import Model
-    from clipray.runner.status import TableStatus
-    from clipray.runner.verify import TableCheck
 
 
 class _Verbs(TyperGroup):
@@ -49,21 +47,8 @@ app = typer.Typer(
 out = PlainConsole(highlight=False)
 err = PlainConsole(stderr=True, highlight=False)
 
-Address = Annotated[
-    str | None,
-    typer.Option(
-        help="Ray cluster to run on: auto (the one this node belongs to) or HOST:PORT of its head; default: RAY_ADDRESS, else this machine."
-    ),
-]
 JobServer = Annotated[
     str, typer.Option(help="The cluster's job server: http://HEAD:8265.", envvar="RAY_API_SERVER_ADDRESS")
-]
-JobServerIfAny = Annotated[
-    str | None,
-    typer.Option(
-        help="The job server of the cluster to which the run was submitted: http://HEAD:8265.",
-        envvar="RAY_API_SERVER_ADDRESS",
-    ),
 ]
 Fresh = Annotated[list[str], typer.Option(help="Delete this table and make it anew; may be repeated.")]
 MODEL = "open_clip model name, hf-hub:…, local-dir:…, config file, or demo."
@@ -109,59 +94,3 @@ def model_settings(name: str, pretrained: str | None, seed: int | None) -> Model
         return Model(name=name, pretrained=pretrained, seed=seed)
     except ValidationError as error:
         raise JobError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
-
-
-def run_job(job: str, **options: Any) -> list[str]:
-    """Run a job and print its tables. Returns the pages that it made."""
-    from clipray.runner.display import Display
-    from clipray.runner.run import run_job as run_job_file
-
-    with Display(err) as display:
-        statuses = run_job_file(job, watch=display.watch, notice=display.notice, **options)
-    print_statuses(statuses)
-    return [status.page for status in statuses if status.page]
-
-
-def say(text: str) -> None:
-    """Print a remark to stderr."""
-    err.print(text)
-
-
-def print_pages(pages: list[str]) -> None:
-    for page in pages:
-        out.print(f"report: {page}")
-
-
-def print_statuses(statuses: list[TableStatus]) -> None:
-    listing = PlainTable("table", "state", "rows", "rejected", "of", "")
-    for status in statuses:
-        note = status.note
-        if status.record and not note and status.record.seconds:
-            note = f"{status.record.seconds:g} s"
-            note += f", {status.record.rows_per_s:g} rows/s" if status.record.rows_per_s else ""
-        listing.add_row(
-            status.name,
-            status.state,
-            str(status.rows),
-            str(status.rejected),
-            "?" if status.total is None else str(status.total),
-            note,
-        )
-    out.print(listing)
-
-
-def print_checks(checks: list[TableCheck]) -> None:
-    """The outcome of `clipray verify`: a line for each table, then one for each broken file."""
-    listing = PlainTable("table", "state", "files", "rows", "without a hash")
-    for check in checks:
-        listing.add_row(check.name, check.state, str(check.files), str(check.rows), str(len(check.without_hash) or ""))
-    out.print(listing)
-    for check in checks:
-        for file in check.broken:
-            rows = "" if file.rows is None else f", {file.rows} rows"
-            out.print(f"{check.name}/{file.file}{rows}: {file.problem}; {file.repair}")
-        if check.note:
-            out.print(f"{check.name}: not noted for the next run: {check.note}")
-    before = [check.name for check in checks if check.without_hash]
-    if before:
-        out.print(f"made before hashes were recorded, so only what can be read was verified: {', '.join(before)}")

@@ -7,15 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clipray.cli.app import (
-    Fresh,
-    JobServer,
-    NoRetry,
-    RetryRejects,
-    app,
-    out,
-    say,
-)
+from clipray.cli.app import Fresh, JobServer, NoRetry, RetryRejects, app, err, out
 from clipray.runner.printing import shown
 
 
@@ -43,7 +35,7 @@ def submit(
     options = [word for table in fresh or [] for word in ("--fresh", table)]
     options += ["--retry-rejects"] * retry_rejects + ["--no-retry"] * no_retry
     code = send(
-        job, address, say=say, write=write, detach=detach, requirements=requirements,
+        job, address, say=err.print, write=write, detach=detach, requirements=requirements,
         exclude=exclude or [], options=options,
     )  # fmt: skip
     raise typer.Exit(code)

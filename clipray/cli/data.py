@@ -7,13 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clipray.cli.app import (
-    MODEL,
-    LabelColumn,
-    app,
-    out,
-    say,
-)
+from clipray.cli.app import MODEL, LabelColumn, app, err, out
 from clipray.errors import JobError
 from clipray.runner.printing import PlainTable
 
@@ -29,7 +23,7 @@ def manifest(
 
     if not output.endswith((".parquet", ".pq")):
         raise JobError(f"{output}: a manifest's name ends in .parquet")
-    count = make_manifest(images, output, label=label, say=say)
+    count = make_manifest(images, output, label=label, say=err.print)
     out.print(f"{count} images in {output}")
 
 
@@ -81,19 +75,13 @@ def schema(
     if as_json:
         print(json.dumps(spec, indent=2, ensure_ascii=False))
         return
-    listing = PlainTable(
-        "column", "type", "null", "unit", "what it is", title=f"{table}: {spec['doc']}", title_justify="left"
-    )
+    title = f"{table}: {spec['doc']}"
+    listing = PlainTable("column", "type", "null", "unit", "what it is", title=title)
     for column in spec["columns"]:
-        values = (
-            f" One of: {', '.join([*column['values'], *column.get('patterns', ())])}." if "values" in column else ""
-        )
+        values = [*column["values"], *column.get("patterns", ())] if "values" in column else []
+        doc = column["doc"] + (f" One of: {', '.join(values)}." if values else "")
         listing.add_row(
-            column["name"],
-            column["type"],
-            "yes" if column["nullable"] else "no",
-            column.get("unit", ""),
-            column["doc"] + values,
+            column["name"], column["type"], "yes" if column["nullable"] else "no", column.get("unit", ""), doc
         )
     out.print(listing)
 
@@ -111,9 +99,7 @@ def layers(
 
     network = architecture(model)
     height, width = network.image_size
-    listing = PlainTable(
-        "layer", "shape", title=f"{model}: layers for images of {height} x {width} px", title_justify="left"
-    )
+    listing = PlainTable("layer", "shape", title=f"{model}: layers for images of {height} x {width} px")
     for layer, shape in shapes_without_weights(network).items():
         names = "" if len(shape) == 1 else " (channels x height x width)"
         listing.add_row(layer, " x ".join(map(str, shape)) + names)

@@ -8,15 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from clipray.cli.app import (
-    ModelName,
-    Pretrained,
-    Seed,
-    app,
-    err,
-    model_settings,
-    out,
-)
+from clipray.cli.app import ModelName, Pretrained, Seed, app, err, model_settings, out
 from clipray.runner.printing import PlainTable, shown
 
 
@@ -89,13 +81,8 @@ def label(
     listing = PlainTable("image", "label", "probability", "")
     for seen in looks:
         for n, (name, p) in enumerate(seen.labels):
-            listing.add_row(
-                "" if n else seen.image,
-                name,
-                f"{p:.1%}",
-                "█" * round(10 * p),
-                end_section=n + 1 == len(seen.labels),
-            )
+            image, is_last = "" if n else seen.image, n + 1 == len(seen.labels)
+            listing.add_row(image, name, f"{p:.1%}", "█" * round(10 * p), end_section=is_last)
         if seen.rejected:
             listing.add_row(seen.image, Text(shown(seen.rejected), style="red"), "", "", end_section=True)
     out.print(listing)

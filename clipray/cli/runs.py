@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clipray.cli.app import (
-    Address,
     Fresh,
-    JobServerIfAny,
     LabelColumn,
     ModelName,
     NoRetry,
@@ -19,15 +17,29 @@ from clipray.cli.app import (
     RetryRejects,
     Seed,
     app,
+    err,
     model_settings,
     out,
-    print_checks,
-    print_pages,
-    print_statuses,
-    run_job,
-    say,
 )
-from clipray.runner.printing import PlainTable
+from clipray.runner.printing import Display, PlainTable
+
+if TYPE_CHECKING:
+    from clipray.runner.status import TableStatus
+    from clipray.runner.verify import TableCheck
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray cluster to run on: auto (the one this node belongs to) or HOST:PORT of its head; default: RAY_ADDRESS, else this machine."
+    ),
+]
+JobServerIfAny = Annotated[
+    str | None,
+    typer.Option(
+        help="The job server of the cluster to which the run was submitted: http://HEAD:8265.",
+        envvar="RAY_API_SERVER_ADDRESS",
+    ),
+]
 
 
 @app.command(rich_help_panel="Run")
@@ -39,7 +51,7 @@ def run(
     address: Address = None,
 ) -> None:
     """Run the unfinished steps of a job."""
-    print_pages(run_job(job, fresh=fresh or [], retry_rejects=retry_rejects, retry=not no_retry, address=address))
+    _print_pages(_run_job(job, fresh=fresh or [], retry_rejects=retry_rejects, retry=not no_retry, address=address))
 
 
 @app.command(rich_help_panel="Run")
@@ -56,9 +68,9 @@ def embed(
     from clipray.runner.embed import write_embed_job
 
     spec = model_settings(model, pretrained, seed)
-    path = write_embed_job(images, output, spec, label, say=say)
+    path = write_embed_job(images, output, spec, label, say=err.print)
     out.print(f"job file: {path}")
-    print_pages(run_job(path, address=address))
+    _print_pages(_run_job(path, address=address))
 
 
 @app.command(rich_help_panel="Run")
@@ -80,7 +92,7 @@ def plan(
 
         raise typer.Exit(plan_there(job, address, write=write))
     statuses, lines = plan_job(job, address=address)
-    print_statuses(statuses)
+    _print_statuses(statuses)
     for text in lines:
         out.print(text)
 
@@ -102,7 +114,7 @@ def status(
         attempt = state(run, address)
         text = f"{attempt.id}: {attempt.state.lower()}" if attempt else f"was not submitted to {address}"
         out.print(text)
-    print_statuses(look(run))
+    _print_statuses(look(run))
 
 
 @app.command(rich_help_panel="Look")
@@ -121,7 +133,7 @@ def verify(
     if as_json:
         print(json.dumps({"run": run, "whole": not broken, "tables": [asdict(table) for table in checks]}, indent=2))
     else:
-        print_checks(checks)
+        _print_checks(checks)
     raise typer.Exit(1 if broken else 0)
 
 
@@ -133,7 +145,7 @@ def report(
     """Make an HTML page of what a run wrote."""
     from clipray.runner.report import write_report
 
-    print_pages([write_report(run, title=title)])
+    _print_pages([write_report(run, title=title)])
 
 
 @app.command(rich_help_panel="Run")
@@ -144,27 +156,24 @@ def demo(
 
     Runs jobs/demo.yaml and shows the result. Needs no network.
     """
-    from clipray.demo.clusters import look_at_clusters, write_cluster_images
-    from clipray.demo.tour import nearest_images, style_figures, write_demo
+    from clipray.demo.tour import look_at_clusters, nearest_images, style_figures, write_cluster_images, write_demo
 
     job = write_demo(output)
     out.print(f"images: {output}/world/pictures, job file: {job}")
-    pages = run_job(job)
+    pages = _run_job(job)
     shown, same = nearest_images(f"{output}/images")
-    listing = PlainTable("image", "nearest by cosine", title="What the vectors know", title_justify="left")
+    listing = PlainTable("image", "nearest by cosine", title="What the vectors know")
     for image in shown:
         listing.add_row(image.caption, "; ".join(f"{caption} ({cosine:.2f})" for caption, cosine in image.nearest))
     out.print(listing)
     out.print(f"The nearest other image of a single thing shows the same thing for {same:.0%} of them.")
     views = look_at_clusters(output)
-    listing = PlainTable(
-        "cluster", "images", "commonest word of the labels", title="What K-means finds", title_justify="left"
-    )
+    listing = PlainTable("cluster", "images", "commonest word of the labels", title="What K-means finds")
     for view in views[:6]:
         listing.add_row(str(view.cluster_id), str(view.size), "{} ({} of {})".format(*view.commonest, view.labelled))
     out.print(listing)
     sheet, plot = write_cluster_images(output, views)
-    listing = PlainTable("images", "prompt style", "n", "top-1", "top-5", "calibration error", title="Zero-shot labels, 64 classes", title_justify="left")  # fmt: skip
+    listing = PlainTable("images", "prompt style", "n", "top-1", "top-5", "calibration error", title="Zero-shot labels, 64 classes")  # fmt: skip
     for kind, style, n, figures in style_figures(f"{output}/label_figures"):
         listing.add_row(kind, style, str(n), *(f"{figures[name]:.1%}" for name in ("top1", "top5", "ece")))
     out.print(listing)
@@ -180,4 +189,48 @@ def demo(
     ):
         out.print(line)
     out.print("And at all of it on one page, in a browser:")
-    print_pages(pages)
+    _print_pages(pages)
+
+
+def _run_job(job: str, **options: Any) -> list[str]:
+    """Run a job and print its tables. Returns the pages that it made."""
+    from clipray.runner.run import run_job as run_job_file
+
+    with Display(err) as display:
+        statuses = run_job_file(job, watch=display.watch, notice=display.notice, **options)
+    _print_statuses(statuses)
+    return [status.page for status in statuses if status.page]
+
+
+def _print_pages(pages: list[str]) -> None:
+    for page in pages:
+        out.print(f"report: {page}")
+
+
+def _print_statuses(statuses: list[TableStatus]) -> None:
+    listing = PlainTable("table", "state", "rows", "rejected", "of", "")
+    for table in statuses:
+        note = table.note
+        if table.record and not note and table.record.seconds:
+            note = f"{table.record.seconds:g} s"
+            note += f", {table.record.rows_per_s:g} rows/s" if table.record.rows_per_s else ""
+        total = "?" if table.total is None else str(table.total)
+        listing.add_row(table.name, table.state, str(table.rows), str(table.rejected), total, note)
+    out.print(listing)
+
+
+def _print_checks(checks: list[TableCheck]) -> None:
+    """The outcome of `clipray verify`: a line for each table, then one for each broken file."""
+    listing = PlainTable("table", "state", "files", "rows", "without a hash")
+    for check in checks:
+        listing.add_row(check.name, check.state, str(check.files), str(check.rows), str(len(check.without_hash) or ""))
+    out.print(listing)
+    for check in checks:
+        for file in check.broken:
+            rows = "" if file.rows is None else f", {file.rows} rows"
+            out.print(f"{check.name}/{file.file}{rows}: {file.problem}; {file.repair}")
+        if check.note:
+            out.print(f"{check.name}: not noted for the next run: {check.note}")
+    before = [check.name for check in checks if check.without_hash]
+    if before:
+        out.print(f"made before hashes were recorded, so only what can be read was verified: {', '.join(before)}")

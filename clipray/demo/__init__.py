@@ -1,6 +1,6 @@
 """A built-in world: drawn scenes with ground truth, and a small CLIP trained on them, so that everything runs offline.
 
-``scenes``, ``places`` and ``world`` need NumPy, Pillow and pyarrow only; ``train`` and ``measure`` need torch.
+``scenes``, ``places`` and ``world`` need NumPy, Pillow and pyarrow only.
 """
 
 from pathlib import Path

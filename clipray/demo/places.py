@@ -153,8 +153,9 @@ def draw_view(place: Place, view: View, side_px: int = 192) -> np.ndarray:
     canvas = sky * (0.9 + 0.25 * y[..., None]).astype(np.float32)
     surface = pattern(place.wall, x / place.period, y / place.period)[..., None].astype(np.float32)
     tone = (0.55 + 0.45 * surface) if place.wall != "plain" else np.float32(1.0)
-    front = np.clip(0.5 - _front(place, x, y) * pixels_per_unit, 0, 1)
-    edge = np.clip(0.5 - (np.abs(_front(place, x, y)) - 0.035) * pixels_per_unit, 0, 1)
+    outline = _front(place, x, y)
+    front = np.clip(0.5 - outline * pixels_per_unit, 0, 1)
+    edge = np.clip(0.5 - (np.abs(outline) - 0.035) * pixels_per_unit, 0, 1)
     paint(canvas, front, wall * tone + trim * (1 - tone) * 0.8)
     rows, columns = place.windows
     u, v = (x + 0.85) / 1.7 * columns, (y + 1.1) / 1.7 * rows

@@ -1,1 +1,1 @@
-"""A run's page, and plots."""
+"""A run's page, plots and contact sheets."""

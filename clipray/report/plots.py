@@ -1,13 +1,13 @@
-"""Plots as PNG files, drawn by matplotlib without a display and without its global state."""
+"""Plots as PNG files, drawn by matplotlib without a display and without its global state; and contact sheets."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,16 +15,15 @@ if TYPE_CHECKING:
 
 DPI = 110
 NAMED = 100  # classes whose names fit beside a confusion matrix
+PAPER, INK = (250, 249, 246), (40, 40, 44)  # of a contact sheet
+TITLE_PX = 24
 MANY = 10  # groups, beyond which colours come from the larger palette
 
 
-def scatter(
-    path: str | Path, points: np.ndarray, groups: Sequence[str], *, title: str = "", axes: tuple[str, str] = ("", "")
-) -> Path:
-    """Points in the colours of their groups, each group named at its median.
+def scatter(points: np.ndarray, groups: Sequence[str], *, title: str, axes: tuple[str, str]) -> bytes:
+    """A PNG of points in the colours of their groups, each group named at its median.
 
     Args:
-        path: of the PNG file.
         points: (n, 2) float. groups: the group of each point.
         axes: names of the horizontal and the vertical axis.
     """
@@ -41,7 +40,7 @@ def scatter(
         text.set_path_effects([patheffects.withStroke(linewidth=3.5, foreground="white")])
     plot.set_xlabel(axes[0])
     plot.set_ylabel(axes[1])
-    return _saved(figure, path)
+    return _png(figure)
 
 
 def confusion(counts: np.ndarray, labels: Sequence[str], *, title: str = "") -> bytes:
@@ -80,15 +79,35 @@ def _figure(width_in: float, height_in: float, title: str) -> tuple[Figure, Axes
     return figure, plot
 
 
-def _saved(figure: Figure, path: str | Path) -> Path:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(_png(figure))
-    return Path(path)
-
-
 def _png(figure: Figure) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     sink = io.BytesIO()
     FigureCanvasAgg(figure).print_png(sink)
     return sink.getvalue()
+
+
+def contact_sheet(
+    rows: Iterable[tuple[str, Sequence[Image.Image]]], *, side_px: int = 128, gap_px: int = 6
+) -> Image.Image:
+    """Lay out rows of (title, images); a row without a title follows the one above it closely.
+
+    Images are scaled to fit a square of `side_px`, their aspect kept; rows may be of different lengths.
+    """
+    rows = list(rows)
+    columns = max((len(images) for _, images in rows), default=1)
+    width = gap_px + columns * (side_px + gap_px)
+    height = gap_px + sum(side_px + gap_px + (TITLE_PX if title else 0) for title, _ in rows)
+    sheet = Image.new("RGB", (width, height), PAPER)
+    pen, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(15), gap_px
+    for title, images in rows:
+        if title:
+            pen.text((gap_px, top + 2), title, fill=INK, font=font)
+            top += TITLE_PX
+        for column, image in enumerate(images):
+            small = image.convert("RGB")
+            small.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+            left = gap_px + column * (side_px + gap_px)
+            sheet.paste(small, (left + (side_px - small.width) // 2, top + (side_px - small.height) // 2))
+        top += side_px + gap_px
+    return sheet

@@ -57,12 +57,12 @@ def write_embed_job(
     values = {
         "name": Path(home.url).name,
         "output": home.url,
-        "model": model.model_dump(exclude_none=True, exclude_defaults=True),
+        "model": _written(model),
         "steps": [{"embed_images": {"manifest": manifest, **({"keep": keep} if keep else {})}}],
     }
     path = f"{home.url}/job.yaml"
     if home.read("job.yaml") is not None and _was_started(home):
-        _same_job(path, values)
+        _check_same(path, model, manifest)
     else:
         home.write("job.yaml", dump_job(values))
     return path
@@ -87,19 +87,21 @@ def _holds(source: str, listed: Callable[[str], object]) -> bool:
         return False
 
 
-def _same_job(path: str, values: dict[str, Any]) -> None:
-    """Check that model and manifest of the job file, which may have been edited, are still those of the command."""
+def _written(model: Model) -> dict[str, Any]:
+    """A model's settings as a job file has them."""
+    return model.model_dump(exclude_none=True, exclude_defaults=True)
+
+
+def _check_same(path: str, model: Model, manifest: str) -> None:
+    """Check that the job file, which may have been edited, still has the model and the manifest of the command."""
     job = load_job(path)
-    wanted = Model(**values["model"])
-    if job.model != wanted:
-        model = job.model.model_dump(exclude_none=True, exclude_defaults=True) if job.model else None
-        raise StaleTableError(
-            f"{path} says model {model}, the command {wanted.model_dump(exclude_none=True, exclude_defaults=True)}: "
-            "give another OUT, or edit the job and `clipray run` it"
-        )
     step = steps_of(job)[0]
     assert isinstance(step, EmbedImages)
-    if step.manifest != values["steps"][0]["embed_images"]["manifest"]:
-        raise StaleTableError(
-            f"{path} reads {step.manifest}, the command names {values['steps'][0]['embed_images']['manifest']}: give another OUT, or edit the job and `clipray run` it"
-        )
+    for name, written, wanted in (
+        ("model", job.model and _written(job.model), _written(model)),
+        ("manifest", step.manifest, manifest),
+    ):
+        if written != wanted:
+            raise StaleTableError(
+                f"{path} says {name} {written}, the command {wanted}: give another OUT, or edit the job and `clipray run` it"
+            )

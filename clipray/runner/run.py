@@ -120,14 +120,8 @@ def _finish_step(step: AnyStep, run: RunContext, names: Sequence[str]) -> Iterat
         step.note_recount()
     else:
         record = run_step(step, run)
-        run.events.write(
-            "step_finished",
-            step=step.name,
-            rows=record.rows,
-            rejects=record.rejects_by_reason,
-            seconds=record.seconds,
-            rows_per_s=record.rows_per_s,
-        )
+        figures = {"rows": record.rows, "rejects": record.rejects_by_reason, "seconds": record.seconds}
+        run.events.write("step_finished", step=step.name, **figures, rows_per_s=record.rows_per_s)
     for name in names:
         folder = step.output.sub(name)
         done = tables.read_record(folder)

@@ -54,58 +54,39 @@ def status(url: str | os.PathLike[str]) -> list[TableStatus]:
         damaged = tables.is_broken(folder)
         if record is None and read_started(folder) is None and not damaged:
             continue
-        shards = {} if record else _shard_rows(folder)
-        rows = record.rows if record else sum(shards.values())
-        rejected = record.rejects if record else sum(_shard_rows(tables.rejects_of(output, name)).values())
+        state = "damaged" if damaged else "finished" if record else "partial"
+        rows = record.rows if record else _rows_on_disk(folder)
+        rejected = record.rejects if record else _rows_on_disk(tables.rejects_of(output, name))
+        progress = {} if record else _last_progress(output, name)
+        total = record.inputs.get("rows") if record else progress.get("total")
+        note = "`clipray run` repairs it" if damaged else _note(record, progress)
         size = sum(folder.sizes().values())
-        statuses.append(
-            TableStatus(
-                name,
-                "damaged" if damaged else "finished" if record else "partial",
-                rows,
-                rejected,
-                record.inputs.get("rows") if record else _total(output, name),
-                size,
-                "`clipray run` repairs it" if damaged else _note(output, name, record),
-                record,
-            )
-        )
+        statuses.append(TableStatus(name, state, rows, rejected, total, size, note, record))
     if not statuses:
         raise JobError(f"{url}: no run there: expected the `output` folder of a job that was started")
     return statuses
 
 
-def _note(output: Folder, name: str, record: tables.Record | None) -> str:
-    if record is None:
-        return _last_seen(output, name)
-    return f"finished {record.finished_at}" + (f", {record.rows_per_s:g} rows/s" if record.rows_per_s else "")
-
-
-def _shard_rows(folder: Folder) -> dict[str, int]:
-    rows = {}
+def _rows_on_disk(folder: Folder) -> int:
+    rows = 0
     for name in tables.shard_names(folder):
         with contextlib.suppress(Exception):  # torn or just being replaced: the next run repairs it
-            rows[name] = tables.shard_footer(folder, name)[0]
+            rows += tables.shard_footer(folder, name)[0]
     return rows
 
 
-def _progress_events(output: Folder, step: str) -> list[dict[str, Any]]:
+def _last_progress(output: Folder, step: str) -> dict[str, Any]:
+    """The last event of a step's progress; {} where there is none."""
+    fields = {"total": int, "rate": float}
     events = [e for e in read_events(output) if e["event"] == "progress" and e.get("step") == step]
-    kinds = {"total": int, "rate": float}
-    return [e for e in events if not kinds.keys() - e.keys() and not wrong_fields(e, kinds)]
+    return next((e for e in reversed(events) if fields.keys() <= e.keys() and not wrong_fields(e, fields)), {})
 
 
-def _total(output: Folder, step: str) -> int | None:
-    events = _progress_events(output, step)
-    return events[-1]["total"] if events else None
-
-
-def _last_seen(output: Folder, step: str) -> str:
-    events = _progress_events(output, step)
-    if not events:
-        return "started"
-    last = events[-1]
-    with contextlib.suppress(ValueError):
-        ago = time.time() - datetime.fromisoformat(last["time"]).timestamp()
-        return f"last seen {ago:.0f} s ago at {last['rate']:.1f} rows/s"
+def _note(record: tables.Record | None, progress: dict[str, Any]) -> str:
+    if record is not None:
+        return f"finished {record.finished_at}" + (f", {record.rows_per_s:g} rows/s" if record.rows_per_s else "")
+    if progress:
+        with contextlib.suppress(ValueError):
+            ago = time.time() - datetime.fromisoformat(progress["time"]).timestamp()
+            return f"last seen {ago:.0f} s ago at {progress['rate']:.1f} rows/s"
     return "started"

@@ -117,7 +117,9 @@ def mark(output: str) -> str:
 def runtime_env(job: Job, requirements: str | None, exclude: Sequence[str]) -> dict[str, Any]:
     """Ray's runtime environment: the working directory without data, packages to install, time to stop."""
     here = Path.cwd()
-    excludes = [*LEFT_OUT, *_modules(here), *exclude]
+    is_clone = (here / "clipray" / "__init__.py").is_file()  # of which clipray's own modules are sent
+    modules = tuple(f"/{pattern}" for pattern in MODULES) if is_clone else MODULES
+    excludes = [*LEFT_OUT, *modules, *exclude]
     if is_local(job.output) and Path(absolute(job.output)).is_relative_to(here):
         excludes.append(f"/{Path(absolute(job.output)).relative_to(here)}")
     env: dict[str, Any] = {
@@ -130,12 +132,6 @@ def runtime_env(job: Job, requirements: str | None, exclude: Sequence[str]) -> d
             raise JobError(f"--requirements {requirements}: no such file")
         env["pip"] = requirements
     return env
-
-
-def _modules(here: Path) -> tuple[str, ...]:
-    """Modules that are not sent. Of a clone of clipray, only its packages are sent."""
-    is_clone = (here / "clipray" / "__init__.py").is_file()
-    return tuple(f"/{pattern}" for pattern in MODULES) if is_clone else MODULES
 
 
 def _portable(path: str) -> tuple[Job, str]:

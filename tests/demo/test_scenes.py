@@ -222,6 +222,6 @@ def test_contact_sheet_is_drawn(tmp_path: Path) -> None:
 
 
 def test_scenes_need_no_torch() -> None:
-    code = "import sys, clipray.demo.scenes, clipray.demo.world, clipray.demo.clusters; print('torch' in sys.modules)"
+    code = "import sys, clipray.demo.scenes, clipray.demo.world, clipray.demo.tour; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -198,7 +198,7 @@ def test_a_message_with_brackets_is_printed_as_it_is(
     assert "[bold]nothing[/bold]" + "x" * 200 in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("run", [["-m", "clipray.cli"], None])
+@pytest.mark.parametrize("run", [["-m", "clipray"], None])
 def test_in_a_process_of_its_own(run: list[str] | None) -> None:
     command = [sys.executable, *run] if run else [str(Path(sys.executable).parent / "clipray")]
     done = subprocess.run([*command, "run", "nothing.yaml"], capture_output=True, text=True, check=False)

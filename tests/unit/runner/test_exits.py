@@ -131,7 +131,7 @@ def test_a_defect_is_one_line_with_a_log(
 def test_a_defect_is_told_also_where_no_log_can_be_written(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("clipray.cli.defects.tempfile.mkstemp", fails_with(OSError(errno.ENOSPC, "full")))
+    monkeypatch.setattr("clipray.cli.tempfile.mkstemp", fails_with(OSError(errno.ENOSPC, "full")))
     monkeypatch.setattr("clipray.runner.status.status", fails_with(KeyError("x")))
     assert called(["status", "x"], monkeypatch) == 70
     (line,) = capfd.readouterr().err.splitlines()

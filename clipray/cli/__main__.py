@@ -1,5 +1,0 @@
-"""`python -m clipray.cli`."""
-
-from clipray.cli import main
-
-main()
