@@ -10,11 +10,11 @@ part and 2,345 with five.
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import numpy as np
 
 from clipray.analysis.errors import DataError
+from clipray.analysis.kmeans_data import KMeansData
 
 SAMPLE_ROWS = 16, 16_384  # of a cluster, and at least: half as many and a quarter missed rare clusters
 SAMPLE_BYTES = 2**29  # at most, unless that is fewer than two vectors of a cluster
@@ -22,19 +22,7 @@ PART = 1000  # clusters of a part of the sample
 STEPS = 8  # of k-means++ whose candidates are drawn at a time
 
 
-class Sampled(Protocol):
-    """What seeding asks of a table of vectors (a part of `kmeans.KMeansData`)."""
-
-    @property
-    def n_samples(self) -> int: ...
-
-    @property
-    def n_features(self) -> int: ...
-
-    def sample(self, n: int, random_state: int, centroids: np.ndarray | None = None) -> np.ndarray: ...
-
-
-def seeds(data: Sampled, n_clusters: int, random_state: int) -> np.ndarray:
+def seeds(data: KMeansData, n_clusters: int, random_state: int) -> np.ndarray:
     """Distinct vectors of the table to start from, (n_clusters, d) float32, the same however it lies in shards.
 
     Raises:

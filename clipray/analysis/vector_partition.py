@@ -1,7 +1,7 @@
 """The hot loop of K-means over one shard of vectors in memory: rows to their nearest centroids, and their sums.
 
 Only the choice of a centroid depends on the precision of the product (see `ranking`). What is summed up are the float32
-values, and exactly: any split and any order of the rows add up to the same bits (see `kmeans.Assigned`).
+values, and exactly: any split and any order of the rows add up to the same bits (see `Assigned`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from clipray.analysis.errors import DataError
-from clipray.analysis.kmeans import Assigned, combine
+from clipray.analysis.kmeans_data import Assigned, Draw, choose, combine, draw
 from clipray.analysis.nearest_centroid import PARTS, bf16_rows, ranking
-from clipray.analysis.sampling import Draw, choose, draw
 from clipray.analysis.tensors import Precision, as_tensor, native_bf16
 
 SCORES = 2**23  # bf16 values of a block of scores, 16 MiB: much of them is in the cache when minima are sought
@@ -234,7 +233,7 @@ class VectorPartition:
 
 
 class LocalShards:
-    """Vectors in the memory of this process, as `kmeans.KMeansData`: what any other implementation should agree with."""
+    """Vectors in the memory of this process, as `KMeansData`: what any other implementation should agree with."""
 
     def __init__(self, shards: Sequence[VectorPartition]) -> None:
         """Raises ValueError unless all shards, at least one, have the same number of columns."""

@@ -1,4 +1,4 @@
-"""Vectors held by Ray actors, or read by them again and again, as K-means wants them: `kmeans.Vectors` over a cluster."""
+"""Vectors held by Ray actors, or read by them again and again, as K-means wants them: `kmeans_data.Batches` over a cluster."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import pyarrow as pa
 import ray
 
 from clipray.analysis.errors import DataError
-from clipray.analysis.kmeans import Assigned, combine
+from clipray.analysis.kmeans_data import Assigned, Draw, choose, combine, merged
 from clipray.analysis.normalize import l2_normalize
-from clipray.analysis.sampling import Draw, choose, merged
 from clipray.engine.cluster import ClusterResources
 from clipray.engine.health import answers_of
 from clipray.engine.plan import CORES_PER_CPU_ACTOR
@@ -188,7 +187,7 @@ class VectorActor:
 
 
 class VectorActorPool:
-    """`mini_batch.Batches` of a cluster: each method asks all actors and combines what they say."""
+    """`Batches` of a cluster: each method asks all actors and combines what they say."""
 
     def __init__(self, source: VectorColumn, actors: list[Any]) -> None:
         self.n_samples, self.n_features = source.n_samples, source.n_features

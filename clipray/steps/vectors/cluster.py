@@ -6,7 +6,6 @@ and ends in the same centroids to the bit. The last pass ranks in fp32 and write
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import time
@@ -21,7 +20,6 @@ import pyarrow as pa
 from clipray import tables
 from clipray.analysis.errors import DataError
 from clipray.analysis.kmeans import KMeans, best_start, kmeans
-from clipray.analysis.mini_batch import mini_batch_kmeans
 from clipray.errors import ClipRayError, JobError, SchemaError
 from clipray.inputs.vector_column import open_vectors
 from clipray.job import Cluster
@@ -97,9 +95,6 @@ class ClusterStep(VectorStep[Cluster]):
         if isinstance(start, KMeans):
             run.say(f"{self.name}: goes on after iteration {start.n_iterations}")
         ticker = Ticker(run, self.name, self.total, "iterating")
-        algorithm = (
-            functools.partial(mini_batch_kmeans, batch_rows=settings.mini_batch) if settings.mini_batch else kmeans
-        )
 
         def keep(state: KMeans) -> None:
             _save(self.table, state)
@@ -108,9 +103,10 @@ class ClusterStep(VectorStep[Cluster]):
         try:
             if start is None and settings.n_init > 1:
                 start = best_start(data, settings.clusters, settings.n_init, settings.random_state, settings.spherical)
-            return algorithm(
+            return kmeans(
                 data,
                 settings.clusters,
+                batch_rows=settings.mini_batch,
                 max_iter=settings.max_iterations,
                 tol=settings.tolerance,
                 random_state=settings.random_state,

@@ -19,9 +19,8 @@ import torch
 
 from clipray.analysis import nearest_centroid, seeding, vector_partition
 from clipray.analysis.errors import DataError
-from clipray.analysis.kmeans import Assigned, KMeans, best_start, combine, kmeans
-from clipray.analysis.mini_batch import mini_batch, mini_batch_kmeans
-from clipray.analysis.sampling import choose
+from clipray.analysis.kmeans import KMeans, best_start, kmeans, mini_batch
+from clipray.analysis.kmeans_data import Assigned, choose, combine
 from clipray.analysis.seeding import plus_plus, seeds
 from clipray.analysis.tensors import native_bf16
 from clipray.analysis.vector_partition import LocalShards, VectorPartition
@@ -468,7 +467,7 @@ def test_mini_batches_against_scikit_learn() -> None:
 
 @dataclass
 class InBatches:
-    """`mini_batch.Batches` of vectors in this process; a batch is the shard of its rows."""
+    """`Batches` of vectors in this process; a batch is the shard of its rows."""
 
     x: np.ndarray
 
@@ -488,7 +487,7 @@ class InBatches:
 def test_passes_of_mini_batches_end_near_lloyds(spherical: bool) -> None:
     x = X / np.linalg.norm(X, axis=1, keepdims=True) if spherical else X
     whole = kmeans(local(x), 40, spherical=spherical, start=START)
-    found = mini_batch_kmeans(InBatches(x), 40, 500, spherical=spherical, start=START, tol=1e-4)
+    found = kmeans(InBatches(x), 40, batch_rows=500, spherical=spherical, start=START, tol=1e-4)
     assert found.converged
     assert 1 < found.n_iterations < 100
     inertia = [local(x).assign(state.centroids).inertia(state.centroids).sum() for state in (whole, found)]
@@ -501,14 +500,14 @@ def test_passes_of_mini_batches_end_near_lloyds(spherical: bool) -> None:
 def test_a_centroid_far_from_all_batches_takes_half_of_another() -> None:
     start = np.concatenate([START[:39], START[:1] + 1e4]).astype(np.float32)
     states: list[KMeans] = []
-    mini_batch_kmeans(InBatches(X), 40, 500, start=start, max_iter=2, on_iteration=states.append)
+    kmeans(InBatches(X), 40, batch_rows=500, start=start, max_iter=2, on_iteration=states.append)
     assert np.abs(states[0].centroids).max() < 100
     assert sorted(states[0].counts)[:2] == [0, 0]
     assert states[1].counts.min() > 0
 
 
 def test_the_driver_needs_no_torch() -> None:
-    code = "import sys, clipray.analysis.kmeans, clipray.analysis.sampling; print('torch' in sys.modules)"
+    code = "import sys, clipray.analysis.kmeans; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
