@@ -23,7 +23,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from clipray.analysis.kmeans import KMeans, kmeans
-from clipray.analysis.vector_partition import LocalShards, VectorPartition
+from clipray.analysis.vector_partition import VectorPartition
 
 PARTS = {
     "product": ("aten::mm", "aten::addmm"),
@@ -61,14 +61,7 @@ def run_clipray(
         ends.append(time.perf_counter())
         seen.append(state.centroids)
 
-    kmeans(
-        LocalShards([shard]),
-        len(start),
-        start=start,
-        tol=0,
-        max_iter=iterations,
-        on_iteration=on_iteration,
-    )
+    kmeans(shard, len(start), start=start, tol=0, max_iter=iterations, on_iteration=on_iteration)
     busy = time.process_time() - busy
     each = ", ".join(f"{s:.2f}" for s in np.diff(ends))
     print(f"  clipray {shard.precision}: {built - begin:.2f} s for the shard, then iterations of {each} s")

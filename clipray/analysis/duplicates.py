@@ -33,13 +33,7 @@ class Links:
 
 def linked(i: np.ndarray, j: np.ndarray, cosines: np.ndarray) -> Links:
     """The `Links` of pairs (m,) of rows."""
-    rows, places = np.unique(np.concatenate([i, j]).astype(np.int64), return_inverse=True)
-    nearest = np.full(len(rows), -np.inf, np.float32)
-    np.maximum.at(nearest, places, np.concatenate([cosines, cosines]).astype(np.float32))
-    labels = _labels(places[: len(i)], places[len(i) :], len(rows))
-    firsts = np.unique(labels, return_index=True)[1]
-    others = np.setdiff1d(np.arange(len(rows)), firsts)
-    return Links(rows[firsts[labels[others]]], rows[others], rows, nearest)
+    return _forest(i, j, np.concatenate([i, j]), np.concatenate([cosines, cosines]).astype(np.float32))
 
 
 def merged(parts: Iterable[Links]) -> Links:
@@ -48,23 +42,31 @@ def merged(parts: Iterable[Links]) -> Links:
     empty = np.zeros(0, np.int64)
     i, j, rows = (np.concatenate([empty, *(getattr(p, name) for p in parts)]) for name in ("i", "j", "rows"))
     values = np.concatenate([np.zeros(0, np.float32), *(p.nearest for p in parts)])
-    distinct, places = np.unique(rows, return_inverse=True)
+    return _forest(i, j, rows, values)
+
+
+def _forest(i: np.ndarray, j: np.ndarray, rows: np.ndarray, cosines: np.ndarray) -> Links:
+    """The `Links` of pairs (m,) of rows, and of the cosines (r,) that `rows` (r,) have to others."""
+    distinct, places = np.unique(rows.astype(np.int64), return_inverse=True)
     nearest = np.full(len(distinct), -np.inf, np.float32)
-    np.maximum.at(nearest, places, values)
-    forest = linked(i, j, np.zeros(len(i)))
-    return Links(forest.i, forest.j, distinct, nearest)
+    np.maximum.at(nearest, places, cosines)
+    labels, firsts = _components(i, j, distinct)
+    others = np.setdiff1d(np.arange(len(distinct)), firsts)
+    return Links(distinct[firsts[labels[others]]], distinct[others], distinct, nearest)
 
 
 def groups(links: Links) -> np.ndarray:
     """(n,) int64: the group of each of `links.rows`, numbered from 0 by their first rows."""
-    i, j = (np.searchsorted(links.rows, rows) for rows in (links.i, links.j))
-    labels = _labels(i, j, len(links.rows))
-    firsts = np.unique(labels, return_index=True)[1]
+    labels, firsts = _components(links.i, links.j, links.rows)
     return np.argsort(np.argsort(firsts))[labels].astype(np.int64)
 
 
-def _labels(i: np.ndarray, j: np.ndarray, n: int) -> np.ndarray:
-    return connected_components(coo_array((np.ones(len(i), np.int8), (i, j)), shape=(n, n)), directed=False)[1]
+def _components(i: np.ndarray, j: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of sorted `rows` (n,), linked by pairs (m,): the component (n,) of each, and the place of each component's first."""
+    at_i, at_j = np.searchsorted(rows, i), np.searchsorted(rows, j)
+    graph = coo_array((np.ones(len(i), np.int8), (at_i, at_j)), shape=(len(rows),) * 2)
+    labels = connected_components(graph, directed=False)[1]
+    return labels, np.unique(labels, return_index=True)[1]
 
 
 def pairs(a: np.ndarray, b: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

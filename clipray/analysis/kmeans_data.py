@@ -54,9 +54,7 @@ class Assigned:
     and otherwise to 1e-10 of it.
 
     Attributes:
-        sums: (k, d) float64.
-        counts: (k,) int64.
-        squares: (k,) float64.
+        sums: (k, d) float64. counts: (k,) int64. squares: (k,) float64.
     """
 
     sums: np.ndarray
@@ -86,9 +84,7 @@ class Draw:
     """A shard's candidates, the lowest priority first.
 
     Attributes:
-        priorities: (m,) float64, finite.
-        keys: (m,) uint64.
-        rows: (m,) int64, within the shard.
+        priorities: (m,) float64, finite. keys: (m,) uint64. rows: (m,) int64, within the shard.
     """
 
     priorities: np.ndarray

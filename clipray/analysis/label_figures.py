@@ -6,7 +6,7 @@ counts of such a draw are multinomial with the counts found, so it costs the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,6 @@ BINS = 15  # of the calibration, equally wide (Guo et al. 2017, arXiv 1706.04599
 FINE = 100  # parts of a bin, within which the bootstrap takes probabilities for equal
 MISS = 127  # the rank of a label that is not among those given; ranks from 126 on count as one
 DRAWN_VALUES = 2**22  # that are drawn at a time
-Cells = np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +70,13 @@ def level(ranks: np.ndarray) -> np.ndarray:
     return np.searchsorted(TOPS, ranks, side="right").astype(np.int64)
 
 
-def accuracies(cells: Cells) -> dict[str, np.ndarray]:
+def accuracies(cells: np.ndarray) -> dict[str, np.ndarray]:
     """`top1`, `top3`, `top5` and `mean_per_class` of (…, k, 4) counts; the last over classes that have rows."""
     totals = cells.sum(axis=(-2, -1))
     right = np.cumsum(cells.sum(axis=-2), axis=-1)
     top_accuracies = {f"top{top}": right[..., n] / totals for n, top in enumerate(TOPS)}
     rows = cells.sum(axis=-1)
-    shares = np.divide(cells[..., 0], rows, out=np.zeros(rows.shape), where=rows > 0)
+    shares = cells[..., 0] / np.maximum(rows, 1)
     return {**top_accuracies, "mean_per_class": shares.sum(-1) / (rows > 0).sum(-1)}
 
 
@@ -98,33 +97,29 @@ def figures(state: Outcomes) -> dict[str, float]:
 def bootstrap(state: Outcomes, n: int, random_state: int) -> dict[str, np.ndarray]:
     """(n,) float64 values of each figure, of as many bootstrap samples."""
     rng = np.random.default_rng(random_state)
-    drawn: dict[str, list[np.ndarray]] = {}
-    for cells in _draws(state.ranks, n, rng):
-        for name, values in accuracies(cells).items():
-            drawn.setdefault(name, []).append(values)
-    mean = np.divide(
-        state.confidence, state.calibration, out=np.zeros_like(state.confidence), where=state.calibration > 0
-    )
-    for counts in _draws(state.calibration, n, rng):
-        drawn.setdefault("ece", []).append(calibration_error(counts, counts * mean))
-    return {name: np.concatenate(values) for name, values in drawn.items()}
+    drawn = _stacked(accuracies(cells) for cells in _draws(state.ranks, n, rng))
+    mean = state.confidence / np.maximum(state.calibration, 1)
+    errors = [calibration_error(counts, counts * mean) for counts in _draws(state.calibration, n, rng)]
+    return {**drawn, "ece": np.concatenate(errors)}
 
 
-def joint_cells(truth: np.ndarray, a: np.ndarray, b: np.ndarray, n_classes: int) -> Cells:
+def joint_cells(truth: np.ndarray, a: np.ndarray, b: np.ndarray, n_classes: int) -> np.ndarray:
     """(k, 4, 4) int64: rows by true class and by what each of two labellings did with them, as ranks (n,)."""
     levels = len(TOPS) + 1
     place = (truth.astype(np.int64) * levels + level(a)) * levels + level(b)
     return np.bincount(place, minlength=n_classes * levels**2).reshape(n_classes, levels, levels)
 
 
-def paired_differences(cells: Cells, n: int, random_state: int) -> dict[str, np.ndarray]:
+def paired_differences(cells: np.ndarray, n: int, random_state: int) -> dict[str, np.ndarray]:
     """(n,) bootstrap values of a's accuracies less b's over the same rows. cells: of `joint_cells`."""
-    drawn: dict[str, list[np.ndarray]] = {}
-    for counts in _draws(cells, n, np.random.default_rng(random_state)):
-        a, b = accuracies(counts.sum(axis=-1)), accuracies(counts.sum(axis=-2))
-        for name in a:
-            drawn.setdefault(name, []).append(a[name] - b[name])
-    return {name: np.concatenate(values) for name, values in drawn.items()}
+    draws = _draws(cells, n, np.random.default_rng(random_state))
+    return _stacked(differences(accuracies(c.sum(axis=-1)), accuracies(c.sum(axis=-2))) for c in draws)
+
+
+def _stacked(draws: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The figures of all draws, by name."""
+    first, *others = draws
+    return {name: np.concatenate([values, *(other[name] for other in others)]) for name, values in first.items()}
 
 
 def interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
@@ -134,7 +129,7 @@ def interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
 
 
 def differences(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Of two labellings of different rows, from bootstraps that were drawn apart."""
+    """Figures of one labelling less those of another, of the metrics that both have."""
     return {name: a[name] - b[name] for name in a if name in b}
 
 

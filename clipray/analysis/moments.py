@@ -107,17 +107,6 @@ def combine(a: Moments, b: Moments) -> Moments:
         return Moments(n, a.mean + delta * (b.n_samples / n), scatter)
 
 
-def covariance(state: Moments) -> np.ndarray:
-    """(d, d) float64, the unbiased estimate: scatter / (n_samples - 1).
-
-    Raises:
-        ValueError: fewer than two vectors.
-    """
-    if state.n_samples < 2:
-        raise ValueError(f"n_samples={state.n_samples} should be >= 2: one vector has no variance")
-    return state.scatter / (state.n_samples - 1)
-
-
 def first_bad_rows(x: np.ndarray, limit: int = 5) -> np.ndarray:
     """Numbers of the first `limit` rows of `x` (n, d) with a NaN or infinite value, int64 ascending.
 

@@ -1,7 +1,8 @@
-"""L2 normalisation, one for all: NumPy rows, and its twin for tensors."""
+"""Lengths of vectors: L2 normalisation, of NumPy rows and of tensors, and rows too long for float32."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHORTEST = 1e-12  # of a vector whose square has lost no digits in float32
+LONGEST = 4e18  # of a vector: squared distances of two such ones are below the largest float32
 
 
 def l2_normalize(x: np.ndarray) -> np.ndarray:
@@ -33,3 +35,19 @@ def l2_normalize_tensor(x: Tensor, dim: int = -1) -> Tensor:
     """`x` in float32 with unit length along `dim`; zero vectors stay zero."""
     x = x.float()
     return x / x.norm(dim=dim, keepdim=True).clamp_min(SHORTEST)
+
+
+def surely_usable(x: np.ndarray) -> bool:
+    """Whether all rows of `x` (n, d) are finite and at most `LONGEST` long, told in one pass; False also where it cannot tell."""
+    if x.dtype == np.float16:
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool((np.einsum("ij,ij->i", x, x) <= LONGEST**2).all())
+
+
+def first_long_rows(x: np.ndarray, limit: int = 5) -> np.ndarray:
+    """Numbers of the first `limit` rows of finite `x` (n, d) that are longer than `LONGEST`, int64 ascending."""
+    if x.dtype == np.float16 or not x.size or max(x.max(), -x.min()) <= LONGEST / math.sqrt(x.shape[1]):
+        return np.zeros(0, np.int64)
+    with np.errstate(over="ignore"):
+        return np.flatnonzero(np.linalg.norm(x.astype(np.float64), axis=1) > LONGEST)[:limit]

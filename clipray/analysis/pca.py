@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipray.analysis.moments import CHUNK_ROWS, Moments, checked, covariance
+from clipray.analysis.moments import CHUNK_ROWS, Moments, checked
 
 RANK_TOLERANCE = 1e-6  # of the largest variance: float32 products leave up to 1e-7 where there is none
 FOLDED_MEAN = 100  # standard deviations: a product with a mean of so many keeps 1e-5 of one
@@ -109,7 +109,7 @@ def fit(
     """
     _check_settings(n_components, explained_variance, epsilon, shrinkage)
     _check_moments(moments, n_components)
-    values, vectors = np.linalg.eigh(covariance(moments))  # ascending
+    values, vectors = np.linalg.eigh(moments.scatter / (moments.n_samples - 1))  # ascending
     variance, components = values[::-1].clip(min=0), vectors.T[::-1]
     rank = int((variance > RANK_TOLERANCE * variance[0]).sum())
     share = variance / variance.sum()
@@ -117,9 +117,11 @@ def fit(
         assert explained_variance is not None
         n_components = min(1 + int((share.cumsum() < explained_variance - 1e-12).sum()), rank)
     if whiten and n_components > rank:
+        constant = len(moments.constant_columns)
         raise ValueError(
             f"n_components={n_components} should be <= {rank} to be whitened: {moments.n_samples} vectors of "
-            f"{moments.n_features} values vary in {rank} directions{_constant(moments)}"
+            f"{moments.n_features} values vary in {rank} directions"
+            + (f" ({constant} columns are constant)" if constant else "")
         )
     shrunk = (1 - shrinkage) * variance + shrinkage * variance.mean()
     scale = 1 / np.sqrt(np.maximum(shrunk, epsilon * shrunk[0])[:n_components]) if whiten else np.ones(n_components)
@@ -157,11 +159,6 @@ def _check_moments(moments: Moments, n_components: int | None) -> None:
             f"n_components={n_components} should be <= {n - 1}: n_samples={n} vectors vary in at most {n - 1} "
             "directions around their mean"
         )
-
-
-def _constant(moments: Moments) -> str:
-    count = len(moments.constant_columns)
-    return f" ({count} columns are constant)" if count else ""
 
 
 def _signed(components: np.ndarray) -> np.ndarray:

@@ -25,11 +25,9 @@ class LinearProbe:
 
     def probabilities(self, x: np.ndarray) -> np.ndarray:
         """(n, k) float64 of vectors (n, d)."""
-        logits = x.astype(np.float64) @ self.vectors.T + self.intercepts
-        logits -= logits.max(axis=1, keepdims=True)
-        p = np.exp(logits, out=logits)
-        p /= p.sum(axis=1, keepdims=True)
-        return p
+        from scipy.special import softmax
+
+        return softmax(x.astype(np.float64) @ self.vectors.T + self.intercepts, axis=1)
 
     def accuracy(self, x: np.ndarray, codes: np.ndarray) -> float:
         """The share of rows whose most probable class is theirs, codes (n,)."""

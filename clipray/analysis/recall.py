@@ -40,11 +40,6 @@ class Nearest:
     def of(self, queries: slice) -> Nearest:
         return Nearest(self.distances[queries], self.numbers[queries])
 
-    def limits(self, k: int) -> np.ndarray:
-        """(q,) float64: up to this distance a row is one of the k nearest."""
-        kth = self.distances[:, k - 1]
-        return kth + TIED * np.abs(kth)
-
 
 @dataclass(frozen=True, eq=False)
 class Queries:
@@ -52,14 +47,6 @@ class Queries:
 
     x: np.ndarray
     nearest: Nearest
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """`nprobe` or `efSearch`, and its value; "" and 0 where there is none."""
-
-    parameter: str
-    value: int
 
 
 def nearest_exactly(xq: np.ndarray, xb: np.ndarray, metric: str, numbers: np.ndarray, top: int) -> Nearest:
@@ -82,14 +69,15 @@ def best_of(parts: Sequence[Nearest], top: int) -> Nearest:
     return Nearest(np.take_along_axis(distances, order, 1), np.take_along_axis(numbers, order, 1))
 
 
-def tune(index: faiss.Index, queries: Queries, metric: str, target: float) -> Tuned:
+def tune(index: faiss.Index, queries: Queries, metric: str, target: float) -> tuple[str, int]:
     """The least effort at which recall@10 reaches `target`, or the greatest where none does; set on the index.
 
-    Where there are fewer than ten rows, recall@1.
+    Where there are fewer than ten rows, recall@1. Returns `nprobe` or `efSearch`, and its value; "" and 0 where an index
+    has none.
     """
     parameter = effort_of(index)
     if not parameter:
-        return Tuned("", 0)
+        return "", 0
     k = 10 if queries.nearest.top >= 10 else 1
 
     def reached(value: int) -> bool:
@@ -106,7 +94,7 @@ def tune(index: faiss.Index, queries: Queries, metric: str, target: float) -> Tu
         middle = (low + high) // 2
         low, high = (low, middle) if reached(middle) else (middle, high)
     set_effort(index, parameter, high)
-    return Tuned(parameter, high)
+    return parameter, high
 
 
 def recalls(index: faiss.Index, queries: Queries, metric: str) -> dict[str, float]:
@@ -133,8 +121,10 @@ def query_ms(index: faiss.Index, x: np.ndarray, top: int = 10) -> float:
 
 def _hits(index: faiss.Index, xq: np.ndarray, nearest: Nearest, metric: str, k: int) -> np.ndarray:
     """(q, k) bool: whether an answer is one of the k nearest."""
-    limits = nearest.limits(k)[:, None]
-    if _keeps_vectors(index):
+    kth = nearest.distances[:, k - 1, None]
+    limits = kth + TIED * np.abs(kth)  # up to such a distance a row is one of the k nearest
+    # Those keep the vectors as they are; others keep codes of them.
+    if isinstance(faiss.downcast_index(index), faiss.IndexFlat | faiss.IndexIVFFlat | faiss.IndexHNSWFlat):
         _, numbers, vectors = index.search_and_reconstruct(xq, k)
         return (numbers >= 0) & (_distances(xq, vectors, metric) <= limits)
     scores, numbers = index.search(xq, k)
@@ -143,12 +133,6 @@ def _hits(index: faiss.Index, xq: np.ndarray, nearest: Nearest, metric: str, k: 
     # Equal vectors have equal codes, and there may be more of them than `nearest` names.
     equal = (scores[:, :, None] == np.where(hits, scores, np.nan)[:, None, :]).any(2)
     return hits | (equal & (numbers >= 0))
-
-
-def _keeps_vectors(index: faiss.Index) -> bool:
-    """Whether it holds the vectors as they are, and not codes of them."""
-    inner = faiss.downcast_index(index)
-    return isinstance(inner, faiss.IndexFlat | faiss.IndexIVFFlat | faiss.IndexHNSWFlat)
 
 
 def _distances(queries: np.ndarray, x: np.ndarray, metric: str) -> np.ndarray:

@@ -37,7 +37,8 @@ def seeds(data: KMeansData, n_clusters: int, random_state: int) -> np.ndarray:
         more = data.sample(n_clusters - len(chosen), seed(rng), chosen)
         if len(more) == 0:
             raise too_few_vectors(len(chosen), n_clusters)
-        chosen = np.concatenate([chosen, _distinct(more)])
+        firsts = np.unique(more, axis=0, return_index=True)[1]  # of equal rows
+        chosen = np.concatenate([chosen, more[np.sort(firsts)]])
     return chosen
 
 
@@ -103,8 +104,3 @@ def seed(rng: np.random.Generator) -> int:
 
 def too_few_vectors(distinct: int, n_clusters: int) -> DataError:
     return DataError(f"distinct vectors={distinct} should be >= n_clusters={n_clusters}: too many vectors are equal")
-
-
-def _distinct(x: np.ndarray) -> np.ndarray:
-    """The first of each set of equal rows, in order."""
-    return x[np.sort(np.unique(x, axis=0, return_index=True)[1])]

@@ -71,10 +71,10 @@ def train(index: faiss.Index, x: np.ndarray, random_state: int) -> None:
     centroids = _flat_centroids(index)
     if centroids is not None:
         from clipray.analysis.kmeans import kmeans
-        from clipray.analysis.vector_partition import LocalShards, VectorPartition
+        from clipray.analysis.vector_partition import VectorPartition
 
         ivf = faiss.extract_index_ivf(index)
-        shard = LocalShards([VectorPartition(x, np.arange(len(x)))])
+        shard = VectorPartition(x, np.arange(len(x)))
         spherical = ivf.metric_type == faiss.METRIC_INNER_PRODUCT and abs(float(np.square(x).sum(1).mean()) - 1) < 0.01
         fitted = kmeans(shard, ivf.nlist, max_iter=10, random_state=random_state, spherical=spherical)
         centroids.add(fitted.centroids)

@@ -10,7 +10,7 @@ import itertools
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from clipray.analysis.errors import DataError
-from clipray.analysis.kmeans_data import Assigned, Draw, choose, combine, draw
+from clipray.analysis.kmeans_data import Assigned, Draw, choose, draw
 from clipray.analysis.nearest_centroid import PARTS, bf16_rows, ranking
 from clipray.analysis.tensors import Precision, as_tensor, native_bf16
 
@@ -31,7 +31,7 @@ BLURRED = 1e-2  # of the squared lengths, about the mean: below it the vectors a
 
 
 class VectorPartition:
-    """Vectors held in memory, and what K-means asks of them.
+    """Vectors held in memory, and what K-means asks of them: alone the `KMeansData` of one process, or a shard.
 
     Memory of a value: 4 bytes for float32 in fp32; 6 in bf16, with the copy that is multiplied; 2 for float16 and
     bfloat16 vectors, which are converted again at each pass. Beside them 12 bytes a row and (k, d) float64: the sums are
@@ -132,6 +132,11 @@ class VectorPartition:
         weights = None if centroids is None else self.nearest(centroids, self.precision)[1].astype(np.float64)
         return draw(self._keys, n, random_state, weights)
 
+    def sample(self, n: int, random_state: int, centroids: np.ndarray | None = None) -> np.ndarray:
+        """As of `KMeansData`, where these are all vectors."""
+        (rows,), order = choose([self.draw(n, random_state, centroids)], n)
+        return self.rows(rows)[order]
+
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """The vectors (m, d) float32 of the rows (m,) int64."""
         return self._x[torch.tensor(rows, device=self.device)].float().cpu().numpy()
@@ -230,30 +235,6 @@ class VectorPartition:
         if not np.isfinite(c).all():
             raise ValueError("centroids should be finite")
         return torch.from_numpy(c).to(self.device)
-
-
-class LocalShards:
-    """Vectors in the memory of this process, as `KMeansData`: what any other implementation should agree with."""
-
-    def __init__(self, shards: Sequence[VectorPartition]) -> None:
-        """Raises ValueError unless all shards, at least one, have the same number of columns."""
-        widths = [shard.n_features for shard in shards]
-        if len(set(widths)) != 1:
-            raise ValueError(f"shards have {', '.join(map(str, widths)) or 'no'} columns, expected one width")
-        self.shards, self.n_features = list(shards), widths[0]
-        self.n_samples = sum(shard.n_samples for shard in shards)
-
-    def assign(self, centroids: np.ndarray) -> Assigned:
-        return combine(shard.assign(centroids) for shard in self.shards)
-
-    def sample(self, n: int, random_state: int, centroids: np.ndarray | None = None) -> np.ndarray:
-        rows, order = choose([shard.draw(n, random_state, centroids) for shard in self.shards], n)
-        return np.concatenate([shard.rows(chosen) for shard, chosen in zip(self.shards, rows)])[order]
-
-    def nearest(self, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `VectorPartition.nearest`, shard after shard."""
-        labels, distances = zip(*(shard.nearest(centroids) for shard in self.shards))
-        return np.concatenate(labels), np.concatenate(distances)
 
 
 def _on_grid(values: Tensor, exponent: int) -> Tensor:

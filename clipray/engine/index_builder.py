@@ -216,8 +216,8 @@ class Builder:
         target = others if len(others.x) else held_out
         if not len(target.x) or not nearest.top:
             return {}
-        tuned = tune(self._index, target, metric, order.recall)
-        figures: dict[str, Any] = {"parameter": tuned.parameter, "value": tuned.value}
+        parameter, value = tune(self._index, target, metric, order.recall)
+        figures: dict[str, Any] = {"parameter": parameter, "value": value}
         figures["query_ms"] = query_ms(self._index, target.x)
         if count:
             figures |= {**recalls(self._index, held_out, metric), "held_out": count}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -92,9 +93,6 @@ class VectorActor:
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """Vectors (m, d) float32 of the rows (m,) int64 of this share."""
-        self._load()
-        if self._held is not None:
-            return self._held[1].rows(rows)
         x = np.empty((len(rows), self._source.n_features), np.float32)
         start = 0
         for _, shard in self._parts() if len(rows) else ():
@@ -105,25 +103,20 @@ class VectorActor:
 
     def finish(self, centroids: np.ndarray, write: Write, rows_per_file: int) -> list[Any]:
         """`write(ids, labels, squared distances, first row)` for neighbouring row groups of a file; distances are exact."""
-        files, results = iter(chunked(self._row_groups, rows_per_file)), []
-        file, waiting = next(files), list[tuple[pa.Table, np.ndarray, np.ndarray]]()
+        nearest, results = self._nearest(centroids), []
+        for file in chunked(self._row_groups, rows_per_file):
+            ids, labels, squares = zip(*itertools.islice(nearest, len(file)), strict=True)
+            results.append(
+                write(pa.concat_tables(ids), np.concatenate(labels), np.concatenate(squares), file[0].first_row)
+            )
+        return results
+
+    def _nearest(self, centroids: np.ndarray) -> Iterator[tuple[pa.Table, np.ndarray, np.ndarray]]:
+        """Identities, labels and squared distances of each row group."""
         for tables, shard in self._parts():
             labels, squares = shard.nearest(centroids)
             edges = np.cumsum([len(ids) for ids in tables])[:-1]
-            for row_group in zip(tables, np.split(labels, edges), np.split(squares, edges), strict=True):
-                waiting.append(row_group)
-                if len(waiting) == len(file):
-                    ids, file_labels, file_squares = zip(*waiting, strict=True)
-                    results.append(
-                        write(
-                            pa.concat_tables(ids),
-                            np.concatenate(file_labels),
-                            np.concatenate(file_squares),
-                            file[0].first_row,
-                        )
-                    )
-                    file, waiting = next(files, []), []
-        return results
+            yield from zip(tables, np.split(labels, edges), np.split(squares, edges), strict=True)
 
     def _fits(self, budget_bytes: float) -> bool:
         hold, rows = self._holding.hold, sum(row_group.rows for row_group in self._row_groups)
@@ -244,11 +237,8 @@ def held(
 ) -> Iterator[VectorActorPool]:
     """The column in the memory of actors: one per GPU, or one per 8 CPUs of each node; they end with the block."""
     on_gpu = cluster.gpus >= 1
-    fit = (
-        int(cluster.gpus)
-        if on_gpu
-        else cluster.nodes * max(1, round(cluster.cpus / cluster.nodes / CORES_PER_CPU_ACTOR))
-    )
+    each_node = max(1, round(cluster.cpus / cluster.nodes / CORES_PER_CPU_ACTOR))
+    fit = int(cluster.gpus) if on_gpu else cluster.nodes * each_node
     count = min(fit if actors == "auto" else int(actors), len(source.row_groups))
     threads = max(1, int(cluster.cpus / max(count, cluster.nodes)))
     holding = replace(holding, budget_bytes=cluster.memory_bytes / count)

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import tables
-from clipray.analysis.lengths import LONGEST, first_long_rows, surely_usable
 from clipray.analysis.moments import first_bad_rows
+from clipray.analysis.normalize import LONGEST, first_long_rows, surely_usable
 from clipray.errors import JobError, SchemaError
 from clipray.inputs.parquet_files import File, as_utf8, common_type, expand_parquet, is_text, read_footer, with_rows
 from clipray.job import Column

@@ -109,7 +109,7 @@ def test_ties_cost_no_recall(kind: str, metric: str) -> None:
         index.hnsw.efSearch = 400
     for k in (1, 10):
         assert recall_at(index, queries, metric, k) >= 0.99
-    assert tune(index, queries, metric, 0.9).value <= 64
+    assert tune(index, queries, metric, 0.9)[1] <= 64
 
 
 def test_ties_of_more_rows_than_are_kept() -> None:
@@ -138,21 +138,21 @@ def test_the_effort_is_the_least_that_reaches_the_recall(kind: str, parameter: s
     new, x = x[:300], x[300:]
     index, queries = built(kind, "cosine", x), asked(new, x, "cosine")
     targets = (0.5, 0.9, 0.97)
-    efforts = [tune(index, queries, "cosine", target) for target in targets]
-    assert {tuned.parameter for tuned in efforts} == {parameter}
-    for tuned, target in zip(efforts, targets, strict=True):
-        vi.set_effort(index, parameter, tuned.value)
+    parameters, efforts = zip(*(tune(index, queries, "cosine", target) for target in targets), strict=True)
+    assert set(parameters) == {parameter}
+    for effort, target in zip(efforts, targets, strict=True):
+        vi.set_effort(index, parameter, effort)
         assert slow_recall(index, new, x, "cosine", 10) >= target
-    assert efforts[0].value <= efforts[1].value <= efforts[2].value
-    assert efforts[0].value < efforts[2].value
-    vi.set_effort(index, parameter, efforts[2].value * 15 // 16 - 1)
+    assert efforts[0] <= efforts[1] <= efforts[2]
+    assert efforts[0] < efforts[2]
+    vi.set_effort(index, parameter, efforts[2] * 15 // 16 - 1)
     assert recall_at(index, queries, "cosine", 10) < 0.97
 
 
 def test_an_effort_that_is_not_enough_is_the_greatest() -> None:
     index = built("IVF32,SQ4", "cosine", X)
-    assert tune(index, asked(NEW, X, "cosine"), "cosine", 1).value == 32
-    assert tune(built("Flat", "cosine", X), asked(NEW, X, "cosine"), "cosine", 1).parameter == ""
+    assert tune(index, asked(NEW, X, "cosine"), "cosine", 1) == ("nprobe", 32)
+    assert tune(built("Flat", "cosine", X), asked(NEW, X, "cosine"), "cosine", 1) == ("", 0)
 
 
 def test_rows_of_a_graph_are_found_more_often_than_new_ones() -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipray.analysis.lengths import LONGEST, first_long_rows, surely_usable
+from clipray.analysis.normalize import LONGEST, first_long_rows, surely_usable
 from clipray.errors import ClipRayError, ManifestError, SchemaError
 from clipray.inputs.classes import prompt_styles
 from clipray.inputs.known_labels import read_labelled
