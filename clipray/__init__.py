@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipray.errors import ClipRayError
-    from clipray.inputs.manifest import make_manifest
+    from clipray.inputs.make_manifest import make_manifest
     from clipray.job import Job, Model
     from clipray.job.load import load_job
     from clipray.runner.embed import embed
@@ -40,7 +40,7 @@ _HOMES = {
     "embed": "runner.embed:embed",
     "iter_table": "tables:iter_table",
     "load_job": "job.load:load_job",
-    "make_manifest": "inputs.manifest:make_manifest",
+    "make_manifest": "inputs.make_manifest:make_manifest",
     "plan": "runner.plan:plan_job",
     "read_table": "tables:read_table",
     "run": "runner.run:run_job",

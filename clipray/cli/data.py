@@ -14,16 +14,27 @@ from clipray.runner.printing import PlainTable
 
 @app.command(rich_help_panel="Prepare")
 def manifest(
-    images: Annotated[str, typer.Argument(help="Folder or glob of images, local or any URL.")],
+    images: Annotated[
+        str,
+        typer.Argument(
+            help="Folder or glob of images, or a list of them: .csv, .tsv, .jsonl, COCO's .json, .txt, `-`."
+        ),
+    ],
     output: Annotated[str, typer.Argument(metavar="OUT", help="Parquet file to write.")],
     label: LabelColumn = None,
+    uri: Annotated[str | None, typer.Option(help="The list's column of paths or URLs.")] = None,
+    image_id: Annotated[str | None, typer.Option("--id", help="The list's column of ids.")] = None,
+    folder: Annotated[
+        str | None, typer.Option("--images", help="The folder that paths in the list are relative to.")
+    ] = None,
 ) -> None:
-    """Make a manifest of a folder of images."""
-    from clipray.inputs.manifest import make_manifest
+    """Make a manifest of a folder or a list of images."""
+    from clipray.inputs.image_lists import ListOptions
+    from clipray.inputs.make_manifest import make_manifest
 
     if not output.endswith((".parquet", ".pq")):
         raise JobError(f"{output}: a manifest's name ends in .parquet")
-    count = make_manifest(images, output, label=label, say=err.print)
+    count = make_manifest(images, output, label=label, options=ListOptions(uri, image_id, folder), say=err.print)
     out.print(f"{count} images in {output}")
 
 

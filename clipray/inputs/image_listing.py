@@ -27,22 +27,24 @@ class ImageListing:
 
     Attributes:
         root: the folder, or the fixed part of the glob. paths: of the images, sorted, as paths of the filesystem.
-        left_out: how many other files there are, by suffix. Hidden files are not counted.
+        others: the other files, sorted. Hidden ones are not among them.
     """
 
     root: str
     paths: tuple[str, ...]
-    left_out: dict[str, int]
+    others: tuple[str, ...]
 
-    def left_out_sentence(self) -> str:
-        """A sentence such as `3 files left out: 2 .heic, 1 .txt`; "" if there are none."""
-        count = sum(self.left_out.values())
-        if not count:
-            return ""
-        most = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
-        named = ", ".join(f"{number} {suffix or 'without a suffix'}" for suffix, number in most[:NAMED])
-        others = count - sum(number for _, number in most[:NAMED])
-        return f"{count} file{'s' if count > 1 else ''} left out: {named}{f', {others} others' if others else ''}"
+
+def left_out_sentence(paths: Iterable[str]) -> str:
+    """A sentence such as `3 files left out: 2 .heic, 1 .txt`; "" if there are none."""
+    left_out = Counter(os.path.splitext(path)[1].lower() for path in paths)
+    count = left_out.total()
+    if not count:
+        return ""
+    most = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    named = ", ".join(f"{number} {suffix or 'without a suffix'}" for suffix, number in most[:NAMED])
+    others = count - sum(number for _, number in most[:NAMED])
+    return f"{count} file{'s' if count > 1 else ''} left out: {named}{f', {others} others' if others else ''}"
 
 
 def list_images(source: str) -> ImageListing:
@@ -61,8 +63,7 @@ def list_images(source: str) -> ImageListing:
         raise ManifestError(
             f"{source}: no images there: expected a folder or glob of files named {', '.join(IMAGE_SUFFIXES[:6])} …"
         )
-    others = Counter(os.path.splitext(p)[1].lower() for p in set(files).difference(images))
-    return ImageListing(root, tuple(images), dict(others))
+    return ImageListing(root, tuple(images), tuple(sorted(set(files).difference(images))))
 
 
 def find_images(source: str) -> tuple[str, list[str]]:
@@ -75,19 +76,19 @@ def _files_of(fs: fsspec.AbstractFileSystem, path: str) -> tuple[str, list[str]]
     """(root, sorted paths of the files under it); no files if the path is not a folder."""
     if not is_glob(fs, path):
         root = path.rstrip("/") or "/"
-        files = files_under(fs, root, _is_hidden) if fs.isdir(path) else []
+        files = files_under(fs, root, is_hidden) if fs.isdir(path) else []
         return root, _shown(files, root)
     root = fixed_part(path)
     asks_for_hidden = any(part.startswith(".") for part in path.removeprefix(root).split("/"))
-    matches = files_matching(fs, path, (lambda _: False) if asks_for_hidden else _is_hidden)
+    matches = files_matching(fs, path, (lambda _: False) if asks_for_hidden else is_hidden)
     return root, matches if asks_for_hidden else _shown(matches, root)
 
 
 def _shown(paths: Iterable[str], root: str) -> list[str]:
-    return sorted(p for p in paths if not any(map(_is_hidden, p.removeprefix(root).strip("/").split("/"))))
+    return sorted(p for p in paths if not any(map(is_hidden, p.removeprefix(root).strip("/").split("/"))))
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_FOLDERS
 
 

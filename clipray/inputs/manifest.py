@@ -1,22 +1,16 @@
-"""Manifests: opens, checks and reads any Parquet of images or texts, and makes one of a folder of images."""
+"""Manifests: opens, checks and reads any Parquet of images or texts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
-from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from clipray.errors import JobError, ManifestError
-from clipray.inputs.image_listing import list_images, utf8_name
+from clipray.errors import ManifestError
 from clipray.inputs.parquet_files import (
     File,
     as_utf8,
@@ -30,10 +24,9 @@ from clipray.inputs.parquet_files import (
     with_rows,
 )
 from clipray.job.row_spec import IMAGES, RowSpec
-from clipray.storage.environment import environment_errors
-from clipray.storage.folder import Folder, absolute, as_url, split
+from clipray.storage.folder import absolute
 from clipray.storage.parquet import RowGroup
-from clipray.storage.uris import is_local, is_relative
+from clipray.storage.uris import is_relative
 from clipray.tables import unwritable
 
 
@@ -236,71 +229,3 @@ def _derived_ids(table: pa.Table, spec: RowSpec) -> pa.Array:
 def resolve(uri: str | None, manifest: str) -> str | None:
     """`uri` as an absolute path or URL: a relative one is relative to the manifest's folder."""
     return f"{manifest.rsplit('/', 1)[0]}/{uri}" if uri and is_relative(uri) else uri
-
-
-@environment_errors()
-def make_manifest(
-    source: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    *,
-    label: Literal["folder"] | str | None = None,
-    say: Callable[[str], None] | None = None,
-) -> int:
-    """Write a manifest of the images under a folder or glob (local or any fsspec URL), sorted by path.
-
-    Args:
-        source: a folder (searched recursively by file name suffix) or a glob.
-        out: the Parquet file to write, with columns `image_id` (path relative to the folder, or to the glob's fixed
-            part), `uri`, and `label` when asked for.
-        label: `folder` takes the name of the image's folder; anything else is a regular expression searched in
-            `image_id`: its first group (or whole match) is the label; no match is null.
-        say: is told how many files are left out, and of which suffixes.
-
-    A file name that is not UTF-8 is shown with escapes such as `\\xe9` in `image_id`, and is whole in `uri`.
-
-    Returns:
-        The number of images.
-
-    Raises:
-        ManifestError: no images there.
-        JobError: `label` is no regular expression.
-    """
-    source, out = os.fspath(source), os.fspath(out)
-    pattern = _label_pattern(label)
-    listing = list_images(source)
-    ids = [utf8_name(os.path.relpath(path, listing.root)) for path in listing.paths]
-    out = absolute(out)
-    columns: dict[str, Any] = {
-        "image_id": pa.array(ids, pa.string()),
-        "uri": pa.array([_uri(source, path, out) for path in listing.paths], pa.string()),
-    }
-    if label == "folder":
-        folders = [utf8_name(os.path.basename(os.path.dirname(path))) for path in listing.paths]
-        columns["label"] = pa.array(folders, pa.string())
-    elif pattern:
-        matches = [pattern.search(image_id) for image_id in ids]
-        columns["label"] = pa.array([m and (m.group(1) if m.re.groups else m.group(0)) for m in matches], pa.string())
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink, compression="zstd", row_group_size=65_536)
-    folder, name = split(out)
-    Folder(folder).write(name, sink.getvalue().to_pybytes())
-    if say and (sentence := listing.left_out_sentence()):
-        say(sentence)
-    return len(ids)
-
-
-def _uri(source: str, path: str, out: str) -> str:
-    """Relative if the image lies under the manifest's folder, so that both can move together; else absolute."""
-    if utf8_name(path) != path:
-        return f"file://{quote(os.fsencode(path))}"
-    relative = path.removeprefix(split(out)[0].rstrip("/") + "/")
-    if not is_local(source) or not is_local(out) or resolve(relative, out) != path:
-        return as_url(path, source)
-    return relative
-
-
-def _label_pattern(label: str | None) -> re.Pattern[str] | None:
-    try:
-        return re.compile(label) if label and label != "folder" else None
-    except re.error as error:
-        raise JobError(f"--label {label!r}: expected `folder` or a regular expression: {error}") from error

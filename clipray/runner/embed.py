@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clipray.errors import ManifestError, StaleTableError
+from clipray.errors import JobError, ManifestError, StaleTableError
 from clipray.inputs.image_listing import list_images
-from clipray.inputs.manifest import make_manifest
+from clipray.inputs.image_lists import STDIN, is_list
+from clipray.inputs.make_manifest import make_manifest
 from clipray.inputs.parquet_files import expand_parquet
 from clipray.job import EmbedImages, Model
 from clipray.job.load import dump_job, load_job, steps_of
@@ -48,6 +49,10 @@ def write_embed_job(
 ) -> str:
     """The job file (and, for a folder or glob of images, the manifest) of `embed`. Returns the job file's path."""
     home = Folder(absolute(out))
+    if images == STDIN:
+        raise JobError(
+            "a run may be resumed, and standard input is read once: `clipray manifest - MANIFEST.parquet` first"
+        )
     source = absolute(images)
     if _is_manifest(source):
         manifest, keep = source, []
@@ -75,6 +80,8 @@ def _was_started(home: Folder) -> bool:
 def _is_manifest(source: str) -> bool:
     if source.endswith((".parquet", ".pq")):
         return True
+    if is_list(source):
+        return False
     fs, path = filesystem(source)
     return fs.isdir(path) and not _holds(source, list_images) and _holds(source, expand_parquet)
 

@@ -16,7 +16,7 @@ import clipray
 from clipray import status, tables
 from clipray.errors import RejectRateError, StaleTableError
 from clipray.inputs.committed_rows import REFUSED
-from clipray.inputs.manifest import make_manifest
+from clipray.inputs.make_manifest import make_manifest
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 

@@ -20,7 +20,7 @@ import clipray.inputs.row_index
 from clipray import tables
 from clipray.errors import Stopped
 from clipray.inputs.content_versions import CONTENT_HASH
-from clipray.inputs.manifest import make_manifest
+from clipray.inputs.make_manifest import make_manifest
 from clipray.steps.base.encode_run import EncodeRun
 from clipray.storage.folder import Folder
 

@@ -21,7 +21,7 @@ from run.test_embed import reasons, vectors
 from support import CLIPRAY, ROOT, write_job
 
 import clipray
-from clipray.inputs.manifest import make_manifest
+from clipray.inputs.make_manifest import make_manifest
 from clipray.tables import read_table
 
 ROWS, MORE = 800, 50

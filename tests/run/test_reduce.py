@@ -17,7 +17,7 @@ from support import draw_pictures, write_job
 import clipray
 from clipray import tables
 from clipray.errors import ClipRayError, SchemaError, StaleTableError
-from clipray.inputs.manifest import make_manifest
+from clipray.inputs.make_manifest import make_manifest
 from clipray.storage.folder import TEMPORARY, Folder
 
 pytestmark = pytest.mark.usefixtures("ray_here")

@@ -17,7 +17,7 @@ from support import CLIPRAY, ObjectStore, draw_pictures, write_job
 
 import clipray as package
 from clipray.errors import JobError, StorageError
-from clipray.inputs.manifest import make_manifest
+from clipray.inputs.make_manifest import make_manifest
 from clipray.runner.status import status
 from clipray.storage.folder import Folder
 from clipray.tables import read_table

@@ -28,7 +28,7 @@ from clipray.engine.ray_internals import (
     without_driver_path,
     without_helpers,
 )
-from clipray.inputs.manifest import make_manifest
+from clipray.inputs.make_manifest import make_manifest
 
 RENAMED = """
 import json, sys

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from clipray.errors import JobError, StorageError
-from clipray.inputs.image_listing import list_images
-from clipray.inputs.manifest import make_manifest, open_manifest, read_rows
+from clipray.inputs.image_listing import left_out_sentence, list_images
+from clipray.inputs.make_manifest import make_manifest
+from clipray.inputs.manifest import open_manifest, read_rows
 from clipray.inputs.parquet_files import expand_parquet
 from clipray.pipelines.decode import DecodedImage, load_image
 from clipray.pipelines.limits import Limits
@@ -83,10 +84,10 @@ def test_what_is_left_out_is_counted(folder: Path) -> None:
     assert said == ["4 files left out: 2 .heic, 1 without a suffix, 1 .txt"]
     for n in range(9):
         (folder / f"z.s{n}").touch()
-    assert list_images(str(folder)).left_out_sentence() == (
+    assert left_out_sentence(list_images(str(folder)).others) == (
         "13 files left out: 2 .heic, 1 without a suffix, 1 .s0, 1 .s1, 1 .s2, 7 others"
     )
-    assert list_images(f"{folder}/*.jpg").left_out_sentence() == ""
+    assert left_out_sentence(list_images(f"{folder}/*.jpg").others) == ""
 
 
 def test_a_pipe_and_a_broken_link_are_rejected_rows(folder: Path) -> None:

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clipray.inputs.manifest import make_manifest, open_manifest, read_rows, resolve
+from clipray.inputs.make_manifest import make_manifest
+from clipray.inputs.manifest import open_manifest, read_rows, resolve
 from clipray.inputs.parquet_files import expand_parquet
 from clipray.pipelines.decode import DecodedImage, load_image
 from clipray.pipelines.limits import Limits
