@@ -21,11 +21,9 @@ from clipray.job.labels import (
     with_place,
 )
 from clipray.job.model import Model
-from clipray.job.point_clouds import RenderDepth
-from clipray.job.regions import OF_BOXES, VECTOR, Blur, Circle, EmbedRegions, Foveal, Refer
+from clipray.job.regions import OF_BOXES, VECTOR, Blur, Circle, EmbedRegions, Foveal, Refer, RenderDepth
 from clipray.job.report import Report
-from clipray.job.retrieval import EvaluateRetrieval
-from clipray.job.search import Augment, Index, Search
+from clipray.job.search import Augment, EvaluateRetrieval, Index, Search
 from clipray.job.texts import EmbedTexts, ScoreCaptions
 from clipray.job.typographic_attack import Attack, Lettering
 from clipray.job.vectors import Cluster, Column, Deduplicate, Reduce

@@ -1,22 +1,26 @@
 """The base of all settings: frozen, typed and validated once, when the job is loaded.
 
 A field marked `Execution` changes how fast or how patiently a step runs, never which values it writes for a row,
-so it is no part of a table's fingerprint. Nor is one marked `Reference`, which names an input: there stands what made that.
+so it is no part of a table's fingerprint. Nor is one that names an input: there stands what made that. It is marked
+`TableInput` or `ColumnInput` where it names a table that an earlier step may write, or a column of one, else `Reference`.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Execution, Reference = "execution", "reference"
+Execution, Reference, TableInput, ColumnInput = "execution", "reference", "table", "column"
+MARKERS = (Execution, Reference, TableInput, ColumnInput)
 """Markers in a field's `Annotated` metadata; see the module's docstring."""
 
 TABLE_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 Count = Annotated[int, Field(ge=1, strict=True)]
 Actors = Literal["auto"] | Count | tuple[Count, Count]
+Decoding = Literal["auto", "tasks", "actors", "none"]
 LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 SELECTOR = re.compile(rf"!?{LABEL}|!?in\({LABEL}(?:, ?{LABEL})*\)")
 
@@ -48,11 +52,30 @@ class Settings(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The settings that decide what is written, as plain JSON values.
 
-        All but `Execution` and `Reference` fields, and but those `added_later` that have their default.
+        All but marked fields, and but those `added_later` that have their default.
         """
-        fields = type(self).model_fields
-        skip = {name for name, field in fields.items() if Execution in field.metadata or Reference in field.metadata}
+        fields = type(self).model_fields.items()
+        skip = {name for name, field in fields if any(marker in field.metadata for marker in MARKERS)}
         return self.model_dump(mode="json", exclude=skip)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The tables that it reads, as the job names them: `images`, or `runs/other/images` of another run."""
+        return tuple(dict.fromkeys(self._inputs()))
+
+    def _inputs(self) -> Iterator[str]:
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, str) and TableInput in field.metadata:
+                yield value
+            elif isinstance(value, str) and ColumnInput in field.metadata:
+                yield value.rpartition(".")[0]
+
+    def refuse_without(self, name: str, other: str, value: str) -> None:
+        """Raises ValueError where the setting `name` is set, which goes with one value of the setting `other` only."""
+        actual = getattr(self, other)
+        if name in self.model_fields_set and actual != value:
+            raise ValueError(f"`{name}` goes with `{other}: {value}`, found `{other}: {actual}`")
 
 
 class StepSettings(Settings):
@@ -70,6 +93,8 @@ class StepSettings(Settings):
 
     needs_model: ClassVar[bool] = False
     needs_cluster: ClassVar[bool] = True
+    companion: ClassVar[str] = ""
+    """Of a step that writes two tables: the second is called `NAME_companion`."""
 
     name: str = Field(pattern=TABLE_NAME)
 
@@ -79,17 +104,12 @@ class StepSettings(Settings):
     @property
     def tables(self) -> tuple[str, ...]:
         """The tables that the step writes, its own first."""
-        return (self.name,)
+        return (self.name, f"{self.name}_{self.companion}") if self.companion else (self.name,)
 
     @property
     def primary_table(self) -> str:
         """The table by whose rows and rejects the step counts what comes in; its own, but for steps that write several rows for one."""
         return self.name
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The tables that it reads, as the job names them: `images`, or `runs/other/images` of another run."""
-        return ()
 
     @property
     def needs_architecture(self) -> bool:
@@ -112,13 +132,11 @@ class Encoding(StepSettings):
         batch_size: `auto` is the fastest of a few sizes, measured when the encoder starts.
         rows_per_block: the rows that pass through an encoder together.
         flush_s: finished rows are written at least this often, in seconds.
-        max_bytes: a larger file is rejected.
-        fetch_timeout_s: the seconds for one file from a server, including repeated requests.
-        schemes: the schemes that a `uri` may have.
-        check_sources: `size_mtime`: notice files that were replaced under the same `uri`.
     """
 
     needs_model: ClassVar[bool] = True
+    fixed_columns: ClassVar[tuple[str, ...]] = ()
+    """Columns of its table, and those that rows carry on their way to it."""
 
     manifest: Annotated[str | list[str], Reference]
     keep: list[str] = Field(default_factory=list)
@@ -141,8 +159,13 @@ class Encoding(StepSettings):
             raise ValueError(f"[min, max] with min={actors[0]} > max={actors[1]}")
         return actors
 
+    @model_validator(mode="after")
+    def _column_names_are_free(self) -> Self:
+        refuse_taken(self.keep, self.fixed_columns, "drop it from `keep`")
+        return self
+
     @property
-    def decoding(self) -> Literal["auto", "tasks", "actors", "none"]:
+    def decoding(self) -> Decoding:
         """Where rows are made ready for the encoders."""
         return "none"
 

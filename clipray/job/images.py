@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from clipray.job.base import TABLE_NAME, Embedding, Encoding, Execution, LabelSelector, Settings, refuse_taken
+from clipray.job.base import TABLE_NAME, Decoding, Embedding, Encoding, Execution, LabelSelector, Settings, refuse_taken
 
 SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "http", "https")
 """URI schemes that a manifest may name unless the job says otherwise."""
-CheckSources = Literal["none", "size_mtime"]
-"""What tells that the file behind a `uri` has changed."""
+
+
+def _colour_name(colour: str) -> str:
+    """The colour itself. Raises ValueError where Pillow knows none of that name."""
+    from PIL import ImageColor
+
+    try:
+        ImageColor.getrgb(colour)
+    except ValueError:
+        raise ValueError("expected a colour: a name such as white, or #rrggbb") from None
+    return colour
+
+
+Colour = Annotated[str, AfterValidator(_colour_name)]
 
 
 class Feature(Settings):
@@ -60,22 +72,40 @@ REGION_COLUMNS = ("region_id", "box_xyxy", "scale", "clipped")
 """Columns of the regions table, beside `image_id` and the feature's vector."""
 
 
-class ImageEncoding(Encoding):
-    """What one image may cost, and whether one that changed behind its `uri` is noticed. Rows already written stay valid when it changes.
+class FileEncoding(Encoding):
+    """Settings of all steps that encode a file for each row. Rows already written stay valid when these change.
+
+    Attributes:
+        max_bytes: a larger file is rejected.
+        fetch_timeout_s: the seconds for one file from a server, including repeated requests.
+        schemes: the schemes that a `uri` may have.
+        check_sources: `size_mtime`: notice files that were replaced under the same `uri`.
+    """
+
+    max_bytes: Annotated[int, Execution, Field(ge=1)] = 64 * 2**20
+    fetch_timeout_s: Annotated[float, Execution, Field(gt=0)] = 30.0
+    schemes: Annotated[tuple[str, ...], Execution] = SCHEMES
+    check_sources: Annotated[Literal["none", "size_mtime"], Execution] = "none"
+
+    @property
+    def decoding(self) -> Decoding:
+        return "actors"
+
+    @property
+    def checked_schemes(self) -> tuple[str, ...]:
+        """Those of storages that list their files: over http each file is a request, and servers answer each in its own way."""
+        listed = tuple(scheme for scheme in self.schemes if scheme not in ("http", "https"))
+        return listed if self.check_sources == "size_mtime" else ()
+
+
+class ImageEncoding(FileEncoding):
+    """What one image may cost.
 
     Attributes:
         max_pixels: a larger image is rejected before it is decoded.
     """
 
-    max_bytes: Annotated[int, Execution, Field(ge=1)] = 64 * 2**20
     max_pixels: Annotated[int, Execution, Field(ge=1)] = 100_000_000
-    fetch_timeout_s: Annotated[float, Execution, Field(gt=0)] = 30.0
-    schemes: Annotated[tuple[str, ...], Execution] = SCHEMES
-    check_sources: Annotated[CheckSources, Execution] = "none"
-
-    @property
-    def checked_schemes(self) -> tuple[str, ...]:
-        return listed_schemes(self.schemes) if self.check_sources == "size_mtime" else ()
 
 
 class EmbedImages(ImageEncoding, Embedding):
@@ -104,7 +134,7 @@ class EmbedImages(ImageEncoding, Embedding):
     decode_on: Annotated[LabelSelector, Execution] = Field(default_factory=dict)
 
     @property
-    def decoding(self) -> Literal["auto", "tasks", "actors", "none"]:
+    def decoding(self) -> Decoding:
         return self.decode_in
 
     @property
@@ -167,19 +197,3 @@ class EmbedImages(ImageEncoding, Embedding):
     @property
     def tables(self) -> tuple[str, ...]:
         return (self.name, self.regions_name) if self.region_feature else (self.name,)
-
-
-def listed_schemes(schemes: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of storages that list their files: over http each file is a request, and servers answer each in its own way."""
-    return tuple(scheme for scheme in schemes if scheme not in ("http", "https"))
-
-
-def colour_name(colour: str) -> str:
-    """The colour itself. Raises ValueError where Pillow knows none of that name."""
-    from PIL import ImageColor
-
-    try:
-        ImageColor.getrgb(colour)
-    except ValueError:
-        raise ValueError("expected a colour: a name such as white, or #rrggbb") from None
-    return colour

@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from clipray.job.base import TABLE_NAME, Execution, Reference, Settings, StepSettings
-from clipray.job.vectors import Column, table_of
+from clipray.job.base import TABLE_NAME, ColumnInput, Execution, Reference, Settings, StepSettings, TableInput
+from clipray.job.vectors import Column
 
 TEMPLATE_SETS = ("photo", "openai")
 """Built-in sets of templates: our own general ones, and the 80 that OpenAI used on ImageNet, as open_clip has them."""
 CLASS_SETS = ("cifar100", "imagenet")
 """Built-in names of classes."""
 Texts = str | list[str]
+
+
+def distinct(names: list[str], what: str = "class") -> list[str]:
+    """Raises ValueError where a name is empty or stands twice."""
+    if not names:
+        raise ValueError(f"no {what} is named")
+    empty = [n for n, name in enumerate(names) if not name.strip()]
+    if empty:
+        raise ValueError(f"{what} {empty[0]} has an empty name")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{what} {twice[0]!r} stands twice{f', and {len(twice) - 1} others' if twice[1:] else ''}")
+    return names
+
+
+def with_place(templates: Texts | None) -> Texts | None:
+    """Raises ValueError where a template has no place for the name."""
+    if templates is None or templates in TEMPLATE_SETS:
+        return templates
+    texts: Sequence[str] = [templates] if isinstance(templates, str) else templates
+    if not texts:
+        raise ValueError("no template is given")
+    bad = [text for text in texts if "{}" not in text]
+    if bad:
+        raise ValueError(
+            f"the template {bad[0]!r} has no `{{}}` where the name goes; built-in sets: {', '.join(TEMPLATE_SETS)}"
+        )
+    return templates
+
+
+Templates = Annotated[Texts | None, AfterValidator(with_place)]
 
 
 class Classes(Settings):
@@ -28,19 +58,14 @@ class Classes(Settings):
         descriptions: a text, or several, for each name.
     """
 
-    names: list[str] = Field(min_length=1)
-    templates: Texts | None = None
+    names: Annotated[list[str], Field(min_length=1), AfterValidator(distinct)]
+    templates: Templates = None
     descriptions: dict[str, Texts] | None = None
 
-    @field_validator("names")
-    @classmethod
-    def _names_differ(cls, names: list[str]) -> list[str]:
-        return distinct(names)
 
-    @field_validator("templates")
-    @classmethod
-    def _names_have_a_place(cls, templates: Texts | None) -> Texts | None:
-        return with_place(templates)
+ClassesInput = Annotated[
+    str | list[str] | Classes, Reference, AfterValidator(lambda c: distinct(c) if isinstance(c, list) else c)
+]
 
 
 class Style(Settings):
@@ -53,13 +78,8 @@ class Style(Settings):
     """
 
     prompt: Literal["template", "description", "name_is_description"] = "template"
-    templates: Texts | None = None
+    templates: Templates = None
     descriptions: str | dict[str, Texts] | None = None
-
-    @field_validator("templates")
-    @classmethod
-    def _names_have_a_place(cls, templates: Texts | None) -> Texts | None:
-        return with_place(templates)
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> Style:
@@ -96,20 +116,16 @@ class Label(StepSettings):
     """
 
     needs_model: ClassVar[bool] = True
+    companion: ClassVar[str] = "classes"
 
     name: str = Field("labels", pattern=TABLE_NAME)
-    input: Annotated[str | Column, Reference]
-    classes: Annotated[str | list[str] | Classes, Reference]
+    input: Annotated[str | Column, ColumnInput]
+    classes: ClassesInput
     styles: Annotated[list[str] | dict[str, Style] | None, Reference] = None
     top: Annotated[int, Field(ge=1, le=1000)] = 5
     multi_label: MultiLabel | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
-
-    @field_validator("classes")
-    @classmethod
-    def _names_differ(cls, classes: Any) -> Any:
-        return distinct(classes) if isinstance(classes, list) else classes
 
     @field_validator("styles")
     @classmethod
@@ -119,42 +135,6 @@ class Label(StepSettings):
         if bad:
             raise ValueError(f"a style's name is of letters, digits, `_` and `-`: {bad[0]!r}")
         return styles
-
-    @property
-    def tables(self) -> tuple[str, ...]:
-        return (self.name, f"{self.name}_classes")
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return table_of(self.input)
-
-
-def distinct(names: list[str], what: str = "class") -> list[str]:
-    """Raises ValueError where a name is empty or stands twice."""
-    if not names:
-        raise ValueError(f"no {what} is named")
-    empty = [n for n, name in enumerate(names) if not name.strip()]
-    if empty:
-        raise ValueError(f"{what} {empty[0]} has an empty name")
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"{what} {twice[0]!r} stands twice{f', and {len(twice) - 1} others' if twice[1:] else ''}")
-    return names
-
-
-def with_place(templates: Texts | None) -> Texts | None:
-    """Raises ValueError where a template has no place for the name."""
-    if templates is None or templates in TEMPLATE_SETS:
-        return templates
-    texts: Sequence[str] = [templates] if isinstance(templates, str) else templates
-    if not texts:
-        raise ValueError("no template is given")
-    bad = [text for text in texts if "{}" not in text]
-    if bad:
-        raise ValueError(
-            f"the template {bad[0]!r} has no `{{}}` where the name goes; built-in sets: {', '.join(TEMPLATE_SETS)}"
-        )
-    return templates
 
 
 class LabelSet(Settings):
@@ -166,9 +146,9 @@ class LabelSet(Settings):
         baseline: another table of labels of the same rows.
     """
 
-    labels: str
-    truth: str | Column
-    baseline: str | None = None
+    labels: Annotated[str, TableInput]
+    truth: Annotated[str | Column, ColumnInput]
+    baseline: Annotated[str | None, TableInput] = None
 
 
 class EvaluateLabels(StepSettings):
@@ -181,9 +161,11 @@ class EvaluateLabels(StepSettings):
         bootstrap: the number of samples for the intervals. confidence: the level of the intervals.
     """
 
+    companion: ClassVar[str] = "confusion"
+
     name: str = Field("label_figures", pattern=TABLE_NAME)
-    labels: Annotated[str | None, Reference] = None
-    truth: Annotated[str | Column | None, Reference] = None
+    labels: Annotated[str | None, TableInput] = None
+    truth: Annotated[str | Column | None, ColumnInput] = None
     sets: Annotated[dict[str, LabelSet] | None, Reference] = Field(None, min_length=1)
     by: str | None = None
     baseline: str | None = None
@@ -204,13 +186,8 @@ class EvaluateLabels(StepSettings):
         return {"all": LabelSet(labels=str(self.labels), truth=self.truth)}  # type: ignore[arg-type]
 
     @property
-    def tables(self) -> tuple[str, ...]:
-        return (self.name, f"{self.name}_confusion")
-
-    @property
     def sources(self) -> tuple[str, ...]:
-        names = ((s.labels, *table_of(s.truth), *([s.baseline] if s.baseline else [])) for s in self.data_sets.values())
-        return tuple(dict.fromkeys(itertools.chain.from_iterable(names)))
+        return tuple(dict.fromkeys(table for labelled in self.data_sets.values() for table in labelled.sources))
 
 
 class Probe(StepSettings):
@@ -227,9 +204,11 @@ class Probe(StepSettings):
         max_rows: labelled rows to use, drawn by their ids; they are held in a worker's memory.
     """
 
+    companion: ClassVar[str] = "classes"
+
     name: str = Field("probe", pattern=TABLE_NAME)
-    input: Annotated[str | Column, Reference]
-    truth: Annotated[str | Column | None, Reference] = None
+    input: Annotated[str | Column, ColumnInput]
+    truth: Annotated[str | Column | None, ColumnInput] = None
     split: str | None = None
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -237,7 +216,7 @@ class Probe(StepSettings):
     max_iterations: Annotated[int, Field(ge=1)] = 1_000
     max_rows: Annotated[int, Field(ge=10)] = 200_000
     random_state: Annotated[int, Field(ge=0)] = 0
-    fit: Annotated[str | None, Reference] = None
+    fit: Annotated[str | None, TableInput] = None
     top: Annotated[int, Field(ge=1, le=1000)] = 5
     rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
 
@@ -248,11 +227,3 @@ class Probe(StepSettings):
         if self.validation_share + self.test_share >= 1:
             raise ValueError("`validation_share` and `test_share` leave nothing to train on")
         return self
-
-    @property
-    def tables(self) -> tuple[str, ...]:
-        return (self.name, f"{self.name}_classes")
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (*table_of(self.input), *(table_of(self.truth) if self.truth else ()), *([self.fit] if self.fit else ()))

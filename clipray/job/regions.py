@@ -1,4 +1,4 @@
-"""Settings of the steps about regions of attention: `embed_regions` and `refer`."""
+"""Settings of the steps with foveal attention, `embed_regions` and `render_depth`, and of `refer`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from pydantic import Field, field_validator, model_validator
 
 from clipray.job.base import (
     TABLE_NAME,
+    ColumnInput,
     Count,
     Embedding,
     Execution,
-    Reference,
     Settings,
     StepSettings,
     added_later,
-    refuse_taken,
 )
-from clipray.job.images import FIXED_COLUMNS, ImageEncoding, colour_name
-from clipray.job.vectors import Column, table_of
+from clipray.job.images import FIXED_COLUMNS, Colour, FileEncoding, ImageEncoding
+from clipray.job.vectors import Column
 
 Prompt = Literal["foveal", "crop", "blur", "circle", "none"]
 VECTOR = "clip"
@@ -80,13 +79,8 @@ class Circle(Settings):
         width: the width of the line, as a share of the image's shorter side.
     """
 
-    colour: str = "red"
+    colour: Colour = "red"
     width: Annotated[float, Field(gt=0, le=1)] = 0.02
-
-    @field_validator("colour")
-    @classmethod
-    def _is_a_colour(cls, colour: str) -> str:
-        return colour_name(colour)
 
 
 def _preprocess(foveal: Foveal | None) -> Literal["model", "squash"]:
@@ -105,6 +99,9 @@ class EmbedRegions(ImageEncoding, Embedding):
         max_regions: an image with more boxes is rejected.
     """
 
+    companion: ClassVar[str] = "pictures"
+    fixed_columns: ClassVar[tuple[str, ...]] = (*FIXED_COLUMNS, *OF_BOXES)
+
     name: str = Field("regions", pattern=TABLE_NAME)
     prompt: Prompt = "foveal"
     foveal: Foveal = Field(default_factory=Foveal)
@@ -116,9 +113,7 @@ class EmbedRegions(ImageEncoding, Embedding):
     @model_validator(mode="after")
     def _settings_of_the_prompt(self) -> EmbedRegions:
         for name in ("foveal", "blur", "circle"):
-            if name in self.model_fields_set and self.prompt != name:
-                raise ValueError(f"`{name}` goes with `prompt: {name}`, found `prompt: {self.prompt}`")
-        refuse_taken(self.keep, (*FIXED_COLUMNS, *OF_BOXES), "drop it from `keep`")
+            self.refuse_without(name, "prompt", name)
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -127,20 +122,60 @@ class EmbedRegions(ImageEncoding, Embedding):
         return {key: value for key, value in super().identity().items() if key not in others}
 
     @property
-    def decoding(self) -> Literal["auto", "tasks", "actors", "none"]:
-        return "actors"
-
-    @property
     def needs_architecture(self) -> bool:
         return self.prompt == "foveal"
 
     @property
     def primary_table(self) -> str:
-        return f"{self.name}_pictures"
+        return self.tables[1]
+
+
+class RenderDepth(FileEncoding):
+    """Manifest of point clouds -> `clouds` table: a CLIP vector for each cloud, from depth maps of six sides.
+
+    Attributes:
+        prompt: `foveal` draws the network's attention to each map's foreground.
+        foveal: settings of that prompt.
+        weights: the weights of the six views: the areas of their foregrounds, or equal.
+        sampled: the number of points drawn from the surface of a mesh (`.off` with faces).
+        size: the longest side of a cloud in a map, as a share of the map's side. radius: the radius of a point,
+            likewise.
+        near, far, ground: the colours of the nearest point, of the farthest point and of the background.
+    """
+
+    fixed_columns: ClassVar[tuple[str, ...]] = (
+        "cloud_id",
+        "uri",
+        "bytes",
+        "points",
+        VECTOR,
+        "stage",
+        "reason",
+        "message",
+    )
+
+    name: str = Field("clouds", pattern=TABLE_NAME)
+    prompt: Literal["foveal", "none"] = "foveal"
+    foveal: Foveal = Foveal(alpha=2)
+    weights: Literal["area", "equal"] = "area"
+    sampled: Annotated[int, Field(ge=8, le=10_000_000)] = 8_192
+    size: Annotated[float, Field(gt=0, le=1)] = 0.5
+    radius: Annotated[float, Field(ge=0, le=0.25)] = 0.03
+    near: Colour = "white"
+    far: Colour = "#b0b0b0"
+    ground: Colour = "gray"
+    vector_type: Literal["float32", "float16"] = "float32"
+    max_bytes: Annotated[int, Execution, Field(ge=1)] = 256 * 2**20
+    rows_per_block: Annotated[int, Execution, Field(ge=1)] = 32
+
+    @model_validator(mode="after")
+    def _settings_of_the_prompt(self) -> RenderDepth:
+        self.refuse_without("foveal", "prompt", "foveal")
+        return self
 
     @property
-    def tables(self) -> tuple[str, ...]:
-        return (self.name, self.primary_table)
+    def needs_architecture(self) -> bool:
+        return self.prompt == "foveal"
 
 
 class Refer(StepSettings):
@@ -157,7 +192,7 @@ class Refer(StepSettings):
     needs_model: ClassVar[bool] = True
 
     name: str = Field("referred", pattern=TABLE_NAME)
-    input: Annotated[str | Column, Reference]
+    input: Annotated[str | Column, ColumnInput]
     template: str = "{}"
     subtract: Literal["others", "dataset", "nothing"] = "others"
     dataset_captions: Count = added_later(500)
@@ -173,10 +208,5 @@ class Refer(StepSettings):
     @model_validator(mode="after")
     def _settings_of_the_draw(self) -> Refer:
         for name in ("dataset_captions", "random_state"):
-            if name in self.model_fields_set and self.subtract != "dataset":
-                raise ValueError(f"`{name}` goes with `subtract: dataset`, found `subtract: {self.subtract}`")
+            self.refuse_without(name, "subtract", "dataset")
         return self
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return table_of(self.input)

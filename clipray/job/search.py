@@ -1,13 +1,13 @@
-"""Settings of the steps that find vectors: `index`, `augment` and `search`."""
+"""Settings of the steps that find vectors: `index`, `augment`, `search` and `evaluate_retrieval`."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from clipray.job.base import TABLE_NAME, Count, Execution, Reference, StepSettings
-from clipray.job.vectors import Column, table_of
+from clipray.job.base import TABLE_NAME, ColumnInput, Count, Execution, Reference, StepSettings, TableInput
+from clipray.job.vectors import Column
 
 
 class Index(StepSettings):
@@ -25,18 +25,14 @@ class Index(StepSettings):
     """
 
     name: str = Field("index", pattern=TABLE_NAME)
-    input: Annotated[str | Column, Reference]
+    input: Annotated[str | Column, ColumnInput]
     type: str = "auto"
     metric: Literal["cosine", "l2", "dot"] = "cosine"
     recall: Annotated[float, Field(gt=0, le=1)] = 0.95
-    queries: Annotated[str | Column | None, Reference] = None
+    queries: Annotated[str | Column | None, ColumnInput] = None
     random_state: Annotated[int, Field(ge=0)] = 0
     memory_gib: Annotated[float | None, Execution, Field(gt=0)] = None
     rows_per_task: Annotated[int, Execution, Field(ge=1)] = 65_536
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (*table_of(self.input), *(table_of(self.queries) if self.queries else ()))
 
 
 class Augment(StepSettings):
@@ -52,16 +48,12 @@ class Augment(StepSettings):
     """
 
     name: str = Field("augmented", pattern=TABLE_NAME)
-    input: Annotated[str | Column, Reference]
-    index: Annotated[str, Reference]
+    input: Annotated[str | Column, ColumnInput]
+    index: Annotated[str, TableInput]
     neighbours: Count = 10
     alpha: Annotated[float, Field(ge=0)] = 3.0
     vector_type: Literal["float32", "float16"] = "float32"
     rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (*table_of(self.input), self.index)
 
 
 class Search(StepSettings):
@@ -78,13 +70,13 @@ class Search(StepSettings):
     """
 
     name: str = Field("neighbours", pattern=TABLE_NAME)
-    index: Annotated[str, Reference]
-    queries: Annotated[str | Column, Reference]
+    index: Annotated[str, TableInput]
+    queries: Annotated[str | Column, ColumnInput]
     top: Count = 10
     leave_out_self: bool = False
     expand: Annotated[int, Field(ge=0)] = 0
     alpha: Annotated[float, Field(ge=0)] = 3.0
-    rerank: Annotated[str | None, Reference] = None
+    rerank: Annotated[str | None, TableInput] = None
     rerank_top: Count = 100
     rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
 
@@ -94,6 +86,36 @@ class Search(StepSettings):
             raise ValueError(f"`rerank_top` is {self.rerank_top}, expected at least `top`, {self.top}")
         return self
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.index, *table_of(self.queries), *((self.rerank,) if self.rerank else ()))
+
+class EvaluateRetrieval(StepSettings):
+    """A vector column, or ranked lists, and a ground truth -> `retrieval`: average precision of each query.
+
+    Attributes:
+        input: the vectors that are ranked, all of them; or neighbours: a table of ranked lists, as `search` writes it.
+        queries: vectors of the queries; by default they are rows of `input`, each left out of its own ranking.
+        ground_truth: Parquet with a row for each image that is relevant to a query, or junk.
+        query_id, answer_id: its columns; by default `query_id`, or `text_id` if there is none, and `image_id`.
+        distances: the distances by which `input` is ranked.
+    """
+
+    name: str = Field("retrieval", pattern=TABLE_NAME)
+    input: Annotated[str | Column | None, ColumnInput] = None
+    queries: Annotated[str | Column | None, ColumnInput] = None
+    neighbours: Annotated[str | None, TableInput] = None
+    ground_truth: Annotated[str, Reference]
+    query_id: Annotated[str | None, Reference] = None
+    answer_id: Annotated[str, Reference] = "image_id"
+    distances: list[Literal["cosine", "l2"]] = Field(["cosine", "l2"], min_length=1)
+
+    @field_validator("distances")
+    @classmethod
+    def _once_each(cls, distances: list[Literal["cosine", "l2"]]) -> list[Literal["cosine", "l2"]]:
+        return list(dict.fromkeys(distances))
+
+    @model_validator(mode="after")
+    def _one_way(self) -> EvaluateRetrieval:
+        if (self.input is None) == (self.neighbours is None):
+            raise ValueError(f"expected one of `input` and `neighbours`, found {'both' if self.input else 'none'}")
+        if self.neighbours is not None and self.queries is not None:
+            raise ValueError("`queries` goes with `input`: a table of neighbours names its queries itself")
+        return self

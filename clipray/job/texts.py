@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from clipray.job.base import TABLE_NAME, Embedding, Encoding, Execution, Reference, refuse_taken
-from clipray.job.vectors import Column, table_of
-
-TEXT_COLUMNS = ("text_id", "text", "truncated", "embedding", "image_id", "stage", "reason", "message")
-"""Columns of the table, and those that rows carry on their way to it."""
-PAIR_COLUMNS = (
-    "pair_id", "image_id", "caption", "truncated", "clipscore", "ref_clipscore", "references",
-    "gathered", "stage", "reason", "message",
-)  # fmt: skip
+from clipray.job.base import TABLE_NAME, ColumnInput, Embedding, Encoding, Execution
+from clipray.job.vectors import Column
 
 
 class EmbedTexts(Embedding):
@@ -23,14 +16,13 @@ class EmbedTexts(Embedding):
     If the manifest has a column `image_id`, it is carried through.
     """
 
+    fixed_columns: ClassVar[tuple[str, ...]] = (
+        "text_id", "text", "truncated", "embedding", "image_id", "stage", "reason", "message",
+    )  # fmt: skip
+
     name: str = Field("texts", pattern=TABLE_NAME)
     rows_per_block: Annotated[int, Execution, Field(ge=1)] = 1_024
     rows_per_file: Annotated[int, Execution, Field(ge=1)] = 65_536
-
-    @model_validator(mode="after")
-    def _column_names_are_free(self) -> EmbedTexts:
-        refuse_taken(self.keep, TEXT_COLUMNS, "drop it from `keep`")
-        return self
 
 
 class ScoreCaptions(Encoding):
@@ -41,17 +33,13 @@ class ScoreCaptions(Encoding):
         prefix: the text before every caption and reference.
     """
 
+    fixed_columns: ClassVar[tuple[str, ...]] = (
+        "pair_id", "image_id", "caption", "truncated", "clipscore", "ref_clipscore", "references",
+        "gathered", "stage", "reason", "message",
+    )  # fmt: skip
+
     name: str = Field("caption_scores", pattern=TABLE_NAME)
-    input: Annotated[str | Column, Reference]
+    input: Annotated[str | Column, ColumnInput]
     prefix: str = "A photo depicts "
     rows_per_block: Annotated[int, Execution, Field(ge=1)] = 1_024
     rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
-
-    @model_validator(mode="after")
-    def _column_names_are_free(self) -> ScoreCaptions:
-        refuse_taken(self.keep, PAIR_COLUMNS, "drop it from `keep`")
-        return self
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return table_of(self.input)

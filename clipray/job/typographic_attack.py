@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field
 
-from clipray.job.base import TABLE_NAME, Reference, Settings, refuse_taken
-from clipray.job.images import ImageEncoding, colour_name
-from clipray.job.labels import Classes, Style, distinct
+from clipray.job.base import TABLE_NAME, Reference, Settings
+from clipray.job.images import Colour, ImageEncoding
+from clipray.job.labels import ClassesInput, Style
 
-ATTACK_COLUMNS = (
-    "image_id", "uri", "height", "width", "bytes", "label", "word", "before", "before_probability", "after",
-    "after_probability", "stage", "reason", "message",
-)  # fmt: skip
 Place = Literal[
     "random", "centre", "top", "bottom", "left", "right", "top_left", "top_right", "bottom_left", "bottom_right"
 ]
@@ -31,13 +27,8 @@ class Lettering(Settings):
 
     size: Annotated[float, Field(gt=0, le=1)] = 0.15
     place: Place = "random"
-    colour: str = "black"
-    plate: str | None = "white"
-
-    @field_validator("colour", "plate")
-    @classmethod
-    def _is_a_colour(cls, colour: str | None) -> str | None:
-        return None if colour is None else colour_name(colour)
+    colour: Colour = "black"
+    plate: Colour | None = "white"
 
 
 class Attack(ImageEncoding):
@@ -50,27 +41,15 @@ class Attack(ImageEncoding):
         seed: the seed of the words and of their places.
     """
 
+    companion: ClassVar[str] = "classes"
+    fixed_columns: ClassVar[tuple[str, ...]] = (
+        "image_id", "uri", "height", "width", "bytes", "label", "word", "before", "before_probability", "after",
+        "after_probability", "stage", "reason", "message",
+    )  # fmt: skip
+
     name: str = Field("attacks", pattern=TABLE_NAME)
-    classes: Annotated[str | list[str] | Classes, Reference]
+    classes: ClassesInput
     style: Annotated[str | Style, Reference] = "template"
     word: Literal["wrong", "own"] = "wrong"
     lettering: Lettering = Field(default_factory=Lettering)
     seed: Annotated[int, Field(ge=0)] = 0
-
-    @field_validator("classes")
-    @classmethod
-    def _names_differ(cls, classes: str | list[str] | Classes) -> str | list[str] | Classes:
-        return distinct(classes) if isinstance(classes, list) else classes
-
-    @model_validator(mode="after")
-    def _column_names_are_free(self) -> Attack:
-        refuse_taken(self.keep, ATTACK_COLUMNS, "drop it from `keep`")
-        return self
-
-    @property
-    def decoding(self) -> Literal["auto", "tasks", "actors", "none"]:
-        return "actors"
-
-    @property
-    def tables(self) -> tuple[str, ...]:
-        return (self.name, f"{self.name}_classes")

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from clipray.job.base import TABLE_NAME, Count, Execution, Reference, Settings, StepSettings, added_later
+from clipray.job.base import (
+    TABLE_NAME,
+    ColumnInput,
+    Count,
+    Execution,
+    Reference,
+    Settings,
+    StepSettings,
+    TableInput,
+    added_later,
+)
 
 
 class Column(Settings):
@@ -21,11 +31,6 @@ class Column(Settings):
     path: str
     column: str
     id: str = "image_id"
-
-
-def table_of(column: str | Column) -> tuple[str, ...]:
-    """The table of ours that an input names, if it is one."""
-    return (column.rpartition(".")[0],) if isinstance(column, str) else ()
 
 
 class Reduce(StepSettings):
@@ -43,8 +48,10 @@ class Reduce(StepSettings):
         normalize: L2, `before`, `after` or `both`.
     """
 
+    companion: ClassVar[str] = "components"
+
     name: str = Field("reduced", pattern=TABLE_NAME)
-    input: Annotated[str | Column, Reference]
+    input: Annotated[str | Column, ColumnInput]
     components: Annotated[int, Field(ge=1)] | None = None
     explained_variance: Annotated[float, Field(gt=0, le=1)] | None = None
     whiten: bool = False
@@ -63,14 +70,6 @@ class Reduce(StepSettings):
                 f"expected one of `components`, `explained_variance` and `fit`, found {' and '.join(named) or 'none'}"
             )
         return self
-
-    @property
-    def tables(self) -> tuple[str, ...]:
-        return (self.name, f"{self.name}_components")
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return table_of(self.input)
 
 
 class Cluster(StepSettings):
@@ -92,8 +91,10 @@ class Cluster(StepSettings):
         labels: `table.column` with a label for each row, with which the clusters are compared.
     """
 
+    companion: ClassVar[str] = "centroids"
+
     name: str = Field("clusters", pattern=TABLE_NAME)
-    input: Annotated[str | Column, Reference]
+    input: Annotated[str | Column, ColumnInput]
     clusters: Annotated[int, Field(ge=1)]
     max_iterations: Annotated[int, Field(ge=1)] = 100
     tolerance: Annotated[float, Field(ge=0)] = 1e-4
@@ -118,14 +119,6 @@ class Cluster(StepSettings):
         rounded = "float16" if self.hold == "float16" else "float32"  # the others only differ in where vectors lie
         return {**super().identity(), "hold": rounded}
 
-    @property
-    def tables(self) -> tuple[str, ...]:
-        return (self.name, f"{self.name}_centroids")
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return table_of(self.input)
-
 
 class Deduplicate(StepSettings):
     """Vector column and its clusters -> `duplicates` table: groups of rows that are nearly the same, and which to keep.
@@ -139,12 +132,8 @@ class Deduplicate(StepSettings):
     """
 
     name: str = Field("duplicates", pattern=TABLE_NAME)
-    input: Annotated[str | Column, Reference]
-    clusters: Annotated[str, Reference]
+    input: Annotated[str | Column, ColumnInput]
+    clusters: Annotated[str, TableInput]
     similarity: Annotated[float, Field(gt=0, le=1)] = 0.95
     keep: Literal["farthest", "nearest", "first"] = "farthest"
     rows_per_block: Annotated[int, Execution, Field(ge=1)] = 32_768
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (*table_of(self.input), self.clusters)
