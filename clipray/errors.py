@@ -69,3 +69,8 @@ class Stopped(ClipRayError):
     """The run was stopped by a signal; what is written is kept and the next run goes on from there."""
 
     exit_code = 130
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What an error says, in one line of at most so many characters."""
+    return " ".join(str(error).split())[:most]

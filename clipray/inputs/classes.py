@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import csv
+import functools
+import importlib.util
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,11 +16,9 @@ from pydantic import ValidationError
 
 from clipray.analysis.prompts import PHOTO_TEMPLATES, PromptStyle
 from clipray.errors import JobError, ManifestError
-from clipray.inputs.class_lists import cifar100, imagenet, openai_templates
-from clipray.inputs.parquet_files import as_utf8, expand_parquet, is_text, read_footer, with_rows
+from clipray.inputs.parquet_files import open_files, read_texts
 from clipray.job import CLASS_SETS, Classes, Style, distinct
 from clipray.job.plain_yaml import load_yaml, read_text
-from clipray.storage.folder import absolute
 
 TEMPLATE = "a photo of a {}"
 KNOWN_SUFFIXES = (".yaml", ".yml", ".json", ".parquet", ".pq", ".csv", ".txt")
@@ -71,7 +73,7 @@ def _style(name: str, style: Style, classes: Classes) -> PromptStyle:
     if missing or unknown:
         what = f"no description of {_listed(missing)}" if missing else f"descriptions of no class: {_listed(unknown)}"
         raise JobError(f"{where}: {what}")
-    texts = tuple(tuple(_texts(descriptions[label])) for label in labels)
+    texts = tuple((text,) if isinstance(text := descriptions[label], str) else tuple(text) for label in labels)
     return PromptStyle(name, labels, descriptions=texts, named=style.prompt == "name_is_description")
 
 
@@ -80,10 +82,6 @@ def _templates(templates: PromptSet) -> tuple[str, ...]:
         sets = {"photo": lambda: PHOTO_TEMPLATES, "openai": openai_templates}
         return tuple(sets[templates]()) if templates in sets else (templates,)
     return tuple(templates)
-
-
-def _texts(prompts: PromptSet) -> list[str]:
-    return [prompts] if isinstance(prompts, str) else prompts
 
 
 def _known(classes: str | list[str] | Classes) -> Classes:
@@ -115,12 +113,7 @@ def _validated(path: str, values: Mapping[str, Any]) -> Classes:
 
 
 def _read(path: str) -> str:
-    try:
-        return read_text(absolute(path), LARGEST_BYTES)
-    except FileNotFoundError as error:
-        raise ManifestError(f"{path}: no such class file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path}: cannot be read: {error}") from error
+    return read_text(path, "class file", ManifestError, LARGEST_BYTES)
 
 
 def _read_yaml(path: str) -> Any:
@@ -136,19 +129,8 @@ def _descriptions(path: str) -> dict[str, PromptSet]:
 
 def _read_parquet(path: str) -> pa.Table:
     """The text columns of a Parquet file, glob or folder of classes."""
-    parts = []
-    for file in with_rows([read_footer(url) for url in expand_parquet(absolute(path))]):
-        if reason := file.without("label"):
-            raise JobError(f"{file.url}: {reason}")
-        named = [name for name in CLASS_COLUMNS if name in file.schema.names]
-        if reason := next(filter(None, map(file.without, named)), ""):
-            raise JobError(f"{file.url}: {reason}")
-        try:
-            data = file.whole.read(named)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ManifestError(f"{file.url}: not a whole Parquet file: {error}") from error
-        parts.append(pa.table({name: _strings(file.url, name, data[name]) for name in named}))
-    return pa.concat_tables(parts)
+    files = open_files(path)
+    return read_texts(files, ["label", *(name for name in CLASS_COLUMNS[1:] if name in files[0].schema.names)])
 
 
 def _read_csv(path: str) -> pa.Table:
@@ -166,17 +148,6 @@ def _read_csv(path: str) -> pa.Table:
             f"{path}: the row of {uneven['label']!r} has another number of values than the header, {len(names)}"
         )
     return pa.table({name: [row[name] for row in values] for name in CLASS_COLUMNS if name in names})
-
-
-def _strings(url: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if not is_text(column.type):
-        raise JobError(f"{url}: column {name!r}: expected strings, found {column.type}")
-    if column.null_count:
-        raise JobError(f"{url}: column {name!r} has {column.null_count} nulls")
-    texts, broken = as_utf8(column)
-    if broken.any():
-        raise JobError(f"{url}: column {name!r} has {broken.sum()} strings that are not UTF-8")
-    return texts
 
 
 def _classes_of(path: str, data: pa.Table) -> Classes:
@@ -207,3 +178,52 @@ def _stored_styles(path: str, data: pa.Table, styles: Sequence[str] | Mapping[st
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(map(repr, names[:5])) + more
+
+
+# Krizhevsky 2009, "Learning multiple layers of features from tiny images", table of classes; in alphabetical order.
+CIFAR100 = """
+apple, aquarium fish, baby, bear, beaver, bed, bee, beetle, bicycle, bottle, bowl, boy, bridge, bus, butterfly, camel, can,
+castle, caterpillar, cattle, chair, chimpanzee, clock, cloud, cockroach, couch, crab, crocodile, cup, dinosaur, dolphin,
+elephant, flatfish, forest, fox, girl, hamster, house, kangaroo, keyboard, lamp, lawn mower, leopard, lion, lizard, lobster,
+man, maple tree, motorcycle, mountain, mouse, mushroom, oak tree, orange, orchid, otter, palm tree, pear, pickup truck,
+pine tree, plain, plate, poppy, porcupine, possum, rabbit, raccoon, ray, road, rocket, rose, sea, seal, shark, shrew, skunk,
+skyscraper, snail, snake, spider, squirrel, streetcar, sunflower, sweet pepper, table, tank, telephone, television, tiger,
+tractor, train, trout, tulip, turtle, wardrobe, whale, willow tree, wolf, woman, worm
+"""
+
+# Two names occur twice in that list; these are other words of the same WordNet synsets.
+OTHER_WORDS = {(744, "missile"): "projectile", (836, "sunglasses"): "sunglass"}
+
+
+def cifar100() -> list[str]:
+    """CIFAR-100's hundred names."""
+    return [name.strip() for name in CIFAR100.split(",")]
+
+
+def imagenet() -> list[str]:
+    """ImageNet's thousand names, in the order of its classes."""
+    names = [ast.literal_eval(node) for node in _open_clip_list("IMAGENET_CLASSNAMES")]
+    return [OTHER_WORDS.get((n, name), name) for n, name in enumerate(names)]
+
+
+def openai_templates() -> list[str]:
+    """OpenAI's 80 templates for ImageNet, with `{}` in place of the name."""
+    return [
+        "".join(_template_part(part) for part in node.body.values)
+        for node in _open_clip_list("OPENAI_IMAGENET_TEMPLATES")
+    ]  # type: ignore[attr-defined]
+
+
+def _template_part(part: ast.expr) -> str:
+    return str(part.value) if isinstance(part, ast.Constant) else "{}"
+
+
+@functools.cache
+def _open_clip_list(name: str) -> list[ast.expr]:
+    """The items of a list in open_clip's package data, parsed and not imported: open_clip imports torch."""
+    package = importlib.util.find_spec("open_clip")
+    path = Path(str(package.origin if package else "")).parent / "zero_shot_metadata.py"
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name:
+            return list(node.value.elts)  # type: ignore[attr-defined]
+    raise AssertionError(f"{path} has no {name}")

@@ -11,8 +11,9 @@ without their image are removed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -40,8 +41,7 @@ from clipray.tables.reasons import is_passing
 REFUSED = "refused.parquet"  # the manifest's own rejects, written before work starts
 
 
-@dataclass(frozen=True)
-class RegionFolders:
+class RegionFolders(NamedTuple):
     """Where a step writes its regions, and the boxes that it rejects."""
 
     table: Folder
@@ -90,7 +90,7 @@ class CommittedRows:
 
 def regions_of_another(regions: RegionFolders, fingerprint: str, name: str) -> str | None:
     """Path of a shard of regions that another table's images or other settings made; None if there is none."""
-    for folder in (regions.table, regions.rejects):
+    for folder in regions:
         for shard in shard_names(folder):
             with contextlib.suppress(SchemaError, FileNotFoundError):  # torn, as a kill may leave it
                 metadata = shard_footer(folder, shard)[2]
@@ -140,8 +140,6 @@ class _Check:
         if self.repair:
             self._drop_broken()
         for folder, shards in ((self.table, self.committed.files), (self.rejects, self.committed.reject_files)):
-            for name in sorted(folder.leftovers()) if self.repair else ():
-                folder.remove(name)
             sizes, damaged = folder.sizes(), noted_as_damaged(folder) or ()
             counted = (
                 self._count_shard(folder, name, sizes[name]) for name in shard_names(folder) if name not in damaged
@@ -153,12 +151,18 @@ class _Check:
     def _drop_broken(self) -> None:
         """Remove shards that are not what was written. Images whose rejected boxes are lost are made again with them."""
         known = self.committed.verified
-        of_regions = (self.regions.table, self.regions.rejects) if self.regions else ()
-        for folder in (self.table, self.rejects, *of_regions):
+        verified_bytes = {path: shard.bytes for path, shard in known.items()}
+        for folder in (self.table, self.rejects, *(self.regions or ())):
+            for name in folder.leftovers():
+                folder.remove(name)
             sizes = folder.sizes()
-            names = [name for name in shard_names(folder) if _bytes_of(known.get(folder.path(name))) != sizes[name]]
+            names = [name for name in shard_names(folder) if verified_bytes.get(folder.path(name)) != sizes[name]]
             whole, broken = verify_shards(folder, names)
-            _refuse_foreign(folder, broken)
+            foreign = next((name for name in broken if not named_as_ours(name)), None)
+            if foreign:
+                raise StaleTableError(
+                    f"{folder.path(foreign)} is no file of this table that clipray wrote, nor whole Parquet; move it away"
+                )
             known.update({folder.path(name): shard for name, shard in whole.items()})
             for name, error in broken.items():
                 self.committed.note("damaged_files" if isinstance(error, DamagedError) else "torn_files", 1)
@@ -240,12 +244,9 @@ class _Check:
     def _match_regions(self, regions: RegionFolders) -> None:
         """Remove regions whose image is not in the shard of the same name."""
         of_images = {shard.name for shard in self.committed.files}
-        for folder, shards in (
-            (regions.table, self.committed.region_files),
-            (regions.rejects, self.committed.rejected_box_files),
+        for folder, shards in zip(
+            regions, (self.committed.region_files, self.committed.rejected_box_files), strict=True
         ):
-            for name in folder.leftovers():
-                folder.remove(name)
             for name in shard_names(folder):
                 shard = self._match_shard(folder, name) if name in of_images else None
                 if shard is None:
@@ -262,19 +263,6 @@ class _Check:
         """The shard with its good rows, (rows,) bool, alone; None where it has none."""
         verified = self.committed.verified
         return verified[folder.path(name)] if good.all() else _rewrite(folder, name, good, verified)
-
-
-def _refuse_foreign(folder: Folder, broken: Iterable[str]) -> None:
-    """Raises StaleTableError where a broken shard does not have a name that clipray gives: it belongs to somebody else."""
-    for name in broken:
-        if not named_as_ours(name):
-            raise StaleTableError(
-                f"{folder.path(name)} is no file of this table that clipray wrote, nor whole Parquet; move it away"
-            )
-
-
-def _bytes_of(shard: Shard | None) -> int | None:
-    return None if shard is None else shard.bytes
 
 
 def take_back(rejects: Folder, fingerprint: str, verified: dict[str, Shard]) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipray.inputs.key_index import ABSENT, digest_of_hashes, hash_strings
+from clipray.inputs.key_index import ABSENT, hash_strings
 from clipray.inputs.manifest import Manifest
 from clipray.inputs.row_index import SCAN_ROWS, RowIndex, mixed, read_safely
 from clipray.storage.folder import filesystem, listed_version, local_version
@@ -135,8 +135,3 @@ def same_content(hashes: pa.ChunkedArray, sources: np.ndarray, expected: np.ndar
     versions = pc.match_substring(hashes, " ").fill_null(True)  # of a file, or of none
     same = (expected == sources) | (expected == mixed(sources, hash_strings(hashes, seed)))
     return same | ((expected == without) & versions.to_numpy())
-
-
-def sources_digest(scan: RowIndex) -> str:
-    """Digest of all sources of a row index, with their contents where it has them."""
-    return digest_of_hashes(scan.sources)

@@ -66,12 +66,6 @@ def list_images(source: str) -> ImageListing:
     return ImageListing(root, tuple(images), tuple(sorted(set(files).difference(images))))
 
 
-def find_images(source: str) -> tuple[str, list[str]]:
-    """(root, sorted paths) of the images under a folder or glob. Raises ManifestError: there are none."""
-    listing = list_images(source)
-    return listing.root, list(listing.paths)
-
-
 def _files_of(fs: fsspec.AbstractFileSystem, path: str) -> tuple[str, list[str]]:
     """(root, sorted paths of the files under it); no files if the path is not a folder."""
     if not is_glob(fs, path):

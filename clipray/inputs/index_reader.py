@@ -1,8 +1,12 @@
-"""A finished index, opened for searching: the faiss index, memory-mapped where possible, and the ids of its rows."""
+"""A finished index, opened for searching: the faiss index, memory-mapped where possible, and the ids of its rows.
+
+FAISS trusts what it reads, so its files are checked first to be those that were built.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +19,9 @@ from clipray import tables
 from clipray.analysis import vector_index as vi
 from clipray.analysis.normalize import l2_normalize
 from clipray.errors import DamagedError, SchemaError
-from clipray.inputs.index_files import hashes, is_as_built
 from clipray.inputs.vector_column import VectorColumn, comparable
-from clipray.storage.folder import Folder
+from clipray.storage.folder import Folder, explained
+from clipray.storage.seals import file_hash
 from clipray.tables.digests import files_digest
 
 
@@ -77,7 +81,8 @@ def ready_index(name: str, output: Folder, source: VectorColumn) -> tables.Recor
     """
     record = index_record(name, output.named(name))
     refuse_stale_index(name, record, output)
-    refuse_other_space(name, record, source)
+    if reason := comparable(dict(record.provenance["space"]), source.space):
+        raise SchemaError(f"index {name}: {source.name} cannot be searched for in {record.inputs['input']}: {reason}")
     width = record.provenance["width"]
     if source.n_features != width:
         raise SchemaError(f"{source.name} has vectors of {source.n_features}, index {name} of {width}")
@@ -174,8 +179,37 @@ def refuse_stale_index(name: str, record: tables.Record, output: Folder) -> None
         raise SchemaError(f"index {name}: {source} has changed since it was built; `clipray run` brings it up to date")
 
 
-def refuse_other_space(name: str, record: tables.Record, queries: VectorColumn) -> None:
-    """Raises SchemaError where queries and index are not in the same space."""
-    why = comparable(dict(record.provenance["space"]), queries.space)
-    if why:
-        raise SchemaError(f"index {name}: {queries.name} cannot be searched for in {record.inputs['input']}: {why}")
+def hashes(record: tables.Record) -> dict[str, str]:
+    """SHA-256 of each file of the index; empty if an earlier version built it."""
+    return dict(record.provenance.get("sha256") or {})
+
+
+def hash_of(folder: Folder, name: str) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    with explained(folder.url), folder.fs.open(folder.path(name), "rb") as file:
+        return file_hash(file)
+
+
+def broken_files(folder: Folder, record: tables.Record) -> dict[str, str]:
+    """File -> what is wrong with it: `missing`, `size`, or `content`."""
+    sizes, broken = folder.sizes(), {}
+    for name, size in record.provenance["sizes"].items():
+        if name not in sizes:
+            broken[name] = "missing"
+        elif sizes[name] != size:
+            broken[name] = "size"
+        elif name in hashes(record) and hash_of(folder, name) != hashes(record)[name]:
+            broken[name] = "content"
+    return broken
+
+
+def is_as_built(path: str, sha256: str) -> bool:
+    """Whether a local file has this SHA-256. A process reads a file once, until it changes."""
+    status = os.stat(path)
+    return _hash_once(path, status.st_size, status.st_mtime_ns) == sha256
+
+
+@functools.cache
+def _hash_once(path: str, _size: int, _mtime_ns: int) -> str:
+    with open(path, "rb") as file:
+        return file_hash(file)

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import tables
-from clipray.errors import JobError, ManifestError, SchemaError
+from clipray.errors import SchemaError
 from clipray.inputs.key_index import ABSENT, KeyIndex, hash_strings, seed_of
-from clipray.inputs.parquet_files import READ_ROWS, as_utf8, expand_parquet, is_text, read_footer, with_rows
-from clipray.inputs.vector_column import IDENTITIES
+from clipray.inputs.parquet_files import decoded, expand_parquet, is_text, numbered, open_files, strings
+from clipray.inputs.vector_column import IDENTITIES, table_and_column
 from clipray.job import Column
 from clipray.storage.folder import Folder, absolute, file_versions
 from clipray.tables.digests import Digest, digest_of, files_digest, plain
@@ -62,96 +62,55 @@ def read_labelled(source: str | Column, output: Folder, group: str | None = None
         JobError, SchemaError, ManifestError: there is no such column, it holds no labels, or an id stands twice.
     """
     name, ids, column, parts = _opened(source, output, group)
-    coders = {wanted: _Coder() for wanted in (column, *([group] if group else []))}
-    keys: list[np.ndarray] = []
-    codes: dict[str, list[np.ndarray]] = {wanted: [] for wanted in coders}
+    keys, labels, groups = [np.zeros(0, np.uint64)], [], []
     for part in parts:
-        labels = _as_strings(name, column, part[column])
-        labelled = labels.is_valid()
+        texts = _as_strings(name, column, part[column])
+        labelled = texts.is_valid()
         keys.append(hash_strings(_as_strings(name, ids[0], part[ids[0]]).filter(labelled), SEED))
-        codes[column].append(coders[column].codes(labels.drop_null()))
+        labels.append(texts.drop_null().dictionary_encode())
         if group:
-            groups_of = _as_strings(name, group, part[group]).filter(labelled)
-            codes[group].append(coders[group].codes(groups_of.fill_null("")))
-    index, order = KeyIndex.of(np.concatenate([np.zeros(0, np.uint64), *keys]), SEED)
+            groups.append(_as_strings(name, group, part[group]).filter(labelled).fill_null("").dictionary_encode())
+    index, order = KeyIndex.of(np.concatenate(keys), SEED)
     if not len(index):
         raise SchemaError(f"{name}: no row has a label")
     if index.repeats:
         raise SchemaError(f"{name}: {index.repeats} rows have an id that stands in an earlier row; ids must be unique")
-    of_rows, by = (np.concatenate(codes[c])[order] if c else np.zeros(len(order), np.int32) for c in (column, group))
-    names, groups = coders[column].names, coders[group].names if group else [""]
-    return KnownLabels(name, ids, tuple(names), index, of_rows, tuple(groups), by)
+    names, codes = numbered(labels)
+    group_names, group_codes = numbered(groups) if group else (pa.array([""]), np.zeros(len(order), np.int32))
+    names_of, groups_of = tuple(names.to_pylist()), tuple(group_names.to_pylist())
+    return KnownLabels(name, ids, names_of, index, codes[order], groups_of, group_codes[order])
 
 
 def fingerprint_of(source: str | Column, output: Folder) -> tuple[dict[str, Any], Digest]:
     """What decides the labels, and a digest of their files, without reading them. Raises as `read_labelled`."""
     if isinstance(source, Column):
         return source.identity(), plain(digest_of(file_versions(expand_parquet(absolute(source.path)))))
-    folder, column = _table_of(source, output)
+    folder, column = table_and_column(source, output)
     record = tables.finished(folder, source)
     return {"table": record.fingerprint, "column": column}, files_digest(record.files)
-
-
-def _table_of(source: str, output: Folder) -> tuple[Folder, str]:
-    table, _, column = source.rpartition(".")
-    if not table or "/" in column:
-        raise JobError(
-            f"{source!r}: expected `table.column`, `FOLDER/table.column`, or a mapping with `path`, `column` and `id`"
-        )
-    return output.named(table), column
-
-
-class _Coder:
-    """Numbers strings in order of appearance."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, int] = {}
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._known)
-
-    def codes(self, strings: pa.ChunkedArray) -> np.ndarray:
-        """(n,) int32."""
-        encoded = strings.combine_chunks().dictionary_encode()
-        numbers = [self._known.setdefault(name, len(self._known)) for name in encoded.dictionary.to_pylist()]
-        return np.array(numbers, np.int32)[encoded.indices.to_numpy()] if numbers else np.zeros(0, np.int32)
 
 
 def _opened(
     source: str | Column, output: Folder, group: str | None
 ) -> tuple[str, tuple[str, ...], str, Iterator[pa.Table]]:
+    grouped = [group] if group else []
     if isinstance(source, Column):
-        wanted = [source.id, source.column, *([group] if group else [])]
-        return (
-            f"{source.path}: {source.column}",
-            (source.id, *IDENTITIES[::-1]),
-            source.column,
-            _any(source.path, wanted),
-        )
-    folder, column = _table_of(source, output)
+        parts = _parts(source.path, [source.id, source.column, *grouped])
+        return f"{source.path}: {source.column}", (source.id, *IDENTITIES[::-1]), source.column, parts
+    folder, column = table_and_column(source, output)
     record = tables.finished(folder, source)
     ids = tuple(name for name in reversed(IDENTITIES) if name in record.columns)
-    wanted = [ids[0], column, *([group] if group else [])]
-    return source, ids, column, tables.iter_table(folder.url, list(dict.fromkeys(wanted)))
+    return source, ids, column, tables.iter_table(folder.url, list(dict.fromkeys([ids[0], column, *grouped])))
 
 
-def _any(path: str, columns: list[str]) -> Iterator[pa.Table]:
-    for file in with_rows([read_footer(url) for url in expand_parquet(absolute(path))]):
-        if reason := next(filter(None, map(file.without, columns)), ""):
-            raise SchemaError(f"{file.url}: {reason}")
-        try:
-            yield from file.whole.stream(list(dict.fromkeys(columns)), READ_ROWS)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ManifestError(f"{file.url}: not a whole Parquet file: {error}") from error
+def _parts(path: str, columns: list[str]) -> Iterator[pa.Table]:
+    for file in open_files(path):
+        file.refuse_without(columns)
+        yield from file.stream(columns)
 
 
 def _as_strings(source: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    arrow_type = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    arrow_type = decoded(column.type)
     if not (is_text(arrow_type) or pa.types.is_integer(arrow_type) or pa.types.is_null(arrow_type)):
         raise SchemaError(f"{source}: column {name!r}: expected strings or whole numbers, found {column.type}")
-    texts, broken = as_utf8(column)
-    if broken.any():
-        first = texts[int(np.flatnonzero(broken)[0])].as_py()
-        raise SchemaError(f"{source}: column {name!r} has {broken.sum()} strings that are not UTF-8, such as {first}")
-    return texts
+    return strings(source, name, column)

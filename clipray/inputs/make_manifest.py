@@ -11,14 +11,14 @@ from urllib.parse import quote
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clipray.errors import JobError
 from clipray.inputs.image_listing import left_out_sentence, list_images, utf8_name
 from clipray.inputs.image_lists import METADATA, STDIN, ImageList, ListOptions, is_list, read_list, with_metadata
 from clipray.inputs.manifest import resolve
 from clipray.storage.environment import environment_errors
-from clipray.storage.folder import Folder, absolute, as_url, filesystem, split
+from clipray.storage.folder import absolute, as_url, filesystem, split
+from clipray.storage.parquet import write_parquet
 from clipray.storage.uris import is_local, is_relative, parse
 
 
@@ -61,12 +61,8 @@ def make_manifest(
         if "label" in rows.columns:
             raise JobError(f"--label {label!r}: {source} has a column `label` already, which the manifest keeps")
         rows = rows.with_columns(label=_labels(rows, out, pattern))
-    sink = pa.BufferOutputStream()
     table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
-    table = table.cast(pa.schema([field.with_type(_plain(field.type)) for field in table.schema]))
-    pq.write_table(table, sink, compression="zstd", row_group_size=65_536)
-    folder, name = split(out)
-    Folder(folder).write(name, sink.getvalue().to_pybytes())
+    write_parquet(table.cast(pa.schema([field.with_type(_plain(field.type)) for field in table.schema])), out)
     if say and listed.note:
         say(listed.note)
     return len(rows)

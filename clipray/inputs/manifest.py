@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from clipray.inputs.parquet_files import (
     expand_parquet,
     int96_as_before,
     is_binary,
+    is_list,
     is_text,
     read_footer,
     rows_not_utf8,
@@ -28,6 +29,8 @@ from clipray.storage.folder import absolute
 from clipray.storage.parquet import RowGroup
 from clipray.storage.uris import is_relative
 from clipray.tables import unwritable
+
+CAST = "cast it when you write the manifest"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,12 @@ class Manifest:
         """The columns that encoding reads."""
         content = self.spec.content
         return [self.spec.key, *(c for c in content if c in self.schema.names), *(k for k in keep if k not in content)]
+
+    def expect(self, name: str, fits: Callable[[pa.DataType], bool], expected: str) -> None:
+        """Raises ManifestError where the type of a column does not fit."""
+        column_type = self.schema.field(name).type
+        if not fits(column_type):
+            raise ManifestError(f"{self.urls[0]}: column `{name}` is {column_type}; expected {expected}")
 
 
 def open_manifest(
@@ -105,50 +114,38 @@ def _common_schema(files: Sequence[File], names: Iterable[str]) -> pa.Schema:
 
 def _check_columns(file: File, keep: Sequence[str], also: Sequence[str], spec: RowSpec) -> None:
     url, names = file.url, file.schema.names
-    twice = [name for name in (spec.key, *spec.content, *keep, *also) if names.count(name) > 1]
-    if twice:
-        raise ManifestError(f"{url}: {file.without(twice[0])}")
-    if spec.key not in names and not spec.derived:
-        raise ManifestError(f"{url}: {file.without(spec.key)}")
+    file.refuse_without(
+        [name for name in (spec.key, *spec.content, *keep, *also) if name in names], error=ManifestError
+    )
+    file.refuse_without(() if spec.derived else [spec.key], error=ManifestError)
     missing = [c for c in spec.content if c not in names]
     if len(missing) == len(spec.content) or (missing and not spec.inline):
         wanted = (" or " if spec.inline else " and ").join(f"`{c}`" for c in spec.content)
         raise ManifestError(f"{url}: expected a column {wanted}: {file.without(missing[0])}")
-    for name in keep:
-        if reason := file.without(name):
-            raise ManifestError(f"{url}: `keep`: {reason}")
+    file.refuse_without(keep, "`keep`: ", ManifestError)
     if spec.inline in keep:
         raise ManifestError(f"{url}: `keep` names {spec.inline!r}, the images themselves, which no table holds")
     for name in (spec.key, *spec.content):
-        here = file.type_of(name)
-        if here is None or pa.types.is_null(here):
-            continue
-        if not (is_binary if name == spec.inline else is_text)(here):
-            wanted = "binary" if name == spec.inline else "string"
-            raise ManifestError(
-                f"{url}: column `{name}` is {here}; expected {wanted}: cast it when you write the manifest"
-            )
+        column_type = file.type_of(name) or pa.null()
+        fits, wanted = (is_binary, "binary") if name == spec.inline else (is_text, "string")
+        if not (pa.types.is_null(column_type) or fits(column_type)):
+            raise ManifestError(f"{url}: column `{name}` is {column_type}; expected {wanted}: {CAST}")
 
 
 def check_boxes(manifest: Manifest) -> None:
     """Raises ManifestError: the column `boxes` does not hold lists of lists of numbers."""
-    arrow_type = manifest.schema.field("boxes").type
-    inner = arrow_type.value_type if _is_list(arrow_type) else None
-    number = inner.value_type if inner is not None and _is_list(inner) else None
-    if number is None or not (pa.types.is_floating(number) or pa.types.is_integer(number)):
-        raise ManifestError(
-            f"{manifest.urls[0]}: column `boxes` is {arrow_type}; expected list<list<float>>: for each image a list of [x1, y1, x2, y2] in px"
-        )
+    manifest.expect("boxes", _is_boxes, "list<list<float>>: for each image a list of [x1, y1, x2, y2] in px")
 
 
-def _is_list(arrow_type: pa.DataType) -> bool:
-    types = pa.types
-    return types.is_list(arrow_type) or types.is_large_list(arrow_type) or types.is_fixed_size_list(arrow_type)
+def _is_boxes(arrow_type: pa.DataType) -> bool:
+    inner = arrow_type.value_type if is_list(arrow_type) else pa.null()
+    number = inner.value_type if is_list(inner) else pa.null()
+    return bool(pa.types.is_floating(number) or pa.types.is_integer(number))
 
 
 def is_texts(arrow_type: pa.DataType) -> bool:
     """Whether it is lists of strings."""
-    return _is_list(arrow_type) and is_text(arrow_type.value_type)
+    return is_list(arrow_type) and is_text(arrow_type.value_type)
 
 
 @dataclass(frozen=True)
@@ -198,9 +195,10 @@ def _readable(
     """These columns in their final types and in UTF-8, with derived ids if none are stored; and which rows were not UTF-8."""
     derived = spec.derived and spec.key in columns and spec.key not in stored.column_names
     table, not_utf8 = stored.select([name for name in columns if not (derived and name == spec.key)]), {}
+    types = {} if schema is None else dict(zip(schema.names, schema.types, strict=True))
     for at, name in enumerate(table.schema.names):
         column = table[name]
-        wanted = pa.string() if name in spec.named else _type_of(schema, name) or column.type
+        wanted = pa.string() if name in spec.named else types.get(name, column.type)
         if is_text(column.type):
             texts, broken = as_utf8(column)
             column = texts if broken.any() or wanted == pa.string() else column
@@ -213,10 +211,6 @@ def _readable(
     if derived:
         table = table.append_column(spec.key, _derived_ids(table, spec)).select(list(columns))
     return table, not_utf8
-
-
-def _type_of(schema: pa.Schema | None, name: str) -> pa.DataType | None:
-    return schema.field(name).type if schema is not None and name in schema.names else None
 
 
 def _derived_ids(table: pa.Table, spec: RowSpec) -> pa.Array:

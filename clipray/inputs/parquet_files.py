@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import fsspec
@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from clipray.errors import ManifestError
-from clipray.storage.folder import as_url, explained, filesystem
-from clipray.storage.folder_listing import files_under, folders_below, is_glob
+from clipray.errors import ClipRayError, ManifestError, SchemaError
+from clipray.storage.folder import absolute, as_url, explained, filesystem
+from clipray.storage.folder_listing import files_under, is_glob
 from clipray.storage.parquet import RowGroup, open_parquet
-from clipray.tables import RECORD, REJECTS
+from clipray.tables import RECORD, REJECTS, numbers
 from clipray.tables.started import STARTED
 
 READ_ROWS = 131_072  # of a file, at a time
@@ -62,6 +62,19 @@ class File:
         if any(part.startswith(f"{column}=") for part in self.url.split("/")):
             return f"{column!r} is a folder key of the path, not a column: write it into the files; {listed}"
         return f"no column {column!r}; {listed}"
+
+    def refuse_without(self, columns: Iterable[str], what: str = "", error: type[ClipRayError] = SchemaError) -> None:
+        """Raises `error` where one of these columns cannot be read; `what` says what it is for."""
+        reason = next(filter(None, map(self.without, columns)), "")
+        if reason:
+            raise error(f"{self.url}: {what}{reason}")
+
+    def stream(self, columns: Iterable[str]) -> Iterator[pa.Table]:
+        """These columns, `READ_ROWS` rows at a time. Raises ManifestError: the file is not whole."""
+        try:
+            yield from self.whole.stream(list(dict.fromkeys(columns)), READ_ROWS)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ManifestError(f"{self.url}: not a whole Parquet file: {error}") from error
 
 
 def expand_parquet(url: str) -> list[str]:
@@ -109,24 +122,16 @@ def _in_folder(fs: fsspec.AbstractFileSystem, root: str) -> list[str]:
     ours = (tables | runs) - {root}
     if root in runs:  # which may be where the manifest lies, too
         ours |= {f"{root}/{name}" for name in RUN_FOLDERS}
+    above = tuple(f"{folder}/" for folder in ours)
     return [
         path
         for path in paths
-        if path.endswith(SUFFIXES) and not _is_hidden(os.path.basename(path)) and not _is_within(path, root, ours)
+        if path.endswith(SUFFIXES) and not _is_hidden(os.path.basename(path)) and not path.startswith(above)
     ]
 
 
 def _is_hidden(name: str) -> bool:
     return name.startswith((".", "_"))
-
-
-def _is_within(path: str, root: str, folders: set[str]) -> bool:
-    above = root
-    for name in folders_below(path, root):
-        above = f"{above}/{name}"
-        if above in folders:
-            return True
-    return False
 
 
 def read_footer(url: str) -> File:
@@ -156,6 +161,51 @@ def _int96_columns(schema: pq.ParquetSchema) -> dict[str, pa.DataType]:
     return {field.name: field.type for field in by_default if any(f"{p}.".startswith(f"{field.name}.") for p in paths)}
 
 
+def open_files(path: str) -> list[File]:
+    """The Parquet files with rows at a file's, glob's or folder's path. Raises as `expand_parquet` and `read_footer`."""
+    return with_rows([read_footer(url) for url in expand_parquet(absolute(path))])
+
+
+def read_texts(files: Sequence[File], columns: Sequence[str]) -> pa.Table:
+    """Columns of all these files as strings without nulls.
+
+    Raises:
+        ManifestError: a column is missing or holds anything else, or a file is not whole.
+    """
+    schema = pa.schema([(name, pa.string()) for name in columns])
+    parts = [schema.empty_table()]
+    for file in files:
+        file.refuse_without(columns, error=ManifestError)
+        for part in file.stream(columns):
+            texts = [_without_nulls(file.url, name, part[name]) for name in columns]
+            parts.append(pa.table(texts, schema))
+    return pa.concat_tables(parts)
+
+
+def _without_nulls(url: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not is_text(column.type):
+        raise ManifestError(f"{url}: column {name!r}: expected strings, found {column.type}")
+    if column.null_count:
+        raise ManifestError(f"{url}: column {name!r} has {column.null_count} nulls")
+    return strings(url, name, column, ManifestError)
+
+
+def strings(where: str, name: str, column: pa.ChunkedArray, error: type[ClipRayError] = SchemaError) -> pa.ChunkedArray:
+    """A column as plain strings. Raises `error` where some are not UTF-8."""
+    texts, broken = as_utf8(column)
+    if broken.any():
+        first = texts[int(np.flatnonzero(broken)[0])].as_py()
+        raise error(f"{where}: column {name!r} has {broken.sum()} strings that are not UTF-8, such as {first}")
+    return texts
+
+
+def numbered(columns: Iterable[pa.ChunkedArray]) -> tuple[pa.Array, np.ndarray]:
+    """The distinct strings of columns, perhaps of dictionaries, in order of appearance; and each row's number, (n,) int32."""
+    chunks = [chunk for column in columns for chunk in column.dictionary_encode().chunks]
+    encoded = pa.chunked_array(chunks, pa.dictionary(pa.int32(), pa.string())).combine_chunks()
+    return encoded.dictionary, numbers(encoded.indices)
+
+
 def with_rows(files: Sequence[File]) -> list[File]:
     """The files that have rows, or all where none has: writers give columns without a value any type."""
     return [file for file in files if file.rows] or list(files)
@@ -171,7 +221,7 @@ def common_type(types: Sequence[pa.DataType]) -> pa.DataType | None:
     types = [without_views(arrow_type) for arrow_type in types]
     if all(arrow_type == types[0] for arrow_type in types):
         return types[0]
-    schemas = [pa.schema([pa.field("column", _decoded(arrow_type))]) for arrow_type in types]
+    schemas = [pa.schema([pa.field("column", decoded(arrow_type))]) for arrow_type in types]
     try:
         return pa.unify_schemas(schemas, promote_options="permissive").field("column").type
     except (pa.ArrowInvalid, pa.ArrowTypeError):
@@ -191,15 +241,19 @@ def without_views(arrow_type: pa.DataType) -> pa.DataType:
     return arrow_type
 
 
-def _decoded(arrow_type: pa.DataType) -> pa.DataType:
-    return without_views(arrow_type.value_type) if pa.types.is_dictionary(arrow_type) else arrow_type
+def decoded(arrow_type: pa.DataType) -> pa.DataType:
+    """The type of the values of a dictionary, or the type itself; without views."""
+    return without_views(arrow_type.value_type if pa.types.is_dictionary(arrow_type) else arrow_type)
 
 
 def is_text(arrow_type: pa.DataType) -> bool:
     """Whether it is strings, of any kind that Arrow has, or a dictionary of them."""
-    if pa.types.is_dictionary(arrow_type):
-        arrow_type = arrow_type.value_type
-    return pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type) or pa.types.is_string_view(arrow_type)
+    return decoded(arrow_type) in (pa.string(), pa.large_string())
+
+
+def is_list(arrow_type: pa.DataType) -> bool:
+    types = pa.types
+    return types.is_list(arrow_type) or types.is_large_list(arrow_type) or types.is_fixed_size_list(arrow_type)
 
 
 def is_binary(arrow_type: pa.DataType) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from clipray.errors import ManifestError
+from clipray.errors import ManifestError, one_line
 
 REFUSED_OPERATIONS = {"PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "EMPTY_SET", "FROZENSET", "NEXT_BUFFER"}
 MEMO_OPERATIONS = {"PUT", "BINPUT", "LONG_BINPUT"}
@@ -35,10 +35,10 @@ def read_plain_pickle(data: bytes, where: str) -> Any:
         return _Unpickler(io.BytesIO(data), encoding="latin1").load()  # as Python 2 wrote bytes
     except _Refused as error:
         raise ManifestError(
-            f"{where}: refused, since it holds {_one_line(error)}; only plain values and arrays of numbers are read from a pickle"
+            f"{where}: refused, since it holds {one_line(error)}; only plain values and arrays of numbers are read from a pickle"
         ) from error
     except BROKEN as error:
-        raise ManifestError(f"{where}: not a whole pickle: {_one_line(error)}") from error
+        raise ManifestError(f"{where}: not a whole pickle: {one_line(error)}") from error
 
 
 class _Refused(Exception):
@@ -110,7 +110,3 @@ def _check_operations(data: bytes) -> None:
             raise _Refused(f"the operation {operation.name}")
         if operation.name in MEMO_OPERATIONS and int(argument or 0) > len(data):
             raise ValueError(f"memo entry {argument} in {len(data)} bytes")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

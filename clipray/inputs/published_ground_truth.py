@@ -7,16 +7,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clipray.analysis.retrieval import RELATIONS
 from clipray.errors import ManifestError
 from clipray.inputs.plain_pickle import read_plain_pickle
-from clipray.storage.folder import Folder, absolute, filesystem, read_file, split
+from clipray.storage.folder import Folder, absolute, filesystem, refuse_irregular
+from clipray.storage.parquet import write_parquet
 
 SCHEMA = pa.schema(
     [
@@ -33,12 +33,11 @@ PICKLED = {"easy": "easy", "ok": "easy", "hard": "hard", "junk": "junk"}
 OXFORD_PREFIX = "oxc1_"  # of the images in Oxford's query files
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     query_id: str
     image_id: str
     relation: str
-    box: tuple[float, ...] | None
+    query_box_xyxy: tuple[float, ...] | None
 
 
 def convert_ground_truth(source: str, out: str, *, prefix: str = "", suffix: str = ".jpg") -> tuple[int, int]:
@@ -58,36 +57,27 @@ def convert_ground_truth(source: str, out: str, *, prefix: str = "", suffix: str
     fs, path = filesystem(source)
     if not fs.exists(path):
         raise ManifestError(f"{source}: nothing there: expected gnd_*.pkl, or a folder with *_query.txt and *_good.txt")
-    pairs = list(_from_folder(source)) if fs.isdir(path) else _from_pickle(source, _bytes(source))
+    pairs = list(_from_folder(source)) if fs.isdir(path) else _from_pickle(source, fs, path)
     rows = list(dict.fromkeys(row for row in pairs if row.query_id != row.image_id))
     relations = {(row.query_id, row.image_id): row.relation for row in rows}
     torn = next((row for row in rows if relations[row.query_id, row.image_id] != row.relation), None)
     if torn:
         raise ManifestError(f"{source}: {torn.image_id!r} has two relations to {torn.query_id!r}")
     rows.sort(key=lambda row: (row.query_id, RELATIONS.index(row.relation), row.image_id))
-    columns = [
-        [f"{prefix}{row.query_id}{suffix}" for row in rows],
-        [f"{prefix}{row.image_id}{suffix}" for row in rows],
-        [row.relation for row in rows],
-        [row.box for row in rows],
+    named = [
+        row._replace(query_id=f"{prefix}{row.query_id}{suffix}", image_id=f"{prefix}{row.image_id}{suffix}")
+        for row in rows
     ]
-    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    folder, name = split(absolute(out))
-    Folder(folder).write(name, sink.getvalue().to_pybytes())
+    write_parquet(pa.Table.from_pylist([row._asdict() for row in named], SCHEMA), out)
     return len({row.query_id for row in rows}), len(rows)
 
 
-def _bytes(source: str) -> bytes:
+def _from_pickle(source: str, fs: fsspec.AbstractFileSystem, path: str) -> list[_Row]:
     try:
-        return read_file(source)
+        refuse_irregular(fs, path)
+        value = read_plain_pickle(fs.cat_file(path), source)
     except OSError as error:
         raise ManifestError(f"{source}: cannot be read: {error}") from error
-
-
-def _from_pickle(source: str, data: bytes) -> list[_Row]:
-    value = read_plain_pickle(data, source)
     if not isinstance(value, dict) or not {"gnd", "imlist", "qimlist"} <= value.keys():
         actual = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
         raise ManifestError(f"{source}: expected a dict with gnd, imlist and qimlist, found {actual}")

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from clipray.analysis.retrieval import EASY, JUNK, PROTOCOLS, RELATIONS
 from clipray.errors import ManifestError, SchemaError
-from clipray.inputs.parquet_files import as_utf8, expand_parquet, is_text, read_footer, with_rows
+from clipray.inputs.parquet_files import expand_parquet, is_text, numbered, read_footer, read_texts, with_rows
 from clipray.storage.folder import absolute, file_versions
 from clipray.tables.digests import digest_of
 
@@ -105,11 +105,10 @@ def open_relevance(path: str, query_id: str | None, answer_id: str) -> Relevance
     graded = "relation" in names
     for file in files:
         for name in (query_id, answer_id, *(["relation"] if graded else [])):
-            if reason := file.without(name):
-                raise ManifestError(f"{file.url}: for the ground truth: {reason}")
-            here = file.schema.field(name).type
-            if not is_text(here):
-                raise ManifestError(f"{file.url}: column {name!r} is {here}; expected string")
+            file.refuse_without([name], "for the ground truth: ", ManifestError)
+            column_type = file.schema.field(name).type
+            if not is_text(column_type):
+                raise ManifestError(f"{file.url}: column {name!r} is {column_type}; expected string")
     return RelevanceSource(path, tuple(urls), query_id, answer_id, graded)
 
 
@@ -117,22 +116,16 @@ def read_relevance(source: RelevanceSource) -> GroundTruth:
     """Read a ground truth. Equal rows count once.
 
     Raises:
-        SchemaError: no rows, a null, a relation that is none, or two for the same pair.
+        SchemaError: no rows, a relation that is none, or two for the same pair.
+        ManifestError: a null, or a string that is not UTF-8.
     """
     names = [source.query_id, source.answer_id, *(["relation"] if source.graded else [])]
-    parts = []
-    for file in with_rows([read_footer(url) for url in source.urls]):
-        table = file.whole.read(names)
-        parts.append([_texts(file.url, name, table[name]) for name in names])
-    columns = [pa.chunked_array([c for part in parts for c in part[n].chunks]) for n in range(len(names))]
-    for name, column in zip(names, columns, strict=True):
-        if column.null_count:
-            raise SchemaError(f"{source.path}: {column.null_count} rows without {name!r}")
-    if not len(columns[0]):
+    rows = read_texts(with_rows([read_footer(url) for url in source.urls]), names)
+    if not len(rows):
         raise SchemaError(f"{source.path}: the ground truth has no rows")
-    relation = _relations(source, columns[2]) if source.graded else np.full(len(columns[0]), EASY, np.int8)
-    (queries, query), (answers, answer) = (_coded(column) for column in columns[:2])
-    order = np.unique(np.stack([query, answer, relation.astype(np.int64)], axis=1), axis=0)
+    relation = _relations(source, rows.columns[2]) if source.graded else np.full(len(rows), EASY, np.int8)
+    (queries, query), (answers, answer) = (numbered([column]) for column in rows.columns[:2])
+    order = np.unique(np.stack([query, answer, relation], axis=1).astype(np.int64), axis=0)
     twice = np.flatnonzero((order[1:, :2] == order[:-1, :2]).all(axis=1))
     if len(twice):
         q, a, first = order[twice[0]]
@@ -145,14 +138,6 @@ def read_relevance(source: RelevanceSource) -> GroundTruth:
     )
 
 
-def _texts(url: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    texts, broken = as_utf8(column)
-    if broken.any():
-        row = int(np.flatnonzero(broken)[0])
-        raise SchemaError(f"{url}: row {row}: {name!r} is not UTF-8: {texts[row].as_py()}")
-    return texts
-
-
 def _relations(source: RelevanceSource, column: pa.ChunkedArray) -> np.ndarray:
     codes = pc.index_in(column, pa.array(RELATIONS))
     if codes.null_count:
@@ -161,9 +146,3 @@ def _relations(source: RelevanceSource, column: pa.ChunkedArray) -> np.ndarray:
             f"{source.path}: relation {', '.join(map(repr, strange[:NAMED]))}: expected one of {', '.join(RELATIONS)}"
         )
     return codes.to_numpy().astype(np.int8)
-
-
-def _coded(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
-    """Distinct values in the order in which they come, and each row's number among them (m,) int64."""
-    encoded = column.combine_chunks().dictionary_encode()
-    return encoded.dictionary, encoded.indices.to_numpy().astype(np.int64)

@@ -135,8 +135,8 @@ def _scan(manifest: Manifest, keep: Sequence[str], seed: int) -> RowIndex | None
     columns_of: list[list[np.ndarray]] = []
     for row_group in merge_neighbours(manifest.row_groups, SCAN_ROWS, SCAN_BYTES):
         for read in read_safely(manifest, row_group, columns):
-            ids = read.table[spec.key]
-            columns_of.append([*row_keys(read.table, seed, keep, spec), _null_ids(ids), _not_utf8(read)])
+            has_no_id = pc.fill_null(pc.equal(read.table[spec.key], ""), True).to_numpy()
+            columns_of.append([*row_keys(read.table, seed, keep, spec), has_no_id, _not_utf8(read)])
     empty = np.zeros(0, np.uint64)
     keys, sources, kept, null, not_utf8 = (
         (np.concatenate([empty, *parts]) for parts in zip(*columns_of)) if columns_of else (empty,) * 5
@@ -183,17 +183,10 @@ def _not_utf8(read: Rows) -> np.ndarray:
     return np.logical_or.reduce([np.zeros(len(read.table), bool), *read.not_utf8.values()])
 
 
-def _null_ids(ids: pa.ChunkedArray) -> np.ndarray:
-    """(n,) bool: rows whose id is null or empty."""
-    return pc.fill_null(pc.equal(ids, ""), True).to_numpy()
-
-
 def _repeats(keys: np.ndarray, usable: np.ndarray) -> np.ndarray:
     """(n,) bool: rows whose key occurs in an earlier usable row."""
-    repeated = np.zeros(len(keys), bool)
-    rows = np.flatnonzero(usable)
-    order = rows[np.argsort(keys[rows], kind="stable")]
-    repeated[order[1:][keys[order[1:]] == keys[order[:-1]]]] = True
+    rows, repeated = np.flatnonzero(usable), usable.copy()
+    repeated[rows[np.unique(keys[rows], return_index=True)[1]]] = False
     return repeated
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from clipray import tables
 from clipray.analysis.moments import first_bad_rows
 from clipray.analysis.normalize import LONGEST, first_long_rows, surely_usable
 from clipray.errors import JobError, SchemaError
-from clipray.inputs.parquet_files import File, as_utf8, common_type, expand_parquet, is_text, read_footer, with_rows
+from clipray.inputs.parquet_files import File, as_utf8, common_type, expand_parquet, is_list, is_text, read_footer
 from clipray.job import Column
 from clipray.storage.folder import Folder, absolute, file_versions
 from clipray.storage.parquet import RowGroup
@@ -33,23 +34,23 @@ class VectorColumn:
     Attributes:
         name: what the job calls it. column: the vector column.
         ids: columns that are carried along, the last of which names a row.
-        n_features: width of the vectors.
-        schema: of the first file.
         identity: what decides the values: the table's fingerprint, or the path; `digest`: of the very files.
         provenance: what made the table, where it is one of ours.
         files: of each path in `row_groups`, what tells whether it is still the same file.
+        n_features: width of the vectors.
+        schema: of the first file.
     """
 
     name: str
     column: str
     ids: tuple[str, ...]
-    n_features: int
-    row_groups: tuple[RowGroup, ...]
-    schema: pa.Schema
     identity: dict[str, Any]
     digest: Digest
-    provenance: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, Any]
+    files: dict[str, str]
+    n_features: int = 0
+    row_groups: tuple[RowGroup, ...] = ()
+    schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
 
     @property
     def n_samples(self) -> int:
@@ -155,12 +156,17 @@ def open_vectors(source: str | Column, output: Folder) -> VectorColumn:
     """
     if isinstance(source, Column):
         return _open_any(source)
+    return _open_table(source, *table_and_column(source, output))
+
+
+def table_and_column(source: str, output: Folder) -> tuple[Folder, str]:
+    """The table's folder and the column of `table.column` or `FOLDER/table.column`. Raises JobError: it is neither."""
     table, _, column = source.rpartition(".")
     if not table or not column or "/" in column:
         raise JobError(
-            f"input {source!r}: expected `table.column`, `FOLDER/table.column`, or a mapping with `path`, `column` and `id`"
+            f"{source!r}: expected `table.column`, `FOLDER/table.column`, or a mapping with `path`, `column` and `id`"
         )
-    return _open_table(source, output.named(table), column)
+    return output.named(table), column
 
 
 def _open_table(name: str, folder: Folder, column: str) -> VectorColumn:
@@ -175,64 +181,52 @@ def _open_table(name: str, folder: Folder, column: str) -> VectorColumn:
     urls = [folder.path(file["name"]) if folder.local else f"{folder.url}/{file['name']}" for file in record.files]
     ids = tuple(n for n in IDENTITIES if n in record.columns)
     ids = ("text_id",) if "text_id" in ids else ids
-    files = [file_version(file) for file in record.files]
     identity = {"table": record.fingerprint, "column": column}
-    return _opened(name, column, ids, urls, identity, files, files_digest(record.files), record.provenance)
+    versions = {url: json.dumps(file_version(file)) for url, file in zip(urls, record.files, strict=True)}
+    return _with_rows_of(
+        VectorColumn(name, column, ids, identity, files_digest(record.files), record.provenance, versions)
+    )
 
 
 def _open_any(source: Column) -> VectorColumn:
     urls = expand_parquet(absolute(source.path))
     identity = {"path": absolute(source.path), "column": source.column, "id": source.id}
     files = file_versions(urls)
-    return _opened(source.path, source.column, (source.id,), urls, identity, files, plain(digest_of(files)), {})
-
-
-def _opened(
-    name: str, column: str, ids: tuple[str, ...], urls: Sequence[str], identity: dict[str, Any], files: Sequence[Sequence[object]],
-    digest: Digest, provenance: dict[str, Any],
-) -> VectorColumn:  # fmt: skip
-    footers = [read_footer(url) for url in urls]
-    holding = [footer for footer in with_rows(footers) if footer.rows]
-    if not holding:
-        raise SchemaError(f"input {name}: the table has no rows")
-    first, width = holding[0], 0
-    for footer in holding:
-        _check_columns(name, footer, column, ids)
-        file_width = _width(name, footer, column)
-        if width and file_width != width:
-            raise SchemaError(f"input {name}: vectors of {file_width} in {footer.url}, of {width} in {first.url}")
-        width = file_width
-    row_groups: list[RowGroup] = []
-    start = 0
-    for footer in holding:
-        row_groups += [replace(group, first_row=start + group.first_row) for group in footer.row_groups if group.rows]
-        start += footer.rows
     versions = dict(zip(urls, map(json.dumps, files), strict=True))
-    return VectorColumn(
-        name,
-        column,
-        ids,
-        width,
-        tuple(row_groups),
-        _common_schema(holding),
-        identity,
-        digest,
-        provenance,
-        versions,
+    digest = plain(digest_of(files))
+    return _with_rows_of(VectorColumn(source.path, source.column, (source.id,), identity, digest, {}, versions))
+
+
+def _with_rows_of(vectors: VectorColumn) -> VectorColumn:
+    """The column with what the footers of its files say."""
+    name, files = vectors.name, [file for url in vectors.files if (file := read_footer(url)).rows]
+    if not files:
+        raise SchemaError(f"input {name}: the table has no rows")
+    widths = []
+    for file in files:
+        _check_columns(vectors, file)
+        widths.append(_width(vectors, file))
+        if widths[-1] != widths[0]:
+            raise SchemaError(f"input {name}: vectors of {widths[-1]} in {file.url}, of {widths[0]} in {files[0].url}")
+    starts = itertools.accumulate((file.rows for file in files), initial=0)
+    row_groups = tuple(
+        replace(row_group, first_row=start + row_group.first_row)
+        for start, file in zip(starts, files)
+        for row_group in file.row_groups
+        if row_group.rows
     )
+    return replace(vectors, n_features=widths[0], row_groups=row_groups, schema=_common_schema(files))
 
 
-def _check_columns(name: str, file: File, column: str, ids: Sequence[str]) -> None:
-    for wanted in (column, *ids):
-        if reason := file.without(wanted):
-            raise SchemaError(f"input {name}: {file.url}: {reason}")
-    for wanted in ids:
+def _check_columns(vectors: VectorColumn, file: File) -> None:
+    file.refuse_without((vectors.column, *vectors.ids), f"input {vectors.name}: ")
+    for wanted in vectors.ids:
         arrow_type = file.schema.field(wanted).type
         try:
             pa.nulls(0, arrow_type).cast(pa.string())
         except pa.ArrowNotImplementedError as error:
             raise SchemaError(
-                f"input {name}: column {wanted!r} of {file.url} is {arrow_type}; expected what names a row: strings, whole numbers or UUIDs"
+                f"input {vectors.name}: column {wanted!r} of {file.url} is {arrow_type}; expected what names a row: strings, whole numbers or UUIDs"
             ) from error
 
 
@@ -246,15 +240,12 @@ def _common_schema(files: Sequence[File]) -> pa.Schema:
     return schema
 
 
-def _width(name: str, file: File, column: str) -> int:
+def _width(vectors: VectorColumn, file: File) -> int:
     """Width of the vectors; for plain lists, the length of the first."""
-    arrow_type = file.schema.field(column).type
-    lists = (
-        pa.types.is_fixed_size_list(arrow_type) or pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type)
-    )
-    if not lists or not pa.types.is_floating(arrow_type.value_type):
+    column, arrow_type = vectors.column, file.schema.field(vectors.column).type
+    if not is_list(arrow_type) or not pa.types.is_floating(arrow_type.value_type):
         raise SchemaError(
-            f"input {name}: column {column!r} of {file.url} is {arrow_type}; expected lists of float16, float32 or float64"
+            f"input {vectors.name}: column {column!r} of {file.url} is {arrow_type}; expected lists of float16, float32 or float64"
         )
     if pa.types.is_fixed_size_list(arrow_type):
         return int(arrow_type.list_size)

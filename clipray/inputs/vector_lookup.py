@@ -36,11 +36,7 @@ class Lookup:
 
 
 def open_lookup(vectors: VectorColumn) -> Lookup:
-    """Read the ids of a column.
-
-    Raises:
-        SchemaError: an id stands there twice.
-    """
+    """Read the ids of a column. Raises SchemaError: an id stands there twice."""
     for seed in SEEDS:
         keys = [hash_strings(read_ids(vectors, row_group), seed) for row_group in vectors.row_groups]
         index, rows = KeyIndex.of(np.concatenate(keys), seed)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from clipray.job.base import Encoding, Execution, Settings, StepSettings
 from clipray.job.images import FIXED_COLUMNS, SCHEMES, EmbedImages, Feature
@@ -20,7 +20,6 @@ from clipray.job.labels import (
     distinct,
     with_place,
 )
-from clipray.job.model import Model
 from clipray.job.regions import OF_BOXES, VECTOR, Blur, Circle, EmbedRegions, Foveal, Refer, RenderDepth
 from clipray.job.report import Report
 from clipray.job.search import Augment, EvaluateRetrieval, Index, Search
@@ -49,6 +48,31 @@ STEPS: dict[str, type[StepSettings]] = {
     "report": Report,
 }
 """The steps a job can name, in the order in which data flows; each is the module of that name in `clipray.steps`."""
+
+
+class Model(Settings):
+    """An open_clip model.
+
+    Attributes:
+        name: an open_clip name (`ViT-B-32`), `hf-hub:org/model`, `local-dir:/path`, the path of an open_clip config
+            (`*.json`), or the built-in `demo` (a ViT) or `demo-rn` (a ResNet).
+        pretrained: a tag of that name, the path or URL of a checkpoint, or `random`.
+        seed: the seed of the random weights, with `pretrained: random` only.
+        precision: `auto` is bf16 where the hardware multiplies it natively, else fp32.
+    """
+
+    name: str
+    pretrained: str | None = None
+    seed: int | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+    @model_validator(mode="after")
+    def _random_needs_a_seed(self) -> Model:
+        if self.pretrained == "random" and self.seed is None:
+            raise ValueError("`pretrained: random` needs a `seed`, so that every worker draws the same weights")
+        if self.pretrained != "random" and self.seed is not None:
+            raise ValueError("`seed` goes with `pretrained: random` only")
+        return self
 
 
 class Job(Settings):

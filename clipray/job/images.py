@@ -142,7 +142,9 @@ class EmbedImages(ImageEncoding, Embedding):
         return self.decode_on
 
     @model_validator(mode="after")
-    def _tasks_can_be_elsewhere(self) -> EmbedImages:
+    def _settings_go_together(self) -> EmbedImages:
+        if self.long_side_px is not None and self.preprocess != "keep_aspect":
+            raise ValueError("`long_side_px` goes with `preprocess: keep_aspect`")
         if self.decode_on and self.decode_in == "actors":
             raise ValueError(
                 "`decode_on` names nodes for decoding tasks; with `decode_in: actors` decoding is where the encoders are"
@@ -177,12 +179,6 @@ class EmbedImages(ImageEncoding, Embedding):
             raise ValueError(f"the column name {named[0]!r} is taken in the regions table: rename the feature")
         if named and self.regions_name == self.name:
             raise ValueError(f"`name` and `regions_name` are both {self.name!r}: the tables need two names")
-        return self
-
-    @model_validator(mode="after")
-    def _long_side_belongs_to_keep_aspect(self) -> EmbedImages:
-        if self.long_side_px is not None and self.preprocess != "keep_aspect":
-            raise ValueError("`long_side_px` goes with `preprocess: keep_aspect`")
         return self
 
     @property

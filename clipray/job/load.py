@@ -38,13 +38,7 @@ def load_job(path: str | os.PathLike[str]) -> Job:
         JobError: one line per mistake, each with file, line and what to do.
     """
     path = os.fspath(path)
-    try:
-        text = read_text(path)
-    except FileNotFoundError as error:
-        raise JobError(f"{path}: no such job file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: cannot be read: {error}") from error
-    return parse_job(text, path)
+    return parse_job(read_text(path, "job file"), path)
 
 
 def parse_job(text: str, where: str = "job") -> Job:

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from clipray.errors import JobError
+from clipray.errors import ClipRayError, JobError, one_line
 from clipray.storage.folder import filesystem, refuse_irregular
 
 LOADER = getattr(
@@ -14,22 +14,28 @@ LOADER = getattr(
 )  # the same values; a megabyte takes the one in Python half a minute
 ALIASED_NODES = 100_000  # that aliases may stand for, beyond what is written out
 DEEPEST = 100  # lists and mappings within one another
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 LONGEST_NUMBER = 200  # characters of what is no text: an integer in base 60 takes a time that is quadratic in them
 
 
-def read_text(path: str, max_bytes: int = 2**20) -> str:
+def read_text(path: str, what: str, error: type[ClipRayError] = JobError, max_bytes: int = 2**20) -> str:
     """The text of a file in UTF-8, a local path or any fsspec URL.
 
     Raises:
-        JobError: more than `max_bytes`, or no storage of that name. FileNotFoundError, OSError, UnicodeDecodeError.
+        ClipRayError: `error` where there is no such file (`what`), or it cannot be read. JobError: it is too long.
     """
     fs, inner = filesystem(path)
-    refuse_irregular(fs, inner)
-    with fs.open(inner, "rb") as file:
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise JobError(f"{path}: expected a text of at most {max_bytes} bytes")
-    return str(data.decode("utf-8-sig"))  # Windows puts a mark before it
+    try:
+        refuse_irregular(fs, inner)
+        with fs.open(inner, "rb") as file:
+            data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise JobError(f"{path}: expected a text of at most {max_bytes} bytes")
+        return str(data.decode("utf-8-sig"))  # Windows puts a mark before it
+    except FileNotFoundError as missing:
+        raise error(f"{path}: no such {what}") from missing
+    except (OSError, UnicodeDecodeError) as unreadable:
+        raise error(f"{path}: cannot be read: {unreadable}") from unreadable
 
 
 def load_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
@@ -52,7 +58,7 @@ def load_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise JobError(f"{where}:{line}: not valid YAML: {error.problem or error}") from error
     except yaml.YAMLError as error:
-        raise JobError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise JobError(f"{where}: not valid YAML: {one_line(error)}") from error
 
 
 def _check_depth(text: str, where: str) -> None:
@@ -84,7 +90,7 @@ def _expanded_nodes(node: yaml.Node, sizes: dict[int, int], where: str) -> int:
         return known
     sizes[id(node)] = 0
     size = 1 + sum(_expanded_nodes(child, sizes, where) for child in _children(node))
-    if isinstance(node, yaml.ScalarNode) and _too_long(node):
+    if isinstance(node, yaml.ScalarNode) and node.tag in NUMBERS and len(node.value) > LONGEST_NUMBER:
         line = node.start_mark.line + 1
         raise JobError(f"{where}:{line}: a number of {len(node.value)} characters; expected at most {LONGEST_NUMBER}")
     sizes[id(node)] = size
@@ -95,7 +101,3 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         return [child for pair in node.value for child in pair]
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
-
-
-def _too_long(node: yaml.ScalarNode) -> bool:
-    return node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and len(node.value) > LONGEST_NUMBER

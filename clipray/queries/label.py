@@ -13,7 +13,7 @@ import numpy as np
 from clipray.analysis.prompts import PromptStyle
 from clipray.errors import JobError, ManifestError
 from clipray.inputs.classes import KNOWN_SUFFIXES, prompt_styles
-from clipray.inputs.image_listing import find_images, utf8_name
+from clipray.inputs.image_listing import list_images, utf8_name
 from clipray.job import CLASS_SETS, SCHEMES, Classes, Model, Style, distinct, with_place
 from clipray.storage.environment import environment_errors
 from clipray.storage.folder import absolute, filesystem
@@ -74,7 +74,7 @@ def _image_paths(place: str) -> list[str]:
     """The images in a folder or glob; a single file as it is."""
     fs, path = filesystem(place)
     if fs.isdir(path) or is_glob(fs, path):
-        return [os.path.relpath(p) if is_local(place) else fs.unstrip_protocol(p) for p in find_images(place)[1]]
+        return [os.path.relpath(p) if is_local(place) else fs.unstrip_protocol(p) for p in list_images(place).paths]
     if not fs.exists(path):
         raise ManifestError(f"{place}: no such image")
     return [place]

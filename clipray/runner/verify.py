@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from clipray import tables
 from clipray.errors import ClipRayError, DamagedError, JobError, SchemaError
-from clipray.inputs.index_files import broken_files, hashes
+from clipray.inputs.index_reader import broken_files, hashes
 from clipray.storage.folder import Folder, absolute
 from clipray.tables.started import STARTED, read_started
 

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 
-from clipray.errors import ClipRayError, RunError, StorageError
+from clipray.errors import ClipRayError, RunError, StorageError, one_line
 from clipray.storage.folder import LIBRARIES
 
 KEPT = "what is written is kept, and the same command goes on from there"
@@ -37,29 +37,22 @@ def environment_error(error: BaseException) -> ClipRayError | None:
     if isinstance(error, ClipRayError):
         return error
     if isinstance(error, MemoryError):
-        return RunError(f"out of memory: {_one_line(error) or 'this machine has no more'}; {KEPT}")
+        return RunError(f"out of memory: {one_line(error, 600) or 'this machine has no more'}; {KEPT}")
     if isinstance(error, OSError):
         return _of_the_system(error)
     if type(error).__module__.split(".")[0] in LIBRARIES:
-        return StorageError(f"{type(error).__name__}: {_one_line(error)}")
+        return StorageError(f"{type(error).__name__}: {one_line(error, 600)}")
     return None
 
 
 def _of_the_system(error: OSError) -> ClipRayError:
     number = error.errno
-    where = "" if error.filename is None else f"{_path(error.filename)}: "
-    what = (error.strerror if number else None) or _one_line(error) or type(error).__name__
+    path = error.filename.decode(errors="backslashreplace") if isinstance(error.filename, bytes) else error.filename
+    where = "" if path is None else f"{path}: "
+    what = (error.strerror if number else None) or one_line(error, 600) or type(error).__name__
     advice = f"; {HELP[number]}" if number in HELP else ""
     theirs = number in OF_THE_PATH or isinstance(error, FileNotFoundError)
     return (StorageError if theirs else RunError)(f"{where}{what}{advice}")
-
-
-def _path(name: str | bytes | int) -> str:
-    return name.decode(errors="backslashreplace") if isinstance(name, bytes) else str(name)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:600]
 
 
 @contextlib.contextmanager

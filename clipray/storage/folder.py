@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from clipray.errors import ClipRayError, JobError, RunError, StorageError
+from clipray.errors import ClipRayError, JobError, RunError, StorageError, one_line
 from clipray.storage.uris import is_chain, is_local, parse
 
 TEMPORARY = ".tmp-"
@@ -67,18 +67,6 @@ def filesystem(url: str, attempts: int = ATTEMPTS) -> tuple[fsspec.AbstractFileS
         return fs, path + colons + rest
     except (ImportError, ValueError) as error:
         raise JobError(f"{url}: this storage cannot be opened: {error}") from error
-
-
-def read_file(url: str) -> bytes:
-    """The bytes of the file at a path or URL.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        OSError: it is no regular file, or cannot be read.
-    """
-    fs, path = filesystem(url)
-    refuse_irregular(fs, path)
-    return bytes(fs.cat_file(path))
 
 
 def refuse_irregular(fs: fsspec.AbstractFileSystem, path: str) -> None:
@@ -153,8 +141,7 @@ def _reason(error: Exception) -> str:
     name = type(error).__name__
     if "Credentials" in name:
         return "no credentials: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
-    message = " ".join(str(error).split())[:300]
-    return f"access denied: {message}" if isinstance(error, PermissionError) else f"{name}: {message}"
+    return f"access denied: {one_line(error)}" if isinstance(error, PermissionError) else f"{name}: {one_line(error)}"
 
 
 @dataclass(frozen=True)

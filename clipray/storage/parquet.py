@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from clipray.storage.folder import explained, filesystem
+from clipray.storage.folder import Folder, absolute, explained, filesystem, split
 
 FOOTERS, FOOTER_BYTES = 8, 32 * 2**20  # cached; the last one whatever its size
 SETTLED_S = 2.0  # a file that changed more recently may change again with the same timestamp
@@ -50,17 +50,16 @@ class ParquetReader:
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole file. columns: None for all."""
-        return self._file.read(_listed(columns), use_threads=self._threads)
+        return self._file.read(columns, use_threads=self._threads)
 
     def read_row_groups(self, numbers: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
-        return self._file.read_row_groups(list(numbers), _listed(columns), use_threads=self._threads)
+        return self._file.read_row_groups(numbers, columns, use_threads=self._threads)
 
     def iter_batches(
         self, rows: int, row_groups: Sequence[int] | None = None, columns: Sequence[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
         """Batches of at most `rows` rows. row_groups: None for all."""
-        groups = None if row_groups is None else list(row_groups)
-        return self._file.iter_batches(rows, groups, _listed(columns), use_threads=self._threads)
+        return self._file.iter_batches(rows, row_groups, columns, use_threads=self._threads)
 
 
 _Version = tuple[str | int, ...]
@@ -93,8 +92,12 @@ class _Footers:
 _FOOTERS = _Footers()
 
 
-def _listed(columns: Sequence[str] | None) -> list[str] | None:
-    return None if columns is None else list(columns)
+def write_parquet(table: pa.Table, url: str) -> None:
+    """Write a table as a whole file at a path or URL."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=65_536)
+    folder, name = split(absolute(url))
+    Folder(folder).write(name, sink.getvalue().to_pybytes())
 
 
 @contextlib.contextmanager

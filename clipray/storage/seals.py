@@ -42,10 +42,7 @@ def file_hashes(file: BinaryIO) -> tuple[str, bool | None]:
     at = _mark_in(_footer(file), file.seek(0, io.SEEK_END))
     file.seek(0)
     if at < 0:
-        whole = hashlib.sha256()
-        for chunk in _chunks(file):
-            whole.update(chunk)
-        return whole.hexdigest(), None
+        return file_hash(file), None
     whole = hashlib.sha256()
     for chunk in _chunks(file, at):
         whole.update(chunk)
@@ -82,10 +79,7 @@ def _mark_in(footer: bytes, size: int) -> int:
 
 def file_hash(file: BinaryIO) -> str:
     """SHA-256 of a file of any kind, 64 hex digits."""
-    whole = hashlib.sha256()
-    for chunk in _chunks(file):
-        whole.update(chunk)
-    return whole.hexdigest()
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sealed_json(value: Mapping[str, Any]) -> bytes:

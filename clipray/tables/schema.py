@@ -70,12 +70,7 @@ def arrow_schema(
     """The Arrow schema of a table: the fixed columns, a vector column per name in `vectors` (name -> width), `extra`."""
     spec = table_schema(table)
     fields = [
-        pa.field(
-            c["name"],
-            ARROW_TYPES[c["type"]],
-            c["nullable"],
-            {"doc": c["doc"], **({"unit": c["unit"]} if "unit" in c else {})},
-        )
+        pa.field(c["name"], ARROW_TYPES[c["type"]], c["nullable"], {key: c[key] for key in ("doc", "unit") if key in c})
         for c in spec["columns"]
         if c["type"] in ARROW_TYPES and not c["name"].startswith("<") and not c.get("optional")
     ]

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipray.errors import ClipRayError, DamagedError, SchemaError, StaleTableError
+from clipray.errors import ClipRayError, DamagedError, SchemaError, StaleTableError, one_line
 from clipray.storage import seals
 from clipray.storage.folder import Folder, explained
 from clipray.storage.parquet import open_parquet_on
@@ -70,7 +70,11 @@ def _writer(sink: io.BytesIO, schema: pa.Schema) -> pq.ParquetWriter:
         schema,
         compression="zstd",
         use_dictionary=list(_repetitive(schema)),
-        use_byte_stream_split=[f"{field.name}.list.element" for field in schema if _is_vector(field.type)],
+        use_byte_stream_split=[
+            f"{field.name}.list.element"
+            for field in schema
+            if pa.types.is_fixed_size_list(field.type) and pa.types.is_floating(field.type.value_type)
+        ],
         write_page_checksum=True,
         write_statistics=[f.name for f in schema if not pa.types.is_nested(f.type)],
         store_schema=True,
@@ -89,28 +93,20 @@ def unwritable(column: pa.Field) -> str:
     return "" if read_as == column.type else f"Parquet would hold it as {read_as}"
 
 
-def _is_vector(column_type: pa.DataType) -> bool:
-    return bool(pa.types.is_fixed_size_list(column_type) and pa.types.is_floating(column_type.value_type))
-
-
 def _repetitive(schema: pa.Schema) -> Iterator[str]:
     """Columns of which a dictionary may be worthwhile, as Parquet calls them: no names of rows, no numbers with a fraction."""
     for column in schema:
         column_type = column.type
         if pa.types.is_list(column_type) and pa.types.is_struct(column_type.value_type):
-            inner = (f for f in column_type.value_type if not _fractions(f.type))
+            inner = (f for f in column_type.value_type if not pa.types.is_floating(f.type))
             yield from (f"{column.name}.list.element.{f.name}" for f in inner)
-        elif not (pa.types.is_fixed_size_list(column_type) or _fractions(column_type) or _names_rows(column)):
+        elif not (pa.types.is_fixed_size_list(column_type) or pa.types.is_floating(column_type) or _names_rows(column)):
             yield column.name
 
 
 def _names_rows(column: pa.Field) -> bool:
     """Such as `image_id`: nearly every value is another. `cluster_id` is a number, and repeats."""
     return column.name.endswith("_id") and bool(pa.types.is_string(column.type))
-
-
-def _fractions(column_type: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(column_type))
 
 
 @contextlib.contextmanager
@@ -122,8 +118,7 @@ def _reading(folder: Folder, name: str) -> Iterator[None]:
         raise
     except (pa.ArrowException, ValueError, OverflowError, OSError) as error:
         if not isinstance(error, OSError) or (type(error) is OSError and error.errno is None):
-            reason = " ".join(str(error).split())
-            raise SchemaError(f"{folder.path(name)}: not a whole Parquet file: {reason}") from error
+            raise SchemaError(f"{folder.path(name)}: not a whole Parquet file: {one_line(error)}") from error
         raise ClipRayError(f"{folder.path(name)}: cannot be read: {error}") from error  # disk, network, permission
 
 

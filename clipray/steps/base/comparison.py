@@ -6,8 +6,8 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from clipray.inputs.content_versions import CONTENT_HASH, Contents, sources_digest, with_contents
-from clipray.inputs.key_index import is_of_another_hash
+from clipray.inputs.content_versions import CONTENT_HASH, Contents, with_contents
+from clipray.inputs.key_index import digest_of_hashes, is_of_another_hash
 from clipray.inputs.manifest import Manifest
 from clipray.inputs.row_index import RowIndex
 
@@ -66,7 +66,7 @@ class Comparison:
         if self.contents is None or not self.contents.schemes:
             return "", 0
         rows = with_contents(self.manifest, self.scan, self.contents, range(len(self.manifest.urls)))
-        return sources_digest(rows), int((rows.sources == self.scan.sources).sum())
+        return digest_of_hashes(rows.sources), int((rows.sources == self.scan.sources).sum())
 
     @property
     def changed(self) -> bool:

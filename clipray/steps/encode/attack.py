@@ -136,9 +136,7 @@ def _classes(url: str, mark: str, style: str) -> ClassVectors:
 def _check_labels(manifest: Manifest, labels: tuple[str, ...]) -> None:
     if LABEL not in manifest.schema.names:
         raise ManifestError(f"{manifest.urls[0]}: no column `{LABEL}`; found: {', '.join(manifest.schema.names)}")
-    column_type = manifest.schema.field(LABEL).type
-    if not is_text(column_type):
-        raise ManifestError(f"{manifest.urls[0]}: column `{LABEL}` is {column_type}; expected string")
+    manifest.expect(LABEL, is_text, "string")
     if len(labels) < 2:
         raise JobError(f"classes: {len(labels)} of them; expected two or more, as a wrong one is written on each image")
     names: set[str] = set()

@@ -94,9 +94,5 @@ def _lists(manifest: Manifest) -> list[str]:
     check_boxes(manifest)
     lists = [name for name in OF_BOXES if name in names]
     for name in lists:
-        column_type = manifest.schema.field(name).type
-        if not is_texts(column_type):
-            raise ManifestError(
-                f"{manifest.urls[0]}: column `{name}` is {column_type}; expected list<string>: for each image a text for each box"
-            )
+        manifest.expect(name, is_texts, "list<string>: for each image a text for each box")
     return ["boxes", *lists]

@@ -8,8 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from clipray import tables
-from clipray.errors import ManifestError
-from clipray.inputs.manifest import Manifest, open_manifest
+from clipray.inputs.manifest import CAST, Manifest, open_manifest
 from clipray.inputs.parquet_files import is_text
 from clipray.job import EmbedTexts
 from clipray.job.row_spec import TEXTS
@@ -52,9 +51,5 @@ def _image(manifest: Manifest) -> list[str]:
     """The column of the image that a text describes, where there is one."""
     if IMAGE not in manifest.schema.names:
         return []
-    column_type = manifest.schema.field(IMAGE).type
-    if not is_text(column_type):
-        raise ManifestError(
-            f"{manifest.urls[0]}: column `{IMAGE}` is {column_type}; expected string: cast it when you write the manifest"
-        )
+    manifest.expect(IMAGE, is_text, f"string: {CAST}")
     return [IMAGE]

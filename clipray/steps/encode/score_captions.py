@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from clipray import tables
-from clipray.errors import ManifestError
 from clipray.inputs.committed_rows import CommittedRows
 from clipray.inputs.manifest import Manifest, is_texts, open_manifest
 from clipray.inputs.vector_column import VectorColumn, open_vectors, refuse_another_model
@@ -104,9 +103,5 @@ def _references(manifest: Manifest) -> list[str]:
     """The column of captions by people, where there is one."""
     if REFERENCES not in manifest.schema.names:
         return []
-    column_type = manifest.schema.field(REFERENCES).type
-    if not is_texts(column_type):
-        raise ManifestError(
-            f"{manifest.urls[0]}: column `{REFERENCES}` is {column_type}; expected list<string>: for each pair the captions to compare with"
-        )
+    manifest.expect(REFERENCES, is_texts, "list<string>: for each pair the captions to compare with")
     return [REFERENCES]

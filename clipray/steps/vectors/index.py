@@ -19,7 +19,7 @@ from clipray.analysis.errors import DataError
 from clipray.analysis.vector_index import choose_type, empty_index, mergeable, training_rows
 from clipray.engine.cluster import ClusterResources
 from clipray.errors import ClipRayError, JobError, StaleTableError
-from clipray.inputs.index_files import broken_files, hash_of
+from clipray.inputs.index_reader import broken_files, hash_of
 from clipray.inputs.vector_column import VectorColumn, open_vectors, refuse_other_space
 from clipray.job import Index
 from clipray.steps.base.monitor import Ticker

@@ -11,8 +11,7 @@ import pytest
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 
 from clipray.errors import ClipRayError
-from clipray.inputs.class_lists import cifar100, imagenet, openai_templates
-from clipray.inputs.classes import prompt_styles
+from clipray.inputs.classes import cifar100, imagenet, openai_templates, prompt_styles
 from clipray.job import Classes, Style
 
 

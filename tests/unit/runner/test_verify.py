@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 from clipray import tables
 from clipray.cli.app import app
 from clipray.errors import DamagedError, JobError
-from clipray.inputs.index_files import hash_of
-from clipray.inputs.index_reader import open_index
+from clipray.inputs.index_reader import hash_of, open_index
 from clipray.runner.status import status
 from clipray.runner.verify import check_table, verify
 from clipray.storage.folder import Folder
