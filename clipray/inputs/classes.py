@@ -208,10 +208,8 @@ def imagenet() -> list[str]:
 
 def openai_templates() -> list[str]:
     """OpenAI's 80 templates for ImageNet, with `{}` in place of the name."""
-    return [
-        "".join(_template_part(part) for part in node.body.values)
-        for node in _open_clip_list("OPENAI_IMAGENET_TEMPLATES")
-    ]  # type: ignore[attr-defined]
+    nodes = _open_clip_list("OPENAI_IMAGENET_TEMPLATES")
+    return ["".join(map(_template_part, node.body.values)) for node in nodes]  # type: ignore[attr-defined]
 
 
 def _template_part(part: ast.expr) -> str:
