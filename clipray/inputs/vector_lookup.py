@@ -29,11 +29,6 @@ class Lookup:
     index: KeyIndex
     rows: np.ndarray
 
-    @property
-    def kind(self) -> pa.DataType:
-        """Type of the column that `gather` returns."""
-        return tables.vector_type(self.vectors.n_features)
-
 
 def open_lookup(vectors: VectorColumn) -> Lookup:
     """Read the ids of a column. Raises SchemaError: an id stands there twice."""
@@ -71,8 +66,8 @@ class Gatherer:
             known[mine] = pc.equal(
                 names.take(pa.array(within)), ids.take(pa.array(mine))
             ).to_numpy()  # not the hash alone
-        values = pa.array(matrix.ravel(), pa.float32())
-        return pa.FixedSizeListArray.from_arrays(values, type=lookup.kind, mask=pa.array(~known))
+        values, column_type = tables.number_array(matrix.ravel()), tables.vector_type(lookup.vectors.n_features)
+        return pa.FixedSizeListArray.from_arrays(values, type=column_type, mask=pa.array(~known))
 
     def _read(self, number: int) -> tuple[pa.ChunkedArray, np.ndarray]:
         if self._held is None or self._held[0] != number:

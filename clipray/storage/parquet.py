@@ -182,19 +182,18 @@ class RowGroup:
 def merge_neighbours(row_groups: Iterable[RowGroup], rows: int, size_bytes: int) -> list[RowGroup]:
     """Neighbouring row groups of a file as one, up to `rows` rows and `size_bytes`: what is read, or sent, in one go."""
     merged: list[RowGroup] = []
-    for here in row_groups:
+    for row_group in row_groups:
         last = merged[-1] if merged else None
         if (
             last is not None
-            and (last.file, last.path, last.numbers.stop) == (here.file, here.path, here.number)
-            and last.rows + here.rows <= rows
-            and last.bytes + here.bytes <= size_bytes
+            and (last.file, last.path, last.numbers.stop) == (row_group.file, row_group.path, row_group.number)
+            and last.rows + row_group.rows <= rows
+            and last.bytes + row_group.bytes <= size_bytes
         ):
-            merged[-1] = replace(
-                last, rows=last.rows + here.rows, bytes=last.bytes + here.bytes, count=last.count + here.count
-            )
+            summed = {name: getattr(last, name) + getattr(row_group, name) for name in ("rows", "bytes", "count")}
+            merged[-1] = replace(last, **summed)
         else:
-            merged.append(here)
+            merged.append(row_group)
     return merged
 
 
