@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 KEY = "clipray.sha256"  # in the metadata of a Parquet file
 BLANK = "0" * 64
@@ -37,7 +37,7 @@ def seal(parquet: io.BytesIO) -> str:
         return body.hexdigest()
 
 
-def file_hashes(file: BinaryIO) -> tuple[str, bool | None]:
+def file_hashes(file: io.BufferedIOBase) -> tuple[str, bool | None]:
     """The SHA-256 of a Parquet file, and whether it is the one that its seal says; None where it carries no seal."""
     at = _mark_in(_footer(file), file.seek(0, io.SEEK_END))
     file.seek(0)
@@ -55,14 +55,14 @@ def file_hashes(file: BinaryIO) -> tuple[str, bool | None]:
     return whole.hexdigest(), seal_here == sealed.hexdigest().encode()
 
 
-def _chunks(file: BinaryIO, size: int | None = None) -> Iterator[bytes]:
+def _chunks(file: io.BufferedIOBase, size: int | None = None) -> Iterator[bytes]:
     left = CHUNK_BYTES if size is None else size
     while chunk := file.read(min(CHUNK_BYTES, left)):
         yield chunk
         left -= 0 if size is None else len(chunk)
 
 
-def _footer(file: BinaryIO) -> bytes:
+def _footer(file: io.BufferedIOBase) -> bytes:
     """The end of a Parquet file, with its footer."""
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - 8))
@@ -77,7 +77,7 @@ def _mark_in(footer: bytes, size: int) -> int:
     return -1 if at < 0 else size - len(footer) + at + len(_MARK)
 
 
-def file_hash(file: BinaryIO) -> str:
+def file_hash(file: io.BufferedIOBase) -> str:
     """SHA-256 of a file of any kind, 64 hex digits."""
     return hashlib.file_digest(file, "sha256").hexdigest()
 
