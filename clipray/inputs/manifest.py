@@ -18,7 +18,7 @@ from clipray.inputs.parquet_files import (
     expand_parquet,
     int96_as_before,
     is_binary,
-    is_list,
+    is_list_type,
     is_text,
     read_footer,
     rows_not_utf8,
@@ -138,14 +138,14 @@ def check_boxes(manifest: Manifest) -> None:
 
 
 def _is_boxes(arrow_type: pa.DataType) -> bool:
-    inner = arrow_type.value_type if is_list(arrow_type) else pa.null()
-    number = inner.value_type if is_list(inner) else pa.null()
+    inner = arrow_type.value_type if is_list_type(arrow_type) else pa.null()
+    number = inner.value_type if is_list_type(inner) else pa.null()
     return bool(pa.types.is_floating(number) or pa.types.is_integer(number))
 
 
 def is_texts(arrow_type: pa.DataType) -> bool:
     """Whether it is lists of strings."""
-    return is_list(arrow_type) and is_text(arrow_type.value_type)
+    return is_list_type(arrow_type) and is_text(arrow_type.value_type)
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,7 @@ def is_text(arrow_type: pa.DataType) -> bool:
     return decoded(arrow_type) in (pa.string(), pa.large_string())
 
 
-def is_list(arrow_type: pa.DataType) -> bool:
+def is_list_type(arrow_type: pa.DataType) -> bool:
     types = pa.types
     return types.is_list(arrow_type) or types.is_large_list(arrow_type) or types.is_fixed_size_list(arrow_type)
 

@@ -15,7 +15,7 @@ from clipray import tables
 from clipray.analysis.moments import first_bad_rows
 from clipray.analysis.normalize import LONGEST, first_long_rows, surely_usable
 from clipray.errors import JobError, SchemaError
-from clipray.inputs.parquet_files import File, as_utf8, common_type, expand_parquet, is_list, is_text, read_footer
+from clipray.inputs.parquet_files import File, as_utf8, common_type, expand_parquet, is_list_type, is_text, read_footer
 from clipray.job import Column
 from clipray.storage.folder import Folder, absolute, file_versions
 from clipray.storage.parquet import RowGroup
@@ -243,7 +243,7 @@ def _common_schema(files: Sequence[File]) -> pa.Schema:
 def _width(vectors: VectorColumn, file: File) -> int:
     """Width of the vectors; for plain lists, the length of the first."""
     column, arrow_type = vectors.column, file.schema.field(vectors.column).type
-    if not is_list(arrow_type) or not pa.types.is_floating(arrow_type.value_type):
+    if not is_list_type(arrow_type) or not pa.types.is_floating(arrow_type.value_type):
         raise SchemaError(
             f"input {vectors.name}: column {column!r} of {file.url} is {arrow_type}; expected lists of float16, float32 or float64"
         )
