@@ -70,19 +70,19 @@ def label(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, a line for each image.")] = False,
 ) -> None:
     """Label a few images at once."""
-    from clipray.queries.label import label as look
+    from clipray.queries.label import label as label_images
 
-    looks = look(images, classes, model_settings(model, pretrained, seed), template=template, top=top)
+    answers = label_images(images, classes, model_settings(model, pretrained, seed), template=template, top=top)
     if as_json:
-        for seen in looks:
-            labels = [{"label": name, "probability": round(p, 6)} for name, p in seen.labels]
-            print(json.dumps({"picture": seen.image, "labels": labels, "refused": seen.rejected or None}))
+        for answer in answers:
+            labels = [{"label": name, "probability": round(p, 6)} for name, p in answer.labels]
+            print(json.dumps({"picture": answer.image, "labels": labels, "refused": answer.rejected or None}))
         return
     listing = PlainTable("image", "label", "probability", "")
-    for seen in looks:
-        for n, (name, p) in enumerate(seen.labels):
-            image, is_last = "" if n else seen.image, n + 1 == len(seen.labels)
+    for answer in answers:
+        for n, (name, p) in enumerate(answer.labels):
+            image, is_last = "" if n else answer.image, n + 1 == len(answer.labels)
             listing.add_row(image, name, f"{p:.1%}", "█" * round(10 * p), end_section=is_last)
-        if seen.rejected:
-            listing.add_row(seen.image, Text(shown(seen.rejected), style="red"), "", "", end_section=True)
+        if answer.rejected:
+            listing.add_row(answer.image, Text(shown(answer.rejected), style="red"), "", "", end_section=True)
     out.print(listing)

@@ -140,9 +140,10 @@ def _pair_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Single things and groups, each with its own caption and with that of another of its kind."""
     pairs = []
     for kind in ("single", "group"):
-        mine = [row for row in rows if row["kind"] == kind]
-        for n, row in enumerate(mine):
-            other = next((r for r in mine[n + 1 :] + mine[:n] if r["label"] != row["label"] or kind == "group"), row)
+        of_kind = [row for row in rows if row["kind"] == kind]
+        for n, row in enumerate(of_kind):
+            others = of_kind[n + 1 :] + of_kind[:n]
+            other = next((r for r in others if r["label"] != row["label"] or kind == "group"), row)
             for fits, caption in ((True, row["caption"]), (False, other["caption"])):
                 pairs.append(
                     {

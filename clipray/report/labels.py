@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from itertools import groupby
 
 from clipray.report.label_source import NO_LABEL, LabelCounts, Labels, count_labels, label_sources
 from clipray.report.run_tables import RunTables
@@ -37,57 +38,47 @@ class Labelling:
     unlabelled: int
     too_many: bool
     predicted: bool
-    others: list[str] = field(default_factory=list)
+    others: list[str]
 
 
 def labels_section(run: RunTables, album: Album, examples: int) -> Section | LeftOut:
     """Counts of the labels that a model gave, or else of the known ones."""
     sources = label_sources(run)
     known = next((source for source in sources if source.known), None)
-    by_table: dict[str, list[Labels]] = {}
-    for source in sources:
-        if not source.known:
-            by_table.setdefault(source.table.name, []).append(source)
+    predicted = (source for source in sources if not source.known)
+    by_table = {name: list(styles) for name, styles in groupby(predicted, lambda source: source.table.name)}
     if not by_table and known is None:
         return LeftOut(TITLE, f"no table of labels, and no column `{run.label}`; a step `label` gives some")
     examples = min(examples, PER_LABEL)
     known_counts = count_labels(known, 0 if by_table else examples) if known else None
-    groups = list(by_table.items())[:TABLES]
-    shown = [_predicted(name, styles, known_counts, album, examples) for name, styles in groups]
-    if not shown and known is not None and known_counts is not None:
-        shown = [_labelling(known.table.name, known.ids, ["rows"], [known_counts], album, predicted=False)]
-    values = {"labellings": shown, "more": list(by_table)[TABLES:]}
-    used = [each.name for each in shown] + ([known.table.name] if known else [])
+    comparable = [("known", known_counts)] if known_counts and not known_counts.too_many else []
+    labellings = []
+    for first, *others in list(by_table.values())[:TABLES]:  # the labels of the first style, next to the known ones
+        counted = [(str(first.style), count_labels(first, examples, "probability")), *comparable]
+        labellings.append(_labelling(first, [str(other.style) for other in others], counted, album))
+    if not labellings and known and known_counts:
+        labellings = [_labelling(known, [], [("rows", known_counts)], album)]
+    values = {"labellings": labellings, "more": list(by_table)[TABLES:]}
+    used = [each.name for each in labellings] + ([known.table.name] if known else [])
     return Section("labels", TITLE, values, tuple(dict.fromkeys(used)))
 
 
-def _predicted(name: str, styles: list[Labels], known: LabelCounts | None, album: Album, examples: int) -> Labelling:
-    """The labels of the first style, next to the known ones."""
-    first, *others = styles
-    counted, columns = [count_labels(first, examples, "probability")], [str(first.style)]
-    if known and not known.too_many:
-        counted, columns = [*counted, known], [*columns, "known"]
-    labelling = _labelling(name, first.ids, columns, counted, album, predicted=True)
-    return replace(labelling, others=[str(style.style) for style in others])
-
-
-def _labelling(
-    name: str, ids: tuple[str, ...], columns: list[str], counted: list[LabelCounts], album: Album, *, predicted: bool
-) -> Labelling:
-    first = counted[0]
+def _labelling(source: Labels, others: list[str], counted: list[tuple[str, LabelCounts]], album: Album) -> Labelling:
+    """counted: by column; the first has the examples, of which `source` is the column of labels."""
+    first, predicted = counted[0][1], not source.known
     counts = {label: n for label, n in first.counts.items() if label != NO_LABEL}
-    if any(each.too_many for each in counted):
-        return Labelling(name, columns, [], len(counts), first.counts[NO_LABEL], True, predicted)
-    commonest = sorted(counts, key=lambda label: (-counts[label], label))[:LABELS]
+    too_many = any(each.too_many for _, each in counted)
+    commonest = [] if too_many else sorted(counts, key=lambda label: (-counts[label], label))[:LABELS]
     most = max(counts.values(), default=1)
     rows = [
         LabelRow(
-            label, [each.counts[label] for each in counted], counts[label] / most,
-            [_tile(album, ids, row, label if predicted else None) for row in first.examples.get(label, [])],
+            label, [each.counts[label] for _, each in counted], counts[label] / most,
+            [_tile(album, source.ids, row, label if predicted else None) for row in first.examples.get(label, [])],
         )
         for label in commonest
     ]  # fmt: skip
-    return Labelling(name, columns, rows, len(counts) - len(rows), first.counts[NO_LABEL], False, predicted)
+    columns, rest = [column for column, _ in counted], len(counts) - len(rows)
+    return Labelling(source.table.name, columns, rows, rest, first.counts[NO_LABEL], too_many, predicted, others)
 
 
 def _tile(album: Album, ids: tuple[str, ...], row: dict[str, object], predicted: str | None) -> Tile:

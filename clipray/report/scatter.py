@@ -140,8 +140,8 @@ def _by_cluster(spots: np.ndarray, cluster_ids: np.ndarray) -> list[Group]:
     numbers = np.unique(cluster_ids[cluster_ids >= 0]).tolist()
     members = [spots[cluster_ids == number] for number in numbers]
     return [
-        Group(str(number), len(mine), _path(mine), *colour, _middle(mine))
-        for number, mine, colour in zip(numbers, members, colours(len(numbers)), strict=True)
+        Group(str(number), len(points), _path(points), *colour, _middle(points))
+        for number, points, colour in zip(numbers, members, colours(len(numbers)), strict=True)
     ]
 
 

@@ -116,14 +116,14 @@ def mark(output: str) -> str:
 
 def runtime_env(job: Job, requirements: str | None, exclude: Sequence[str]) -> dict[str, Any]:
     """Ray's runtime environment: the working directory without data, packages to install, time to stop."""
-    here = Path.cwd()
-    is_clone = (here / "clipray" / "__init__.py").is_file()  # of which clipray's own modules are sent
+    folder = Path.cwd()
+    is_clone = (folder / "clipray" / "__init__.py").is_file()  # of which clipray's own modules are sent
     modules = tuple(f"/{pattern}" for pattern in MODULES) if is_clone else MODULES
     excludes = [*LEFT_OUT, *modules, *exclude]
-    if is_local(job.output) and Path(absolute(job.output)).is_relative_to(here):
-        excludes.append(f"/{Path(absolute(job.output)).relative_to(here)}")
+    if is_local(job.output) and Path(absolute(job.output)).is_relative_to(folder):
+        excludes.append(f"/{Path(absolute(job.output)).relative_to(folder)}")
     env: dict[str, Any] = {
-        "working_dir": str(here),
+        "working_dir": str(folder),
         "excludes": excludes,
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)},
     }
