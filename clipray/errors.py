@@ -74,3 +74,11 @@ class Stopped(ClipRayError):
 def one_line(error: BaseException, most: int = 300) -> str:
     """What an error says, in one line of at most so many characters."""
     return " ".join(str(error).split())[:most]
+
+
+def last_line(error: BaseException) -> str:
+    """The same, in at most 600 characters, of an error that may hold a traceback: its last line. Of no words, the class."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any("Traceback" in line or line.startswith("File ") for line in lines):
+        lines = lines[-1:]
+    return " ".join(lines)[:600] or type(error).__name__

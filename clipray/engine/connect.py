@@ -26,7 +26,7 @@ import ray
 from clipray.engine.cluster import ClusterResources, Node
 from clipray.engine.machine import ready_for_ray
 from clipray.engine.ray_internals import nodes_to_come, quiet_raylet, without_driver_path, without_helpers
-from clipray.errors import PlanError
+from clipray.errors import PlanError, one_line
 
 # Threads that wait for work sleep instead of spinning: decoding needs the cores that the network leaves idle.
 # Torch takes large tensors in huge pages: half the page faults of a model that is loaded.
@@ -59,10 +59,9 @@ def connected(address: str | None = None, say: Callable[[str], None] = lambda _:
     """
     _quiet_ray()
     if ray.is_initialized():
-        yield _cluster(local=False)
+        yield cluster_now(local=False)
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    # One core must still hold an encoder and a decoding task at once.
     if address.startswith("ray://"):
         raise PlanError(
             f"{address}: a Ray client cannot stream a table; run on a node of the cluster with `--address auto`, "
@@ -73,25 +72,28 @@ def connected(address: str | None = None, say: Callable[[str], None] = lambda _:
             f"{address} is a job server: `clipray submit JOB --address {address}`; expected auto or HOST:PORT"
         )
     options: dict[str, Any] = {"runtime_env": {"env_vars": WORKER_ENV}}
+    prepared: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    bare: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if address == "local":
+        prepared, bare = ready_for_ray(say), without_helpers()
+        # One core must still hold an encoder and a decoding task at once.
         options = {"num_cpus": max(2, local_cpus()), "include_dashboard": False}
         os.environ.update({**WORKER_ENV, **os.environ})  # inherited: workers that Ray has started ahead can be used
     if address not in ("local", "auto"):
         _knock(address)
     try:
         with (
-            _silent_stderr(), _own_sigterm(), _in_time(address), _starting(address, say),
+            _silent_stderr(), _own_sigterm(), _in_time(address), prepared, bare,
             without_driver_path(options) as safe_options,
         ):  # fmt: skip
             ray.init(address, **safe_options, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        if "AuthenticationError" in str(error.__cause__):  # as text: Ray words what its client raised
-            raise _refused(address) from error
-        raise PlanError(
-            f"no Ray cluster could be reached at {address!r}: {' '.join(str(error).split())[:300]}"
-        ) from error
-    except ray.exceptions.AuthenticationError as error:
-        raise _refused(address) from error
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        if "AuthenticationError" in f"{type(error)} {error.__cause__}":  # as text: Ray words what its client raised
+            raise PlanError(
+                f"the cluster at {address!r} refuses us: set RAY_AUTH_MODE=token, and put its token into "
+                "~/.ray/auth_token or RAY_AUTH_TOKEN (`ray get-auth-token` on its head shows it)"
+            ) from error
+        raise PlanError(f"no Ray cluster could be reached at {address!r}: {one_line(error)}") from error
     except Exception as error:
         if "timed out during startup" not in str(error):  # of no class of its own
             raise
@@ -100,20 +102,10 @@ def connected(address: str | None = None, say: Callable[[str], None] = lambda _:
         ) from error
     try:
         with quiet_raylet():
-            yield _cluster(local=address == "local")
+            yield cluster_now(local=address == "local")
     finally:
         if not abandoned():
             ray.shutdown()
-
-
-@contextlib.contextmanager
-def _starting(address: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Prepare this machine for a local Ray, and start it without the helpers that a run does not use."""
-    if address != "local":
-        yield
-        return
-    with ready_for_ray(say), without_helpers():
-        yield
 
 
 def answers() -> bool:
@@ -136,13 +128,6 @@ def abandon() -> None:
 def abandoned() -> bool:
     """Whether Ray was left."""
     return _abandoned.is_set()
-
-
-def _refused(address: str) -> PlanError:
-    return PlanError(
-        f"the cluster at {address!r} refuses us: set RAY_AUTH_MODE=token, and put its token into ~/.ray/auth_token or "
-        "RAY_AUTH_TOKEN (`ray get-auth-token` on its head shows it)"
-    )
 
 
 def _knock(address: str) -> None:
@@ -209,12 +194,8 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def look_again(cluster: ClusterResources) -> ClusterResources:
-    """The same cluster as it is now."""
-    return _cluster(local=cluster.local)
-
-
-def _cluster(*, local: bool) -> ClusterResources:
+def cluster_now(*, local: bool) -> ClusterResources:
+    """The cluster that this process has joined, as it is now; `local`: Ray was started for it, on this machine."""
     members = tuple(_node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"])
     return ClusterResources(members, local, () if local else _to_come(members))
 

@@ -1,4 +1,7 @@
-"""Checks whether Ray still works, while no result arrives: Ray itself would wait forever."""
+"""What a run says when Ray or its machine fails it: errors that came through Ray, and checks that Ray still works.
+
+While no result arrives Ray itself would wait forever.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,18 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from clipray.analysis.errors import DataError
 from clipray.engine.connect import abandon, answers
-from clipray.engine.failures import GOES_ON, unwrapped
 from clipray.engine.machine import full_places
-from clipray.errors import RunError
+from clipray.errors import RunError, last_line
+from clipray.storage.environment import environment_error
 
 LOOK_S = 2.0  # between two looks
 GONE_S = 30.0  # in which the cluster's head may come back; Ray itself ends this process after 60
 IDLE_S = 60.0  # without a result, until workers are tried
 PROBE_S = 180.0  # in which a worker of this machine starts, however busy it is
+DEFECTS = (LookupError, TypeError, AttributeError, AssertionError, NameError)
+GOES_ON = "everything written is kept, and `clipray run` goes on from there"
 STARTS = 8  # of workers in a row, none of which came to its first row, beside one for each that is wanted
 
 
@@ -127,3 +133,41 @@ def _likely() -> str:
 
 
 def _nothing() -> None: ...
+
+
+def unwrapped(error: BaseException) -> Exception:
+    """What to raise for an error that came through Ray.
+
+    An error of ours as it was raised; what a machine did to a worker as one of ours; what numerics say of the data, and a
+    defect in a worker, as it is; else a RunError.
+    """
+    cause = _cause(error)
+    known = environment_error(cause) if not isinstance(cause, ray.exceptions.RayError) else None
+    if known is not None:
+        return known
+    if isinstance(cause, (DataError, *DEFECTS)):
+        return cause
+    return RunError(f"{_told(cause)}; {GOES_ON}")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The innermost error: those of tasks are wrapped, those of Ray Data more than once."""
+    while isinstance(inner := getattr(error, "cause", None), BaseException) and inner is not error:
+        error = inner
+    return error
+
+
+def _told(error: BaseException) -> str:
+    from ray.data.exceptions import ExecutionTimeoutError  # all of Ray Data, a quarter of a second in each process
+
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return "a machine ran out of memory and Ray ended a worker: take fewer actors, a smaller batch, or more memory"
+    if isinstance(error, ray.exceptions.OutOfDiskError):
+        return "the disk of Ray's temporary folder is full: free some space, or set RAY_TMPDIR to a folder with more"
+    if isinstance(error, (ray.exceptions.LocalRayletDiedError, ray.exceptions.NodeDiedError)):
+        return "a node of the Ray cluster died"
+    if isinstance(error, ExecutionTimeoutError):
+        return "no row came through in half an hour: workers hang, or wait for nodes that never come"
+    if isinstance(error, ray.exceptions.RayError):
+        return f"workers failed: {last_line(error)}"
+    return f"a worker failed: {type(error).__name__}: {' '.join(str(error).split())[-600:]}"

@@ -57,7 +57,7 @@ def build(
     builder = holder.remote(sent, threads)
     try:
         samples = _samples(sent, new, wanted + 2 * QUERIES)
-        others = _samples(sent, query_parts(order.queries), 2 * QUERIES, of_queries=True) if order.queries else []
+        others = _samples(sent, _query_parts(order), 2 * QUERIES, of_queries=True)
         index, trained_on, probes = train.remote(sent, wanted, threads, len(samples), *samples, *others)
         del samples, others
         trained = builder.begin.remote(index, trained_on, probes)
@@ -69,8 +69,9 @@ def build(
         ray.kill(builder)
 
 
-def query_parts(queries: VectorColumn) -> list[IndexPart]:
-    return [IndexPart(row_groups, row_groups[0].first_row) for row_groups in chunked(queries.row_groups, PART_ROWS)]
+def _query_parts(order: IndexSpec) -> list[IndexPart]:
+    row_groups = order.queries.row_groups if order.queries else ()
+    return [IndexPart(group, group[0].first_row) for group in chunked(row_groups, PART_ROWS)]
 
 
 def _samples(order: Any, parts: Sequence[IndexPart], wanted: int, *, of_queries: bool = False) -> list[Any]:

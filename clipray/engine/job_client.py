@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipray.errors import ClusterError
+from clipray.errors import ClusterError, last_line
 
 ANSWER_S = 10.0
 RAY_VERSIONS = ((2, 60), (2, 64))  # from, to; the second excluded, as in pyproject.toml
@@ -110,13 +110,7 @@ class JobServer:
         try:
             yield
         except _broken() as error:
-            raise ClusterError(f"{self.address}: {_error_line(error)}") from error
-
-
-def _error_line(error: BaseException) -> str:
-    """An error in a line; of a traceback that the server sent, what it ends with."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return (lines[-1] if "Traceback" in lines[0] else " ".join(lines))[:600]
+            raise ClusterError(f"{self.address}: {last_line(error)}") from error
 
 
 def _submission(job: Any) -> Submission:
@@ -194,6 +188,6 @@ def _client(address: str, headers: dict[str, str]) -> Any:
     try:
         return JobSubmissionClient(address, headers=headers)
     except (RuntimeError, ValueError, OSError) as error:
-        raise ClusterError(f"{address}: {_error_line(error)}") from error
+        raise ClusterError(f"{address}: {last_line(error)}") from error
     finally:
         os.environ.update({name: value for name, value in kept.items() if value is not None})

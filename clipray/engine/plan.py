@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from clipray.engine.cluster import ClusterResources, Node, selected
@@ -46,9 +46,8 @@ class Plan:
 
     def sentence(self) -> str:
         """The plan in one line, for people."""
-        count = (
-            str(self.max_actors) if self.min_actors == self.max_actors else f"{self.min_actors} to {self.max_actors}"
-        )
+        low, high = self.min_actors, self.max_actors
+        count = str(high) if low == high else f"{low} to {high}"
         gpu = f" and {self.gpus_per_actor:g} GPU" if self.gpus_per_actor else ""
         decoding = {
             "actors": "decoding in threads beside each encoder; ",
@@ -64,8 +63,8 @@ class Plan:
 class _Hosts:
     """The nodes on which encoders can lie, and how many on each."""
 
-    members: tuple[Node, ...]
-    places: tuple[int, ...]
+    members: Sequence[Node]
+    places: Sequence[int]
 
     @property
     def cpus(self) -> float:
@@ -132,20 +131,18 @@ def _hosts(nodes: tuple[Node, ...], gpus_each: float) -> _Hosts:
     """The nodes with room for an encoder: with so many GPUs, or with a CPU."""
     if gpus_each > 1 and gpus_each != int(gpus_each):
         raise PlanError(f"gpus_per_actor={gpus_each:g}; expected a fraction of one GPU or a whole number of them")
-    places = [_gpu_places(node, gpus_each) if gpus_each else _cpu_places(node) for node in nodes]
-    kept = [(node, count) for node, count in zip(nodes, places, strict=True) if count]
-    return _Hosts(tuple(node for node, _ in kept), tuple(count for _, count in kept))
+    places = [_places(node, gpus_each) for node in nodes]
+    members = [node for node, count in zip(nodes, places, strict=True) if count]
+    return _Hosts(members, [count for count in places if count])
 
 
-def _gpu_places(node: Node, gpus_each: float) -> int:
-    """How many encoders a node's GPUs hold: several on one GPU, or one on several whole ones."""
+def _places(node: Node, gpus_each: float) -> int:
+    """How many encoders a node holds; of GPUs several on one, or one on several whole ones."""
+    if not gpus_each:
+        return max(1, round(node.cpus / CORES_PER_CPU_ACTOR)) if node.cpus >= 1 else 0
     if gpus_each < 1:
         return math.floor(node.gpus) * math.floor(1 / gpus_each)
     return math.floor(node.gpus / gpus_each)
-
-
-def _cpu_places(node: Node) -> int:
-    return max(1, round(node.cpus / CORES_PER_CPU_ACTOR)) if node.cpus >= 1 else 0
 
 
 def _pool(

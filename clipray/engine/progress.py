@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import uuid
+from collections import Counter, defaultdict
 from typing import Any
 
 import ray
@@ -17,9 +18,9 @@ class _Sums:
     """Of what the workers of one step report."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, int] = {}
-        self.seconds: dict[str, float] = {}
-        self.nodes: dict[str, dict[str, int]] = {}
+        self.rows: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.nodes: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.workers: dict[str, dict[str, Any]] = {}
         self.fatal: str | None = None
         self.starts = 0  # of encoders, since one of them had its model or a row
@@ -29,10 +30,9 @@ class _Sums:
             self.starts = 0
         if "stage" in message:
             stage = message["stage"]
-            self.rows[stage] = self.rows.get(stage, 0) + message["rows"]
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + message["seconds"]
-            rows_by_node = self.nodes.setdefault(stage, {})
-            rows_by_node[message["node"]] = rows_by_node.get(message["node"], 0) + message["rows"]
+            self.rows[stage] += message["rows"]
+            self.seconds[stage] += message["seconds"]
+            self.nodes[stage][message["node"]] += message["rows"]
         elif "worker" in message:
             worker = message["worker"]
             self.workers[f"{worker['host']}:{worker['pid']}"] = worker

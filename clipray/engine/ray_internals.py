@@ -11,7 +11,6 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -33,14 +32,8 @@ NAMES = {
 }
 """Of each purpose the module, the object in it, and the attributes that are used."""
 
-
-@dataclass(frozen=True)
-class FinishedBlock:
-    """A block of the last operator. ref: where it lies in the object store. rows, size_bytes: its own."""
-
-    ref: Any
-    rows: int
-    size_bytes: int
+FinishedBlock = tuple[Any, int, int]
+"""A block of the last operator: where it lies in the object store, its rows and its bytes."""
 
 
 def finished_blocks(data: Any) -> Iterator[FinishedBlock]:
@@ -53,13 +46,13 @@ def finished_blocks(data: Any) -> Iterator[FinishedBlock]:
     """
     if not all(_attribute(purpose) for purpose in ("blocks", "references", "sizes")):
         for table in data.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield FinishedBlock(ray.put(table), table.num_rows, table.nbytes)
+            yield ray.put(table), table.num_rows, table.nbytes
         return
     for bundle in data.iter_internal_ref_bundles():
         if any(getattr(bundle, "slices", None) or ()):
             raise RunError("Ray Data handed out a part of a block, which this version of clipray cannot write")
         for ref, metadata in zip(bundle.block_refs, bundle.metadata, strict=True):
-            yield FinishedBlock(ref, metadata.num_rows or 0, metadata.size_bytes or 0)
+            yield ref, metadata.num_rows or 0, metadata.size_bytes or 0
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -12,8 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from clipray.engine.failures import unwrapped
-from clipray.engine.health import LOOK_S, Health, waited
+from clipray.engine.health import LOOK_S, Health, unwrapped, waited
 from clipray.inputs.committed_rows import RegionFolders
 from clipray.job.row_spec import IMAGES, RowSpec
 from clipray.pipelines.region_boxes import unfolded
@@ -46,7 +46,7 @@ class Written:
     """What a pass has written so far. shards: by path, of all tables."""
 
     rows: int = 0
-    rejects: dict[str, int] = field(default_factory=dict)
+    rejects: Counter[str] = field(default_factory=Counter)
     files: int = 0
     shards: dict[str, Shard] = field(default_factory=dict)
 
@@ -54,8 +54,7 @@ class Written:
         self.rows += other.rows
         self.files += other.files
         self.shards.update(other.shards)
-        for reason, count in other.rejects.items():
-            self.rejects[reason] = self.rejects.get(reason, 0) + count
+        self.rejects.update(other.rejects)
 
     def write(self, folder: Folder, name: str, table: str, data: pa.Table, provenance: dict[str, Any]) -> None:
         self.shards[folder.path(name)] = write_shard(folder, name, table, data, provenance)
@@ -74,7 +73,7 @@ class Sink:
     ) -> None:
         self._target, self._written, self._provenance = target, written, provenance
         self._threads = ThreadPoolExecutor(1, "clipray-write") if local else None
-        self._task: Any = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD")(_write_given)
+        self._task: Any = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD")(_write)
         self._ahead = WRITES_AHEAD * (1 if local else min(nodes, WRITERS))
         self._blocks: list[Any] = []
         self._rows = self._bytes = self._count = 0
@@ -128,15 +127,11 @@ class Sink:
                     raise unwrapped(error) from error
 
 
-def _write_given(target: Target, provenance: dict[str, Any], name: str, *blocks: pa.Table) -> Written:
-    return _write(target, provenance, name, list(blocks))
-
-
 def _fetch_and_write(target: Target, provenance: dict[str, Any], name: str, refs: list[Any]) -> Written:
-    return _write(target, provenance, name, waited(refs))
+    return _write(target, provenance, name, *waited(refs))
 
 
-def _write(target: Target, provenance: dict[str, Any], name: str, blocks: list[pa.Table]) -> Written:
+def _write(target: Target, provenance: dict[str, Any], name: str, *blocks: pa.Table) -> Written:
     """Split finished blocks into rows and rejects and write a shard of each."""
     written, data = Written(), pa.concat_tables(blocks)
     rejected = data["reason"].is_valid()
@@ -150,7 +145,7 @@ def _write(target: Target, provenance: dict[str, Any], name: str, blocks: list[p
         good = pa.table(good.columns, schema=target.schema)
         written.write(target.table, name, target.spec.table, good, provenance)
     written.rows, written.files = good.num_rows, 1 if good.num_rows else 0
-    written.rejects = {v["values"]: v["counts"] for v in bad["reason"].value_counts().to_pylist()}
+    written.rejects = Counter(bad["reason"].to_pylist())
     return written
 
 
@@ -159,16 +154,12 @@ def _write_regions(target: Target, images: pa.Table, provenance: dict[str, Any],
     assert target.regions is not None
     assert target.region_schema is not None
     rows = unfolded(images, "regions").select(target.region_schema.names)
-    if rows.num_rows:
-        regions = pa.table(rows.columns, schema=target.region_schema)
-        written.write(target.regions.table, name, "regions", regions, provenance)
-    else:
-        target.regions.table.remove(name)
-    boxes = unfolded(images, "rejected_boxes")
-    if boxes.num_rows:
-        schema = rejects_schema(*target.spec.named)
-        boxes = boxes.append_column("stage", pa.array(["pool"] * len(boxes), pa.string()))
-        rejected = boxes.select(schema.names).cast(schema)
-        written.write(target.regions.rejects, name, "rejects", rejected, provenance)
-    else:
-        target.regions.rejects.remove(name)
+    regions = pa.table(rows.columns, schema=target.region_schema)
+    boxes, schema = unfolded(images, "rejected_boxes"), rejects_schema(*target.spec.named)
+    boxes = boxes.append_column("stage", pa.array(["pool"] * len(boxes), pa.string())).select(schema.names).cast(schema)
+    folders = target.regions
+    for folder, table, data in ((folders.table, "regions", regions), (folders.rejects, "rejects", boxes)):
+        if data.num_rows:
+            written.write(folder, name, table, data, provenance)
+        else:
+            folder.remove(name)

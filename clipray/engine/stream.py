@@ -20,18 +20,18 @@ import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 
 from clipray.engine.connect import abandon, abandoned, answers
-from clipray.engine.failures import GOES_ON, unwrapped
-from clipray.engine.health import Health, refuse_dying
+from clipray.engine.health import GOES_ON, Health, refuse_dying, unwrapped
 from clipray.engine.plan import DECODE_CPUS, READ_CPUS, Plan
 from clipray.engine.progress import Progress, Reporter
 from clipray.engine.ray_internals import FinishedBlock, finished_blocks, without_data_actors
-from clipray.engine.reader import Reader, ReadPlan
 from clipray.engine.sink import Sink, Target, Written
-from clipray.engine.workers import Decode, Encode
+from clipray.engine.workers import Decode, Encode, Reader, ReadPlan
 from clipray.errors import RunError
 from clipray.pipelines.spec import EncoderSpec, ImageSpec
+from clipray.storage.parquet import merge_neighbours
 
 BLOCK_BYTES = 64 * 2**20
+READ_ROWS = 16_384  # of small row groups that one task reads together: it costs as much as some thousands of rows
 STOP_S = 15.0  # for the last rows of a run that is stopped
 LOST_BLOCKS, LOST_SHARE = 64, 0.1  # more lost blocks than both in one pass, and it is no matter of single rows
 
@@ -67,7 +67,7 @@ def run_pass(
         data = _dataset(this, plan, spec, progress.reporter)
         with spared, contextlib.closing(_timed(data, observe)) as blocks:
             for block in blocks:
-                sink.add(block.ref, block.rows, block.size_bytes)
+                sink.add(*block)
     except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
         with contextlib.suppress(ray.exceptions.RayError):
             sink.flush(STOP_S)
@@ -86,16 +86,15 @@ def _dataset(this: ReadPlan, plan: Plan, spec: EncoderSpec, report: Reporter) ->
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False  # clipray's are shown
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # which Ray Data sets anew when it is imported
-    wanted = ray.put(this.wanted)
-    rejected = ray.put(this.rejected)
     mean_bytes = sum(p.bytes for p in this.row_groups) / max(1, sum(p.rows for p in this.row_groups))
     rows = max(1, min(this.rows_per_block, int(BLOCK_BYTES / max(1.0, mean_bytes))))
     context.max_errored_blocks = -1 if this.careful else max(LOST_BLOCKS, int(LOST_SHARE * len(this.wanted) / rows))
-    read = Reader(this, [wanted], [rejected], [ray.put(this.lookup)] if this.lookup else [], rows, report)
+    lookup = [ray.put(this.lookup)] if this.lookup else []
+    read = Reader(this, [ray.put(this.wanted)], [ray.put(this.rejected)], lookup, rows, report)
     # A lost block comes again in the next, finer pass; only a row that was alone gets a second try at once, since
     # its loss is final.
     retries = 1 if this.careful else 0
-    items = [asdict(row_group) for row_group in this.items(BLOCK_BYTES)]
+    items = [asdict(row_group) for row_group in merge_neighbours(this.row_groups, READ_ROWS, BLOCK_BYTES)]
     data: Any = ray.data.from_items(items, override_num_blocks=min(len(items), 4096))
     data = data.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS)
     data = data.repartition(target_num_rows_per_block=rows)

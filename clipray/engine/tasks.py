@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import ray
 
 from clipray.engine.connect import abandoned
-from clipray.engine.failures import unwrapped
-from clipray.engine.health import Health
+from clipray.engine.health import Health, unwrapped
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -138,9 +138,9 @@ def _connected(address: str | None, say: Say) -> AbstractContextManager[ClusterR
 
 def _as_it_is(cluster: ClusterResources) -> ClusterResources:
     """The cluster as it is now: nodes may have joined or left."""
-    from clipray.engine.connect import look_again
+    from clipray.engine.connect import cluster_now
 
-    return look_again(cluster)
+    return cluster_now(local=cluster.local)
 
 
 def _metered(watch: Watch, run: str, connected: Callable[[], bool]) -> Watch:

@@ -106,8 +106,8 @@ def test_decoding_tasks_are_not_fused_into_the_encoder(tiny_model: str, finished
     from clipray.engine.cluster import ClusterResources, Node
     from clipray.engine.plan import make_plan
     from clipray.engine.progress import Progress
-    from clipray.engine.reader import ReadPlan
     from clipray.engine.stream import _dataset
+    from clipray.engine.workers import ReadPlan
     from clipray.inputs.key_index import KeyIndex
     from clipray.inputs.manifest import open_manifest
     from clipray.inputs.row_index import scan

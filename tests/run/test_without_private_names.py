@@ -17,8 +17,7 @@ from support import draw_pictures, write_job
 
 from clipray import tables
 from clipray.engine import ray_internals
-from clipray.engine.cluster import ClusterResources
-from clipray.engine.connect import look_again
+from clipray.engine.connect import cluster_now
 from clipray.engine.ray_internals import (
     NAMES,
     finished_blocks,
@@ -78,9 +77,9 @@ def test_blocks(purpose: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ray_internals, "NAMES", gone(purpose))
     data = ray.data.from_arrow([pa.table({"n": [1, 2, 3]}), pa.table({"n": [4]})]).map_batches(lambda batch: batch)
     blocks = list(finished_blocks(data))
-    assert sorted(n for block in blocks for n in ray.get(block.ref)["n"].to_pylist()) == [1, 2, 3, 4]
-    assert sorted(block.rows for block in blocks if block.rows) == [1, 3]
-    assert all(block.size_bytes > 0 for block in blocks if block.rows)
+    assert sorted(n for ref, _, _ in blocks for n in ray.get(ref)["n"].to_pylist()) == [1, 2, 3, 4]
+    assert sorted(rows for _, rows, _ in blocks if rows) == [1, 3]
+    assert all(size_bytes > 0 for _, rows, size_bytes in blocks if rows)
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -88,7 +87,7 @@ def test_nodes_to_come_are_none_without_the_name(monkeypatch: pytest.MonkeyPatch
     assert nodes_to_come() == []  # no autoscaler here
     monkeypatch.setattr(ray_internals, "NAMES", gone("nodes to come"))
     assert nodes_to_come() == []
-    assert look_again(ClusterResources((), local=False)).growth == ()
+    assert cluster_now(local=False).growth == ()
 
 
 REPLACED = {

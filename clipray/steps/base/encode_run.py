@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from clipray import tables
 from clipray.engine.plan import Plan, make_plan
 from clipray.engine.progress import Progress
-from clipray.engine.reader import ReadPlan
 from clipray.engine.sink import Target, Written
 from clipray.engine.stream import run_pass
+from clipray.engine.workers import ReadPlan
 from clipray.errors import RejectRateError
 from clipray.inputs.committed_rows import REFUSED, CommittedRows, RegionFolders, check_committed, take_back
 from clipray.inputs.content_versions import CONTENT_HASH, rows_at_once

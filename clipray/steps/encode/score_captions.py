@@ -59,7 +59,7 @@ class ScoreStep(EncodeStep[ScoreCaptions]):
         }
 
     def encoder(self) -> CaptionSpec:
-        from clipray.engine.reader import GATHERED
+        from clipray.engine.workers import GATHERED
 
         return CaptionSpec(
             model=self.model,

@@ -14,8 +14,7 @@ import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
 from clipray.engine import connect, health, machine
-from clipray.engine.failures import unwrapped
-from clipray.engine.health import Health, answers_of, refuse_dying
+from clipray.engine.health import Health, answers_of, refuse_dying, unwrapped
 from clipray.engine.machine import ROOM_BYTES, ready_for_ray
 from clipray.engine.progress import _Sums
 from clipray.engine.tasks import map_tasks
