@@ -82,10 +82,8 @@ def pairs(a: np.ndarray, b: np.ndarray, threshold: float) -> tuple[np.ndarray, n
 
 def within(x: np.ndarray, threshold: float) -> Links:
     """`Links` between the rows of x (n, d), float32 of unit length."""
-    parts = []
-    for start in range(0, len(x), BLOCK):
-        parts.append(between(x[start : start + BLOCK], start, x[start:], start, threshold))
-    return merged(parts)
+    starts = range(0, len(x), BLOCK)
+    return merged(between(x[start : start + BLOCK], start, x[start:], start, threshold) for start in starts)
 
 
 def between(a: np.ndarray, a_first: int, b: np.ndarray, b_first: int, threshold: float) -> Links:

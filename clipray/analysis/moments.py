@@ -87,11 +87,8 @@ def moments(x: np.ndarray) -> Moments:
 
 
 def combine(a: Moments, b: Moments) -> Moments:
-    """The state of both (Chan, Golub, LeVeque 1979); commutative and associative to rounding in float64.
-
-    Raises:
-        ValueError: different numbers of columns.
-    """
+    """The state of both (Chan, Golub, LeVeque 1979); commutative and associative to rounding in float64. Raises ValueError:
+    different numbers of columns."""
     if a.n_features != b.n_features:
         raise ValueError(f"cannot combine vectors of {a.n_features} and of {b.n_features} values")
     if a.n_samples == 0 or b.n_samples == 0:
@@ -108,11 +105,7 @@ def combine(a: Moments, b: Moments) -> Moments:
 
 
 def first_bad_rows(x: np.ndarray, limit: int = 5) -> np.ndarray:
-    """Numbers of the first `limit` rows of `x` (n, d) with a NaN or infinite value, int64 ascending.
-
-    Raises:
-        ValueError: as `moments`.
-    """
+    """Numbers of the first `limit` rows of `x` (n, d) with a NaN or infinite value, int64 ascending; raises as `moments`."""
     x = checked(x)
     bad_rows: list[int] = []
     for start in range(0, len(x), CHUNK_ROWS):

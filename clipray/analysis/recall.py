@@ -105,11 +105,9 @@ def recalls(index: faiss.Index, queries: Queries, metric: str) -> dict[str, floa
 
 def recall_at(index: faiss.Index, queries: Queries, metric: str, k: int) -> float:
     """Mean share of k answers that are no farther than the k-th nearest row."""
-    hits = 0
-    for block in _blocks(len(queries.x), k * queries.x.shape[1]):
-        x, nearest = queries.x[block], queries.nearest.of(block)
-        hits += int(_hits(index, x, nearest, metric, k).sum())
-    return hits / (k * len(queries.x))
+    blocks = _blocks(len(queries.x), k * queries.x.shape[1])
+    hits = sum(_hits(index, queries.x[block], queries.nearest.of(block), metric, k).sum() for block in blocks)
+    return float(hits / (k * len(queries.x)))
 
 
 def query_ms(index: faiss.Index, x: np.ndarray, top: int = 10) -> float:

@@ -18,14 +18,19 @@ RELATIONS = ("easy", "hard", "junk")
 EASY, HARD, JUNK = range(3)
 PROTOCOLS: Mapping[str, tuple[int, ...]] = {"easy": (EASY,), "medium": (EASY, HARD), "hard": (HARD,)}
 """Relations that are positive; all other relations are junk (Radenović et al. 2018, arXiv 1803.11285, section 3)."""
-DISTANCES = ("cosine", "l2")
 TOPS = (1, 5, 10)
 TIED = 1e-12  # scores that are nearer to each other are equal: a product in float64 is off by a tenth of that, or less
 
 
 @dataclass(frozen=True)
 class QueryFigures:
-    """What a ranking is worth to one query; see `query_figures`."""
+    """What a ranking is worth to one query.
+
+    Attributes:
+        ap: average precision. precision: of the first k, for each of TOPS. n_found: the positives that were found.
+        first_rank: of the first positive, from 1; None where none was found. Recall at k, as text-to-image search has it,
+            is `first_rank <= k`.
+    """
 
     ap: float
     precision: tuple[float, ...]
@@ -50,10 +55,7 @@ def average_precision(before: np.ndarray, n_positives: int) -> float:
 
 
 def precision_at(before: np.ndarray, n_positives: int, k: int) -> float:
-    """Share of positives among the first k; among fewer where the last positive stands before k, as the revisited protocol has it.
-
-    Args: as `average_precision`.
-    """
+    """Share of positives among the first k; as in the revisited protocol, among fewer where the last one stands before k."""
     if not len(before):
         return 0.0
     ranks = np.sort(before) + np.arange(1, len(before) + 1)
@@ -62,12 +64,7 @@ def precision_at(before: np.ndarray, n_positives: int, k: int) -> float:
 
 
 def query_figures(before: np.ndarray, n_positives: int) -> QueryFigures:
-    """All figures of a query.
-
-    Returns:
-        average precision, precision at each of TOPS, the rank of the first positive (from 1; None where none was found),
-        and how many were found. Recall at k, as text-to-image search has it, is `first_rank <= k`.
-    """
+    """All figures of a query; arguments as of `average_precision`."""
     first = int(before.min()) + 1 if len(before) else None
     precision = tuple(precision_at(before, n_positives, k) for k in TOPS)
     return QueryFigures(average_precision(before, n_positives), precision, first, len(before))

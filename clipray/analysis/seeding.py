@@ -23,11 +23,8 @@ STEPS = 8  # of k-means++ whose candidates are drawn at a time
 
 
 def seeds(data: KMeansData, n_clusters: int, random_state: int) -> np.ndarray:
-    """Distinct vectors of the table to start from, (n_clusters, d) float32, the same however it lies in shards.
-
-    Raises:
-        DataError: there are fewer distinct vectors than clusters.
-    """
+    """Distinct vectors of the table to start from, (n_clusters, d) float32, the same however it lies in shards. Raises
+    DataError: there are fewer than clusters."""
     rng = np.random.default_rng(random_state)
     per_cluster, least = SAMPLE_ROWS
     affordable = max(SAMPLE_BYTES // (4 * data.n_features), 2 * n_clusters)

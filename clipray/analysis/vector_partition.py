@@ -79,8 +79,7 @@ class VectorPartition:
     def assign(self, centroids: np.ndarray) -> Assigned:
         """The state of these rows, each with the nearest of `centroids` (k, d) float32; a function of these alone.
 
-        Raises:
-            ValueError: no centroids, of another width or not finite.
+        Raises ValueError: no centroids, of another width or not finite; and so do the other methods.
         """
         c = self._checked(centroids)
         if len(self._sums) != len(c):
@@ -106,9 +105,6 @@ class VectorPartition:
 
         Returns:
             Labels (n,) int32 and squared distances (n,) float32.
-
-        Raises:
-            ValueError: as `assign`.
         """
         c = self._checked(centroids)
         labels = torch.empty(self.n_samples, dtype=torch.int32, device=self.device)
@@ -125,9 +121,6 @@ class VectorPartition:
         """This shard's candidates for a sample of `n`: uniform or, given centroids, by squared distance to the nearest.
 
         Rows that equal a centroid are then never drawn.
-
-        Raises:
-            ValueError: as `assign`.
         """
         weights = None if centroids is None else self.nearest(centroids, self.precision)[1].astype(np.float64)
         return draw(self._keys, n, random_state, weights)

@@ -14,8 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clipray.analysis.errors import DataError
-from clipray.engine.connect import abandon, answers
-from clipray.engine.machine import full_places
+from clipray.engine.connect import abandon, answers, full_places
 from clipray.errors import RunError, last_line
 from clipray.storage.environment import environment_error
 
@@ -75,11 +74,7 @@ class Health:
 
 
 def answers_of(refs: list[Any]) -> list[Any]:
-    """Results of tasks and actors.
-
-    Raises:
-        ClipRayError: what they raised; or RunError: workers or Ray itself died.
-    """
+    """Results of tasks and actors. Raises ClipRayError: what they raised; or RunError: workers or Ray itself died."""
     try:
         return waited(refs)
     except ray.exceptions.RayError as error:

@@ -124,7 +124,12 @@ class Builder:
         if self._order.grown_from is None:
             self._index = self._faiss.deserialize_index(trained)
         else:
-            self._index = read_faiss(_local(self._order.folder, self._order.grown_from, self._aside))
+            folder, grown_from = self._order.folder, self._order.grown_from
+            path = folder.path(grown_from)
+            if not folder.local:
+                path = str(self._aside / grown_from)
+                folder.fs.get_file(folder.path(grown_from), path)
+            self._index = read_faiss(path)
             empty = self._faiss.clone_index(self._index)
             empty.reset()
             trained = self._faiss.serialize_index(empty)
@@ -225,13 +230,6 @@ class Builder:
             seen = recalls(self._index, others, metric)
             figures["queries"] = {"input": order.queries.name, "n": len(others.x), **seen}
         return figures
-
-
-def _local(folder: Folder, name: str, aside: Path) -> str:
-    if folder.local:
-        return folder.path(name)
-    folder.fs.get_file(folder.path(name), str(aside / name))
-    return str(aside / name)
 
 
 def _aside(folder: Folder) -> Path:

@@ -79,11 +79,7 @@ class JobServer:
             self._client.stop_job(attempt)
 
     def follow(self, attempt: str, write: Callable[[str], None]) -> Submission:
-        """Hand on what the job prints until it is over; returns how it ended.
-
-        Raises:
-            ClusterError: the head is gone.
-        """
+        """Hand on what the job prints until it is over; returns how it ended. Raises ClusterError: the head is gone."""
         done = 0  # characters handed on: a new connection starts from the beginning
 
         async def tail() -> None:

@@ -98,10 +98,11 @@ class Sink:
 
     def _start(self) -> None:
         name = f"{self._target.prefix}-{self._count:06d}.parquet"
+        target, provenance, blocks = self._target, self._provenance(), self._blocks
         if self._threads:
-            future = self._threads.submit(_fetch_and_write, self._target, self._provenance(), name, self._blocks)
+            future = self._threads.submit(lambda: _write(target, provenance, name, *waited(blocks)))
         else:
-            future = self._task.remote(self._target, self._provenance(), name, *self._blocks).future()
+            future = self._task.remote(target, provenance, name, *blocks).future()
         self._pending.append(future)
         self._blocks, self._rows, self._bytes, self._last = [], 0, 0, time.monotonic()
         self._count += 1
@@ -125,10 +126,6 @@ class Sink:
                     continue
                 except ray.exceptions.RayError as error:
                     raise unwrapped(error) from error
-
-
-def _fetch_and_write(target: Target, provenance: dict[str, Any], name: str, refs: list[Any]) -> Written:
-    return _write(target, provenance, name, *waited(refs))
 
 
 def _write(target: Target, provenance: dict[str, Any], name: str, *blocks: pa.Table) -> Written:

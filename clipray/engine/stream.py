@@ -68,15 +68,13 @@ def run_pass(
         with spared, contextlib.closing(_timed(data, observe)) as blocks:
             for block in blocks:
                 sink.add(*block)
-    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
-        with contextlib.suppress(ray.exceptions.RayError):
-            sink.flush(STOP_S)
-        fatal = progress.state()["fatal"]
-        raise (RunError(_explain(fatal)) if fatal else unwrapped(error)) from error
-    except KeyboardInterrupt:
+    except (ray.exceptions.RayError, ExecutionTimeoutError, KeyboardInterrupt) as error:
         with contextlib.suppress(ray.exceptions.RayError):  # Ray may have been stopped with us
             sink.flush(STOP_S)
-        raise
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        fatal = progress.state()["fatal"]
+        raise (RunError(_explain(fatal)) if fatal else unwrapped(error)) from error
     sink.flush()
     observe()
     return written

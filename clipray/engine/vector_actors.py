@@ -185,7 +185,7 @@ class VectorActorPool:
     def __init__(self, source: VectorColumn, actors: list[Any]) -> None:
         self.n_samples, self.n_features = source.n_samples, source.n_features
         self._actors, self._row_groups = actors, source.row_groups
-        self._combine: Any = ray.remote(num_cpus=0)(_combined)
+        self._combine: Any = ray.remote(num_cpus=0)(lambda *states: combine(states))
 
     def assign(self, centroids: np.ndarray) -> Assigned:
         sent = ray.put(centroids)
@@ -225,10 +225,6 @@ class VectorActorPool:
         sent = ray.put(centroids)
         parts = answers_of([actor.finish.remote(sent, write, rows_per_file) for actor in self._actors])
         return [result for part in parts for result in part]
-
-
-def _combined(*states: Assigned) -> Assigned:
-    return combine(states)
 
 
 @contextmanager

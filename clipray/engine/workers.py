@@ -102,9 +102,6 @@ class Decode:
         self.spec, self.report = spec, report
         self._decode: BlockFunction | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"spec": self.spec, "report": self.report, "_decode": None}
-
     def __call__(self, block: pa.Table) -> pa.Table:
         with fatal(self.report):
             if self._decode is None:

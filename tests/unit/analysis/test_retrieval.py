@@ -108,7 +108,7 @@ def test_scores_are_distances_and_equal_vectors_tie() -> None:
     rng = np.random.default_rng(0)
     queries, rows = rng.normal(size=(3, 40)), rng.normal(size=(500, 40)).astype(np.float32) + 5
     rows[7], rows[9] = 0, 3 * rows[8]
-    cosine, l2 = (rt.scores(queries, rows, rt.DISTANCES)[name] for name in rt.DISTANCES)
+    cosine, l2 = (rt.scores(queries, rows, ("cosine", "l2"))[name] for name in ("cosine", "l2"))
     for q in range(3):
         norms = np.linalg.norm(rows.astype(float), axis=1) * np.linalg.norm(queries[q])
         assert np.allclose(

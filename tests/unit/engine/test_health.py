@@ -13,9 +13,9 @@ import pytest
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
-from clipray.engine import connect, health, machine
+from clipray.engine import connect, health
+from clipray.engine.connect import ROOM_BYTES, ready_for_ray
 from clipray.engine.health import Health, answers_of, refuse_dying, unwrapped
-from clipray.engine.machine import ROOM_BYTES, ready_for_ray
 from clipray.engine.progress import _Sums
 from clipray.engine.tasks import map_tasks
 from clipray.errors import ClipRayError, PlanError, RunError, SchemaError
@@ -166,7 +166,7 @@ def test_a_long_tmpdir_is_left_for_a_short_one(no_token: Path, monkeypatch: pyte
     monkeypatch.setenv("TMPDIR", str(no_token / ("x" * 100)))
     with ready_for_ray(said.append):
         assert os.environ["RAY_TMPDIR"] == "/tmp"
-        assert len(f"/tmp{machine.SESSION}") <= machine.SOCKET_BYTES
+        assert len(f"/tmp{connect.SESSION}") <= connect.SOCKET_BYTES
     assert "RAY_TMPDIR" not in os.environ
     assert len(said) == 1
     monkeypatch.setenv("RAY_TMPDIR", str(no_token / ("x" * 100)))
@@ -197,7 +197,7 @@ def test_too_little_room_is_one_line(no_token: Path, monkeypatch: pytest.MonkeyP
     need_room(str(no_token / "not" / "yet"), "the output", 1)
     with pytest.raises(RunError, match=r"the output .*: \d+ MiB free, expected at least"):
         need_room(str(no_token / "not" / "yet"), "the output", 2**70)
-    monkeypatch.setattr(machine, "ROOM_BYTES", 2**70)
+    monkeypatch.setattr(connect, "ROOM_BYTES", 2**70)
     with pytest.raises(RunError, match="Ray's temporary folder"), ready_for_ray(print):
         pass
     assert ROOM_BYTES < 2**30

@@ -363,7 +363,7 @@ def test_pictures_are_written_after_their_regions(tmp_path: Path, monkeypatch: p
         return tables.write_shard(folder, name, *rest)
 
     monkeypatch.setattr(sink, "write_shard", write_shard)
-    written = sink._write(target, {"fingerprint": "f"}, "a.parquet", [data, data.slice(1, 1)])
+    written = sink._write(target, {"fingerprint": "f"}, "a.parquet", data, data.slice(1, 1))
     assert (written.rows, written.rejects, written.files) == (4, {"truncated": 2}, 1)
     assert all(Path(path).stat().st_size == shard.bytes for path, shard in written.shards.items())
     assert order == ["rejects/images", "regions", "rejects/regions", "images"]
@@ -382,7 +382,7 @@ def test_a_shard_that_is_written_again_leaves_no_old_regions(tmp_path: Path) -> 
     """A write that is done again overwrites its own file; blocks may be others then, with nothing to put there."""
     data, schema = finished_block(ROWS)
     target = sink_target(tmp_path, schema)
-    sink._write(target, {}, "a.parquet", [data])
-    sink._write(target, {}, "a.parquet", [data.slice(1, 2)])  # a refused picture, and one without regions
+    sink._write(target, {}, "a.parquet", data)
+    sink._write(target, {}, "a.parquet", data.slice(1, 2))  # a refused picture, and one without regions
     assert tables.read_shard(target.table, "a.parquet")["image_id"].to_pylist() == ["p2"]
     assert tables.shard_names(target.regions.table) == tables.shard_names(target.regions.rejects) == []
