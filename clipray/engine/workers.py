@@ -19,11 +19,11 @@ from clipray.inputs.manifest import read_rows
 from clipray.inputs.vector_lookup import Gatherer, Lookup
 from clipray.job.row_spec import IMAGES, RowSpec
 from clipray.pipelines.messages import fatal
-from clipray.pipelines.spec import BlockFunction, ClassTexts, EncoderSpec, ImageSpec
 from clipray.storage.parquet import RowGroup
 
 if TYPE_CHECKING:
     from clipray.pipelines.class_texts import EncodedClasses
+    from clipray.pipelines.spec import BlockFunction, ClassTexts, EncoderSpec, ImageSpec
 
 GATHERED = "gathered"
 GATHER_ROWS = 16_384  # whose vectors are looked up together: pairs in any order read each row group once for so many
