@@ -119,7 +119,7 @@ def labelled(item: tuple[step_of_label.LabelStep, list, str]) -> np.ndarray:
     """A task of the step: its processor seconds, and the process's peak memory in MiB."""
     step, row_groups, name = item
     start = time.process_time()
-    step_of_label.label_part(Part(row_groups, [name]), step.of_a_task)
+    step_of_label.label_part(Part(row_groups, [name]), step)
     return np.array([time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024])
 
 

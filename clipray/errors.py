@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first of some names, for a message: `'a', 'b' and 3 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
+
 
 class ClipRayError(Exception):
     """Base of every error that clipray raises on purpose; the command prints it as one line."""

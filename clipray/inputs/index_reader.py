@@ -66,6 +66,11 @@ class OpenIndex:
             ivf.make_direct_map()
         return self.index.reconstruct(number)
 
+    def others(self, numbers: np.ndarray, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+        """(q, t) bool: whether each of the rows `numbers` (q, t) is another than the row `ids` (q,) of its query."""
+        names = self.ids.column(self.ids.column_names[-1]).to_numpy(zero_copy_only=False)
+        return names[numbers] != np.array(ids.to_pylist(), object)[:, None]
+
     def prepared(self, queries: np.ndarray) -> np.ndarray:
         """Queries (q, d) float32 as the index compares them: of unit length if its metric is cosine."""
         if queries.shape[1] != self.index.d:

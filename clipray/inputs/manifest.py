@@ -56,11 +56,14 @@ class Manifest:
         content = self.spec.content
         return [self.spec.key, *(c for c in content if c in self.schema.names), *(k for k in keep if k not in content)]
 
-    def expect(self, name: str, fits: Callable[[pa.DataType], bool], expected: str) -> None:
-        """Raises ManifestError where the type of a column does not fit."""
+    def has(self, name: str, fits: Callable[[pa.DataType], bool], expected: str) -> bool:
+        """Whether there is a column. Raises ManifestError where its type does not fit."""
+        if name not in self.schema.names:
+            return False
         column_type = self.schema.field(name).type
         if not fits(column_type):
             raise ManifestError(f"{self.urls[0]}: column `{name}` is {column_type}; expected {expected}")
+        return True
 
 
 def open_manifest(
@@ -132,9 +135,9 @@ def _check_columns(file: File, keep: Sequence[str], also: Sequence[str], spec: R
             raise ManifestError(f"{url}: column `{name}` is {column_type}; expected {wanted}: {CAST}")
 
 
-def check_boxes(manifest: Manifest) -> None:
-    """Raises ManifestError: the column `boxes` does not hold lists of lists of numbers."""
-    manifest.expect("boxes", _is_boxes, "list<list<float>>: for each image a list of [x1, y1, x2, y2] in px")
+def has_boxes(manifest: Manifest) -> bool:
+    """Whether there is a column `boxes`. Raises ManifestError: it does not hold lists of lists of numbers."""
+    return manifest.has("boxes", _is_boxes, "list<list<float>>: for each image a list of [x1, y1, x2, y2] in px")
 
 
 def _is_boxes(arrow_type: pa.DataType) -> bool:

@@ -10,12 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipray.analysis.retrieval import EASY, JUNK, PROTOCOLS, RELATIONS
-from clipray.errors import ManifestError, SchemaError
+from clipray.errors import ManifestError, SchemaError, listed
 from clipray.inputs.parquet_files import expand_parquet, is_text, numbered, read_footer, read_texts, with_rows
 from clipray.storage.folder import absolute, file_versions
 from clipray.tables.digests import digest_of
-
-NAMED = 5  # ids that a message names
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +52,10 @@ class GroundTruth:
 
     def refuse_unknown(self, ids: pa.Array, known: np.ndarray, what: str, where: str) -> None:
         """Raises SchemaError where some of `ids` are not `known` (n,) bool: how many, and the first of them."""
-        unknown = np.flatnonzero(~known)
-        if len(unknown):
-            named = ", ".join(map(repr, ids.take(pa.array(unknown[:NAMED])).to_pylist()))
-            more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+        unknown = ids.filter(pa.array(~known)).to_pylist()
+        if unknown:
             raise SchemaError(
-                f"{self.source}: {what} that are not in {where}: {named}{more}; drop their rows or add the images"
+                f"{self.source}: {what} that are not in {where}: {listed(unknown)}; drop their rows or add the images"
             )
 
 
@@ -142,7 +138,5 @@ def _relations(source: RelevanceSource, column: pa.ChunkedArray) -> np.ndarray:
     codes = pc.index_in(column, pa.array(RELATIONS))
     if codes.null_count:
         strange = pc.unique(column.filter(codes.is_null())).to_pylist()
-        raise SchemaError(
-            f"{source.path}: relation {', '.join(map(repr, strange[:NAMED]))}: expected one of {', '.join(RELATIONS)}"
-        )
+        raise SchemaError(f"{source.path}: relation {listed(strange)}: expected one of {', '.join(RELATIONS)}")
     return codes.to_numpy().astype(np.int8)

@@ -22,6 +22,7 @@ from clipray.tables.record import (
     read_table,
     record_to_go_on,
     reopen,
+    whole_record,
     write_record,
 )
 from clipray.tables.schema import (

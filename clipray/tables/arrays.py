@@ -30,5 +30,4 @@ def vector_array(matrix: np.ndarray, column_type: pa.FixedSizeListType) -> pa.Ar
 
 def matrix(column: pa.ChunkedArray) -> np.ndarray:
     """Vector column of n rows -> (n, d), of the column's own float type."""
-    vectors = column.combine_chunks()
-    return numbers(vectors.flatten()).reshape(len(vectors), -1)
+    return numbers(column.combine_chunks().flatten()).reshape(-1, column.type.list_size)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 BY_CONTENT = "sha256:"
+Files = list[dict[str, Any]]  # as a record lists them
 
 
 @dataclass(frozen=True)
@@ -55,19 +56,26 @@ def without_hashes(files: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{name: file[name] for name in ("name", "rows", "bytes")} for file in files]
 
 
-def combined(digests: Sequence[Digest | str | None], before: Sequence[Any] | None = None) -> Digest:
+def combined(inputs: Sequence[Digest | str | Files | None]) -> Digest:
     """Of several inputs: by content where that is known of all.
 
     Args:
-        digests: a string is one that is stored in a record, and the same in both.
-        before: what versions before wrote in place of each; by default its own `before`.
+        inputs: digests, or the files that a record lists; a string is a digest that is stored, and the same in both.
     """
-    known = [plain(digest) if isinstance(digest, str) else digest for digest in digests]
-    if before is None:
-        before = [digest and digest.before for digest in known]
-    if not all(digest is None or digest.content for digest in known):
+    digests = [_input_digest(each) for each in inputs]
+    # Of a record's files, versions before wrote all that there was.
+    before = [
+        without_hashes(i) if isinstance(i, list) else d and d.before for i, d in zip(inputs, digests, strict=True)
+    ]
+    if not all(digest is None or digest.content for digest in digests):
         return Digest(digest_of(before))
-    return Digest(digest_of(before), BY_CONTENT + digest_of([digest and digest.content for digest in known]))
+    return Digest(digest_of(before), BY_CONTENT + digest_of([digest and digest.content for digest in digests]))
+
+
+def _input_digest(each: Digest | str | Files | None) -> Digest | None:
+    if isinstance(each, str):
+        return plain(each)
+    return files_digest(each) if isinstance(each, list) else each
 
 
 def file_version(file: Mapping[str, Any]) -> tuple[Any, ...]:

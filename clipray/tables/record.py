@@ -182,6 +182,12 @@ def intact(folder: Folder, record: Record) -> bool:
     return shards == {file["name"]: file["bytes"] for file in record.files}
 
 
+def whole_record(folder: Folder) -> Record | None:
+    """The record of a finished table whose files are all there, none of them noted as damaged."""
+    record = record_to_go_on(folder)
+    return record if record is not None and intact(folder, record) else None
+
+
 def iter_table(url: str | os.PathLike[str], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The shards of a finished table, one after the other.
 

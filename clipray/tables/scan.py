@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -15,7 +16,7 @@ from polars.io.plugins import register_io_source
 
 from clipray.storage.folder import Folder
 from clipray.tables.record import iter_table, record_at, schema_of_shard
-from clipray.tables.shards import read_shard, shard_footer
+from clipray.tables.shards import Shard, read_shard, shard_footer
 
 
 def scan_table(url: str | os.PathLike[str], columns: Sequence[str] = ()) -> pl.LazyFrame:
@@ -30,6 +31,14 @@ def scan_shards(folder: Folder, names: Sequence[str]) -> pl.LazyFrame:
     """One or more shards of a table that need not be finished. Raises as `read_shard`, here and where it is collected."""
     schema = shard_footer(folder, names[0])[1]
     return _scan(schema, lambda columns: (read_shard(folder, name, columns) for name in names))
+
+
+def figures_of(folder: Folder, shards: Sequence[Shard], **figures: pl.Expr) -> dict[str, Any]:
+    """Figures of all rows of some shards, in one pass; empty where there are none. Raises as `read_shard`."""
+    if not shards:
+        return {}
+    rows = scan_shards(folder, [shard.name for shard in shards])
+    return rows.select(**figures).collect(engine="streaming").row(0, named=True)
 
 
 def _scan(schema: pa.Schema, read: Callable[[Sequence[str] | None], Iterable[pa.Table]]) -> pl.LazyFrame:

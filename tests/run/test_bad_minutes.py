@@ -124,6 +124,6 @@ def test_what_is_on_disk_is_counted_before_each_pass_and_once_after_the_last(
         counted.append(committed.rows)
         return committed
 
-    monkeypatch.setattr("clipray.steps.base.encode_run.check_committed", counting)
+    monkeypatch.setattr("clipray.steps.base.encode_step.check_committed", counting)
     clipray.run(job(rows, max_reject_rate=0.9, fetch_timeout_s=0.2))
     assert counted == [0] + [3] * passes

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from clipray import tables
 from clipray.engine.plan import Plan, make_plan
@@ -19,7 +19,7 @@ from clipray.engine.sink import Target, Written
 from clipray.engine.stream import run_pass
 from clipray.engine.workers import ReadPlan
 from clipray.errors import RejectRateError
-from clipray.inputs.committed_rows import REFUSED, CommittedRows, RegionFolders, check_committed, take_back
+from clipray.inputs.committed_rows import REFUSED, CommittedRows, RegionFolders, take_back
 from clipray.inputs.content_versions import CONTENT_HASH, rows_at_once
 from clipray.inputs.key_index import ABSENT, KeyIndex
 from clipray.inputs.manifest import read_rows
@@ -31,6 +31,7 @@ from clipray.steps.base.monitor import StreamTicker
 from clipray.steps.base.step import RunContext
 from clipray.storage.parquet import merge_neighbours
 from clipray.tables.reasons import passing
+from clipray.tables.scan import figures_of
 from clipray.tables.started import read_started, write_started
 
 STOP_EARLY_REJECTS = 1_000
@@ -84,8 +85,10 @@ class EncodeRun:
             committed, is_current = self._encode(self._check_committed(), f"part-{attempt:04d}-again", precision)
         if not is_current:
             committed = self._check_committed()
-        self._reconcile(committed)
-        if committed.rejected > step.settings.max_reject_rate * step.total:
+        rows, rejected = committed.rows, committed.rejected
+        if rows + rejected != step.total or not committed.done.all():
+            raise AssertionError(f"rows in = {step.total}, but {rows} written + {rejected} rejected")
+        if rejected > step.settings.max_reject_rate * step.total:
             raise self._too_many(committed.rejects)
         return self._commit(committed)
 
@@ -94,7 +97,8 @@ class EncodeRun:
 
         Returns what was committed when the last pass began, and whether that is still so.
         """
-        for number, (rows_per_block, careful) in enumerate(self._passes()):
+        rows = self.step.settings.rows_per_block
+        for number, (rows_per_block, careful) in enumerate([(rows, False), (max(1, rows // 16), False), (1, True)]):
             todo = self.step.scan.index.where(~committed.done)
             if not len(todo):
                 return committed, True
@@ -115,10 +119,6 @@ class EncodeRun:
         if count:
             self.events.write("rejects_taken_back", step=step.name, rows=count)
         return count
-
-    def _passes(self) -> list[tuple[int, bool]]:
-        rows = self.step.settings.rows_per_block
-        return [(rows, False), (max(1, rows // 16), False), (1, True)]
 
     def _start(self) -> tuple[int, str]:
         """Open the table for writing. Returns the number of this attempt and the precision that earlier ones used."""
@@ -161,13 +161,9 @@ class EncodeRun:
 
     def _check_committed(self, compared: RowIndex | None = None) -> CommittedRows:
         """compared: the manifest's rows with their contents, to compare rows of earlier runs; rows of this run may be newer."""
-        step = self.step
-        committed = check_committed(
-            step.table, step.rejects, compared or step.scan, step.keep, step.fingerprint,
-            regions=step.regions, verified=self._verified,
-        )  # fmt: skip
+        committed = self.step.check_committed(compared or self.step.scan, self._verified)
         if committed.repaired:
-            self.events.write("repaired", step=step.name, **committed.repaired)
+            self.events.write("repaired", step=self.step.name, **committed.repaired)
         return committed
 
     def _note_versions(self) -> None:
@@ -266,12 +262,6 @@ class EncodeRun:
             f"{listed}{_example(step)}. All rows written are kept. See {step.rejects.url}; {passes}repair the rows and run with --retry-rejects, or raise max_reject_rate"
         )
 
-    def _reconcile(self, committed: CommittedRows) -> None:
-        if committed.rows + committed.rejected != self.step.total or not committed.done.all():
-            raise AssertionError(
-                f"rows in = {self.step.total}, but {committed.rows} written + {committed.rejected} rejected"
-            )
-
     def _commit(self, committed: CommittedRows) -> tables.Record:
         """Write the records of all tables of the step, that of its own table last."""
         step, provenance = self.step, self._shard_metadata()
@@ -290,17 +280,15 @@ class EncodeRun:
         )  # fmt: skip
 
     def _commit_regions(self, regions: RegionFolders, committed: CommittedRows, provenance: Mapping[str, Any]) -> None:
-        reasons, boxes_clipped = Counter[str](), 0
+        reasons = Counter[str]()
         for shard in committed.rejected_box_files:
             reasons.update(tables.read_shard(regions.rejects, shard.name, ["reason"])["reason"].to_pylist())
-        for shard in committed.region_files:
-            clipped = tables.read_shard(regions.table, shard.name, ["clipped"])["clipped"]
-            boxes_clipped += pc.sum(clipped.cast(pa.int64())).as_py() or 0
+        clipped = figures_of(regions.table, committed.region_files, clipped=pl.col("clipped").sum())
         facts = {
             "inputs": {"pictures": committed.rows, "digest": self.step.digest},
             "provenance": provenance,
             "rejects_by_reason": dict(reasons),
-            "summary": {"boxes_clipped": boxes_clipped},
+            "summary": {"boxes_clipped": clipped.get("clipped", 0)},
         }
         schema, rejects = tables.rejects_schema(*IMAGES.named), reasons.total()
         self.step.commit(regions.rejects, "rejects", schema, committed.rejected_box_files, **facts)

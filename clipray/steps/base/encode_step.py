@@ -62,9 +62,19 @@ class EncodeStep(Step[AnyEncoding]):
         return cls(settings, context.output, manifest, rows, model, context.precision, keep, retry=retry, **more)
 
     @property
-    @abstractmethod
     def widths(self) -> dict[str, int]:
-        """Width of each vector column. Raises ModelError: the network has no such layer."""
+        """Width of each vector column. Raises ModelError: the network cannot make such vectors."""
+        return {}
+
+    @property
+    def schema(self) -> pa.Schema:
+        element = getattr(self.settings, "vector_type", "float32")  # of steps that write vectors
+        return tables.arrow_schema(self.table_type, self.widths, element=element, extra=self.extra_fields)
+
+    @property
+    def extra_fields(self) -> list[pa.Field]:
+        """Columns behind the vectors."""
+        return [*self.hash_fields, *self.kept_fields]
 
     @abstractmethod
     def encoder(self) -> EncoderSpec:
@@ -112,15 +122,21 @@ class EncodeStep(Step[AnyEncoding]):
         """Whether the table holds the rows of now, and none besides: reads its ids, and what its rows were made from."""
         if stored.partition("-")[2] != self.lookup_digest:
             return False
-        committed = self._check_committed()
+        committed = self.check_committed()
         counted = committed.rows + committed.rejected
         return bool(committed.done.all()) and not committed.repaired and counted == self.total
 
-    def _check_committed(self) -> CommittedRows:
-        rows = self.comparison.scan_with_contents()
+    def check_committed(
+        self, rows: RowIndex | None = None, verified: dict[str, tables.Shard] | None = None
+    ) -> CommittedRows:
+        """Count what is on disk; with `verified` also repair it, see `check_committed`.
+
+        rows: of the manifest; by default with their contents.
+        """
         return check_committed(
-            self.table, self.rejects, rows, self.keep, self.fingerprint, regions=self.regions, repair=False
-        )
+            self.table, self.rejects, rows or self.comparison.scan_with_contents(), self.keep, self.fingerprint,
+            regions=self.regions, repair=verified is not None, verified=verified,
+        )  # fmt: skip
 
     def note_recount(self) -> None:
         record, note = tables.read_record(self.table), read_started(self.table)
@@ -206,7 +222,7 @@ class EncodeStep(Step[AnyEncoding]):
                 return State("stale", changed=(f"{other} is of another step, choose another `{setting}`",))
         if state.status != "partial" or not count:
             return state
-        committed = self._check_committed()
+        committed = self.check_committed()
         return State("partial", committed, again=passing(committed.rejects) if self.retry else 0)
 
     def is_complete(self) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from clipray.inputs.committed_rows import CommittedRows
 from clipray.steps.base.step import RunContext, Snapshot
 
+Result = TypeVar("Result")
 LOG_S = 5.0
 RATE_S = 30.0  # over which the rate of a stream is taken
 
@@ -28,6 +29,28 @@ class Ticker:
         rate = done / max(time.monotonic() - self._began, 1e-9)
         eta_s = _eta_s(self._total - done, rate)
         self._show(Snapshot(self._step, self._total, written, 0, done, rate, eta_s, {}, phase or self.phase))
+
+    def map_tasks(
+        self, work: Callable[..., Result], items: Sequence[Any], shared: Any = None, *,
+        rows: Sequence[int] = (), written: int | None = None,
+    ) -> Iterator[Result]:  # fmt: skip
+        """`work(item)` or `work(item, shared)` in tasks; results in the order of `items`, see `engine.tasks.map_tasks`.
+
+        Args:
+            rows: of each item; without them the display counts items.
+            written: rows that were on disk before, where the tasks write theirs.
+        """
+        from clipray.engine.tasks import map_tasks
+
+        done = [0, *itertools.accumulate(rows)]
+
+        def tick(n: int) -> None:
+            if rows:
+                self.at(done[n], 0 if written is None else written + done[n])
+            else:
+                self.at(0, 0, f"{self.phase}, {n} of {len(items)}" if len(items) > 1 else None)
+
+        return map_tasks(work, items, self._run.cluster().cpus, tick, shared)
 
     def _show(self, snapshot: Snapshot) -> None:
         self._run.watch(snapshot)

@@ -32,60 +32,60 @@ class Part:
         return count_rows(self.row_groups)
 
 
-def numbered(row_groups: Sequence[RowGroup], rows: int) -> list[Part]:
-    """Parts of about so many rows, each with one file."""
-    return [Part(group, [f"part-{n:06d}.parquet"]) for n, group in enumerate(chunked(row_groups, rows))]
+def write_rows(
+    step: VectorStep[Any], rows_of: Callable[[Shared, pa.Table, np.ndarray], pa.Table], shared: Shared,
+    run: RunContext, phase: str, *, at_once: int = 2**31,
+) -> list[tables.Shard]:  # fmt: skip
+    """The shards of a step's table, each with what `rows_of` makes of about `rows_per_file` rows of the input.
+
+    Args:
+        rows_of: runs in a worker on `shared`, and on identities and vectors of up to `at_once` rows of a row group.
+    """
+    groups = chunked(step.source.row_groups, step.settings.rows_per_file)
+    parts = [Part(group, [f"part-{n:06d}.parquet"]) for n, group in enumerate(groups)]
+    return write_parts(step, parts, _write_rows, (step, rows_of, shared, at_once), run, phase)
+
+
+def _write_rows(part: Part, task: tuple[VectorStep[Any], Callable[..., pa.Table], Any, int]) -> list[tables.Shard]:
+    step, rows_of, shared, at_once = task
+    rows: list[pa.Table] = []
+    for row_group in part.row_groups:
+        ids, x = read_finite(step.source, row_group)
+        starts = range(0, len(x), at_once)
+        rows += [rows_of(shared, ids.slice(start, at_once), x[start : start + at_once]) for start in starts]
+    return [step.write(pa.concat_tables(rows), *part.names)]
 
 
 def write_parts(
     step: TableStep[Any], parts: Sequence[Part], write: Callable[[Part, Shared], list[tables.Shard]], shared: Shared,
-    run: RunContext, phase: str, *, row_for_row: bool = True,
+    run: RunContext, phase: str,
 ) -> list[tables.Shard]:  # fmt: skip
     """The shards of a step's table, in the order of `parts`; shards that belong to none, or are damaged, are removed.
 
     Args:
         write: runs in a worker on a part and `shared`, what all tasks need; writes the part's files.
-        row_for_row: a file has a row for each row of its part.
 
     Raises:
         StaleTableError: Parquet of somebody else lies in the table's folder.
     """
-    from clipray.engine.tasks import map_tasks
-
     rows = {name: part.rows for part in parts for name in part.names}
     names = tables.shard_names(step.table)
     whole, broken = tables.verify_shards(step.table, [name for name in names if name in rows])
     shards = {
         name: whole[name]
         for name, count in rows.items()
-        if name in whole and tables.shard_is(step.table, name, step.shard_metadata, count if row_for_row else None)
+        if name in whole and tables.shard_is(step.table, name, step.shard_metadata, count if step.row_for_row else None)
     }
     if broken:
         run.events.write("repaired", step=step.name, damaged_files=len(broken))
     tables.remove_own(step.table, set(names) - shards.keys(), step.table_type)
     missing = [replace(part, names=[name for name in part.names if name not in shards]) for part in parts]
     todo = [part for part in missing if part.names]
-    before, ticker = sum(shard.rows for shard in shards.values()), Ticker(run, step.name, step.total, phase)
-
-    def tick(finished: int) -> None:
-        done = sum(part.rows * len(part.names) for part in todo[:finished])
-        ticker.at(done, before + done)
-
-    for written in map_tasks(write, todo, run.cluster().cpus, tick, shared):
-        shards.update({shard.name: shard for shard in written})
+    ticker, written = Ticker(run, step.name, step.total, phase), sum(shard.rows for shard in shards.values())
+    rows_todo = [part.rows * len(part.names) for part in todo]
+    for of_part in ticker.map_tasks(write, todo, shared, rows=rows_todo, written=written):
+        shards.update({shard.name: shard for shard in of_part})
     return [shards[name] for name in rows]
-
-
-def write_rows(
-    step: VectorStep[Any], part: Part, rows_of: Callable[[pa.Table, np.ndarray], pa.Table]
-) -> list[tables.Shard]:
-    """Write what `rows_of` makes of the identities and vectors of each row group, as the part's one file."""
-    (name,) = part.names
-    return [
-        step.write(
-            pa.concat_tables(rows_of(*read_finite(step.source, row_group)) for row_group in part.row_groups), name
-        )
-    ]
 
 
 def map_row_groups(
@@ -96,14 +96,9 @@ def map_row_groups(
     Args:
         shared: what all tasks need; then it is `work((source, row groups), shared)`.
     """
-    from clipray.engine.tasks import map_tasks
-
-    tasks = chunked(source.row_groups, rows)
+    items = [(source, row_groups) for row_groups in chunked(source.row_groups, rows)]
     ticker = Ticker(run, step, source.n_samples, phase)
-    items = [(source, row_groups) for row_groups in tasks]
-    yield from map_tasks(
-        work, items, run.cluster().cpus, lambda n: ticker.at(sum(map(count_rows, tasks[:n])), 0), shared
-    )
+    return ticker.map_tasks(work, items, shared, rows=[count_rows(row_groups) for _, row_groups in items])
 
 
 def count_rows(row_groups: Sequence[RowGroup]) -> int:

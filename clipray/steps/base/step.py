@@ -197,7 +197,7 @@ class Step(ABC, Generic[AnySettings]):
     def is_complete(self) -> bool:
         """Whether all that belongs to the finished table is there: its companions, and its metrics."""
         companions = [self.output.sub(name) for name in self.settings.tables if name != self.settings.primary_table]
-        return all(map(_is_finished, companions)) and not are_damaged(self.output, self.name)
+        return all(map(tables.whole_record, companions)) and not are_damaged(self.output, self.name)
 
     def commit(
         self, folder: Folder, table_type: str, schema: pa.Schema, shards: Sequence[tables.Shard], **facts: Any
@@ -209,11 +209,6 @@ class Step(ABC, Generic[AnySettings]):
             "finished_at": tables.now(),
         }
         return tables.commit(folder, table_type, schema, shards, **made_by, **facts)
-
-
-def _is_finished(folder: Folder) -> bool:
-    record = tables.record_to_go_on(folder)
-    return record is not None and tables.intact(folder, record)
 
 
 def standing(table: Folder, identity: Mapping[str, Any], digest: str) -> State:

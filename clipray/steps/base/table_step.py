@@ -37,14 +37,12 @@ class Outcome:
         shards: of its table.
         summary: figures for the table's record. metrics: rows for the table `metrics`; None: the step measures nothing.
         provenance: for the record, beside the metadata of every shard.
-        row_for_row: the table has a row for each that came in.
     """
 
     shards: Sequence[tables.Shard]
     summary: Mapping[str, Any] = field(default_factory=dict)
     metrics: Iterable[Metric] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    row_for_row: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,10 +51,12 @@ class TableStep(Step[AnySettings]):
 
     Attributes:
         table_type, companion_type: of its table and of the one beside it, if there is one: one of `schemas/`.
+        row_for_row: the table has a row for each that comes in.
     """
 
     table_type: ClassVar[str]
     companion_type: ClassVar[str] = ""
+    row_for_row: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -105,16 +105,12 @@ class TableStep(Step[AnySettings]):
         return [f"{self.name}: {self.description}"]
 
     def write_table(self, run: RunContext) -> tables.Record:
-        """Make what is missing, commit.
-
-        Raises:
-            ClipRayError: the inputs are not what the step needs.
-        """
+        """Make what is missing, commit. Raises ClipRayError: the inputs are not what the step needs."""
         began = time.monotonic()
         run.events.write("step_started", step=self.name, rows=self.total, fingerprint=self.fingerprint)
         outcome = self.make(run)
         rows = sum(shard.rows for shard in outcome.shards)
-        if outcome.row_for_row and rows != self.total:
+        if self.row_for_row and rows != self.total:
             raise AssertionError(f"rows in = {self.total}, but {rows} written")
         if outcome.metrics is not None:
             write_metrics(self.output, self.name, outcome.metrics, self.shard_metadata)
@@ -158,10 +154,11 @@ class TableStep(Step[AnySettings]):
     def finished_companion(self) -> tables.Record | None:
         """The record of the companion, where this very step has written it already, and it is whole."""
         folder = self.companion
-        record = tables.record_to_go_on(folder)
-        if record is None or not tables.intact(folder, record) or not tables.verify_shards(folder, [FILE])[0]:
-            return None
-        return record if tables.shard_is(folder, FILE, self.shard_metadata) else None
+        record = tables.whole_record(folder)
+        is_ours = (
+            record and tables.verify_shards(folder, [FILE])[0] and tables.shard_is(folder, FILE, self.shard_metadata)
+        )
+        return record if is_ours else None
 
     def _facts(self, provenance: Mapping[str, Any] | None) -> dict[str, Any]:
         inputs = {"rows": self.total, "digest": self.digest, "input": self.inputs}
@@ -194,6 +191,11 @@ class VectorStep(TableStep[AnySettings]):
     @property
     def inputs(self) -> str:
         return self.source.name
+
+    @property
+    def description(self) -> str:
+        source = self.source
+        return f"{source.n_samples} vectors of {source.n_features} from {source.name}"
 
     @property
     def schema(self) -> pa.Schema:

@@ -15,8 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipray import tables
-from clipray.errors import JobError, ManifestError
+from clipray.errors import JobError, ManifestError, listed
 from clipray.inputs.classes import prompt_styles
 from clipray.inputs.committed_rows import CommittedRows
 from clipray.inputs.manifest import Manifest, open_manifest, read_rows
@@ -28,16 +27,14 @@ from clipray.job.row_spec import ATTACKS
 from clipray.pipelines.limits import Limits
 from clipray.pipelines.spec import AttackSpec
 from clipray.steps.base.encode_step import EncodeStep
-from clipray.steps.base.monitor import Ticker
 from clipray.steps.base.step import RunContext, StepContext
 from clipray.steps.labels.label_classes import ClassVectors, PromptSet, read_classes, write_classes
 from clipray.storage.folder import Folder
 from clipray.storage.parquet import merge_neighbours
 from clipray.tables.metrics import Metric, write_metrics
-from clipray.tables.scan import scan_shards
+from clipray.tables.scan import figures_of
 
 LABEL = "label"
-NAMED = 5  # labels that an error names
 
 
 @dataclass(frozen=True)
@@ -51,17 +48,12 @@ class AttackStep(EncodeStep[Attack]):
         return self.output.sub(f"{self.name}_classes")
 
     @property
-    def widths(self) -> dict[str, int]:
-        return {}
-
-    @property
     def input_fingerprint(self) -> dict[str, Any]:
         return {**super().input_fingerprint, "classes": self.prompts.identity}
 
     @property
-    def schema(self) -> pa.Schema:
-        kept = [self.manifest.schema.field(name).with_nullable(True) for name in self.settings.keep]
-        return tables.arrow_schema("attacks", extra=[*self.hash_fields, *kept])
+    def kept_fields(self) -> list[pa.Field]:
+        return [field for field in super().kept_fields if field.name != LABEL]  # one of the fixed columns
 
     @property
     def row_provenance(self) -> dict[str, Any]:
@@ -73,16 +65,14 @@ class AttackStep(EncodeStep[Attack]):
         }
 
     def encoder(self) -> AttackSpec:
-        settings = self.settings
+        settings, style = self.settings, self.prompts.styles[0]
         return AttackSpec(
             model=self.model,
             limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_timeout_s, settings.schemes),
             features={"clip": Feature()},
             schema=self.schema,
-            labels=self.prompts.styles[0].labels,
-            classes=partial(
-                _classes, self.classes.url, fingerprint(self.prompts.identity), self.prompts.styles[0].name
-            ),
+            labels=style.labels,
+            classes=partial(_classes, self.classes.url, fingerprint(self.prompts.identity), style.name),
             lettering=settings.lettering,
             own_label=settings.word == "own",
             seed=settings.seed,
@@ -90,26 +80,23 @@ class AttackStep(EncodeStep[Attack]):
 
     def before_encoding(self, run: RunContext) -> None:
         """Encode the classes unless that is done."""
-        ticker = Ticker(run, self.name, self.total, "encoding classes")
-        write_classes(self.prompts, self.classes, run.cluster().cpus, lambda _: ticker.at(0, 0))
+        write_classes(self.prompts, self.classes, self, run)
 
     def summarize(self, committed: CommittedRows, provenance: dict[str, Any]) -> dict[str, Any]:
-        """Rates, in one pass over the table's shards."""
-        rates: dict[str, float] = {}
-        if committed.files:
-            before, after = pl.col("before"), pl.col("after")
-            flipped, to_word = after != before, after == pl.col("word")
-            rows = scan_shards(self.table, [shard.name for shard in committed.files]).select(
-                flip_rate=flipped.mean(),
-                flip_rate_to_word=(flipped & to_word).mean(),
-                flip_rate_elsewhere=(flipped & ~to_word).mean(),
-                accuracy_before=(before == pl.col(LABEL)).mean(),
-                accuracy_after=(after == pl.col(LABEL)).mean(),
-            )
-            rates = rows.collect(engine="streaming").row(0, named=True)
-        write_metrics(
-            self.output, self.name, [Metric(name, rate, n=committed.rows) for name, rate in rates.items()], provenance
+        """Rates over all rows."""
+        before, after, label = pl.col("before"), pl.col("after"), pl.col(LABEL)
+        flipped, to_word = after != before, after == pl.col("word")
+        rates = figures_of(
+            self.table,
+            committed.files,
+            flip_rate=flipped.mean(),
+            flip_rate_to_word=(flipped & to_word).mean(),
+            flip_rate_elsewhere=(flipped & ~to_word).mean(),
+            accuracy_before=(before == label).mean(),
+            accuracy_after=(after == label).mean(),
         )
+        metrics = [Metric(name, rate, n=committed.rows) for name, rate in rates.items()]
+        write_metrics(self.output, self.name, metrics, provenance)
         return {name: round(rate, 6) for name, rate in rates.items()}
 
 
@@ -134,9 +121,8 @@ def _classes(url: str, mark: str, style: str) -> ClassVectors:
 
 
 def _check_labels(manifest: Manifest, labels: tuple[str, ...]) -> None:
-    if LABEL not in manifest.schema.names:
+    if not manifest.has(LABEL, is_text, "string"):
         raise ManifestError(f"{manifest.urls[0]}: no column `{LABEL}`; found: {', '.join(manifest.schema.names)}")
-    manifest.expect(LABEL, is_text, "string")
     if len(labels) < 2:
         raise JobError(f"classes: {len(labels)} of them; expected two or more, as a wrong one is written on each image")
     names: set[str] = set()
@@ -147,8 +133,6 @@ def _check_labels(manifest: Manifest, labels: tuple[str, ...]) -> None:
             names.update(pc.unique(column).drop_null().to_pylist())
     unknown = sorted(names - set(labels))
     if unknown:
-        named = ", ".join(repr(label) for label in unknown[:NAMED])
-        more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
         raise ManifestError(
-            f"{manifest.urls[0]}: labels that are no classes: {named}{more}; {len(labels)} classes are known"
+            f"{manifest.urls[0]}: labels that are no classes: {listed(unknown)}; {len(labels)} classes are known"
         )

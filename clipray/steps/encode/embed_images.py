@@ -11,7 +11,7 @@ import pyarrow as pa
 from clipray import tables
 from clipray.errors import ManifestError, ModelError
 from clipray.inputs.committed_rows import RegionFolders
-from clipray.inputs.manifest import Manifest, check_boxes, open_manifest
+from clipray.inputs.manifest import has_boxes, open_manifest
 from clipray.job import EmbedImages, Feature
 from clipray.models.resolve import ResolvedModel
 from clipray.pipelines.limits import Limits
@@ -48,26 +48,17 @@ class EmbedStep(EncodeStep[EmbedImages]):
         return tables.arrow_schema("regions", vectors, element=self.settings.vector_type) if feature else None
 
     @property
-    def schema(self) -> pa.Schema:
+    def extra_fields(self) -> list[pa.Field]:
         counted = [pa.field("region_count", pa.int32(), nullable=False)] if self.regions else []
-        return tables.arrow_schema(
-            "images",
-            self.widths,
-            element=self.settings.vector_type,
-            extra=[*counted, *self.hash_fields, *self.kept_fields],
-        )
+        return [*counted, *super().extra_fields]
 
     @property
     def row_provenance(self) -> dict[str, Any]:
         settings = self.settings
         features = {name: _feature(feature) for name, feature in settings.features.items()}
-        return {
-            "features": features,
-            "decode": settings.decode,
-            **({"draft_scaling": self.draft_scaling} if self.draft_scaling else {}),
-            "preprocess": settings.preprocess,
-            "normalize": settings.normalize,
-        }
+        scaling = {"draft_scaling": self.draft_scaling} if self.draft_scaling else {}
+        how = {"preprocess": settings.preprocess, "normalize": settings.normalize}
+        return {"features": features, "decode": settings.decode, **scaling, **how}
 
     @property
     def draft_scaling(self) -> str | None:
@@ -97,34 +88,20 @@ def _feature(feature: Feature) -> dict[str, Any] | str:
 
 
 def open_step(settings: EmbedImages, context: StepContext) -> EmbedStep:
-    """Open and count the manifest. Raises ManifestError."""
-    manifest = open_manifest(settings.manifest, settings.keep, ["boxes"] if _use_of_boxes(settings) else ())
-    return EmbedStep.of(settings, context, manifest, (*settings.keep, *_boxes(settings, manifest)))
+    """Open and count the manifest, with its column of boxes where a feature uses it. Raises ManifestError."""
+    feature = settings.features.get(settings.region_feature or "", Feature())
+    use_boxes = feature.regions in (True, "boxes")
+    manifest = open_manifest(settings.manifest, settings.keep, ["boxes"] if use_boxes else ())
+    boxes = ["boxes"] if use_boxes and has_boxes(manifest) else []
+    if feature.regions == "boxes" and not boxes:
+        columns = ", ".join(manifest.schema.names)
+        raise ManifestError(f"{manifest.urls[0]}: `regions: boxes` needs a column `boxes`; found: {columns}")
+    return EmbedStep.of(settings, context, manifest, (*settings.keep, *boxes))
 
 
 def check_model(settings: EmbedImages, model: ResolvedModel) -> None:
     """Raises ModelError: the network has no such layer."""
     layers_of(settings, model)
-
-
-def _use_of_boxes(settings: EmbedImages) -> str | None:
-    """`must` where a feature needs the manifest's boxes, `may` where it takes them if there are any."""
-    feature = settings.features.get(settings.region_feature or "")
-    return {True: "may", "boxes": "must"}.get(feature.regions) if feature else None
-
-
-def _boxes(settings: EmbedImages, manifest: Manifest) -> list[str]:
-    """The manifest's column of boxes, where a feature uses it."""
-    use = _use_of_boxes(settings)
-    if use is None:
-        return []
-    if "boxes" in manifest.schema.names:
-        check_boxes(manifest)
-        return ["boxes"]
-    if use == "must":
-        columns = ", ".join(manifest.schema.names)
-        raise ManifestError(f"{manifest.urls[0]}: `regions: boxes` needs a column `boxes`; found: {columns}")
-    return []
 
 
 @dataclass(frozen=True)

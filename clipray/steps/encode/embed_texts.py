@@ -7,8 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipray import tables
-from clipray.inputs.manifest import CAST, Manifest, open_manifest
+from clipray.inputs.manifest import CAST, open_manifest
 from clipray.inputs.parquet_files import is_text
 from clipray.job import EmbedTexts
 from clipray.job.row_spec import TEXTS
@@ -29,9 +28,8 @@ class EmbedTextsStep(EncodeStep[EmbedTexts]):
         return {VECTOR: self.model.embed_dim}
 
     @property
-    def schema(self) -> pa.Schema:
-        kept = [pa.field(IMAGE, pa.string()) if field.name == IMAGE else field for field in self.kept_fields]
-        return tables.arrow_schema("texts", self.widths, element=self.settings.vector_type, extra=kept)
+    def kept_fields(self) -> list[pa.Field]:
+        return [pa.field(IMAGE, pa.string()) if field.name == IMAGE else field for field in super().kept_fields]
 
     @property
     def row_provenance(self) -> dict[str, Any]:
@@ -44,12 +42,5 @@ class EmbedTextsStep(EncodeStep[EmbedTexts]):
 def open_step(settings: EmbedTexts, context: StepContext) -> EmbedTextsStep:
     """Open and count the manifest. Raises ManifestError."""
     manifest = open_manifest(settings.manifest, settings.keep, [IMAGE], TEXTS)
-    return EmbedTextsStep.of(settings, context, manifest, (*_image(manifest), *settings.keep))
-
-
-def _image(manifest: Manifest) -> list[str]:
-    """The column of the image that a text describes, where there is one."""
-    if IMAGE not in manifest.schema.names:
-        return []
-    manifest.expect(IMAGE, is_text, f"string: {CAST}")
-    return [IMAGE]
+    has_image = manifest.has(IMAGE, is_text, f"string: {CAST}")
+    return EmbedTextsStep.of(settings, context, manifest, (*([IMAGE] if has_image else []), *settings.keep))

@@ -9,41 +9,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
-from clipray import tables
 from clipray.inputs.manifest import open_manifest
-from clipray.job import VECTOR, RenderDepth
+from clipray.job import RenderDepth
 from clipray.job.row_spec import CLOUDS
-from clipray.models.resolve import ResolvedModel
 from clipray.pipelines.limits import Limits
 from clipray.pipelines.spec import CloudSpec
-from clipray.steps.base.encode_step import EncodeStep
 from clipray.steps.base.step import StepContext
+from clipray.steps.encode.embed_regions import PromptedStep, check_model
+
+__all__ = ["RenderDepthStep", "check_model", "open_step"]
 
 
 @dataclass(frozen=True)
-class RenderDepthStep(EncodeStep[RenderDepth]):
+class RenderDepthStep(PromptedStep[RenderDepth]):
     """Point clouds to vectors."""
 
     @property
-    def widths(self) -> dict[str, int]:
-        if self.settings.needs_architecture:
-            check_model(self.settings, self.model)
-        return {VECTOR: self.model.embed_dim}
-
-    @property
-    def schema(self) -> pa.Schema:
-        width = {VECTOR: self.model.embed_dim}
-        return tables.arrow_schema(
-            "clouds", width, element=self.settings.vector_type, extra=[*self.hash_fields, *self.kept_fields]
-        )
-
-    @property
     def row_provenance(self) -> dict[str, Any]:
-        how = self.settings.identity()
-        of_views = {key: how[key] for key in ("prompt", "weights", "foveal") if key in how}
-        return {"features": {VECTOR: {"layer": "output", **of_views}}, "normalize": "l2"}
+        return {"features": self.features("prompt", "weights", "foveal"), "normalize": "l2"}
 
     def encoder(self) -> CloudSpec:
         settings = self.settings
@@ -53,13 +36,6 @@ class RenderDepthStep(EncodeStep[RenderDepth]):
             schema=self.schema,
             how=settings,
         )
-
-
-def check_model(settings: RenderDepth, model: ResolvedModel) -> None:
-    """Raises ModelError: the network's attention cannot be turned to the foreground."""
-    from clipray.models import foveal, layers
-
-    foveal.check(layers.tower_without_weights(model), settings.foveal)
 
 
 def open_step(settings: RenderDepth, context: StepContext) -> RenderDepthStep:

@@ -6,12 +6,10 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
+import polars as pl
 
-from clipray import tables
 from clipray.inputs.committed_rows import CommittedRows
-from clipray.inputs.manifest import Manifest, is_texts, open_manifest
+from clipray.inputs.manifest import is_texts, open_manifest
 from clipray.inputs.vector_column import VectorColumn, open_vectors, refuse_another_model
 from clipray.inputs.vector_lookup import Lookup, open_lookup
 from clipray.job import ScoreCaptions
@@ -20,6 +18,7 @@ from clipray.pipelines.spec import CaptionSpec
 from clipray.steps.base.encode_step import EncodeStep
 from clipray.steps.base.step import StepContext
 from clipray.tables.metrics import Metric, write_metrics
+from clipray.tables.scan import figures_of
 from clipray.tables.started import read_started
 
 REFERENCES = "references"
@@ -32,10 +31,6 @@ class ScoreStep(EncodeStep[ScoreCaptions]):
     source: VectorColumn
 
     @property
-    def widths(self) -> dict[str, int]:
-        return {}
-
-    @property
     def input_fingerprint(self) -> dict[str, Any]:
         return {**super().input_fingerprint, "input": self.source.identity}
 
@@ -45,10 +40,6 @@ class ScoreStep(EncodeStep[ScoreCaptions]):
 
     def lookup(self) -> tuple[Lookup, str]:
         return open_lookup(self.source), "image_id"
-
-    @property
-    def schema(self) -> pa.Schema:
-        return tables.arrow_schema("caption_scores", extra=self.kept_fields)
 
     @property
     def row_provenance(self) -> dict[str, Any]:
@@ -70,20 +61,13 @@ class ScoreStep(EncodeStep[ScoreCaptions]):
         )
 
     def summarize(self, committed: CommittedRows, provenance: dict[str, Any]) -> dict[str, Any]:
-        """Means, in one pass over the table's shards."""
-        names = ("clipscore", "ref_clipscore")
-        sums, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
-        for shard in committed.files:
-            data = tables.read_shard(self.table, shard.name, names)
-            for name in names:
-                values = data[name].drop_null().to_numpy().astype(np.float64)
-                sums[name] += float(values.sum())
-                counts[name] += len(values)
-        means = {name: sums[name] / counts[name] for name in names if counts[name]}
-        write_metrics(
-            self.output, self.name, [Metric(name, mean, n=counts[name]) for name, mean in means.items()], provenance
-        )
-        return {f"mean_{name}": round(mean, 6) for name, mean in means.items()}
+        """Means of the rows that have a score."""
+        scores = {name: pl.col(name).cast(pl.Float64) for name in ("clipscore", "ref_clipscore")}
+        figures = {name: pl.struct(value=score.mean(), n=score.count()) for name, score in scores.items()}
+        means = figures_of(self.table, committed.files, **figures)
+        metrics = [Metric(name, **mean) for name, mean in means.items() if mean["n"]]
+        write_metrics(self.output, self.name, metrics, provenance)
+        return {f"mean_{metric.metric}": round(metric.value, 6) for metric in metrics}
 
 
 def open_step(settings: ScoreCaptions, context: StepContext) -> ScoreStep:
@@ -96,12 +80,6 @@ def open_step(settings: ScoreCaptions, context: StepContext) -> ScoreStep:
     source, model = open_vectors(settings.input, context.output), context.model()
     refuse_another_model(source, model.identity(), model.embed_dim)
     manifest = open_manifest(settings.manifest, settings.keep, [REFERENCES], PAIRS)
-    return ScoreStep.of(settings, context, manifest, (*_references(manifest), *settings.keep), source=source)
-
-
-def _references(manifest: Manifest) -> list[str]:
-    """The column of captions by people, where there is one."""
-    if REFERENCES not in manifest.schema.names:
-        return []
-    manifest.expect(REFERENCES, is_texts, "list<string>: for each pair the captions to compare with")
-    return [REFERENCES]
+    expected = "list<string>: for each pair the captions to compare with"
+    references = [REFERENCES] if manifest.has(REFERENCES, is_texts, expected) else []
+    return ScoreStep.of(settings, context, manifest, (*references, *settings.keep), source=source)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import heapq
+import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 from clipray.inputs.key_index import hash_strings, seed_of
 from clipray.inputs.vector_column import VectorColumn
 from clipray.models.resolve import ResolvedModel
+from clipray.steps.base.monitor import Ticker
 from clipray.storage.parquet import RowGroup
 
 if TYPE_CHECKING:
@@ -26,20 +28,15 @@ Draw = tuple[int, str, str]
 
 
 def drawn_captions(
-    source: VectorColumn, files: Sequence[list[RowGroup]], count: int, random_state: int, cpus: float, tick: Callable[[int], None]
-) -> list[str]:  # fmt: skip
+    source: VectorColumn, files: Sequence[list[RowGroup]], count: int, random_state: int, ticker: Ticker
+) -> list[str]:
     """`count` captions of different regions, or all where there are fewer; drawn by the regions' ids.
 
     So the same ones are drawn however the rows lie in files.
     """
-    from clipray.engine.tasks import map_tasks
-
-    least: list[Draw] = []
-    for draws in map_tasks(
-        draw_of_file, [(source, row_groups, count, random_state) for row_groups in files], cpus, tick
-    ):
-        least = heapq.nsmallest(count, [*least, *draws])
-    return [caption for _, _, caption in least]
+    items = [(source, row_groups, count, random_state) for row_groups in files]
+    draws = itertools.chain.from_iterable(ticker.map_tasks(draw_of_file, items))
+    return [caption for _, _, caption in heapq.nsmallest(count, draws)]
 
 
 def draw_of_file(item: tuple[VectorColumn, list[RowGroup], int, int]) -> list[Draw]:
@@ -56,16 +53,8 @@ def draw_of_file(item: tuple[VectorColumn, list[RowGroup], int, int]) -> list[Dr
     return least
 
 
-def mean_vector(
-    model: ResolvedModel, precision: str, template: str, captions: Sequence[str], cpus: float
-) -> np.ndarray:
-    """(d,) float32, of the captions' vectors of unit length; computed in a worker."""
-    from clipray.engine.tasks import map_tasks
-
-    return next(map_tasks(_mean_vector, [(model, precision, template, captions)], cpus, lambda _: None))
-
-
-def _mean_vector(item: tuple[ResolvedModel, str, str, Sequence[str]]) -> np.ndarray:
+def mean_vector(item: tuple[ResolvedModel, str, str, Sequence[str]]) -> np.ndarray:
+    """Runs in a worker: (d,) float32, the mean of the captions' vectors of unit length; see `encode_captions`."""
     mean: np.ndarray = encode_captions(*item).mean(axis=0, dtype=np.float64).astype(np.float32)
     return mean
 

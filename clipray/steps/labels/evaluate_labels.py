@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
 from clipray import tables
@@ -24,7 +25,7 @@ from clipray.steps.base.monitor import Ticker
 from clipray.steps.base.step import RunContext, StepContext
 from clipray.steps.base.table_step import Outcome, TableStep
 from clipray.steps.labels.label_tally import UNLABELLED, Entry, LabelTable, open_labels, tally
-from clipray.tables.digests import Digest, combined, files_digest, without_hashes
+from clipray.tables.digests import Digest, combined
 from clipray.tables.metrics import Metric
 
 DRAWN_CLASSES = 1_000  # of a confusion matrix, at most
@@ -41,6 +42,7 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
 
     table_type: ClassVar[str] = "label_figures"
     companion_type: ClassVar[str] = "confusion"
+    row_for_row: ClassVar[bool] = False
 
     opened: dict[str, LabelTable]
     compared: dict[str, Any]
@@ -72,11 +74,7 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
         return f"{self.total} rows of {', '.join(self.opened)}"
 
     def make(self, run: RunContext) -> Outcome:
-        """Read, count, compare.
-
-        Raises:
-            SchemaError: labels and what is known do not fit together.
-        """
+        """Read, count, compare. Raises SchemaError: labels and what is known do not fit together."""
         entries, baselines = self._tallied(Ticker(run, self.name, self.total, "counting"))
         rows = [
             row for entry in entries for row in self._rows(entry, _baseline(self.settings, entry, entries, baselines))
@@ -86,25 +84,19 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
 
     def _tallied(self, ticker: Ticker) -> tuple[list[Entry], dict[str, list[Entry]]]:
         """All styles of all data sets, and those of the tables that a data set is compared with."""
-        known: dict[str, KnownLabels] = {}
-        entries: list[Entry] = []
-        baselines: dict[str, list[Entry]] = {}
-        grouped, done = self.settings.by is not None, 0
-        for name, data in self.settings.data_sets.items():
+        settings, known, done = self.settings, dict[str, KnownLabels](), 0
+        entries, baselines = list[Entry](), dict[str, list[Entry]]()
+        for name, data in settings.data_sets.items():
             source = data.truth if isinstance(data.truth, str) else data.truth.model_dump_json()
             if source not in known:
-                known[source] = read_labelled(data.truth, self.output, self.settings.by)
-            of_set = tally(name, self.opened[data.labels], known[source], grouped=grouped)
+                known[source] = read_labelled(data.truth, self.output, settings.by)
+            prefix = None if settings.by is None else "" if len(settings.data_sets) == 1 else f"{name}/"
+            entries += tally(name, self.opened[data.labels], known[source], prefix)
             if data.baseline:
-                for entry in tally(name, self.opened[data.baseline], known[source], grouped=grouped):
+                for entry in tally(name, self.opened[data.baseline], known[source], prefix):
                     baselines.setdefault(entry.data_set, []).append(entry)
-            entries += of_set
             done += self.opened[data.labels].record.rows
             ticker.at(done, 0)
-        if grouped and len(self.settings.data_sets) == 1:
-            for entry in [*entries, *(e for es in baselines.values() for e in es)]:
-                entry.data_set = entry.data_set.partition("/")[2]
-            baselines = {name.partition("/")[2]: of_set for name, of_set in baselines.items()}
         return entries, baselines
 
     def _rows(self, entry: Entry, other: tuple[str, Entry] | None) -> Iterator[dict[str, Any]]:
@@ -144,12 +136,10 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
         }
 
     def _written(self, entries: list[Entry], rows: list[dict[str, Any]]) -> Outcome:
-        pairs = [(e.data_set, e.style, *row) for e in entries for row in e.pairs_rows()]
-        schema = tables.arrow_schema(self.companion_type)
-        columns = [pa.array(column, field.type) for column, field in zip(zip(*pairs, strict=True), schema, strict=True)]
+        confusion = pl.concat([entry.confusion() for entry in entries]).to_arrow()
         for entry in entries:
             self._draw(entry)
-        self.write_companion(pa.table(columns, schema=schema))
+        self.write_companion(confusion.cast(tables.arrow_schema(self.companion_type)))
         shard = self.write(pa.Table.from_pylist(rows, schema=self.schema))
         unlabelled = {
             f"{e.data_set}/{e.style}": int(((e.ranks == UNLABELLED) & (e.truth.group_codes == e.group)).sum())
@@ -158,41 +148,37 @@ class EvaluateLabelsStep(TableStep[EvaluateLabels]):
         top1 = {f"{r['data_set']}/{r['style']}": round(r["value"], 6) for r in rows if r["metric"] == "top1"}
         summary = {"top1": top1, "known_but_not_labelled": unlabelled}
         metrics = [Metric(row["metric"], row["value"], f"{row['data_set']}/{row['style']}", row["n"]) for row in rows]
-        return Outcome([shard], summary, metrics, row_for_row=False)
+        return Outcome([shard], summary, metrics)
 
     def _draw(self, entry: Entry) -> None:
         """The confusion matrix as an image, beside its table."""
         classes = entry.table.classes
         if len(classes) > DRAWN_CLASSES:
             return
-        counts, number = np.zeros((len(classes),) * 2, np.int64), {name: n for n, name in enumerate(classes)}
-        for known, predicted, n in entry.pairs_rows():
-            if predicted is not None:
-                counts[number[known], number[predicted]] = n
+        counts, pairs = np.zeros((len(classes),) * 2, np.int64), entry.pairs.drop_nulls("predicted")
+        counts[pairs["known"].to_numpy(), pairs["predicted"].to_numpy()] = pairs["n"].to_numpy()
         title = f"{entry.data_set}, {entry.style}: {lf.figures(entry.state)['top1']:.1%} of {entry.state.n} right"
         name = re.sub(r"[^\w.-]+", "_", f"{entry.data_set}-{entry.style}")
         self.companion.write(f"{name}.png", plots.confusion(counts, classes, title=title))
 
 
 def _baseline(
-    settings: EvaluateLabels, entry: Entry, entries: list[Entry], tables_: dict[str, list[Entry]]
+    settings: EvaluateLabels, entry: Entry, entries: list[Entry], baselines: dict[str, list[Entry]]
 ) -> tuple[str, Entry] | None:
     """What an entry is compared with, and its name: its own baseline, the data set or the style that the job names."""
-    of_set = tables_.get(entry.data_set, [])
+    of_set = baselines.get(entry.data_set, [])
     baseline = next((e for e in of_set if e.style == entry.style), of_set[0] if len(of_set) == 1 else None)
     if baseline:
         return baseline.table.name, baseline
     wanted = settings.baseline
     if wanted is None or wanted in (entry.data_set, entry.style):
         return None
+    others = ((wanted, entry.style), (entry.data_set, wanted))
     for other in entries:
-        if (other.data_set, other.style) == (wanted, entry.style) or (other.data_set, other.style) == (
-            entry.data_set,
-            wanted,
-        ):
+        if (other.data_set, other.style) in others:
             return wanted, other
-    if not any(wanted in (e.data_set, e.style) for e in entries):
-        known = dict.fromkeys([*(e.data_set for e in entries), *(e.style for e in entries)])
+    known = dict.fromkeys([*(e.data_set for e in entries), *(e.style for e in entries)])
+    if wanted not in known:
         raise JobError(
             f"{settings.name}: baseline {wanted!r} is no data set and no style; there are: {', '.join(known)}"
         )
@@ -200,24 +186,17 @@ def _baseline(
 
 
 def open_step(settings: EvaluateLabels, context: StepContext) -> EvaluateLabelsStep:
-    """Open the tables of labels.
-
-    Raises:
-        JobError, SchemaError, ManifestError: one of the inputs is not there or is none.
-    """
+    """Open the tables of labels. Raises JobError, SchemaError, ManifestError: an input is not there, or is none."""
     opened: dict[str, LabelTable] = {}
-    inputs: dict[str, Any] = {}
-    digests: list[Digest] = []
-    before: list[Any] = []
+    compared: dict[str, Any] = {}
+    files: list[Any] = []
     for name, data in settings.data_sets.items():
         truth, digest = fingerprint_of(data.truth, context.output)
-        inputs[name] = {"truth": truth}
-        digests.append(digest)
-        before.append(digest.before)
+        compared[name] = {"truth": truth}
+        files.append(digest)
         for role, table in {"labels": data.labels, "baseline": data.baseline}.items():
             if table is not None:
                 opened.setdefault(table, open_labels(table, context.output))
-                inputs[name][role] = opened[table].record.fingerprint
-                digests.append(files_digest(opened[table].record.files))
-                before.append(without_hashes(opened[table].record.files))
-    return EvaluateLabelsStep(settings, context.output, opened, inputs, combined(digests, before))
+                compared[name][role] = opened[table].record.fingerprint
+                files.append(opened[table].record.files)
+    return EvaluateLabelsStep(settings, context.output, opened, compared, combined(files))

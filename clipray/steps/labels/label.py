@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,6 @@ from clipray import tables
 from clipray.analysis.normalize import l2_normalize
 from clipray.inputs.classes import prompt_styles
 from clipray.inputs.vector_column import (
-    VectorColumn,
     open_vectors,
     read_finite,
     read_vectors,
@@ -25,16 +24,16 @@ from clipray.inputs.vector_column import (
 )
 from clipray.job import Label
 from clipray.job.load import fingerprint
-from clipray.steps.base.monitor import Ticker
 from clipray.steps.base.shard_writer import Part, write_parts
 from clipray.steps.base.step import RunContext, StepContext
 from clipray.steps.base.table_step import Outcome, VectorStep
 from clipray.steps.labels.label_classes import PromptSet, read_classes, write_classes
-from clipray.storage.folder import Folder
 from clipray.storage.parquet import chunked
 
 if TYPE_CHECKING:
     from clipray.analysis.zero_shot import ZeroShot
+
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,8 @@ class LabelStep(VectorStep[Label]):
 
     @property
     def description(self) -> str:
-        source = self.source
         styles = ", ".join(f"{style.name} ({len(style.labels)} classes)" for style in self.prompts.styles)
-        return f"{source.n_samples} vectors of {source.n_features} from {source.name}, styles: {styles}"
+        return f"{super().description}, styles: {styles}"
 
     def make(self, run: RunContext) -> Outcome:
         """Encode the classes unless that is done, label what is missing.
@@ -72,34 +70,17 @@ class LabelStep(VectorStep[Label]):
             JobError, ModelError: the model cannot label in this way.
         """
         self.begin()
-        encoding = Ticker(run, self.name, self.total, "encoding classes")
-        classes = write_classes(self.prompts, self.companion, run.cluster().cpus, lambda _: encoding.at(0, 0))
-        if classes.provenance["prompts_truncated"]:
-            run.say(
-                f"{self.name}: {classes.provenance['prompts_truncated']} prompts were longer than the model reads, and cut"
-            )
-        return Outcome(self._label(run), {"styles": {style.name: len(style.labels) for style in self.prompts.styles}})
-
-    def _label(self, run: RunContext) -> list[tables.Shard]:
-        styles = [style.name for style in self.prompts.styles]
-        work = chunked(self.source.row_groups, self.settings.rows_per_file)
-        parts = [Part(group, [f"part-{n:06d}-{style}.parquet" for style in styles]) for n, group in enumerate(work)]
-        return write_parts(self, parts, label_part, self.of_a_task, run, "labelling")
-
-    @property
-    def of_a_task(self) -> Task:
-        """What a task must know, and not all that is said of 20,000 classes."""
-        how = self.settings.model_copy(update={"classes": "", "styles": None})
-        mark = self.shard_metadata["classes"]
-        return Task(self.source, self.table, self.companion.url, mark, how, self.schema, self.shard_metadata)
+        classes = write_classes(self.prompts, self.companion, self, run)
+        if truncated := classes.provenance["prompts_truncated"]:
+            run.say(f"{self.name}: {truncated} prompts were longer than the model reads, and cut")
+        styles = {style.name: len(style.labels) for style in self.prompts.styles}
+        groups = chunked(self.source.row_groups, self.settings.rows_per_file)
+        parts = [Part(group, [f"part-{n:06d}-{style}.parquet" for style in styles]) for n, group in enumerate(groups)]
+        return Outcome(write_parts(self, parts, label_part, self, run, "labelling"), {"styles": styles})
 
 
 def open_step(settings: Label, context: StepContext) -> LabelStep:
-    """Open the input, read the classes, hold the model against the vectors.
-
-    Raises:
-        JobError, SchemaError, ManifestError: no such input or classes, or vectors of another space than the model's.
-    """
+    """Open input and classes. Raises as `open_vectors` and `prompt_styles`; SchemaError: vectors of another model."""
     source, model = open_vectors(settings.input, context.output), context.model()
     refuse_another_model(source, model.identity(), model.embed_dim)
     styles = tuple(prompt_styles(settings.classes, settings.styles))
@@ -107,61 +88,39 @@ def open_step(settings: Label, context: StepContext) -> LabelStep:
     return LabelStep(settings, context.output, source, prompts)
 
 
-@dataclass(frozen=True)
-class Task:
-    """Work on a part of the input; see `LabelStep`. classes, mark: where the classes lie, and their fingerprint."""
-
-    source: VectorColumn
-    table: Folder
-    classes: str
-    mark: str
-    settings: Label
-    schema: pa.Schema
-    shard_metadata: dict[str, Any]
-
-
-def label_part(part: Part, task: Task) -> list[tables.Shard]:
+def label_part(part: Part, step: LabelStep) -> list[tables.Shard]:
     """Runs in a worker: labels row groups in some styles and writes the rows of each."""
     styles = {name.removesuffix(".parquet").split("-", 2)[2]: name for name in part.names}
     rows: dict[str, list[pa.Table]] = {style: [] for style in styles}
-    known = task.source.provenance.get("normalize") == "l2"
+    known = step.source.provenance.get("normalize") == "l2"
     for row_group in part.row_groups:
-        ids, x = read_vectors(task.source, row_group)
+        ids, x = read_vectors(step.source, row_group)
         x = x if known and x.dtype == np.float32 else l2_normalize(x)
         for style in styles:
-            rows[style].append(_labelled(task, style, ids, x))
+            rows[style].append(_labelled(step, style, ids, x))
             if not np.isfinite(rows[style][-1]["probability"].to_numpy()).all():
-                read_finite(task.source, row_group)  # says which
-    return [
-        tables.write_shard(task.table, name, "labels", pa.concat_tables(rows[style]), task.shard_metadata)
-        for style, name in styles.items()
-    ]
+                read_finite(step.source, row_group)  # says which
+    return [step.write(pa.concat_tables(rows[style]), name) for style, name in styles.items()]
 
 
 @functools.lru_cache(maxsize=8)
-def _classifier(url: str, mark: str, style: str, top: int, precision: str, alone: bool) -> ZeroShot:
+def _classifier(url: str, mark: str, style: str, top: int, precision: Precision, alone: bool) -> ZeroShot:
     """A style's classes ready to label, once in a worker."""
     from clipray.analysis.zero_shot import ZeroShot
 
     classes = read_classes(url, mark)[style]
     bias = classes.logit_bias if alone and classes.negatives is None else None
-    return ZeroShot(
-        classes.vectors,
-        classes.logit_scale,
-        top=top,
-        precision=precision,  # type: ignore[arg-type]
-        negatives=classes.negatives,
-        logit_bias=bias,
-    )
+    vectors, scale, negatives = classes.vectors, classes.logit_scale, classes.negatives
+    return ZeroShot(vectors, scale, top=top, precision=precision, negatives=negatives, logit_bias=bias)
 
 
-def _labelled(task: Task, style: str, ids: pa.Table, x: np.ndarray) -> pa.Table:
-    settings, multi = task.settings, task.settings.multi_label
-    classifier = _classifier(task.classes, task.mark, style, settings.top, settings.precision, multi is not None)
-    best = classifier.label(x)
-    labels = read_classes(task.classes, task.mark)[style].labels
+def _labelled(step: LabelStep, style: str, ids: pa.Table, x: np.ndarray) -> pa.Table:
+    settings, multi = step.settings, step.settings.multi_label
+    url, mark = step.companion.url, step.shard_metadata["classes"]
+    best = _classifier(url, mark, style, settings.top, settings.precision, multi is not None).label(x)
+    labels = read_classes(url, mark)[style].labels
     kept = None if multi is None else best.probabilities >= multi.threshold
-    return labels_table(ids, style, labels, best.classes, best.probabilities, task.schema, kept)
+    return labels_table(ids, style, labels, best.classes, best.probabilities, step.schema, kept)
 
 
 def labels_table(

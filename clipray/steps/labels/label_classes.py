@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from clipray.job import MultiLabel
 from clipray.job.load import fingerprint
 from clipray.models.resolve import ResolvedModel, provenance
 from clipray.pipelines.spec import ClassTexts
+from clipray.steps.base.monitor import Ticker
+from clipray.steps.base.step import RunContext, Step
 from clipray.storage.folder import Folder
 
 CLASSES = "part-000000.parquet"
@@ -63,18 +65,18 @@ class ClassVectors:
     logit_bias: float | None
 
 
-def write_classes(prompts: PromptSet, folder: Folder, cpus: float, tick: Callable[[int], None]) -> tables.Record:
+def write_classes(prompts: PromptSet, folder: Folder, step: Step[Any], run: RunContext) -> tables.Record:
     """Encode the classes in workers and write their table, unless it is there; its record."""
-    from clipray.engine.tasks import map_tasks
     from clipray.engine.workers import encode_classes
 
     mark = fingerprint(prompts.identity)
-    record = tables.record_to_go_on(folder)
-    if record is not None and record.fingerprint == mark and tables.intact(folder, record):
+    record = tables.whole_record(folder)
+    if record is not None and record.fingerprint == mark:
         return record
     tables.clear(folder, "label_classes")
     styles = [*prompts.styles, *prompts.negatives()]
-    encoded = list(map_tasks(encode_classes, _items(prompts, styles, cpus), cpus, tick))
+    ticker = Ticker(run, step.name, step.total, "encoding classes")
+    encoded = list(ticker.map_tasks(encode_classes, _items(prompts, styles, run.cluster().cpus)))
     facts = encoded[0].facts
     if prompts.multi_label and prompts.multi_label.negative is None and facts["logit_bias"] is None:
         raise JobError(
@@ -85,12 +87,8 @@ def write_classes(prompts: PromptSet, folder: Folder, cpus: float, tick: Callabl
         for n, style in enumerate(styles)
     ]
     origin = provenance(prompts.model)
-    metadata = {
-        "fingerprint": mark,
-        "model": origin["model"],
-        **facts,
-        "versions": {"clipray": __version__, **origin["versions"]},
-    }
+    versions = {"clipray": __version__, **origin["versions"]}
+    metadata = {"fingerprint": mark, "model": origin["model"], **facts, "versions": versions}
     data = pa.concat_tables(rows)
     shard = tables.write_shard(folder, CLASSES, "label_classes", data, metadata)
     return tables.commit(
@@ -136,17 +134,11 @@ def read_classes(url: str, mark: str) -> dict[str, ClassVectors]:
     if metadata.get("fingerprint") != mark:
         raise AssertionError(f"{url}: classes of another job")
     by_style = {}
-    styles, negative = data["style"].to_numpy(), data["negative"].to_numpy()
-    vectors = tables.matrix(data["vector"])
+    styles, negative, vectors = data["style"].to_numpy(), data["negative"].to_numpy(), tables.matrix(data["vector"])
     for style in dict.fromkeys(styles.tolist()):
         of_style = (styles == style) & ~negative
         against = vectors[(styles == style) & negative]
         labels = data["label"].combine_chunks().filter(pa.array(of_style))
-        by_style[style] = ClassVectors(
-            labels,
-            vectors[of_style],
-            against if len(against) else None,
-            metadata["logit_scale"],
-            metadata["logit_bias"],
-        )
+        scale, bias = metadata["logit_scale"], metadata["logit_bias"]
+        by_style[style] = ClassVectors(labels, vectors[of_style], against if len(against) else None, scale, bias)
     return by_style

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +11,7 @@ import pyarrow.compute as pc
 
 from clipray import tables
 from clipray.analysis import label_figures as lf
-from clipray.errors import SchemaError
+from clipray.errors import SchemaError, listed
 from clipray.inputs.known_labels import NONE, KnownLabels
 from clipray.storage.folder import Folder
 
@@ -70,11 +69,12 @@ class Entry:
         pairs = pl.concat([self.pairs, rows.group_by("known", "predicted").len("n")])
         self.pairs = pairs.group_by("known", "predicted").agg(pl.col("n").sum())
 
-    def pairs_rows(self) -> Iterator[tuple[str, str | None, int]]:
-        """Known label, given label, rows."""
-        classes = self.table.classes
-        for known, predicted, n in self.pairs.sort("known", "predicted", nulls_last=True).iter_rows():
-            yield classes[known], None if predicted is None else classes[predicted], n
+    def confusion(self) -> pl.DataFrame:
+        """Rows of the table `confusion`: known label, given label, rows."""
+        classes, pairs = pl.Series(self.table.classes), self.pairs.sort("known", "predicted", nulls_last=True)
+        known, predicted = classes.gather(pairs["known"]), classes.gather(pairs["predicted"])
+        of_entry = {"data_set": pl.lit(self.data_set), "style": pl.lit(self.style)}
+        return pairs.select(**of_entry, label=known, predicted=predicted, n="n")
 
 
 def open_labels(name: str, output: Folder) -> LabelTable:
@@ -87,8 +87,8 @@ def open_labels(name: str, output: Folder) -> LabelTable:
     return LabelTable(name, folder, record, tuple(dict.fromkeys(labels.to_pylist())), int(record.settings["top"]))
 
 
-def tally(data_set: str, table: LabelTable, truth: KnownLabels, *, grouped: bool) -> list[Entry]:
-    """Count all styles of a table in all groups of `truth`.
+def tally(data_set: str, table: LabelTable, truth: KnownLabels, prefix: str | None) -> list[Entry]:
+    """Count all styles of a table in all groups of `truth`. prefix: of the groups' names; None: there is one group.
 
     Raises:
         SchemaError: no row is in both, or known labels are not among the classes, with which.
@@ -102,7 +102,7 @@ def tally(data_set: str, table: LabelTable, truth: KnownLabels, *, grouped: bool
         rows = _joined(shard, table, truth, codes)
         for (group, style), members in rows.partition_by("group", "style", as_dict=True).items():
             if (group, style) not in entries:
-                name = f"{data_set}/{truth.groups[group]}" if grouped else data_set
+                name = data_set if prefix is None else prefix + truth.groups[group]
                 of_style = ranks.setdefault(style, np.full(len(truth.index), UNLABELLED, np.int8))
                 state = lf.empty(len(table.classes))
                 entries[group, style] = Entry(name, style, table, truth, group, codes, of_style, state)
@@ -138,11 +138,9 @@ def _joined(shard: pa.Table, table: LabelTable, truth: KnownLabels, codes: np.nd
 def _refuse_unknown(table: LabelTable, truth: KnownLabels, positions: np.ndarray, codes: np.ndarray) -> None:
     strange = positions[codes[positions] == NONE]
     if len(strange):
-        names = [truth.names[code] for code in np.unique(truth.codes[strange])]
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        names = listed([truth.names[code] for code in np.unique(truth.codes[strange])])
         raise SchemaError(
-            f"{truth.source}: labels that are not among the {len(table.classes)} classes of {table.name}: "
-            f"{', '.join(map(repr, names[:5]))}{more}"
+            f"{truth.source}: labels that are not among the {len(table.classes)} classes of {table.name}: {names}"
         )
 
 

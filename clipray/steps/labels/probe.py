@@ -7,6 +7,7 @@ coefficients are a table, from which every worker labels its part. A kill costs 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from clipray.inputs.known_labels import fingerprint_of
 from clipray.inputs.vector_column import open_vectors
 from clipray.job import Probe
 from clipray.steps.base.monitor import Ticker
-from clipray.steps.base.shard_writer import Part, numbered, write_parts, write_rows
+from clipray.steps.base.shard_writer import write_rows
 from clipray.steps.base.step import RunContext, StepContext
 from clipray.steps.base.table_step import FILE, Outcome, VectorStep, open_fit, refuse_other_fit
 from clipray.steps.labels.label import labels_table
@@ -59,19 +60,14 @@ class ProbeStep(VectorStep[Probe]):
 
     @property
     def description(self) -> str:
-        source, how = self.source, f"C of {self.settings.c}" if self.fitted is None else f"fit {self.settings.fit}"
-        return f"{source.n_samples} vectors of {source.n_features} from {source.name}, {how}"
+        how = f"C of {self.settings.c}" if self.fitted is None else f"fit {self.settings.fit}"
+        return f"{super().description}, {how}"
 
     def make(self, run: RunContext) -> Outcome:
-        """Train unless that is done, label what is missing.
-
-        Raises:
-            SchemaError: too few rows or classes to train on, or vectors that are not finite.
-        """
+        """Train unless that is done, label. Raises SchemaError: too few rows or classes, or values not finite."""
         summary = self._trained(run)
         self.begin()
-        parts = numbered(self.source.row_groups, self.settings.rows_per_file)
-        return Outcome(write_parts(self, parts, _label, self, run, "labelling"), summary, _metrics(summary))
+        return Outcome(write_rows(self, _labelled, self, run, "labelling"), summary, _metrics(summary))
 
     def _trained(self, run: RunContext) -> dict[str, Any]:
         """Have the coefficients in their table; the summary of training."""
@@ -88,21 +84,16 @@ class ProbeStep(VectorStep[Probe]):
         return summary
 
     def _fit(self, run: RunContext) -> tuple[list[str], pb.LinearProbe, dict[str, Any]]:
-        from clipray.engine.tasks import map_tasks
-
-        settings, cpus = self.settings, run.cluster().cpus
-        ticker = Ticker(run, self.name, self.total, "training")
+        settings, ticker = self.settings, Ticker(run, self.name, self.total, "training")
         tries = sorted(set(settings.c))
-        tried = list(
-            map_tasks(
-                _try, [(self, c) for c in tries], cpus, lambda n: ticker.at(0, 0, f"training, {n} of {len(tries)}")
-            )
-        )
-        best = max(range(len(tries)), key=lambda n: (tried[n]["validation_accuracy"], -n))
-        labels, probe, summary = next(map_tasks(_finish, [(self, tries[best])], cpus, lambda _: ticker.at(0, 0)))
+        tried = list(ticker.map_tasks(_train, [(self, c, ("train",)) for c in tries]))
+        accuracies = [summary["validation_accuracy"] for _, _, summary in tried]
+        best = max(range(len(tries)), key=lambda n: (accuracies[n], -n))
+        items = [(self, tries[best], ("train", "validation"))]
+        labels, probe, summary = next(ticker.map_tasks(_train, items))
         if not probe.converged:
             run.say(f"{self.name}: L-BFGS had not come to rest after {settings.max_iterations} iterations")
-        swept = {f"{c:g}": result["validation_accuracy"] for c, result in zip(tries, tried, strict=True)}
+        swept = {f"{c:g}": accuracy for c, accuracy in zip(tries, accuracies, strict=True)}
         return labels, probe, {**summary, "C": tries[best], "validation_accuracy": swept, "converged": probe.converged}
 
 
@@ -120,27 +111,18 @@ def _metrics(summary: dict[str, Any]) -> list[Metric]:
     ]
 
 
-def _try(item: tuple[ProbeStep, float]) -> dict[str, Any]:
-    """Runs in a worker: train with one C, measured on the validation rows."""
-    step, c = item
-    rows = labelled_rows(step.settings, step.source, step.output)
-    x, codes = rows.of("train")
-    probe = pb.fit(x, codes, len(rows.labels), c, step.settings.max_iterations)
-    return {"validation_accuracy": probe.accuracy(*rows.of("validation"))}
+def _train(item: tuple[ProbeStep, float, Sequence[str]]) -> tuple[list[str], pb.LinearProbe, dict[str, Any]]:
+    """Runs in a worker: train with one C on the rows of some splits. Labels, coefficients, and accuracies.
 
-
-def _finish(item: tuple[ProbeStep, float]) -> tuple[list[str], pb.LinearProbe, dict[str, Any]]:
-    """Runs in a worker: train with the best C on train and validation rows, measured on these and on the test rows."""
-    step, c = item
+    The rows that it learnt from count as `train`.
+    """
+    step, c, names = item
     rows = labelled_rows(step.settings, step.source, step.output)
-    x, codes = rows.of("train", "validation")
-    probe = pb.fit(x, codes, len(rows.labels), c, step.settings.max_iterations)
-    summary: dict[str, Any] = {"train_accuracy": probe.accuracy(x, codes)}
-    test = rows.of("test")
-    if len(test[1]):
-        summary["test_accuracy"] = probe.accuracy(*test)
-    counts = {"train": len(codes), "validation": len(rows.of("validation")[1]), "test": len(test[1])}
-    return rows.labels, probe, {**summary, "rows": counts}
+    splits = {"train": rows.of(*names), "validation": rows.of("validation"), "test": rows.of("test")}
+    probe = pb.fit(*splits["train"], len(rows.labels), c, step.settings.max_iterations)
+    counts = {name: len(codes) for name, (_, codes) in splits.items()}
+    accuracies = {f"{name}_accuracy": probe.accuracy(*splits[name]) for name in splits if counts[name]}
+    return rows.labels, probe, {**accuracies, "rows": counts}
 
 
 @functools.lru_cache(maxsize=2)
@@ -155,26 +137,17 @@ def read_probe(folder: Folder) -> tuple[list[str], pb.LinearProbe]:
     return data["label"].to_pylist(), pb.LinearProbe(vectors, data["intercept"].to_numpy())
 
 
-def _label(part: Part, step: ProbeStep) -> list[tables.Shard]:
-    """Runs in a worker: labels the part's vectors and writes their rows."""
+def _labelled(step: ProbeStep, ids: pa.Table, x: np.ndarray) -> pa.Table:
+    """Runs in a worker: the rows of some vectors (n, d)."""
     labels, probe = _read_probe(step.companion.url, step.fingerprint + step.digest)
-    top, names = min(step.settings.top, len(labels)), pa.array(labels, pa.string())
-
-    def labelled(ids: pa.Table, x: np.ndarray) -> pa.Table:
-        p = probe.probabilities(x)
-        order = np.argsort(-p, axis=1, kind="stable")[:, :top].astype(np.int32)
-        best = np.take_along_axis(p, order, 1).astype(np.float32)
-        return labels_table(ids, STYLE, names, order, best, step.schema)
-
-    return write_rows(step, part, labelled)
+    p = probe.probabilities(x)
+    order = np.argsort(-p, axis=1, kind="stable")[:, : step.settings.top].astype(np.int32)
+    best = np.take_along_axis(p, order, 1).astype(np.float32)
+    return labels_table(ids, STYLE, pa.array(labels, pa.string()), order, best, step.schema)
 
 
 def open_step(settings: Probe, context: StepContext) -> ProbeStep:
-    """Open the input, and the labels or the fit.
-
-    Raises:
-        JobError, SchemaError, ManifestError: one of them is not there, or vectors and fit are of two spaces.
-    """
+    """Open the input, and the labels or the fit. Raises as `open_vectors`; SchemaError: the fit is of another space."""
     source = open_vectors(settings.input, context.output)
     if settings.fit is None:
         assert settings.truth is not None

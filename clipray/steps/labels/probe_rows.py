@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipray.analysis.probe import SPLITS, split
-from clipray.errors import SchemaError
+from clipray.errors import SchemaError, listed
 from clipray.inputs.key_index import hash_strings, seed_of
 from clipray.inputs.known_labels import NONE, KnownLabels, read_labelled
 from clipray.inputs.vector_column import VectorColumn, read_finite
@@ -48,15 +48,15 @@ def labelled_rows(settings: Probe, source: VectorColumn, output: Folder) -> Rows
     assert settings.truth is not None
     known = read_labelled(settings.truth, output, settings.split)
     used = min(1.0, settings.max_rows / len(known.index))
-    here = _given(known, settings.split) if settings.split else None
+    named = _splits_named(known, settings.split) if settings.split else None
     xs, names, splits = [], [], []
     for row_group in source.row_groups:
         ids, x = read_finite(source, row_group)
         at, key = known.places(ids), ids[source.ids[-1]]
         draw = _fraction(key, settings.random_state)
         chosen = (at != NONE) & (_fraction(key, settings.random_state + 1) < used)
-        part = here[at] if here is not None else split(draw, settings.validation_share, settings.test_share)
-        if here is not None and not (here == 1).any():
+        part = split(draw, settings.validation_share, settings.test_share) if named is None else named[at]
+        if named is not None and not (named == 1).any():
             part = np.where((part == 0) & (draw < settings.validation_share), 1, part)
         chosen &= part >= 0
         xs.append(x[chosen])
@@ -65,12 +65,12 @@ def labelled_rows(settings: Probe, source: VectorColumn, output: Folder) -> Rows
     return _checked(source.name, known, np.concatenate(xs), np.concatenate(names), np.concatenate(splits))
 
 
-def _given(known: KnownLabels, column: str) -> np.ndarray:
-    """(n,) int8: the split that each labelled row is said to be in, -1 where in none."""
+def _splits_named(known: KnownLabels, column: str) -> np.ndarray:
+    """(n,) int8: the split of each labelled row by a column, -1 where it is none."""
     of_group = np.array([SPLIT_NAMES.get(name.lower(), -1) for name in known.groups], np.int8)
     if not (of_group == 0).any():
         raise SchemaError(
-            f"split {column!r}: expected values `train`, `validation` and `test`, found {', '.join(map(repr, known.groups[:5]))}"
+            f"split {column!r}: expected values `train`, `validation` and `test`, found {listed(known.groups)}"
         )
     return of_group[known.group_codes]
 

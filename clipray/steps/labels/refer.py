@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
 from clipray import tables
@@ -28,6 +29,7 @@ from clipray.steps.base.table_step import Outcome, VectorStep
 from clipray.steps.labels.caption_draw import CAPTION, drawn_captions, encode_captions, mean_vector
 from clipray.storage.parquet import RowGroup
 from clipray.tables.metrics import Metric
+from clipray.tables.scan import figures_of
 
 BOX = "box_xyxy"
 IDS = ("image_id", "region_id")
@@ -38,6 +40,7 @@ class ReferStep(VectorStep[Refer]):
     """A `Step`; see `VectorStep`. precision: of the text tower."""
 
     table_type: ClassVar[str] = "referred"
+    row_for_row: ClassVar[bool] = False
 
     model: ResolvedModel
     precision: str
@@ -55,67 +58,48 @@ class ReferStep(VectorStep[Refer]):
         return f"captions and boxes of {self.total} regions from {self.source.name}"
 
     def make(self, run: RunContext) -> Outcome:
-        """Compare file by file, measure.
-
-        Raises:
-            SchemaError: vectors that are not finite; no region has a caption.
-        """
+        """Compare file by file, measure. Raises SchemaError: vectors that are not finite; no region has a caption."""
         self.begin()
-        files = [
-            list(row_groups)
-            for _, row_groups in itertools.groupby(self.source.row_groups, lambda row_group: row_group.path)
-        ]
+        by_file = itertools.groupby(self.source.row_groups, lambda row_group: row_group.path)
+        files = [list(row_groups) for _, row_groups in by_file]
         parts = [Part(row_groups, [f"part-{n:06d}.parquet"]) for n, row_groups in enumerate(files)]
         task = Task(self, *self._dataset(files, run))
-        shards = write_parts(self, parts, refer_file, task, run, "comparing", row_for_row=False)
+        shards = write_parts(self, parts, refer_file, task, run, "comparing")
         if not sum(shard.rows for shard in shards):
-            raise SchemaError(
-                f"input {self.source.name}: no region has a caption; `box_captions` of the manifest has them"
-            )
+            source = f"input {self.source.name}"
+            raise SchemaError(f"{source}: no region has a caption; `box_captions` of the manifest has them")
         measured = self._metrics(shards)
         summary: dict[str, Any] = {metric.metric: round(metric.value, 6) for metric in measured}
         if task.drawn:
             summary["captions_drawn"] = task.drawn
-        return Outcome(shards, summary, measured, row_for_row=False)
+        return Outcome(shards, summary, measured)
 
     def _dataset(self, files: list[list[RowGroup]], run: RunContext) -> tuple[np.ndarray | None, int]:
         """The mean vector of captions drawn from the whole input, and how many; None where they are not wanted."""
         if self.settings.subtract != "dataset":
             return None, 0
-        cpus, ticker = run.cluster().cpus, Ticker(run, self.name, self.total, "drawing captions")
-        captions = drawn_captions(
-            self.source,
-            files,
-            self.settings.dataset_captions,
-            self.settings.random_state,
-            cpus,
-            lambda _: ticker.at(0, 0),
-        )
+        settings, ticker = self.settings, Ticker(run, self.name, self.total, "drawing captions")
+        captions = drawn_captions(self.source, files, settings.dataset_captions, settings.random_state, ticker)
         if not captions:
             return None, 0
-        return mean_vector(self.model, self.precision, self.settings.template, captions, cpus), len(captions)
+        texts = (self.model, self.precision, settings.template, captions)
+        return next(ticker.map_tasks(mean_vector, [texts])), len(captions)
 
     def _metrics(self, shards: list[tables.Shard]) -> list[Metric]:
-        data = pa.concat_tables(tables.read_shard(self.table, shard.name, ["boxes", "correct"]) for shard in shards)
-        boxes, correct = data["boxes"].to_numpy(), data["correct"].to_numpy()
-        measured, several = [Metric("accuracy", _mean(correct), n=len(data))], boxes > 1
-        if several.any():  # with a single box there is nothing to find
-            n = int(several.sum())
-            measured.append(Metric("accuracy_of_several", _mean(correct[several]), n=n))
-            measured.append(Metric("chance_of_several", _mean(1 / boxes[several]), n=n))
-        return measured
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.astype(np.float64).mean())
+        """Accuracies; of images with a single box there is nothing to find."""
+        correct, chance, several = pl.col("correct"), 1 / pl.col("boxes"), pl.col("boxes") > 1
+        figures = figures_of(
+            self.table,
+            shards,
+            accuracy=pl.struct(value=correct.mean(), n=pl.len()),
+            accuracy_of_several=pl.struct(value=correct.filter(several).mean(), n=several.sum()),
+            chance_of_several=pl.struct(value=chance.filter(several).mean(), n=several.sum()),
+        )
+        return [Metric(name, **figure) for name, figure in figures.items() if figure["n"]]
 
 
 def open_step(settings: Refer, context: StepContext) -> ReferStep:
-    """Open the regions, hold the model against their vectors.
-
-    Raises:
-        JobError, SchemaError, ManifestError: no such input, one of another model, or one without captions.
-    """
+    """Open the regions. Raises as `open_vectors`; SchemaError: they are of another model, or have no captions."""
     source, model = open_vectors(settings.input, context.output), context.model()
     refuse_another_model(source, model.identity(), model.embed_dim)
     missing = [name for name in (*IDS, BOX, CAPTION) if name not in source.schema.names]
@@ -145,19 +129,12 @@ def refer_file(part: Part, task: Task) -> list[tables.Shard]:
     texts = list(dict.fromkeys(text for text in captions if text and text.strip()))
     vectors = encode_captions(step.model, step.precision, step.settings.template, texts)
     place = {text: n for n, text in enumerate(texts)}
-    rows = [
-        row
-        for rows_of in _by_image(regions["image_id"])
-        for row in _of_image(regions, x, rows_of, [place.get(captions[n]) for n in rows_of], vectors, task)
-    ]
+    rows: list[dict[str, Any]] = []
+    images = pl.DataFrame({"image_id": pl.Series(regions["image_id"])}).with_row_index("region")
+    for image in images.partition_by("image_id"):
+        of_image = image["region"].to_numpy()
+        rows += _of_image(regions, x, of_image, [place.get(captions[n]) for n in of_image], vectors, task)
     return [step.write(pa.Table.from_pylist(rows, schema=step.schema), *part.names)]
-
-
-def _by_image(ids: pa.ChunkedArray) -> Iterator[np.ndarray]:
-    """Places of the rows of each image, in the order in which images come."""
-    codes = ids.combine_chunks().dictionary_encode().indices.to_numpy()
-    order = np.argsort(codes, kind="stable")
-    yield from np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(order) else ()
 
 
 def _of_image(

@@ -21,8 +21,8 @@ from clipray.job import EvaluateRetrieval
 from clipray.steps.base.step import RunContext, StepContext
 from clipray.steps.base.table_step import Outcome, TableStep
 from clipray.steps.retrieval.lists import NOT_FOUND, Lists, negatives_listed, open_lists
-from clipray.steps.retrieval.ranks import negatives_before
-from clipray.tables.digests import Digest, combined, files_digest, without_hashes
+from clipray.steps.retrieval.ranks import bounds_of, negatives_before
+from clipray.tables.digests import Digest, combined
 from clipray.tables.metrics import Metric
 
 GIVEN = "given"  # the distance of a list that the job gives
@@ -34,6 +34,7 @@ class EvaluateRetrievalStep(TableStep[EvaluateRetrieval]):
     """A `Step`; see `TableStep`. `ranked`: what is ranked, or lists that are; `queries`: another column of theirs."""
 
     table_type: ClassVar[str] = "retrieval"
+    row_for_row: ClassVar[bool] = False
 
     ranked: VectorColumn | Lists
     queries: VectorColumn | None
@@ -63,12 +64,8 @@ class EvaluateRetrievalStep(TableStep[EvaluateRetrieval]):
 
     @property
     def inputs_digest(self) -> Digest:
-        ranked, queries = self.ranked, self.queries.digest if self.queries else None
-        if not isinstance(ranked, Lists):
-            return combined([ranked.digest, queries, self.relevance.digest])
-        files = ranked.record.files
-        before = [without_hashes(files), queries and queries.before, self.relevance.digest]
-        return combined([files_digest(files), queries, self.relevance.digest], before)
+        ranked = self.ranked.digest if isinstance(self.ranked, VectorColumn) else self.ranked.record.files
+        return combined([ranked, self.queries.digest if self.queries else None, self.relevance.digest])
 
     @property
     def description(self) -> str:
@@ -76,11 +73,7 @@ class EvaluateRetrievalStep(TableStep[EvaluateRetrieval]):
         return f"{self.total} {what} {self.ranked.name}, by {self.relevance.path}"
 
     def make(self, run: RunContext) -> Outcome:
-        """Count, measure.
-
-        Raises:
-            SchemaError: ids of the ground truth that are not there; vectors that cannot be ranked.
-        """
+        """Count, measure. Raises SchemaError: unknown ids in the ground truth, or vectors that cannot be ranked."""
         truth = read_relevance(self.relevance)
         if self.queries is None:
             truth = truth.without_own()
@@ -95,11 +88,15 @@ class EvaluateRetrievalStep(TableStep[EvaluateRetrieval]):
         return self._measured(truth, rows)
 
     def _measured(self, truth: GroundTruth, rows: list[Row]) -> Outcome:
-        means, metrics = _means(truth, rows), []
-        for (protocol, distance), values in means.items():
-            n = sum(row["protocol"] == protocol and row["distance"] == distance for row, _ in rows)
+        groups: dict[tuple[str, str], list[rt.QueryFigures]] = {}
+        for row, figures in rows:
+            groups.setdefault((row["distance"], row["protocol"]), []).append(figures)
+        order, means, metrics = list(truth.protocols), dict[str, dict[str, float]](), list[Metric]()
+        for distance, protocol in sorted(groups, key=lambda group: (group[0], order.index(group[1]))):
+            of_group = groups[distance, protocol]
+            means[f"{protocol}/{distance}"] = of_metrics = rt.means(of_group)
             group = protocol if distance == GIVEN else f"{protocol}/{distance}"
-            metrics += [Metric(name, value, group, n) for name, value in values.items()]
+            metrics += [Metric(name, mean, group, len(of_group)) for name, mean in of_metrics.items()]
         shard = self.write(pa.Table.from_pylist([row for row, _ in rows], schema=self.schema))
         left_out = {
             protocol: len(truth.queries) - len(np.unique(truth.query[np.isin(truth.relation, wanted)]))
@@ -108,14 +105,14 @@ class EvaluateRetrievalStep(TableStep[EvaluateRetrieval]):
         summary: dict[str, Any] = {
             "queries": len(truth.queries),
             "queries_without_positives": left_out,
-            **{m: {f"{p}/{d}": round(f[m], 6) for (p, d), f in means.items()} for m in ("mAP", "mP@10", "recall@5")},
+            **{m: {group: round(of[m], 6) for group, of in means.items()} for m in ("mAP", "mP@10", "recall@5")},
         }
-        return Outcome([shard], summary, metrics, row_for_row=False)
+        return Outcome([shard], summary, metrics)
 
 
 def _figures(truth: GroundTruth, distance: str, before: np.ndarray) -> Iterator[Row]:
     """Rows of the table, each with its figures. before: (m,) of the pairs that are positive in some protocol."""
-    relation, bounds = truth.relation[truth.positive], _runs(truth.query[truth.positive], len(truth.queries))
+    relation, bounds = truth.relation[truth.positive], bounds_of(truth.query[truth.positive], len(truth.queries))
     named = np.bincount(truth.query, minlength=len(truth.queries))
     for q, query_id in enumerate(truth.queries.to_pylist()):
         relations, counts = relation[bounds[q] : bounds[q + 1]], before[bounds[q] : bounds[q + 1]]
@@ -133,26 +130,8 @@ def _figures(truth: GroundTruth, distance: str, before: np.ndarray) -> Iterator[
             yield row, figures
 
 
-def _runs(values: np.ndarray, n: int) -> np.ndarray:
-    """(n + 1,) where each of 0 … n - 1 begins in sorted values, and the end."""
-    return np.searchsorted(values, np.arange(n + 1))
-
-
-def _means(truth: GroundTruth, rows: list[Row]) -> dict[tuple[str, str], dict[str, float]]:
-    """Means over the queries by protocol and distance."""
-    by: dict[tuple[str, str], list[rt.QueryFigures]] = {}
-    for row, figures in rows:
-        by.setdefault((row["protocol"], row["distance"]), []).append(figures)
-    order = list(truth.protocols)
-    return {key: rt.means(by[key]) for key in sorted(by, key=lambda key: (key[1], order.index(key[0])))}
-
-
 def open_step(settings: EvaluateRetrieval, context: StepContext) -> EvaluateRetrievalStep:
-    """Open what is ranked, the queries and the ground truth.
-
-    Raises:
-        JobError, SchemaError, ManifestError: one of them is not there or is none; queries of another width or space.
-    """
+    """Open what is ranked, queries and ground truth. Raises as `open_vectors`, `open_lists` and `open_relevance`."""
     relevance = open_relevance(settings.ground_truth, settings.query_id, settings.answer_id)
     if settings.neighbours is not None:
         lists = open_lists(settings.neighbours, context.output, settings.answer_id)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+import polars as pl
 
 from clipray import tables
 from clipray.errors import SchemaError
-from clipray.inputs.key_index import hash_strings, seed_of
+from clipray.inputs.key_index import hashed, seed_of
 from clipray.inputs.relevance import GroundTruth
 from clipray.storage.folder import Folder
+from clipray.tables.scan import scan_table
 
 SEED = seed_of("lists")
 NOT_FOUND = -1
@@ -50,7 +50,7 @@ def negatives_listed(lists: Lists, truth: GroundTruth) -> np.ndarray:
     """(m,) int64: the images that are not named for a query and are listed before each of its positives, or NOT_FOUND.
 
     A query's own entry is left out. Of an image that is listed several times, say by several regions, the first entry
-    counts. Holds 32 bytes of each entry of the queries' lists.
+    counts. Holds four numbers of each entry of the queries' lists.
 
     Args:
         truth: m of its pairs are positive, in this order.
@@ -58,44 +58,34 @@ def negatives_listed(lists: Lists, truth: GroundTruth) -> np.ndarray:
     Raises:
         SchemaError: a query has no list.
     """
-    query, rank, answer, keys = _entries(lists, truth)
-    listed = np.zeros(len(truth.queries), bool)
-    listed[query] = True
-    truth.refuse_unknown(truth.queries, listed, "queries", lists.name)
-    order = np.lexsort((rank, keys, query))
-    first = np.ones(len(order), bool)
-    first[1:] = (np.diff(query[order]) != 0) | (keys[order][1:] != keys[order][:-1])
-    order = order[first]
-    order = order[np.lexsort((rank[order], query[order]))]
-    pair = _pairs(truth, query[order], answer[order])
-    unnamed = np.cumsum(pair == NOT_FOUND)
-    starts = np.searchsorted(query[order], np.arange(len(truth.queries)))
+    entries = _entries(lists, truth)
+    truth.refuse_unknown(truth.queries, np.isin(np.arange(len(truth.queries)), entries["query"]), "queries", lists.name)
+    pairs = pl.DataFrame({"query": truth.query, "answer": truth.answer}).with_row_index("pair")
     before = (
-        unnamed - np.concatenate([[0], unnamed])[starts][query[order]]
-    )  # in the own list, and none is itself unnamed
-    ranks = np.full(len(truth.query), NOT_FOUND, np.int64)
-    ranks[pair[pair != NOT_FOUND]] = before[pair != NOT_FOUND]
+        entries.sort("query", "rank")
+        .unique(["query", "image"], keep="first", maintain_order=True)
+        .join(pairs, on=["query", "answer"], how="left", maintain_order="left")
+        .select("pair", before=pl.col("pair").is_null().cum_sum().over("query"))
+        .drop_nulls("pair")
+    )
+    ranks = np.full(len(pairs), NOT_FOUND, np.int64)
+    ranks[before["pair"].to_numpy()] = before["before"].to_numpy()
     return ranks[truth.positive]
 
 
-def _entries(lists: Lists, truth: GroundTruth) -> tuple[np.ndarray, ...]:
-    """Of the queries' lists: number of the query, rank, number of the image or NOT_FOUND, hash of the image."""
-    parts: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int64),) * 3 + (np.zeros(0, np.uint64),)]
-    for part in tables.iter_table(lists.folder.url, ["query_id", "rank", lists.answer_id]):
-        kept = part.filter(
-            pc.and_(pc.is_in(part["query_id"], truth.queries), pc.not_equal(part["query_id"], part[lists.answer_id]))
-        )
-        numbers = [
-            pc.fill_null(pc.index_in(kept[name], values), NOT_FOUND).to_numpy().astype(np.int64)
-            for name, values in (("query_id", truth.queries), (lists.answer_id, truth.answers))
-        ]
-        rank = kept["rank"].to_numpy().astype(np.int64)
-        parts.append((numbers[0], rank, numbers[1], hash_strings(kept[lists.answer_id], SEED)))
-    return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True))
-
-
-def _pairs(truth: GroundTruth, query: np.ndarray, answer: np.ndarray) -> np.ndarray:
-    """(n,) int64: the pair of the ground truth that an entry is, or NOT_FOUND."""
-    n = len(truth.answers)
-    pairs = pc.index_in(pa.array(query * n + answer), pa.array(truth.query * n + truth.answer))
-    return np.where(answer == NOT_FOUND, NOT_FOUND, pc.fill_null(pairs, NOT_FOUND).to_numpy())
+def _entries(lists: Lists, truth: GroundTruth) -> pl.DataFrame:
+    """Of the queries' lists: number of the query, rank, number of the answer or null, hash of the image."""
+    queries, answers = (
+        pl.LazyFrame({"id": pl.Series(ids), name: np.arange(len(ids))})
+        for name, ids in (("query", truth.queries), ("answer", truth.answers))
+    )
+    columns = ["query_id", "rank", lists.answer_id]
+    return (
+        scan_table(lists.folder.url, columns)
+        .select("rank", query_id=pl.col("query_id").cast(pl.String), id=pl.col(lists.answer_id).cast(pl.String))
+        .filter(pl.col("query_id") != pl.col("id"))
+        .join(queries, left_on="query_id", right_on="id")
+        .join(answers, on="id", how="left")
+        .select("query", "rank", "answer", image=hashed("id", SEED))
+        .collect(engine="streaming")
+    )

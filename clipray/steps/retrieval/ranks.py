@@ -126,18 +126,12 @@ def _asked(
         by = np.concatenate([by, pc.index_in(truth.queries, ids).to_numpy()])
         who = np.concatenate([who, np.arange(len(truth.queries))])
     order = np.argsort(by, kind="stable")
-    return RankingQuery(
-        asking,
-        _bounds(query, len(truth.queries)),
-        starts,
-        ids,
-        who[order],
-        _bounds(by, len(ids)),
-    )
+    bounds, hidden_bounds = bounds_of(query, len(truth.queries)), bounds_of(by, len(ids))
+    return RankingQuery(asking, bounds, starts, ids, who[order], hidden_bounds)
 
 
-def _bounds(values: np.ndarray, n: int) -> np.ndarray:
-    """(n + 1,) where the runs of 0, 1, … n - 1 begin in the sorted values."""
+def bounds_of(values: np.ndarray, n: int) -> np.ndarray:
+    """(n + 1,) where the runs of 0, 1, … n - 1 begin in the sorted values, and the end."""
     return np.concatenate([[0], np.cumsum(np.bincount(values, minlength=n))])
 
 
@@ -173,5 +167,5 @@ def _count_block(asked: RankingQuery, x: np.ndarray, named: np.ndarray, counts: 
         for name, values in scores(asked.queries[first:last], x, list(asked.starts)).items():
             values[who[mine] - first, where[mine]] = -np.inf
             for q in range(first, last):
-                here = slice(*asked.bounds[[q, q + 1]])
-                counts[name][here] += count_from(values[q - first], asked.starts[name][here])
+                positives = slice(*asked.bounds[[q, q + 1]])
+                counts[name][positives] += count_from(values[q - first], asked.starts[name][positives])

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.analysis.vector_index import averaged
-from clipray.inputs.index_reader import OpenIndex, opened_in_worker, ready_index
+from clipray.inputs.index_reader import opened_in_worker, ready_index
 from clipray.inputs.vector_column import open_vectors
 from clipray.job import Augment
-from clipray.steps.base.shard_writer import Part, numbered, write_parts, write_rows
+from clipray.steps.base.shard_writer import write_rows
 from clipray.steps.base.step import RunContext, StepContext
 from clipray.steps.base.table_step import Outcome, VectorStep
 from clipray.tables.digests import Digest, combined
@@ -39,14 +39,10 @@ class AugmentStep(VectorStep[Augment]):
 
     @property
     def row_provenance(self) -> dict[str, Any]:
-        index = {"name": self.settings.index, "metric": self.index.provenance["metric"]}
-        normalize = "l2" if index["metric"] == "cosine" else "none"
-        return {
-            **super().row_provenance,
-            "model": self.source.provenance.get("model"),
-            "index": index,
-            "normalize": normalize,
-        }
+        model, metric = self.source.provenance.get("model"), self.index.provenance["metric"]
+        index = {"name": self.settings.index, "metric": metric}
+        normalize = "l2" if metric == "cosine" else "none"
+        return {**super().row_provenance, "model": model, "index": index, "normalize": normalize}
 
     @property
     def schema(self) -> pa.Schema:
@@ -60,38 +56,22 @@ class AugmentStep(VectorStep[Augment]):
     def make(self, run: RunContext) -> Outcome:
         """Average what is missing. Raises SchemaError: vectors that are not finite."""
         self.begin()
-        parts = numbered(self.source.row_groups, self.settings.rows_per_file)
-        return Outcome(write_parts(self, parts, _augment, self, run, "averaging"))
+        return Outcome(write_rows(self, _augmented, self, run, "averaging", at_once=AT_ONCE))
 
 
-def _augment(part: Part, step: AugmentStep) -> list[tables.Shard]:
-    """Runs in a worker: averages the part's vectors and writes their rows."""
-    opened = opened_in_worker(step.settings.index, step.output, step.index)
-
-    def averaged_rows(ids: pa.Table, x: np.ndarray) -> pa.Table:
-        names = np.array(ids[step.source.ids[-1]].to_pylist(), object)
-        y = [_averaged(step, opened, names[n : n + AT_ONCE], x[n : n + AT_ONCE]) for n in range(0, len(x), AT_ONCE)]
-        vectors = tables.vector_array(np.concatenate(y), step.schema.field(step.source.column).type)
-        return pa.table([*ids.columns, vectors], schema=step.schema)
-
-    return write_rows(step, part, averaged_rows)
-
-
-def _averaged(step: AugmentStep, opened: OpenIndex, ids: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Rows `ids` (q,), strings, with vectors (q, d), averaged with the nearest other rows."""
-    count, x = step.settings.neighbours, opened.prepared(x)
+def _augmented(step: AugmentStep, ids: pa.Table, x: np.ndarray) -> pa.Table:
+    """Runs in a worker: the rows of some vectors (q, d), averaged with the nearest other rows."""
+    opened, count = opened_in_worker(step.settings.index, step.output, step.index), step.settings.neighbours
+    x = opened.prepared(x)
     _, numbers, vectors = opened.index.search_and_reconstruct(x, min(count + 1, len(opened.ids)))
-    names = opened.ids.column(opened.ids.column_names[-1]).to_numpy(zero_copy_only=False)
-    known = (numbers >= 0) & (names[numbers] != ids[:, None])
+    known = (numbers >= 0) & opened.others(numbers, ids[step.source.ids[-1]])
     known &= np.cumsum(known, axis=1) <= count
-    return averaged(x, vectors, known, step.settings.alpha, opened.metric)
+    y = averaged(x, vectors, known, step.settings.alpha, opened.metric)
+    column_type = step.schema.field(step.source.column).type
+    return pa.table([*ids.columns, tables.vector_array(y, column_type)], schema=step.schema)
 
 
 def open_step(settings: Augment, context: StepContext) -> AugmentStep:
-    """Open the input and the index.
-
-    Raises:
-        JobError, SchemaError, ManifestError: one of them is not there, has changed, or they are of two spaces or widths.
-    """
+    """Open the input and the index. Raises as `open_vectors` and `ready_index`."""
     source = open_vectors(settings.input, context.output)
     return AugmentStep(settings, context.output, source, ready_index(settings.index, context.output, source))

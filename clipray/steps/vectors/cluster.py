@@ -6,6 +6,7 @@ and ends in the same centroids to the bit. The last pass ranks in fp32 and write
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import time
@@ -44,19 +45,13 @@ class ClusterStep(VectorStep[Cluster]):
 
     @property
     def description(self) -> str:
-        source, settings = self.source, self.settings
-        size = {"float16": 2, "none": 0}.get("none" if settings.mini_batch else settings.hold, 6)
-        held = (
-            f"{source.n_samples * source.n_features * size / 2**20:.1f} MiB in memory" if size else "not held in memory"
-        )
-        return f"{source.n_samples} vectors of {source.n_features} from {source.name}, {held}, {settings.clusters} clusters"
+        settings, values = self.settings, self.total * self.source.n_features
+        value_bytes = {"float16": 2, "none": 0}.get("none" if settings.mini_batch else settings.hold, 6)
+        held = f"{values * value_bytes / 2**20:.1f} MiB in memory" if value_bytes else "not held in memory"
+        return f"{super().description}, {held}, {settings.clusters} clusters"
 
     def make(self, run: RunContext) -> Outcome:
-        """Iterate from the last checkpoint, then assign.
-
-        Raises:
-            SchemaError, JobError: vectors that cannot be clustered: not finite, fewer distinct ones than clusters.
-        """
+        """Iterate from the last checkpoint, assign. Raises SchemaError, JobError: vectors that cannot be clustered."""
         from clipray.engine.vector_actors import Holding, held
 
         began = time.monotonic()
@@ -72,7 +67,8 @@ class ClusterStep(VectorStep[Cluster]):
             loaded_s = time.monotonic() - began
             state = self._iterate(run, data)
             iterations_s = time.monotonic() - began - loaded_s
-            parts = data.finish(state.centroids, _Writer(self, facts["precision"]), settings.rows_per_file)
+            write = functools.partial(_write, self, facts["precision"])
+            parts = data.finish(state.centroids, write, settings.rows_per_file)
             sample = data.sample(min(5_000, self.total), settings.random_state)
         summary = {
             "iterations": state.n_iterations,
@@ -128,7 +124,7 @@ class ClusterStep(VectorStep[Cluster]):
         """Write the centroids; measure the clusters."""
         from clipray.steps.vectors.cluster_metrics import cluster_metrics
 
-        key, provenance = self.source.ids[-1], {"precision": summary["precision"]}
+        provenance = {"precision": summary["precision"]}
         sizes, inertia = (np.sum([getattr(part, name) for part in parts], axis=0) for name in ("sizes", "inertia"))
         schema = tables.arrow_schema("centroids", {self.source.column: self.source.n_features})
         columns = [
@@ -139,7 +135,7 @@ class ClusterStep(VectorStep[Cluster]):
             tables.vector_array(state.centroids, schema.field(self.source.column).type),
         ]
         self.write_companion(pa.table(columns, schema=schema), provenance=provenance)
-        metrics = cluster_metrics(self.settings, self.output, self.table, key, state, sizes, inertia, sample)
+        metrics = cluster_metrics(self, state, sizes, inertia, sample)
         summary = {**summary, **{m.metric: round(m.value, 6) for m in metrics if m.group is None}}
         return Outcome([part.shard for part in parts], summary, metrics, provenance)
 
@@ -154,25 +150,19 @@ class ClusteredShard:
     nearest: dict[int, tuple[float, str]]
 
 
-@dataclass(frozen=True)
-class _Writer:
-    """Writes shards where the vectors are."""
-
-    step: ClusterStep
-    precision: str
-
-    def __call__(self, ids: pa.Table, labels: np.ndarray, squares: np.ndarray, first_row: int) -> ClusteredShard:
-        step, k = self.step, self.step.settings.clusters
-        rows = pa.table(
-            [*ids.columns, tables.number_array(labels), tables.number_array(np.sqrt(squares))], schema=step.schema
-        )
-        metadata = {**step.shard_metadata, "precision": self.precision}
-        shard = tables.write_shard(step.table, f"part-{first_row:012d}.parquet", step.table_type, rows, metadata)
-        order = np.lexsort((squares, labels))
-        firsts = order[np.unique(labels[order], return_index=True)[1]]
-        keys = ids[step.source.ids[-1]].take(tables.number_array(firsts)).to_pylist()
-        nearest = {int(labels[n]): (float(squares[n]), key) for n, key in zip(firsts, keys, strict=True)}
-        return ClusteredShard(shard, np.bincount(labels, minlength=k), np.bincount(labels, squares, k), nearest)
+def _write(
+    step: ClusterStep, precision: str, ids: pa.Table, labels: np.ndarray, squares: np.ndarray, first_row: int
+) -> ClusteredShard:
+    """Write a shard, where the vectors are."""
+    k, distances = step.settings.clusters, np.sqrt(squares)
+    rows = pa.table([*ids.columns, tables.number_array(labels), tables.number_array(distances)], schema=step.schema)
+    metadata = {**step.shard_metadata, "precision": precision}
+    shard = tables.write_shard(step.table, f"part-{first_row:012d}.parquet", step.table_type, rows, metadata)
+    order = np.lexsort((squares, labels))
+    firsts = order[np.unique(labels[order], return_index=True)[1]]
+    keys = ids[step.source.ids[-1]].take(tables.number_array(firsts)).to_pylist()
+    nearest = {int(labels[n]): (float(squares[n]), key) for n, key in zip(firsts, keys, strict=True)}
+    return ClusteredShard(shard, np.bincount(labels, minlength=k), np.bincount(labels, squares, k), nearest)
 
 
 def _nearest_ids(parts: list[ClusteredShard]) -> list[str | None]:
@@ -207,11 +197,7 @@ def _load(folder: Folder) -> KMeans | None:
 
 
 def open_step(settings: Cluster, context: StepContext) -> ClusterStep:
-    """Open the input.
-
-    Raises:
-        JobError, SchemaError, ManifestError: it is not there, or has fewer rows than clusters.
-    """
+    """Open the input. Raises JobError, SchemaError, ManifestError: it is not there, or has fewer rows than clusters."""
     source = open_vectors(settings.input, context.output)
     if source.n_samples < settings.clusters:
         raise SchemaError(

@@ -11,25 +11,18 @@ from clipray.analysis.agreement import agreement
 from clipray.analysis.kmeans import KMeans
 from clipray.errors import SchemaError
 from clipray.job import Cluster
-from clipray.storage.folder import Folder
+from clipray.steps.base.table_step import VectorStep
 from clipray.tables.metrics import Metric
 from clipray.tables.scan import scan_shards, scan_table
 
 
 def cluster_metrics(
-    settings: Cluster,
-    output: Folder,
-    table: Folder,
-    key: str,
-    state: KMeans,
-    sizes: np.ndarray,
-    inertia: np.ndarray,
-    sample: np.ndarray,
+    step: VectorStep[Cluster], state: KMeans, sizes: np.ndarray, inertia: np.ndarray, sample: np.ndarray
 ) -> list[Metric]:
     """Metrics of a clustering whose shards are written.
 
     Args:
-        key: the identity column of `table`. sizes, inertia: (k,) by cluster. sample: (m, d) float32 vectors.
+        sizes, inertia: (k,) by cluster. sample: (m, d) float32 vectors.
     """
     n = int(sizes.sum())
     metrics = [Metric("inertia", value, f"iteration {i + 1}", n) for i, value in enumerate(state.inertia)]
@@ -41,8 +34,8 @@ def cluster_metrics(
         Metric("imbalance", float(len(sizes) * np.square(sizes / n).sum()), None, n),
     ]
     metrics += _silhouette(sample, state.centroids)
-    if settings.labels:
-        metrics += _against_labels(settings.labels, output, table, key)
+    if step.settings.labels:
+        metrics += _against_labels(step, step.settings.labels)
     return metrics
 
 
@@ -56,24 +49,25 @@ def _silhouette(sample: np.ndarray, centroids: np.ndarray) -> list[Metric]:
     return [Metric("silhouette", float(silhouette_score(sample, labels)), None, len(sample))]
 
 
-def _against_labels(reference: str, output: Folder, table: Folder, key: str) -> list[Metric]:
+def _against_labels(step: VectorStep[Cluster], reference: str) -> list[Metric]:
     """Purity, normalised mutual information and adjusted Rand index, over the rows that have a label."""
     name, _, column = reference.rpartition(".")
     if not name:
         raise SchemaError(f"labels {reference!r}: expected `table.column`")
-    labels = scan_table(output.named(name).url, ["image_id", column]).drop_nulls(column)
-    clusters = scan_shards(table, tables.shard_names(table))
+    url = step.output.named(name).url
+    labels = scan_table(url, ["image_id", column]).drop_nulls(column)
+    clusters = scan_shards(step.table, tables.shard_names(step.table))
     # By 64-bit hashes of the ids, so that no string is held: of a billion rows it is unlikely that two collide.
     counts = (
         labels.select(id=_hash("image_id"), label=pl.col(column).cast(pl.String).cast(pl.Categorical))
-        .join(clusters.select("cluster_id", id=_hash(key)), on="id")
+        .join(clusters.select("cluster_id", id=_hash(step.source.ids[-1])), on="id")
         .group_by("label", "cluster_id")
         .len("n")
         .select("n", "cluster_id", label=pl.col("label").cast(pl.String).rank("dense") - 1)
         .collect(engine="streaming")
     )
     if counts.is_empty():
-        raise SchemaError(f"labels {reference}: no row of {output.named(name).url} has a label and is in the clusters")
+        raise SchemaError(f"labels {reference}: no row of {url} has a label and is in the clusters")
     n, cluster, label = counts.cast(pl.Int64).to_numpy().T
     pairs = sparse.coo_matrix((n, (label, cluster)))
     return [Metric(metric, value, None, int(pairs.sum())) for metric, value in agreement(pairs).items()]

@@ -6,6 +6,8 @@ it as it was. New files of the input are added to the index that is there, as lo
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -68,16 +70,10 @@ class IndexStep(VectorStep[Index]):
         return super().is_complete() and record is not None and has_index(self.table, record)
 
     def describe(self, cluster: ClusterResources) -> list[str]:
-        source = self.source
-        index_type = self._type(cluster.memory_bytes)[0]
-        return [f"{self.name}: {index_type} of {source.n_samples} vectors of {source.n_features} from {source.name}"]
+        return [f"{self.name}: {self._type(cluster.memory_bytes)[0]} of {self.description}"]
 
     def make(self, run: RunContext) -> Outcome:
-        """Build or extend.
-
-        Raises:
-            SchemaError, JobError: vectors that are not finite; too few for the type.
-        """
+        """Build or extend. Raises SchemaError, JobError: vectors that are not finite; too few for the type."""
         from clipray.engine.index_build import build
         from clipray.engine.index_builder import IndexSpec
 
@@ -96,7 +92,8 @@ class IndexStep(VectorStep[Index]):
         )  # fmt: skip
         ticker = Ticker(run, self.name, self.total, f"building {index_type}")
         try:
-            figures, shards = build(order, _WriteIds(self, build_id), cluster, lambda n: ticker.at(n, 0))
+            write = functools.partial(_write_ids, self, build_id)
+            figures, shards = build(order, write, cluster, lambda n: ticker.at(n, 0))
         except DataError as error:
             raise JobError(f"{self.name}: {error}") from error
         except ClipRayError as error:
@@ -198,17 +195,10 @@ class IndexStep(VectorStep[Index]):
                 self.table.remove(file)
 
 
-@dataclass(frozen=True)
-class _WriteIds:
-    """Writes the ids of a part, where it is filled."""
-
-    step: IndexStep
-    build_id: str
-
-    def __call__(self, ids: pa.Table, numbers: np.ndarray, first_row: int) -> tables.Shard:
-        rows = pa.table([pa.array(numbers), *ids.columns], schema=self.step.schema)
-        name = f"part-{self.build_id}-{first_row:012d}.parquet"
-        return self.step.write(rows, name)
+def _write_ids(step: IndexStep, build_id: str, ids: pa.Table, numbers: np.ndarray, first_row: int) -> tables.Shard:
+    """Write the ids of a part, where it is filled."""
+    rows = pa.table([pa.array(numbers), *ids.columns], schema=step.schema)
+    return step.write(rows, f"part-{build_id}-{first_row:012d}.parquet")
 
 
 def has_index(folder: Folder, record: tables.Record) -> bool:
@@ -234,22 +224,15 @@ def _key(row_group: RowGroup) -> str:
 
 def _first_rows(parts: list[IndexPart]) -> dict[str, int]:
     """The first row of each row group, of all rows in the order in which they came."""
-    first_rows = {}
+    first_rows: dict[str, int] = {}
     for part in parts:
-        start = part.first_row
-        for row_group in part.row_groups:
-            first_rows[_key(row_group)] = start
-            start += row_group.rows
+        starts = itertools.accumulate((row_group.rows for row_group in part.row_groups), initial=part.first_row)
+        first_rows.update(zip(map(_key, part.row_groups), starts, strict=False))
     return first_rows
 
 
 def open_step(settings: Index, context: StepContext) -> IndexStep:
-    """Open the input.
-
-    Raises:
-        JobError, SchemaError, ManifestError: it is not there; faiss knows no such type; there are too few rows for it;
-            queries of another width or space.
-    """
+    """Open input and queries. Raises as `open_vectors`; JobError: faiss has no such type, or rows are too few."""
     source = open_vectors(settings.input, context.output)
     queries = open_vectors(settings.queries, context.output) if settings.queries else None
     if queries is not None:

@@ -21,15 +21,15 @@ from clipray.analysis.normalize import l2_normalize
 from clipray.errors import SchemaError
 from clipray.inputs.vector_column import VectorColumn, open_vectors, read_finite
 from clipray.job import Reduce
-from clipray.steps.base.shard_writer import Part, map_row_groups, numbered, write_parts, write_rows
+from clipray.steps.base.shard_writer import map_row_groups, write_rows
 from clipray.steps.base.step import RunContext, StepContext
-from clipray.steps.base.table_step import Outcome, VectorStep, open_fit, refuse_other_fit
-from clipray.steps.vectors.components import components_table, read_projection
+from clipray.steps.base.table_step import FILE, Outcome, VectorStep, open_fit, refuse_other_fit
 from clipray.storage.folder import Folder
 from clipray.storage.parquet import RowGroup
 from clipray.tables.metrics import Metric
 
 MOMENT_ROWS = 131_072  # that a task turns into one state
+MEAN = -1  # `component` of the row that holds the mean
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,16 @@ class ReduceStep(VectorStep[Reduce]):
 
     @property
     def description(self) -> str:
-        source = self.source
-        return f"{source.n_samples} vectors of {source.n_features} from {source.name}, in {len(source.row_groups)} row groups"
+        return f"{super().description}, in {len(self.source.row_groups)} row groups"
 
     def make(self, run: RunContext) -> Outcome:
-        """Fit unless that is done, project what is missing.
-
-        Raises:
-            SchemaError: vectors that cannot be reduced: not finite, all equal, too few.
-        """
+        """Fit unless that is done, project. Raises SchemaError: vectors that are not finite, all equal, or too few."""
         self.begin()
         if self.finished_companion() is None:
             projection = read_projection(self.fitted[0]) if self.fitted else self._fit(run)
             self.write_companion(components_table(projection, self.source.n_features))
         projection = read_projection(self.companion)
-        parts = numbered(self.source.row_groups, self.settings.rows_per_file)
-        shards = write_parts(self, parts, _project, (self, projection), run, "projecting")
+        shards = write_rows(self, _projected, (self, projection), run, "projecting")
         ratios = projection.explained_variance_ratio
         share = round(float(ratios.sum()), 6)
         summary = {
@@ -105,11 +99,7 @@ class ReduceStep(VectorStep[Reduce]):
 
 
 def open_step(settings: Reduce, context: StepContext) -> ReduceStep:
-    """Open the input, and the fit where it is another run's.
-
-    Raises:
-        JobError, SchemaError, ManifestError: the input or the fit is not there, or they are of two spaces.
-    """
+    """Open the input, and the fit of another run. Raises as `open_vectors`; SchemaError: they are of two spaces."""
     source = open_vectors(settings.input, context.output)
     if settings.fit is not None:
         fitted, record = open_fit(settings.fit, "components", context.output)
@@ -132,19 +122,15 @@ def _moments_of(item: tuple[VectorColumn, list[RowGroup]], normalize: bool) -> m
     return state
 
 
-def _project(part: Part, shared: tuple[ReduceStep, pca.Projection]) -> list[tables.Shard]:
-    """Runs in a worker: projects the part's vectors and writes their rows."""
+def _projected(shared: tuple[ReduceStep, pca.Projection], ids: pa.Table, x: np.ndarray) -> pa.Table:
+    """Runs in a worker: the rows of some vectors (n, d)."""
     step, projection = shared
     normalize = step.settings.normalize
-
-    def projected(ids: pa.Table, x: np.ndarray) -> pa.Table:
-        y = projection.transform(l2_normalize(x) if normalize in ("before", "both") else x)
-        y = l2_normalize(y) if normalize in ("after", "both") else y
-        _refuse_overflow(step, ids, y)
-        vectors = tables.vector_array(y, step.schema.field(step.source.column).type)
-        return pa.table([*ids.columns, vectors], schema=step.schema)
-
-    return write_rows(step, part, projected)
+    y = projection.transform(l2_normalize(x) if normalize in ("before", "both") else x)
+    y = l2_normalize(y) if normalize in ("after", "both") else y
+    _refuse_overflow(step, ids, y)
+    vectors = tables.vector_array(y, step.schema.field(step.source.column).type)
+    return pa.table([*ids.columns, vectors], schema=step.schema)
 
 
 def _refuse_overflow(step: ReduceStep, ids: pa.Table, y: np.ndarray) -> None:
@@ -158,3 +144,34 @@ def _refuse_overflow(step: ReduceStep, ids: pa.Table, y: np.ndarray) -> None:
             f"{step.name}: components beyond {largest:g}, the largest {step.settings.vector_type}, {key}: {named}; "
             "set `vector_type: float32` or `normalize`, or scale the input"
         )
+
+
+def components_table(fitted: pca.Projection, n_features: int) -> pa.Table:
+    """The mean and the k components as k + 1 rows."""
+    schema = tables.arrow_schema("components", {"vector": n_features}, element="float64")
+    k = len(fitted.variance)
+    none = np.array([np.nan])
+
+    def column(values: np.ndarray) -> pa.Array:
+        return pa.array(np.concatenate([none, values]), pa.float64(), from_pandas=True)
+
+    vectors = np.vstack([fitted.mean[None], fitted.components])
+    return pa.table(
+        [
+            pa.array([MEAN, *range(k)], pa.int32()),
+            column(fitted.variance),
+            column(fitted.explained_variance_ratio),
+            column(fitted.scale),
+            tables.vector_array(vectors, schema.field("vector").type),
+        ],
+        schema=schema,
+    )
+
+
+def read_projection(folder: Folder) -> pca.Projection:
+    """What `components_table` wrote. Raises SchemaError where it is not there."""
+    data = tables.read_shard(folder, FILE)
+    order = np.argsort(data["component"].to_numpy())
+    vectors = tables.matrix(data["vector"])[order]
+    variance, ratio, scale = (data[name].to_numpy()[order][1:] for name in ("variance", "variance_ratio", "scale"))
+    return pca.Projection(vectors[0], vectors[1:], variance, ratio, scale)

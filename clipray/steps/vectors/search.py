@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
 from clipray import tables
@@ -14,10 +16,9 @@ from clipray.errors import SchemaError
 from clipray.inputs.index_reader import OpenIndex, opened_in_worker, ready_index
 from clipray.inputs.vector_column import IDENTITIES, open_vectors
 from clipray.job import Search
-from clipray.steps.base.shard_writer import Part, numbered, write_parts, write_rows
+from clipray.steps.base.shard_writer import write_rows
 from clipray.steps.base.step import RunContext, StepContext
 from clipray.steps.base.table_step import Outcome, VectorStep
-from clipray.steps.vectors.rerank import best_regions
 from clipray.tables.digests import Digest
 
 AT_ONCE = 1_024  # queries
@@ -28,6 +29,7 @@ class SearchStep(VectorStep[Search]):
     """A `Step`; see `VectorStep`: of the queries, each of which gets up to `top` rows. index, regions: records of the indexes."""
 
     table_type: ClassVar[str] = "neighbours"
+    row_for_row: ClassVar[bool] = False
 
     index: tables.Record
     regions: tables.Record | None
@@ -71,35 +73,21 @@ class SearchStep(VectorStep[Search]):
     def make(self, run: RunContext) -> Outcome:
         """Search for what is missing. Raises SchemaError: vectors that are not finite."""
         self.begin()
-        parts = numbered(self.source.row_groups, self.settings.rows_per_file)
-        shards = write_parts(self, parts, _search, self, run, "searching", row_for_row=False)
-        return Outcome(shards, row_for_row=False)
+        return Outcome(write_rows(self, _answers, self, run, "searching", at_once=AT_ONCE))
 
 
-def _search(part: Part, step: SearchStep) -> list[tables.Shard]:
-    """Runs in a worker: searches for the part's queries and writes their answers."""
-    opened = opened_in_worker(step.settings.index, step.output, step.index)
-
-    def answers(ids: pa.Table, x: np.ndarray) -> pa.Table:
-        queries = ids[step.source.ids[-1]].combine_chunks()
-        starts = range(0, len(x), AT_ONCE)
-        return pa.concat_tables(_answered(step, opened, queries[n : n + AT_ONCE], x[n : n + AT_ONCE]) for n in starts)
-
-    return write_rows(step, part, answers)
-
-
-def _answered(step: SearchStep, opened: OpenIndex, queries: pa.Array, x: np.ndarray) -> pa.Table:
-    """The rows of some queries (q,) with vectors (q, d)."""
-    settings = step.settings
+def _answers(step: SearchStep, ids: pa.Table, x: np.ndarray) -> pa.Table:
+    """Runs in a worker: the rows of some queries with vectors (q, d)."""
+    settings, queries = step.settings, ids[step.source.ids[-1]].combine_chunks()
+    opened = opened_in_worker(settings.index, step.output, step.index)
     x = opened.prepared(x)
     if settings.expand:
         x = expanded(opened.index, x, settings.expand, settings.alpha, opened.metric)
     want = max(settings.top, settings.rerank_top if step.regions else 0) + settings.leave_out_self
     scores, numbers = opened.search(x, want)
-    names = opened.ids.column(opened.ids.column_names[-1]).to_numpy(zero_copy_only=False)
     known = numbers >= 0
     if settings.leave_out_self:
-        known &= names[numbers] != np.array(queries.to_pylist(), object)[:, None]
+        known &= opened.others(numbers, queries)
     regions = None
     if step.regions is not None:
         assert settings.rerank is not None
@@ -120,12 +108,57 @@ def _answered(step: SearchStep, opened: OpenIndex, queries: pa.Array, x: np.ndar
     return pa.table([columns[name] for name in step.schema.names], schema=step.schema)
 
 
-def open_step(settings: Search, context: StepContext) -> SearchStep:
-    """Open queries and indexes.
+def best_regions(
+    images: OpenIndex, regions: OpenIndex, queries: np.ndarray, numbers: np.ndarray, known: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Order each query's images anew.
 
-    Raises:
-        JobError, SchemaError, ManifestError: something is not there, or is of another space or width, or has changed.
+    Args:
+        queries: (q, d) float32, as the indexes compare them. numbers: (q, t) int64 of images; known: (q, t) bool.
+
+    Returns:
+        Scores (q, t) float32 by the metric of `regions`, numbers (q, t), -1 behind the last, and the id of each one's
+        best region (q, t). Images without regions come last, in the order that they had.
     """
+    owners, vectors = _by_image(regions), _vectors(regions)
+    names = images.ids["image_id"].to_numpy(zero_copy_only=False)
+    region_ids = regions.ids["region_id"].to_numpy(zero_copy_only=False)
+    nearer = -1.0 if regions.metric == "l2" else 1.0
+    scores = np.full(numbers.shape, -nearer * np.inf, np.float32)
+    best = np.full(numbers.shape, "", object)
+    for q, row in enumerate(numbers):
+        for n in np.flatnonzero(known[q]):
+            members = owners.get(names[row[n]])
+            if members is None:
+                continue
+            similarity = _compared(vectors[members], queries[q], regions.metric)
+            place = int((nearer * similarity).argmax())
+            scores[q, n], best[q, n] = similarity[place], region_ids[members[place]]
+    order = np.argsort(np.where(known, -nearer * scores, np.inf), axis=1, kind="stable")
+    kept = np.take_along_axis(np.where(known, numbers, -1), order, 1)
+    return np.take_along_axis(scores, order, 1), kept, np.take_along_axis(best, order, 1)
+
+
+def _compared(vectors: np.ndarray, query: np.ndarray, metric: str) -> np.ndarray:
+    return np.square(vectors - query).sum(1) if metric == "l2" else vectors @ query
+
+
+@functools.lru_cache(2)
+def _by_image(regions: OpenIndex) -> dict[str, np.ndarray]:
+    """Numbers of the regions of each image."""
+    regions_of = pl.DataFrame({"image_id": pl.Series(regions.ids["image_id"])}).with_row_index("region")
+    by_image = regions_of.partition_by("image_id", as_dict=True)
+    return {image: rows["region"].to_numpy() for (image,), rows in by_image.items()}
+
+
+@functools.lru_cache(2)
+def _vectors(regions: OpenIndex) -> np.ndarray:
+    """All region vectors (n, d) float32, as the index holds them."""
+    return regions.index.reconstruct_n(0, regions.index.ntotal)
+
+
+def open_step(settings: Search, context: StepContext) -> SearchStep:
+    """Open queries and indexes. Raises as `open_vectors` and `ready_index`; SchemaError: `rerank` is of no regions."""
     source = open_vectors(settings.queries, context.output)
     index = ready_index(settings.index, context.output, source)
     regions = ready_index(settings.rerank, context.output, source) if settings.rerank else None

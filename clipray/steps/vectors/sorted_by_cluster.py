@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipray import tables
 from clipray.analysis.normalize import l2_normalize
-from clipray.errors import SchemaError
+from clipray.errors import SchemaError, listed
 from clipray.inputs.key_index import ABSENT, KeyIndex, hash_strings, seed_of
 from clipray.inputs.vector_column import VectorColumn, read_finite
 from clipray.storage.folder import Folder
@@ -56,11 +55,6 @@ class Bucket:
     @property
     def rows(self) -> int:
         return sum(rows for _, _, rows in self.parts)
-
-
-def file_rows(n_features: int) -> int:
-    """Rows of a file."""
-    return max(BATCH_ROWS, FILE_BYTES // (4 * n_features))
 
 
 def read_clusters(name: str, folder: Folder, key: str, bucket_rows: int) -> Clusters:
@@ -118,7 +112,7 @@ def _sorted_row_group(source: VectorColumn, row_group: RowGroup, clusters: Clust
     at = clusters.index.positions(names)
     lost = np.flatnonzero(at == ABSENT)
     if len(lost):
-        named = ", ".join(map(repr, names.take(pa.array(lost[:5])).to_pylist()))
+        named = listed(names.take(pa.array(lost)).to_pylist())
         raise SchemaError(
             f"{source.name}: rows that are not in {clusters.name}, {source.ids[-1]}: {named}; cluster this very table"
         )
@@ -139,21 +133,13 @@ def buckets_of(files: Mapping[str, Sequence[tuple[int, int]]], clusters: Cluster
 
 def batches(folder: Folder, bucket: Bucket, columns: Sequence[str], first: int = 0) -> Iterator[tuple[int, pa.Table]]:
     """Rows of a bucket from `first` on, a few thousand at a time: (number of the first row, rows)."""
-    start = 0
+    at = 0
     for name, group, rows in bucket.parts:
-        if start + rows > first:
-            with open_parquet_on(folder.fs, folder.path(name)) as parquet:
-                at = start
-                for batch in parquet.iter_batches(BATCH_ROWS, [group], columns):
-                    skip = min(max(first - at, 0), batch.num_rows)
-                    if skip < batch.num_rows:
-                        yield at + skip, pa.Table.from_batches([batch.slice(skip)])
-                    at += batch.num_rows
-        start += rows
-
-
-def sorted_names(rows: pa.Table, column: str) -> np.ndarray:
-    """(n,) int64: the place of each row when they are sorted by a column of strings."""
-    places = np.empty(len(rows), np.int64)
-    places[pc.sort_indices(rows[column]).to_numpy()] = np.arange(len(rows))
-    return places
+        if at + rows <= first:
+            at += rows
+            continue
+        with open_parquet_on(folder.fs, folder.path(name)) as parquet:
+            for batch in parquet.iter_batches(BATCH_ROWS, [group], columns):
+                if (skip := max(first - at, 0)) < batch.num_rows:
+                    yield at + skip, pa.Table.from_batches([batch.slice(skip)])
+                at += batch.num_rows

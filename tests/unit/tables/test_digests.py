@@ -53,7 +53,8 @@ def test_several_inputs_are_by_content_when_all_are() -> None:
     stored = combined([new, "0123"]).like(None)
     assert stored.startswith("sha256:")
     assert not combined([files_digest(OTHER), "0123"]).is_that(stored)
-    assert combined([new], [BEFORE]).before == digest_of([BEFORE])
+    assert combined([HASHED]).before == digest_of([BEFORE])
+    assert combined([HASHED]).content == combined([new]).content
 
 
 def test_a_file_that_an_index_holds() -> None:
