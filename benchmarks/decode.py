@@ -20,7 +20,7 @@ from clipray.models.image_encoder import ImageEncoder
 from clipray.models.load import split_transform
 from clipray.models.resolve import resolve
 from clipray.pipelines.decode import DecodedImage, load_image
-from clipray.pipelines.limits import Limits
+from clipray.pipelines.spec import Limits
 
 PHOTOS = Path(__file__).parent.parent.parent / "shared" / "data" / "photos"
 MODELS = (

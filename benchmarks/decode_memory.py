@@ -126,8 +126,7 @@ def measured(data: bytes, max_pixels: int, threads: int) -> dict[str, Any]:
     from clipray.models.resolve import resolve
     from clipray.pipelines.decode import DecodedImage
     from clipray.pipelines.image_loader import ImageLoader
-    from clipray.pipelines.limits import Limits
-    from clipray.pipelines.spec import ImageSpec
+    from clipray.pipelines.spec import ImageSpec, Limits
 
     model, limits = resolve(Model(name="demo")), Limits(max_pixels=max_pixels)
     loader = ImageLoader(ImageSpec(model=model, limits=limits, schema=pa.schema([]), threads=threads))

@@ -40,7 +40,7 @@ def decode_core_s(manifest: Path, photos: int = 500) -> float:
     from clipray.models.load import split_transform
     from clipray.models.resolve import resolve
     from clipray.pipelines.decode import load_image
-    from clipray.pipelines.limits import Limits
+    from clipray.pipelines.spec import Limits
 
     preprocess, _, _ = split_transform(resolve(Model(**MODEL)))
     uris = pq.read_table(manifest)["uri"].to_pylist()[:photos]
@@ -60,8 +60,7 @@ def encode_core_s(seconds: float = 10) -> tuple[float, dict]:
     from clipray.models.image_encoder import ImageEncoder, sample_image
     from clipray.models.resolve import resolve
     from clipray.pipelines.block_encoder import start_encoder
-    from clipray.pipelines.limits import Limits
-    from clipray.pipelines.spec import ImageSpec
+    from clipray.pipelines.spec import ImageSpec, Limits
 
     spec = ImageSpec(model=resolve(Model(**MODEL)), limits=Limits(), schema=pa.schema([]), threads=CORES)
     networks, encoder = start_encoder(ImageEncoder, spec)

@@ -25,7 +25,7 @@ import yaml
 
 import clipray
 from clipray.engine import stream
-from clipray.pipelines.messages import Report
+from clipray.pipelines.spec import Report
 
 
 class Waiting:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,6 @@ from clipray.inputs.key_index import ABSENT, KeyIndex
 from clipray.inputs.manifest import read_rows
 from clipray.inputs.vector_lookup import Gatherer, Lookup
 from clipray.job.row_spec import IMAGES, RowSpec
-from clipray.pipelines.messages import fatal
 from clipray.storage.parquet import RowGroup
 
 if TYPE_CHECKING:
@@ -57,6 +58,19 @@ class ReadPlan:
     schema: pa.Schema | None = None
     lookup: Lookup | None = None
     by: str = ""
+
+
+@contextlib.contextmanager
+def fatal(report: Reporter) -> Iterator[None]:
+    """An error that is no row's fault ends the run: Ray Data would only drop the block and go on."""
+    try:
+        yield
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = " ".join(str(error).split())[:600]
+        where = f"{os.path.basename(place.filename)}:{place.lineno}"
+        report({"fatal": f"{type(error).__name__}: {reason} ({where})"})
+        raise
 
 
 class Reader:

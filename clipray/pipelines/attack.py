@@ -14,8 +14,7 @@ from clipray.models.preprocess import Preprocess
 from clipray.pipelines.block_encoder import BlockEncoder, Row
 from clipray.pipelines.decode import DecodedImage
 from clipray.pipelines.image_loader import ImageLoader
-from clipray.pipelines.messages import Report
-from clipray.pipelines.spec import AttackSpec
+from clipray.pipelines.spec import AttackSpec, Report
 from clipray.pipelines.typography import place_of, write_word, wrong_label
 from clipray.tables.reasons import Rejected
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import socket
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -17,9 +19,8 @@ import pyarrow as pa
 import torch
 
 from clipray.models.precision import Facts
-from clipray.pipelines.messages import Report, worker_facts
 from clipray.pipelines.region_boxes import ImageRegions, region_columns, region_vector_field
-from clipray.pipelines.spec import EncoderSpec
+from clipray.pipelines.spec import EncoderSpec, Report
 from clipray.tables import fits
 from clipray.tables.reasons import Rejected
 
@@ -57,7 +58,8 @@ class BlockEncoder(ABC, Generic[SpecT, EncoderT, Item]):
         self.spec, self.report = spec, report
         self._networks, self.encoder = start_encoder(encoder, spec)
         self._turn = threading.Lock()  # blocks end one after another, not all at the same late moment
-        report(worker_facts(self.encoder.facts, spec.threads))
+        place = {"pid": os.getpid(), "host": socket.gethostname()}
+        report({"worker": {**self.encoder.facts, **place, "threads": spec.threads}})
 
     @abstractmethod
     def load(self, block: pa.Table) -> Iterator[Item | Rejected]:

@@ -19,8 +19,8 @@ from clipray.models.preprocess import RGB_BYTES, Preprocess
 from clipray.pipelines.decode_memory import DecodeMemory, decode_budget, decode_bytes
 from clipray.pipelines.deep_grey import UnclearGrey, grey_type, is_deep_grey
 from clipray.pipelines.image_fetch import Fetcher
-from clipray.pipelines.limits import Limits
 from clipray.pipelines.png_metadata import without_large_metadata
+from clipray.pipelines.spec import Limits
 from clipray.pipelines.to_rgb import to_rgb
 from clipray.tables.reasons import Rejected
 

@@ -15,9 +15,8 @@ from clipray.models.image_encoder import ImageEncoder
 from clipray.pipelines.block_encoder import BlockEncoder, Row
 from clipray.pipelines.decode import DecodedImage
 from clipray.pipelines.image_loader import ImageLoader, unpacked
-from clipray.pipelines.messages import Report
 from clipray.pipelines.region_boxes import Boxes, ImageRegions, RawBoxes, box_regions, grid_regions, joined, sort_boxes
-from clipray.pipelines.spec import ImageSpec
+from clipray.pipelines.spec import ImageSpec, Report
 from clipray.tables.reasons import Rejected
 
 BATCHES_OF_SIZES = 4  # that are gathered before images are grouped by size

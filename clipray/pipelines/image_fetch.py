@@ -17,8 +17,8 @@ import fsspec
 from fsspec.asyn import sync
 
 from clipray.errors import ClipRayError
-from clipray.pipelines.limits import Limits
 from clipray.pipelines.retries import Failure, Retries
+from clipray.pipelines.spec import Limits
 from clipray.storage.folder import filesystem
 from clipray.storage.uris import LOCAL, is_chain, parse
 from clipray.tables.reasons import Reason, Rejected, http_reason

@@ -23,8 +23,7 @@ from clipray.pipelines.block_encoder import rejection_columns
 from clipray.pipelines.decode import DecodedImage, load_image, prepare_pillow
 from clipray.pipelines.decode_memory import ByteBudget, DecodeMemory, decode_budget
 from clipray.pipelines.image_fetch import Fetcher, NoRoom
-from clipray.pipelines.messages import Report
-from clipray.pipelines.spec import ImageSpec
+from clipray.pipelines.spec import ImageSpec, Report
 from clipray.storage.uris import is_local
 from clipray.tables.reasons import Rejected
 

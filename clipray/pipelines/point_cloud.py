@@ -22,8 +22,7 @@ from clipray.pipelines.block_encoder import BlockEncoder, Row
 from clipray.pipelines.cloud_reader import read_cloud
 from clipray.pipelines.image_fetch import Fetcher
 from clipray.pipelines.image_loader import in_order, sources
-from clipray.pipelines.messages import Report
-from clipray.pipelines.spec import CloudSpec
+from clipray.pipelines.spec import CloudSpec, Report
 from clipray.tables.reasons import Rejected
 
 VIEWS = 6

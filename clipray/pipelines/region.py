@@ -20,10 +20,9 @@ from clipray.models.preprocess import RGB_BYTES, Preprocess
 from clipray.pipelines.block_encoder import BlockEncoder, Row
 from clipray.pipelines.decode import DecodedImage
 from clipray.pipelines.image_loader import ImageLoader
-from clipray.pipelines.messages import Report
 from clipray.pipelines.region_boxes import Boxes, RawBoxes, box_regions, reject_boxes, sort_boxes
 from clipray.pipelines.region_prompts import views, whole_px
-from clipray.pipelines.spec import RegionSpec
+from clipray.pipelines.spec import RegionSpec, Report
 from clipray.tables.reasons import Rejected
 
 COPIES = {"crop": 1, "blur": 2, "circle": 1}  # of the whole image that a prompt makes at most

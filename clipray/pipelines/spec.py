@@ -5,18 +5,35 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from clipray.analysis.prompts import PromptStyle
 from clipray.job import EmbedRegions, Feature, Lettering, RenderDepth
+from clipray.models.preprocess import MAX_PIXELS
 from clipray.models.resolve import ResolvedModel
-from clipray.pipelines.limits import Limits
-from clipray.pipelines.messages import Report
 
 BlockFunction = Callable[[pa.Table], pa.Table]
+Report = Callable[[dict[str, Any]], None]
+"""Takes `{stage, rows, seconds}`, `{worker: facts}` or `{fatal: text}`; never waits."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one image may cost.
+
+    Attributes:
+        fetch_timeout_s: how long one request may take, its answer included.
+        patience: a row may take `patience * fetch_timeout_s`, including repeated requests and the waits between them.
+    """
+
+    max_bytes: int = 64 * 2**20
+    max_pixels: int = MAX_PIXELS
+    fetch_timeout_s: float = 30.0
+    schemes: tuple[str, ...] = ("file",)
+    patience: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,7 @@ import torch
 
 from clipray.models.text_encoder import TextEncoder, Tokens
 from clipray.pipelines.block_encoder import BlockEncoder, Row, encode_or_reject
-from clipray.pipelines.messages import Report
-from clipray.pipelines.spec import EncoderSpec, TextSpec
+from clipray.pipelines.spec import EncoderSpec, Report, TextSpec
 from clipray.tables.reasons import Rejected
 
 SpecT = TypeVar("SpecT", bound=EncoderSpec)

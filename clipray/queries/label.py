@@ -82,13 +82,13 @@ def _image_paths(place: str) -> list[str]:
 
 def _label(paths: Sequence[str], style: PromptStyle, model: Model, top: int) -> Iterator[Look]:
     from clipray.analysis.zero_shot import ZeroShot
-    from clipray.models.class_vectors import class_vectors_of
     from clipray.models.image_encoder import ImageEncoder
     from clipray.models.load import split_transform
     from clipray.models.resolve import resolve
     from clipray.models.text_encoder import TextEncoder
+    from clipray.pipelines.class_texts import class_vectors_of
     from clipray.pipelines.decode import DecodedImage, load_image, prepare_pillow
-    from clipray.pipelines.limits import Limits
+    from clipray.pipelines.spec import Limits
 
     resolved = resolve(model)
     precision = "fp32" if model.precision == "auto" else model.precision

@@ -133,7 +133,7 @@ def _encoded_image(model: ResolvedModel, path: str) -> np.ndarray:
     from clipray.models.image_encoder import ImageEncoder
     from clipray.models.load import split_transform
     from clipray.pipelines.decode import DecodedImage, load_image, prepare_pillow
-    from clipray.pipelines.limits import Limits
+    from clipray.pipelines.spec import Limits
 
     prepare_pillow()
     limits = Limits(schemes=SCHEMES)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from clipray.job import SCHEMES
 from clipray.pipelines.decode import decode
 from clipray.pipelines.image_fetch import fetch
-from clipray.pipelines.limits import Limits
+from clipray.pipelines.spec import Limits
 from clipray.queries.search import Answer, Hit
 from clipray.tables.reasons import Rejected
 

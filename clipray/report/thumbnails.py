@@ -17,7 +17,7 @@ from clipray.inputs.parquet_files import read_footer
 from clipray.job import SCHEMES
 from clipray.pipelines.decode import decode
 from clipray.pipelines.image_fetch import fetch
-from clipray.pipelines.limits import Limits
+from clipray.pipelines.spec import Limits
 from clipray.storage.uris import is_local, parse
 from clipray.tables.reasons import Rejected
 

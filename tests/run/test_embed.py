@@ -113,8 +113,7 @@ def test_decoding_tasks_are_not_fused_into_the_encoder(tiny_model: str, finished
     from clipray.inputs.row_index import scan
     from clipray.job import EmbedImages, Feature, Model
     from clipray.models.resolve import resolve
-    from clipray.pipelines.limits import Limits
-    from clipray.pipelines.spec import ImageSpec
+    from clipray.pipelines.spec import ImageSpec, Limits
 
     manifest = open_manifest(str(finished / "m.parquet"))
     counted = scan(manifest)

@@ -24,8 +24,7 @@ from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS
 from clipray.job import Attack, Feature, Style
 from clipray.job.load import fingerprint
 from clipray.job.row_spec import ATTACKS
-from clipray.pipelines.limits import Limits
-from clipray.pipelines.spec import AttackSpec
+from clipray.pipelines.spec import AttackSpec, Limits
 from clipray.steps.base.encode_step import EncodeStep
 from clipray.steps.base.step import RunContext, StepContext
 from clipray.steps.labels.label_classes import ClassVectors, PromptSet, read_classes, write_classes

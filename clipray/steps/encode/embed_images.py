@@ -14,8 +14,7 @@ from clipray.inputs.committed_rows import RegionFolders
 from clipray.inputs.manifest import has_boxes, open_manifest
 from clipray.job import EmbedImages, Feature
 from clipray.models.resolve import ResolvedModel
-from clipray.pipelines.limits import Limits
-from clipray.pipelines.spec import ImageSpec
+from clipray.pipelines.spec import ImageSpec, Limits
 from clipray.steps.base.encode_step import EncodeStep
 from clipray.steps.base.step import StepContext
 

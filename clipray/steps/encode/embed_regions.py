@@ -19,8 +19,7 @@ from clipray.inputs.manifest import Manifest, has_boxes, is_texts, open_manifest
 from clipray.job import OF_BOXES, VECTOR, EmbedRegions, RenderDepth
 from clipray.job.row_spec import REGION_IMAGES
 from clipray.models.resolve import ResolvedModel
-from clipray.pipelines.limits import Limits
-from clipray.pipelines.spec import RegionSpec
+from clipray.pipelines.spec import Limits, RegionSpec
 from clipray.steps.base.encode_step import EncodeStep
 from clipray.steps.base.step import StepContext
 

@@ -12,8 +12,7 @@ from typing import Any
 from clipray.inputs.manifest import open_manifest
 from clipray.job import RenderDepth
 from clipray.job.row_spec import CLOUDS
-from clipray.pipelines.limits import Limits
-from clipray.pipelines.spec import CloudSpec
+from clipray.pipelines.spec import CloudSpec, Limits
 from clipray.steps.base.step import StepContext
 from clipray.steps.encode.embed_regions import PromptedStep, check_model
 

@@ -11,10 +11,10 @@ from clipray.analysis.prompts import PromptStyle, split
 from clipray.analysis.zero_shot import ZeroShot, class_vectors
 from clipray.demo.prompts import class_labels
 from clipray.job import Model
-from clipray.models.class_vectors import class_vectors_of
 from clipray.models.load import load
 from clipray.models.resolve import resolve
 from clipray.models.text_encoder import TextEncoder
+from clipray.pipelines.class_texts import class_vectors_of
 
 WIDTH, SCALE = 128, 100.0
 

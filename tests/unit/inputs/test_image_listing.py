@@ -20,7 +20,7 @@ from clipray.inputs.make_manifest import make_manifest
 from clipray.inputs.manifest import open_manifest, read_rows
 from clipray.inputs.parquet_files import expand_parquet
 from clipray.pipelines.decode import DecodedImage, load_image
-from clipray.pipelines.limits import Limits
+from clipray.pipelines.spec import Limits
 from clipray.tables.reasons import Rejected
 
 

@@ -24,7 +24,7 @@ from clipray.inputs.make_manifest import make_manifest
 from clipray.inputs.manifest import Manifest, open_manifest, read_rows, resolve
 from clipray.inputs.row_index import RowIndex, row_groups_with, row_keys, scan
 from clipray.pipelines.decode import DecodedImage, load_image
-from clipray.pipelines.limits import Limits
+from clipray.pipelines.spec import Limits
 
 NAMES = ["hens/b.jpg", "hens/a.JPEG", "ducks/deep/d.png", "c.webp"]
 

@@ -29,7 +29,7 @@ from clipray.models.image_encoder import ImageEncoder, sample_image
 from clipray.models.load import keeping_aspect, load, split_transform
 from clipray.models.resolve import PREPROCESS, ResolvedModel, _builtin_config, resolve
 from clipray.pipelines.decode import decode
-from clipray.pipelines.limits import Limits
+from clipray.pipelines.spec import Limits
 from clipray.tables.reasons import Rejected
 
 PHOTOS = Path(__file__).parents[3].parent / "shared" / "data" / "photos"

@@ -21,8 +21,16 @@ from clipray.models.resolve import ResolvedModel, resolve
 from clipray.models.text_encoder import Tokens
 from clipray.pipelines.block_encoder import BlockEncoder, encode_or_reject, start_encoder
 from clipray.pipelines.image_loader import BlockDecoder
-from clipray.pipelines.limits import Limits
-from clipray.pipelines.spec import AttackSpec, CaptionSpec, CloudSpec, EncoderSpec, ImageSpec, RegionSpec, TextSpec
+from clipray.pipelines.spec import (
+    AttackSpec,
+    CaptionSpec,
+    CloudSpec,
+    EncoderSpec,
+    ImageSpec,
+    Limits,
+    RegionSpec,
+    TextSpec,
+)
 from clipray.tables.reasons import Rejected
 
 WIDTH = 128  # of the demo's vectors

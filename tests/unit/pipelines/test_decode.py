@@ -21,7 +21,7 @@ from PIL import Image, features
 
 from clipray.errors import SchemaError
 from clipray.pipelines.decode import DecodedImage, decode, load_image, prepare_pillow
-from clipray.pipelines.limits import Limits
+from clipray.pipelines.spec import Limits
 from clipray.tables import check, rejects_schema, table_schema
 from clipray.tables.reasons import Reason, Rejected, Stage, http_reason
 

@@ -20,8 +20,7 @@ from clipray.pipelines import decode as module
 from clipray.pipelines.decode import DecodedImage, load_image, prepare_pillow
 from clipray.pipelines.decode_memory import LEAST_BYTES, DecodeMemory, decode_budget, decode_bytes, several_scans
 from clipray.pipelines.image_loader import ImageLoader
-from clipray.pipelines.limits import Limits
-from clipray.pipelines.spec import ImageSpec
+from clipray.pipelines.spec import ImageSpec, Limits
 from clipray.tables.reasons import Rejected
 
 SIDE = 100

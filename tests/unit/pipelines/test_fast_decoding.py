@@ -16,7 +16,7 @@ from clipray.models.load import keeping_aspect, split_transform
 from clipray.models.preprocess import Preprocess
 from clipray.models.resolve import resolve
 from clipray.pipelines.decode import DecodedImage, load_image
-from clipray.pipelines.limits import Limits
+from clipray.pipelines.spec import Limits
 from clipray.steps.encode.embed_images import EmbedStep
 
 MODEL = resolve(Model(name="demo"))  # 64 px

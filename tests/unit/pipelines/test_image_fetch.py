@@ -14,8 +14,8 @@ import pytest
 from support import Answer, Website
 
 from clipray.pipelines.image_fetch import Fetcher, fetch
-from clipray.pipelines.limits import Limits
 from clipray.pipelines.retries import ATTEMPTS, LONGEST_WAIT_S, SILENT_S, Failure, Retries, Servers
+from clipray.pipelines.spec import Limits
 from clipray.tables.reasons import Rejected, http_reason, is_passing
 
 LIMITS = Limits(schemes=("http", "https", "memory", "s3"), fetch_timeout_s=5.0, max_bytes=100_000)

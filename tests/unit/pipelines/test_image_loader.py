@@ -21,8 +21,7 @@ from clipray.pipelines.decode import DecodedImage
 from clipray.pipelines.decode_memory import ByteBudget
 from clipray.pipelines.image_fetch import Fetcher, NoRoom
 from clipray.pipelines.image_loader import ImageLoader
-from clipray.pipelines.limits import Limits
-from clipray.pipelines.spec import ImageSpec
+from clipray.pipelines.spec import ImageSpec, Limits
 from clipray.tables.reasons import Rejected
 
 LIMITS = Limits(schemes=("file", "http", "memory"), max_bytes=600_000)

@@ -13,8 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from clipray.pipelines.decode import decode
-from clipray.pipelines.limits import Limits
 from clipray.pipelines.png_metadata import LARGEST_BYTES, without_large_metadata
+from clipray.pipelines.spec import Limits
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (9, 13, 3), dtype=np.uint8)
 ROTATED = (

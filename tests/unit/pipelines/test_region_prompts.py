@@ -21,9 +21,8 @@ from clipray.inputs.vector_column import open_vectors
 from clipray.job import Column, EmbedRegions, Model
 from clipray.models.foveal import FovealTower
 from clipray.models.resolve import resolve
-from clipray.pipelines.limits import Limits
 from clipray.pipelines.region import RegionBlockEncoder
-from clipray.pipelines.spec import RegionSpec
+from clipray.pipelines.spec import Limits, RegionSpec
 from clipray.steps.labels.caption_draw import Draw, draw_of_file
 from clipray.storage.folder import Folder
 

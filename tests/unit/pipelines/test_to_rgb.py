@@ -13,7 +13,7 @@ from PIL import Image
 from clipray.pipelines import to_rgb as module
 from clipray.pipelines.decode import decode
 from clipray.pipelines.deep_grey import GreyType, white_of
-from clipray.pipelines.limits import Limits
+from clipray.pipelines.spec import Limits
 from clipray.pipelines.to_rgb import to_rgb
 from clipray.tables.reasons import Rejected
 

@@ -15,7 +15,7 @@ from clipray.inputs.make_manifest import make_manifest
 from clipray.inputs.manifest import open_manifest, read_rows, resolve
 from clipray.inputs.parquet_files import expand_parquet
 from clipray.pipelines.decode import DecodedImage, load_image
-from clipray.pipelines.limits import Limits
+from clipray.pipelines.spec import Limits
 from clipray.report.thumbnails import ImageSource, Thumbnails
 from clipray.storage.folder import Folder, absolute, filesystem
 from clipray.storage.uris import is_chain, is_local, is_relative, parse
