@@ -24,7 +24,7 @@ from clipray.models.foveal_encoder import FovealEncoder
 from clipray.models.image_encoder import ImageEncoder
 from clipray.models.load import load, split_transform
 from clipray.models.resolve import resolve
-from clipray.pipelines.region_prompts import views
+from clipray.pipelines.region import views
 
 SIDE_PX = 192
 MODEL = resolve(Model(name="demo"))

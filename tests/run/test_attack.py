@@ -21,7 +21,7 @@ from clipray.demo.world import DemoWorld, write_world
 from clipray.errors import ClipRayError, ManifestError
 from clipray.job import Lettering, Model
 from clipray.models.resolve import resolve
-from clipray.pipelines.typography import place_of, write_word, wrong_label
+from clipray.pipelines.attack import place_of, write_word, wrong_label
 
 LABELS = list(class_labels())
 LARGE = {"size": 0.25}

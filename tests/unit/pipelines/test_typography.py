@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from clipray.job import Lettering
-from clipray.pipelines.typography import PLACES, place_of, write_word, wrong_label
+from clipray.pipelines.attack import PLACES, place_of, write_word, wrong_label
 
 GREY, WHITE, BLACK = (128, 128, 128), (255, 255, 255), (0, 0, 0)
 
