@@ -20,7 +20,6 @@ from clipray.analysis.referring import others, refer
 from clipray.demo.prompts import class_labels, class_prompt
 from clipray.demo.scenes import draw, sample_scene
 from clipray.job import EmbedRegions, Foveal, Model
-from clipray.models.foveal_encoder import FovealEncoder
 from clipray.models.image_encoder import ImageEncoder
 from clipray.models.load import load, split_transform
 from clipray.models.resolve import resolve
@@ -64,7 +63,7 @@ def vectors(how: EmbedRegions, given: World) -> np.ndarray:
     pixels = np.stack([to_pixels(image) for image in given.images])
     foveal = how.foveal if how.prompt == "foveal" else Foveal(alpha=0)
     on_input = [boxes * (64 / SIDE_PX) for boxes in given.boxes]
-    found = FovealEncoder(MODEL, foveal, precision="fp32", batch_size=64).encode(pixels, on_input).boxes
+    found = ImageEncoder(MODEL, foveal=foveal, precision="fp32", batch_size=64).encode(pixels, on_input).boxes
     assert found is not None
     return found
 

@@ -24,7 +24,6 @@ import torch
 
 from clipray.job import Foveal, Model
 from clipray.models.foveal import chosen_blocks
-from clipray.models.foveal_encoder import FovealEncoder
 from clipray.models.image_encoder import ImageEncoder
 from clipray.models.resolve import resolve
 
@@ -76,7 +75,7 @@ def main() -> None:
     model = resolve(Model(name=given.model, pretrained="random", seed=0))
     how = {"device": given.device, "batch_size": given.batch}
     plain = ImageEncoder(model, **how)
-    foveal = {blocks: FovealEncoder(model, Foveal(blocks=blocks), **how) for blocks in DEPTHS}
+    foveal = {blocks: ImageEncoder(model, foveal=Foveal(blocks=blocks), **how) for blocks in DEPTHS}
     depth, rng, side = (
         len(foveal[1].network.foveal._visual.transformer.resblocks),
         np.random.default_rng(0),

@@ -13,7 +13,7 @@ With masks in the last two blocks a region costs two rows; each block more costs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,55 +23,56 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from clipray.analysis.normalize import l2_normalize_tensor
 from clipray.errors import ModelError
-from clipray.job import Foveal
-from clipray.models.bumps import bumps, falip_bumps
+from clipray.job import VECTOR, Foveal
+from clipray.models.features import Features
+from clipray.models.layers import visual_of
 from clipray.models.packed import PackedAttention, attend
 
 FALIP_DEPTH = 12  # blocks of the ViT in which FALIP's are chosen
+MIN_SIGMA = 0.5  # in patches: a narrower bump falls between their centres
+FALIP_EPSILON = 1e-6  # of its min-max normalisation, so that patches of equal height are 1
+MIDDLE = (0.25, 0.25, 0.75, 0.75)  # the region on which an encoder checks its precision, as a share of the image
 LEAST_AT_ONCE = 16  # regions that go through the later blocks together, in a batch of fewer images
 Seen = Callable[[int, Tensor], None]
 
 
 def refusal(tower: torch.nn.Module) -> str | None:
     """Why an image tower's attention cannot be turned to a region; None where it can."""
-    for module in tower.modules():
-        if isinstance(module, ModifiedResNet):
-            return "it is a ResNet: there is no class token whose attention could be steered"
-        if isinstance(module, TimmModel):
-            return f"it is timm's {type(module.trunk).__name__}: only open_clip's own vision transformers are steered"
-        if isinstance(module, VisionTransformer):
-            return _refused_transformer(module)
-    return "it is none of open_clip's own vision transformers"
-
-
-def _refused_transformer(visual: Any) -> str | None:
+    visual: Any = visual_of(tower)[1]
+    if isinstance(visual, ModifiedResNet):
+        return "it is a ResNet: there is no class token whose attention could be steered"
+    if isinstance(visual, TimmModel):
+        return f"it is timm's {type(visual.trunk).__name__}: only open_clip's own vision transformers are steered"
+    if not isinstance(visual, VisionTransformer):
+        return "it is none of open_clip's own vision transformers"
     if visual.attn_pool is not None:
         return "it pools its patches by attention: its vector is not that of the class token"
     if visual.pool_type != "tok":
         return f"it pools its patches ({visual.pool_type!r}): its vector is not that of the class token"
-    kinds = {type(block) for block in visual.transformer.resblocks} - {ResidualAttentionBlock}
-    return f"its blocks are of another make ({kinds.pop().__name__})" if kinds else None
+    others = {
+        type(block).__name__ for block in visual.transformer.resblocks if type(block) is not ResidualAttentionBlock
+    }
+    return f"its blocks are of another make ({others.pop()})" if others else None
 
 
 def check(tower: torch.nn.Module, foveal: Foveal) -> None:
     """Raises ModelError: a tower that cannot be steered, or blocks or heads that it does not have."""
     if reason := refusal(tower):
         raise ModelError(f"prompt: foveal: {reason}; take a ViT with a class token, or `prompt: crop`")
-    blocks = _visual(tower).transformer.resblocks
+    blocks = visual_of(tower)[1].transformer.resblocks
     if foveal.mask == "falip" and "blocks" not in foveal.model_fields_set and len(blocks) != FALIP_DEPTH:
         raise ModelError(
             f"foveal: mask: falip: its blocks are 8 to 11 of {FALIP_DEPTH}, this ViT has {len(blocks)}; "
             f"set `blocks`, such as `blocks: {max(1, len(blocks) // 3)}`, its last third"
         )
     asked = foveal.blocks if isinstance(foveal.blocks, list) else [foveal.blocks - 1] if foveal.blocks != "all" else []
-    for name, there, wanted in (
-        ("blocks", len(blocks), asked),
-        ("heads", blocks[0].attn.num_heads, foveal.heads if isinstance(foveal.heads, list) else []),
-    ):
-        if wanted and max(wanted) >= there:
-            numbers = foveal.blocks if name == "blocks" else foveal.heads
-            raise ModelError(f"foveal: {name}: this ViT has {there} {name}, numbered from 0; found {numbers}")
+    heads = foveal.heads if isinstance(foveal.heads, list) else []
+    for name, count, wanted in (("blocks", len(blocks), asked), ("heads", blocks[0].attn.num_heads, heads)):
+        if wanted and max(wanted) >= count:
+            numbers = getattr(foveal, name)
+            raise ModelError(f"foveal: {name}: this ViT has {count} {name}, numbered from 0; found {numbers}")
 
 
 def chosen_blocks(blocks: str | int | Sequence[int], depth: int) -> list[int]:
@@ -95,7 +96,7 @@ class FovealTower(torch.nn.Module):
         super().__init__()
         check(tower, foveal)
         self.tower, self.foveal = tower, foveal
-        self._visual: Any = _visual(tower)
+        self._visual: Any = visual_of(tower)[1]
         self.blocks = chosen_blocks(foveal.blocks, len(self._visual.transformer.resblocks))
 
     def forward(self, batch: Tensor, boxes: Tensor, owner: Tensor) -> Tensor:
@@ -155,6 +156,26 @@ class FovealTower(torch.nn.Module):
                 x = _block(blocks[number], x, mask, watch)
                 token = x[:, :1]
         return token[:, 0]
+
+
+class FovealNetwork(torch.nn.Module):
+    """A `FovealTower` as an encoder's network: normalised vectors of boxes, or, without any, of the image's middle."""
+
+    def __init__(self, tower: torch.nn.Module, foveal: Foveal, normalize: bool) -> None:
+        super().__init__()
+        self.foveal, self._normalize = FovealTower(tower, foveal), normalize
+
+    def forward(self, batch: Tensor, boxes: Tensor | None = None, owner: Tensor | None = None) -> Features[Tensor]:
+        """As `FeatureNetwork.forward`; the vectors are float32."""
+        if boxes is not None and owner is not None:
+            return Features({}, boxes=self._finished(self.foveal(batch, boxes, owner)))
+        sides = torch.tensor([*batch.shape[:1:-1]] * 2, device=batch.device)  # width, height, width, height
+        middle = torch.tensor(MIDDLE, device=batch.device) * sides
+        vectors = self.foveal(batch, middle.expand(len(batch), 4), torch.arange(len(batch), device=batch.device))
+        return Features({VECTOR: self._finished(vectors)})
+
+    def _finished(self, vectors: Tensor) -> Tensor:
+        return l2_normalize_tensor(vectors.float()) if self._normalize else vectors.float()
 
 
 class _Shared:
@@ -242,9 +263,48 @@ def attention_maps(tower: FovealTower, batch: Tensor, boxes: Tensor, owner: Tens
     return {block: torch.cat(parts)[:, :, 1:].unflatten(2, grid) for block, parts in attention.items()}
 
 
-def _visual(tower: torch.nn.Module) -> Any:
-    return next(_transformers(tower))
+def bumps(boxes: Tensor, height: int, width: int, sigma: float) -> Tensor:
+    """Gaussian bumps over regions, min-max normalised: 1 at the patch nearest to the centre, 0 at the farthest.
+
+    Args:
+        boxes: (K, 4) x1, y1, x2, y2 in patches. height, width: of the grid of patches.
+        sigma: standard deviation, as a share of half the box's sides; at least half a patch.
+
+    Returns:
+        (K, height, width) float32 in 0 … 1.
+    """
+    boxes = boxes.float()
+    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2  # (K, 2) x, y
+    deviation = (sigma * half).clamp(min=MIN_SIGMA)
+    along = [
+        torch.exp(-0.5 * ((torch.arange(n, device=boxes.device) + 0.5 - centre[:, axis, None]) / deviation[:, axis, None]) ** 2)
+        for axis, n in ((0, width), (1, height))
+    ]  # fmt: skip
+    bump = along[1][:, :, None] * along[0][:, None, :]  # (K, height, width)
+    low, high = bump.amin((1, 2), keepdim=True), bump.amax((1, 2), keepdim=True)
+    return (bump - low) / (high - low).clamp(min=1e-12)
 
 
-def _transformers(tower: torch.nn.Module) -> Iterator[VisionTransformer]:
-    return (module for module in tower.modules() if isinstance(module, VisionTransformer))
+def falip_bumps(boxes: Tensor, height: int, width: int, sigma: float) -> Tensor:
+    """Gaussian bumps within regions, as the public code of FALIP has them: 1 in the middle, nearly 0 at the corners.
+
+    A region's patches are those from `ceil(x1) - 1` to `ceil(x2) - 1`: a box that begins at the edge of a patch has the
+    patch before it, too. The bump stands over the middle of these patches, is min-max normalised over them, and 0 outside.
+
+    Args:
+        boxes: (K, 4) x1, y1, x2, y2 in patches. height, width: of the grid of patches.
+        sigma: standard deviation, in patches.
+
+    Returns:
+        (K, height, width) float32 in 0 … 1.
+    """
+    patches = torch.minimum(boxes.double().ceil().clamp(min=1), boxes.new_tensor([width, height] * 2)) - 1
+    first, last = patches[:, :2, None], patches[:, 2:, None]  # (K, 2, 1) x, y
+    x, y = (torch.arange(n, device=boxes.device) for n in (width, height))
+    in_x, in_y = ((at >= first[:, axis]) & (at <= last[:, axis]) for axis, at in enumerate((x, y)))
+    from_x, from_y = (at - (first[:, axis] + last[:, axis]) / 2 for axis, at in enumerate((x, y)))
+    inside = in_y[:, :, None] & in_x[:, None, :]  # (K, height, width)
+    bump = torch.exp(-0.5 * (from_y[:, :, None] ** 2 + from_x[:, None, :] ** 2) / sigma**2)
+    low = bump.where(inside, torch.inf).amin((1, 2), keepdim=True)
+    high = bump.where(inside, -torch.inf).amax((1, 2), keepdim=True)
+    return ((bump - low + FALIP_EPSILON) / (high - low + FALIP_EPSILON)).where(inside, 0.0).float()

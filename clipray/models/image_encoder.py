@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Unpack, cast
 
 import numpy as np
 import open_clip
 import torch
 
-from clipray.job import Feature
+from clipray.job import VECTOR, Feature, Foveal
+from clipray.models.encoder import DTYPES, Encoder, EncoderOptions, Precision
 from clipray.models.features import FeatureNetwork, Features, joined
-from clipray.models.load import load, split_transform
-from clipray.models.precision import DTYPES, Batched, prove
+from clipray.models.foveal import FovealNetwork
+from clipray.models.load import load
 from clipray.models.resolve import ResolvedModel
+
+ImageNetwork = FeatureNetwork | FovealNetwork
 
 
 def image_tower(network: Any) -> torch.nn.Module:
@@ -34,6 +37,12 @@ class _EncodeImage(torch.nn.Module):
         return self.network.encode_image(image, normalize=False)
 
 
+def mean_and_std(model: ResolvedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """What normalises pixels in 0 … 1 as the model's own transform does, (channels or 1, 1, 1) float32 each."""
+    mean, std = (torch.tensor(model.preprocess[key], dtype=torch.float32).view(-1, 1, 1) for key in ("mean", "std"))
+    return mean, std
+
+
 def sample_image(height: int, width: int) -> np.ndarray:
     """The image on which an encoder checks its precision: gradients, a disc and a checkerboard; (height, width, 3) uint8."""
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
@@ -43,51 +52,31 @@ def sample_image(height: int, width: int) -> np.ndarray:
     return (np.stack(channels, axis=-1) * 255).round().astype(np.uint8)
 
 
-class ImageEncoder(Batched):
-    """An open_clip image tower whose precision has been checked.
+class ImageEncoder(Encoder[ImageNetwork]):
+    """An open_clip image tower as an `Encoder`, whose arguments and attributes it has.
 
     Args:
-        model: what to load.
-        precision: `auto` takes the hardware's native one and falls back to fp32 if its check fails.
-        device: `cpu` or `cuda`.
-        batch_size: `auto` tries a few and keeps the fastest.
         features: the vectors to compute, by name; by default the CLIP vector, `clip`.
-        normalize: L2-normalise the vectors.
+        foveal: how attention is turned to boxes. Then images come with boxes, and it gives a vector for each of them.
 
     Attributes:
         image_size: (height, width) in px of its input.
-        facts: device, precision, cosine of the check and batch size, for the table's record.
-
-    Raises:
-        ModelError: the weights do not load, or the asked precision fails its check.
     """
+
+    sample = "test image"
+    gpu_sizes = (32, 64, 128, 256, 512)
 
     def __init__(
         self,
         model: ResolvedModel,
         *,
         features: Mapping[str, Feature] | None = None,
-        precision: str = "auto",
-        device: str = "cpu",
-        batch_size: int | Literal["auto"] = "auto",
-        normalize: bool = True,
+        foveal: Foveal | None = None,
+        **options: Unpack[EncoderOptions],
     ) -> None:
-        self.device = device
-        self.model, self._features, self._normalize = model, features or {"clip": Feature()}, normalize
-        mean, std = split_transform(model)[1:]
-        self._mean, self._std = mean.to(device), std.to(device)
-        self.image_size = model.image_size
-        with torch.inference_mode():
-            self.network, self.precision, cosine = prove(
-                self._load, self._sample_vectors, precision, device, "test image"
-            )
-        self.facts = {"device": device, "precision": self.precision, "self_check_cosine": round(cosine, 6)}
-        if batch_size == "auto":
-            sizes = (16, 32, 64, 128, 256) if device == "cpu" else (32, 64, 128, 256, 512)
-            sample = sample_image(*self.image_size)[None]
-            self._find_batch_size(sizes, lambda size: self.encode(np.repeat(sample, size, axis=0)))
-        else:
-            self._take(batch_size)
+        self._features, self._foveal, self.image_size = features or {VECTOR: Feature()}, foveal, model.image_size
+        self._mean, self._std = (x.to(options.get("device", "cpu")) for x in mean_and_std(model))
+        super().__init__(model, **options)
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray, boxes: Sequence[np.ndarray] | None = None) -> Features[np.ndarray]:
@@ -105,7 +94,7 @@ class ImageEncoder(Batched):
         )
 
     def _forward(
-        self, network: FeatureNetwork, pixels: np.ndarray, precision: str, boxes: Sequence[np.ndarray] | None = None
+        self, network: ImageNetwork, pixels: np.ndarray, precision: str, boxes: Sequence[np.ndarray] | None = None
     ) -> Features[torch.Tensor]:
         batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)  # (b, height, width, 3)
         batch = batch.permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(255)  # as ToTensor does
@@ -116,8 +105,14 @@ class ImageEncoder(Batched):
         owner = torch.repeat_interleave(torch.tensor([len(b) for b in boxes])).to(self.device)  # (K,)
         return cast(Features[torch.Tensor], network(batch, together, owner))
 
-    def _sample_vectors(self, network: FeatureNetwork, precision: str) -> dict[str, torch.Tensor]:
+    def _load(self) -> ImageNetwork:
+        tower = image_tower(load(self.model, self.device))
+        if self._foveal:
+            return FovealNetwork(tower, self._foveal, self._normalize)
+        return FeatureNetwork(tower, self._features, self._normalize)
+
+    def _sample_vectors(self, network: ImageNetwork, precision: Precision) -> dict[str, torch.Tensor]:
         return self._forward(network, sample_image(*self.image_size)[None], precision).vectors
 
-    def _load(self) -> FeatureNetwork:
-        return FeatureNetwork(image_tower(load(self.model, self.device)), self._features, self._normalize)
+    def _encode_sample(self, size: int) -> object:
+        return self.encode(np.repeat(sample_image(*self.image_size)[None], size, axis=0))

@@ -32,13 +32,8 @@ from clipray.errors import ModelError
 from clipray.models.load import register
 from clipray.models.resolve import ResolvedModel, quiet
 
-TINY_TEXT = {
-    "context_length": 1,
-    "vocab_size": 1,
-    "width": 1,
-    "heads": 1,
-    "layers": 1,
-}  # open_clip makes no image tower alone
+TINY_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
+"""open_clip makes no image tower alone."""
 
 
 class _Enough(Exception):
@@ -62,7 +57,7 @@ class Taps(torch.nn.Module):
     def __init__(self, tower: torch.nn.Module, layers: Sequence[str]) -> None:
         super().__init__()
         self.tower, self.layers = tower, tuple(dict.fromkeys(layers))
-        self._where, visual = _visual(tower)
+        self._where, visual = visual_of(tower)
         paths = _paths(visual)
         if unknown := [layer for layer in self.layers if layer not in paths and layer != "output"]:
             raise ModelError(_unknown(unknown[0], _kind(visual), available(tower)))
@@ -113,7 +108,7 @@ class Taps(torch.nn.Module):
 
 def available(tower: torch.nn.Module) -> list[str]:
     """Layers in the order of the forward pass; of a timm trunk, the maps of its upper two levels, though any may be tapped."""
-    visual = _visual(tower)[1]
+    visual = visual_of(tower)[1]
     if not isinstance(visual, TimmModel):
         return [*_paths(visual), "output"]
     input_shape, cell_counts = torch.Size((1, 3, *visual.image_size)), dict[str, int]()
@@ -172,7 +167,7 @@ def shapes_without_weights(model: ResolvedModel) -> dict[str, tuple[int, ...]]:
     return layer_shapes(tower_without_weights(model), model.image_size)
 
 
-def _visual(tower: torch.nn.Module) -> tuple[str, Any]:
+def visual_of(tower: torch.nn.Module) -> tuple[str, Any]:
     """Path and module of open_clip's visual network in a tower; a foreign tower is its own, with nothing but `output`."""
     kinds = (VisionTransformer, ModifiedResNet, TimmModel)
     return next(((path, module) for path, module in tower.named_modules() if isinstance(module, kinds)), ("", tower))
@@ -215,7 +210,7 @@ def _trial(network: torch.nn.Module, image_size: tuple[int, int]) -> Any:
 
 
 def _refusal(taps: Taps, image_size: tuple[int, int]) -> str | None:
-    visual = _visual(taps.tower)[1]
+    visual = visual_of(taps.tower)[1]
     try:
         _trial(taps, image_size)
     except ModelError as error:

@@ -1,12 +1,14 @@
 """Transformers whose weights lie as oneDNN multiplies them: on a CPU, bf16 takes a fifth less time.
 
-A plain linear layer has its weights brought into that layout at every call. A torch without oneDNN's operators keeps its
-plain layers. Linear layers give the same bits as plain ones; the patches' may differ in the last.
+A plain linear layer has its weights brought into that layout at every call. The operators are the ones that torch's
+compiler uses for frozen weights; they are no public interface, and a torch without them keeps its plain layers. Linear
+layers give the same bits as plain ones; the patches' may differ in the last.
 """
 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
@@ -14,16 +16,21 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from clipray.models import onednn
-
 # of open_clip and timm; in other modules a parent may read its layer's weights itself
 _BLOCKS = (ResidualAttentionBlock, Block)
 _EMBEDDINGS = (VisionTransformer, PatchEmbed)
 
 
+def packs() -> bool:
+    """Whether this torch has the operators, and this CPU what they need for bf16."""
+    names = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
+    present = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
+    return present and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def pack_weights(network: nn.Module) -> None:
     """Pack the bf16 weights of a network's vision transformers and transformer blocks, in place, to encode on a CPU."""
-    if not onednn.packs():
+    if not packs():
         return
     # CoCa's decoder has blocks that attend to another sequence, with a norm for it.
     blocks = [m for m in network.modules() if type(m) in _BLOCKS and not hasattr(m, "ln_1_kv")]
@@ -44,12 +51,12 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight = onednn.pack(weight)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) -> (…, out), bf16."""
-        return onednn.linear(x, self.weight, self.bias)
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], ""))
 
 
 class PackedAttention(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import numpy as np
 import open_clip
@@ -13,8 +13,8 @@ import torch
 from open_clip.transformer import TextTransformer, text_global_pool
 
 from clipray.analysis.normalize import l2_normalize_tensor
+from clipray.models.encoder import Encoder, EncoderOptions, Precision
 from clipray.models.load import load
-from clipray.models.precision import Batched, prove
 from clipray.models.resolve import ResolvedModel
 from clipray.models.tokenizer import Tokenizer
 
@@ -113,47 +113,24 @@ class Tokens:
         return Tokens(self.ids[rows], self.cut[rows])
 
 
-class TextEncoder(Batched):
-    """The text tower of an open_clip model, whose precision has been checked.
-
-    Args:
-        model: what to load.
-        precision: `auto` takes the hardware's native one and falls back to fp32 if its check fails.
-        device: `cpu` or `cuda`.
-        batch_size: `auto` tries a few and keeps the fastest.
-        normalize: L2-normalise the vectors.
+class TextEncoder(Encoder[TextTower]):
+    """The text tower of an open_clip model as an `Encoder`, whose arguments and attributes it has.
 
     Attributes:
         context_length: tokens that the network reads of a text, start and end tokens included.
         logit_scale: factor of cosines before the softmax (the exponential is taken). logit_bias: what SigLIP adds.
-        facts: device, precision, cosine of the check and batch size, for the table's record.
 
     Raises:
-        ModelError: the weights or the tokenizer do not load, or the asked precision fails its check.
+        ModelError: the tokenizer does not load.
     """
 
-    def __init__(
-        self,
-        model: ResolvedModel,
-        *,
-        precision: str = "auto",
-        device: str = "cpu",
-        batch_size: int | Literal["auto"] = "auto",
-        normalize: bool = True,
-    ) -> None:
-        self.model, self.device, self._normalize = model, device, normalize
+    sample = "test texts"
+    gpu_sizes = (64, 128, 256, 512, 1024)
+
+    def __init__(self, model: ResolvedModel, **options: Unpack[EncoderOptions]) -> None:
         self._tokenizer, self._tokenizing = Tokenizer(model), threading.Lock()  # some of them change while they work
         self.context_length = self._tokenizer.context_length
-        with torch.inference_mode():
-            self.network, self.precision, cosine = prove(
-                self._load, self._sample_vectors, precision, device, "test texts"
-            )
-        self.facts = {"device": device, "precision": self.precision, "self_check_cosine": round(cosine, 6)}
-        if batch_size == "auto":
-            sizes = (16, 32, 64, 128, 256) if device == "cpu" else (64, 128, 256, 512, 1024)
-            self._find_batch_size(sizes, lambda size: self.encode([SAMPLE_TEXTS[1]] * size))
-        else:
-            self._take(batch_size)
+        super().__init__(model, **options)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encode n texts. Those of more than `context_length` tokens are cut, as open_clip does.
@@ -203,9 +180,12 @@ class TextEncoder(Batched):
         self.logit_bias = None if bias is None else float(bias)
         return TextTower(network, zero_padded=self._tokenizer.zero_padded)
 
-    def _sample_vectors(self, network: TextTower, _precision: str) -> dict[str, torch.Tensor]:
+    def _sample_vectors(self, network: TextTower, _precision: Precision) -> dict[str, torch.Tensor]:
         tokens, _ = self._tokenizer(SAMPLE_TEXTS)
         return {"text": network(tokens.to(self.device)).float()}
+
+    def _encode_sample(self, size: int) -> object:
+        return self.encode([SAMPLE_TEXTS[1]] * size)
 
 
 def _lengths(tokens: torch.Tensor) -> torch.Tensor:

@@ -12,24 +12,17 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from clipray.models.precision import Facts
+from clipray.models.encoder import Encoder
 from clipray.pipelines.region_boxes import ImageRegions, region_columns, region_vector_field
 from clipray.pipelines.spec import EncoderSpec, Report
 from clipray.tables import fits
 from clipray.tables.reasons import Rejected
-
-
-class Encoder(Protocol):
-    """What every block encoder needs of its network: the size of a batch, and facts for the table's record."""
-
-    batch_size: int
-    facts: Facts
 
 
 @dataclass(frozen=True)
@@ -41,7 +34,7 @@ class Row:
 
 
 SpecT = TypeVar("SpecT", bound=EncoderSpec)
-EncoderT = TypeVar("EncoderT", bound=Encoder)
+EncoderT = TypeVar("EncoderT", bound=Encoder[Any])
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

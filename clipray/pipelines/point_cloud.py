@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +15,6 @@ from PIL import ImageColor
 from clipray.analysis.depth_maps import EMPTY, depth_maps, painted, view_weights
 from clipray.analysis.normalize import l2_normalize
 from clipray.job import VECTOR
-from clipray.models.bumps import boxes_of_masks
-from clipray.models.foveal_encoder import FovealEncoder
 from clipray.models.image_encoder import ImageEncoder
 from clipray.pipelines.block_encoder import BlockEncoder, Row
 from clipray.pipelines.cloud_reader import read_cloud
@@ -45,8 +43,8 @@ class CloudBlockEncoder(BlockEncoder[CloudSpec, ImageEncoder, Rendered]):
 
     def __init__(self, spec: CloudSpec, report: Report) -> None:
         self.how = spec.how
-        foveal: Callable[..., ImageEncoder] = partial(FovealEncoder, foveal=self.how.foveal)
-        super().__init__(spec, report, foveal if self.how.prompt == "foveal" else ImageEncoder)
+        foveal = self.how.foveal if self.how.prompt == "foveal" else None
+        super().__init__(spec, report, partial(ImageEncoder, foveal=foveal))
         colours = (self.how.near, self.how.far, self.how.ground)
         self._colours = [np.array(ImageColor.getrgb(colour)[:3]) for colour in colours]
         self._fetcher = Fetcher(spec.limits)
@@ -80,3 +78,21 @@ class CloudBlockEncoder(BlockEncoder[CloudSpec, ImageEncoder, Rendered]):
         weights = np.stack([cloud.weights for cloud in items])  # (n, 6)
         vectors = l2_normalize((views.reshape(len(items), VIEWS, -1) * weights[:, :, None]).sum(axis=1))
         return [Row({"points": cloud.points, VECTOR: x}) for cloud, x in zip(items, vectors, strict=True)]
+
+
+def boxes_of_masks(masks: torch.Tensor) -> torch.Tensor:
+    """Mask images (K, height, width), any above 0 -> (K, 4) xyxy in px: the box of the same centre and spread.
+
+    A mask that is a filled box gives that box: a side is √12 standard deviations of the mask's pixels. An empty mask
+    gives the whole image.
+    """
+    inside = (masks > 0).float()
+    inside = torch.where(inside.sum((1, 2), keepdim=True) > 0, inside, torch.ones_like(inside))
+    sides = []
+    for axis, n in ((1, masks.shape[2]), (2, masks.shape[1])):  # x, y
+        share = inside.sum(axis) / inside.sum((1, 2))[:, None]  # (K, n)
+        at = torch.arange(n, device=masks.device) + 0.5
+        mean = (share * at).sum(1)
+        spread = (share * (at - mean[:, None]) ** 2).sum(1) + 1 / 12  # a pixel is not a point
+        sides.append((mean, (3 * spread).sqrt()))
+    return torch.stack([m - s for m, s in sides] + [m + s for m, s in sides], dim=1)

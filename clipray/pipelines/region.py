@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,6 @@ import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFilter
 
 from clipray.job import OF_BOXES, VECTOR, EmbedRegions
-from clipray.models.foveal_encoder import FovealEncoder
 from clipray.models.geometry import Geometry, geometry, scaled_size
 from clipray.models.image_encoder import ImageEncoder
 from clipray.models.load import split_transform, too_large_scaled
@@ -42,8 +41,7 @@ class RegionBlockEncoder(BlockEncoder[RegionSpec, ImageEncoder, ImageAndRow]):
         self._foveal = self.how.prompt == "foveal"
         self._drawn = self.how.prompt in COPIES
         self.inputs_per_row = VIEWS_PER_IMAGE if self._drawn else 1
-        foveal: Callable[..., ImageEncoder] = partial(FovealEncoder, foveal=self.how.foveal)
-        super().__init__(spec, report, foveal if self._foveal else ImageEncoder)
+        super().__init__(spec, report, partial(ImageEncoder, foveal=self.how.foveal if self._foveal else None))
         squash = {"resize_mode": "squash"} if self.how.preprocess == "squash" else {}
         self._preprocess = {**spec.model.preprocess, **squash}
         model = replace(spec.model, preprocess=self._preprocess)

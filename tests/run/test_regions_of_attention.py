@@ -19,8 +19,8 @@ from clipray import tables
 from clipray.demo.world import DemoWorld, write_world
 from clipray.errors import JobError, ManifestError, ModelError, SchemaError
 from clipray.job import Foveal, Model
-from clipray.models.foveal_encoder import FovealEncoder
 from clipray.models.geometry import boxes_to_cells, geometry
+from clipray.models.image_encoder import ImageEncoder
 from clipray.models.load import split_transform
 from clipray.models.resolve import resolve
 from clipray.storage.folder import Folder
@@ -111,7 +111,7 @@ def test_vectors_are_those_of_the_steered_network(finished: Path, world: DemoWor
     rows, to_pixels = pq.read_table(world.groups).to_pylist()[:36], split_transform(model)[0]
     images = [Image.open(world.folder / row["uri"]).convert("RGB") for row in rows]
     boxes = [boxes_to_cells(geometry(96, 96, model.preprocess), np.array(row["boxes"]), 64, 64) for row in rows]
-    encoder = FovealEncoder(model, Foveal(), precision="fp32", batch_size=7)
+    encoder = ImageEncoder(model, foveal=Foveal(), precision="fp32", batch_size=7)
     expected = encoder.encode(np.stack([to_pixels(image) for image in images]), boxes).boxes
     ids = [f"{row['image_id']}#b{n}" for row in rows for n in range(len(row["boxes"]))]
     assert np.abs(np.array([made[i]["clip"] for i in ids]) - expected).max() <= 1e-5

@@ -16,10 +16,10 @@ from clipray import tables
 from clipray.analysis.depth_maps import EMPTY, depth_maps, painted, view_weights
 from clipray.demo.solids import write_solids
 from clipray.job import Foveal, Model
-from clipray.models.bumps import boxes_of_masks
-from clipray.models.foveal_encoder import FovealEncoder
+from clipray.models.image_encoder import ImageEncoder
 from clipray.models.resolve import resolve
 from clipray.pipelines.cloud_reader import read_cloud
+from clipray.pipelines.point_cloud import boxes_of_masks
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, ray_here: object) -> Path
 
 def test_vectors_are_weighted_sums_of_the_views(finished: Path) -> None:
     made = {row["cloud_id"]: row for row in tables.read_table(f"{finished}/out/clouds").to_pylist()}
-    encoder = FovealEncoder(resolve(Model(name="demo")), Foveal(alpha=2), precision="fp32", batch_size=8)
+    encoder = ImageEncoder(resolve(Model(name="demo")), foveal=Foveal(alpha=2), precision="fp32", batch_size=8)
     white, light, gray = (np.full(3, value) for value in (255, 176, 128))
     for row in pq.read_table(finished / "m.parquet").to_pylist()[:10]:
         points = read_cloud(Path(row["uri"]).read_bytes(), 8_192)

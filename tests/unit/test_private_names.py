@@ -14,7 +14,7 @@ FOLDERS = ("clipray", "tools")
 LIBRARIES = {"faiss", "open_clip", "PIL", "polars", "pyarrow", "ray", "safetensors", "timm", "torch", "torchvision"}
 GUARDED = {
     "ray_internals": "tests/run/test_without_private_names.py",
-    "onednn": "test_a_torch_without_the_operators_keeps_its_plain_layers",
+    "packed": "test_a_torch_without_the_operators_keeps_its_plain_layers",
 }
 """By module the test that takes its private names away."""
 

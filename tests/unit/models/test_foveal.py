@@ -16,13 +16,12 @@ from open_clip.transformer import VisionTransformer
 from clipray.demo.scenes import Drawing, draw, sample_scene
 from clipray.errors import ClipRayError, ModelError
 from clipray.job import Foveal, Model
-from clipray.models.bumps import boxes_of_masks, bumps, falip_bumps
 from clipray.models.foveal import FovealTower, attention_maps, check, chosen_blocks, refusal
-from clipray.models.foveal_encoder import FovealEncoder
 from clipray.models.image_encoder import ImageEncoder
 from clipray.models.layers import tower_without_weights
 from clipray.models.load import load, split_transform
 from clipray.models.resolve import architecture, resolve
+from clipray.pipelines.point_cloud import boxes_of_masks, bumps, falip_bumps
 
 DEPTH = 5
 
@@ -181,7 +180,7 @@ def test_an_encoder_gives_a_unit_vector_a_box(scenes: list[Drawing]) -> None:
     model = resolve(Model(name="demo"))
     pixels, boxes = np.stack([scene.pixels for scene in scenes]), [scene.boxes for scene in scenes]
     boxes[1] = boxes[1][:0]
-    encoder = FovealEncoder(model, Foveal(alpha=4), precision="fp32", batch_size=5)
+    encoder = ImageEncoder(model, foveal=Foveal(alpha=4), precision="fp32", batch_size=5)
     found = encoder.encode(pixels, boxes).boxes
     assert found is not None
     assert found.shape == (sum(map(len, boxes)), 128)
@@ -189,7 +188,7 @@ def test_an_encoder_gives_a_unit_vector_a_box(scenes: list[Drawing]) -> None:
     alone = [encoder.encode(pixels[n : n + 1], boxes[n : n + 1]).boxes for n in range(12) if len(boxes[n])]
     assert np.abs(found - np.concatenate(alone)).max() <= 1e-5  # type: ignore[arg-type]
     plain = ImageEncoder(model, precision="fp32", batch_size=5).encode(pixels).vectors["clip"]
-    still = FovealEncoder(model, Foveal(alpha=0), precision="fp32", batch_size=5).encode(pixels, boxes).boxes
+    still = ImageEncoder(model, foveal=Foveal(alpha=0), precision="fp32", batch_size=5).encode(pixels, boxes).boxes
     assert np.abs(still - np.repeat(plain, [len(b) for b in boxes], axis=0)).max() <= 1e-6  # type: ignore[operator]
 
 

@@ -24,7 +24,7 @@ from torchvision.transforms import ToTensor
 
 from clipray.errors import ModelError
 from clipray.job import Model
-from clipray.models import precision as precisions
+from clipray.models import encoder as encoders
 from clipray.models.image_encoder import ImageEncoder, sample_image
 from clipray.models.load import keeping_aspect, load, split_transform
 from clipray.models.resolve import PREPROCESS, ResolvedModel, _builtin_config, resolve
@@ -406,13 +406,13 @@ def test_a_network_that_prepares_pictures_otherwise_is_refused(saved_models: dic
 
 
 def test_a_precision_that_fails_its_check(saved_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precisions, "MIN_COSINE", 1.1)
+    monkeypatch.setattr(encoders, "MIN_COSINE", 1.1)
     with pytest.raises(
         ModelError,
         match=r"precision bf16: cosine to fp32 on the test image is \d.\d+ for 'clip', expected >= 1.1; use `precision: fp32`",
     ):
         encoder(saved_models["vit"], precision="bf16")
-    monkeypatch.setattr(precisions, "native_precision", lambda device: "bf16")
+    monkeypatch.setattr(encoders, "native_precision", lambda device: "bf16")
     fallen = encoder(saved_models["vit"], precision="auto")
     assert (fallen.precision, fallen.facts["precision"]) == ("fp32", "fp32")
     assert next(fallen.network.parameters()).dtype == torch.float32
@@ -423,7 +423,7 @@ def test_a_precision_that_fails_its_check(saved_models: dict[str, Path], monkeyp
 
 def test_auto_takes_the_native_precision(saved_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for native in ("bf16", "fp32"):
-        monkeypatch.setattr(precisions, "native_precision", lambda device, native=native: native)
+        monkeypatch.setattr(encoders, "native_precision", lambda device, native=native: native)
         assert encoder(saved_models["vit"], precision="auto").precision == native
 
 
@@ -433,7 +433,7 @@ def test_auto_takes_the_native_precision(saved_models: dict[str, Path], monkeypa
 )
 def test_the_native_precision_of_a_cpu(monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], expected: str) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
-    assert precisions.native_precision("cpu") == expected
+    assert encoders.native_precision("cpu") == expected
 
 
 def _memory_for(encoder: ImageEncoder, rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -14,11 +14,10 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import nn
 
 from clipray.job import Model
-from clipray.models import onednn
+from clipray.models.encoder import native_precision
 from clipray.models.image_encoder import image_tower
 from clipray.models.load import load
-from clipray.models.packed import PackedAttention, PackedLinear, PackedPatches, pack_weights
-from clipray.models.precision import native_precision
+from clipray.models.packed import PackedAttention, PackedLinear, PackedPatches, pack_weights, packs
 from clipray.models.resolve import resolve
 
 pytestmark = pytest.mark.skipif(native_precision("cpu") != "bf16", reason="this CPU does not multiply bf16")
@@ -123,6 +122,6 @@ def test_attention_across_sequences_stays_plain() -> None:
 def test_a_torch_without_the_operators_keeps_its_plain_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     network = ResidualAttentionBlock(32, 2).bfloat16()
     monkeypatch.setattr(torch.ops, "mkldnn", object())
-    assert not onednn.packs()
+    assert not packs()
     pack_weights(network)
     assert kinds(network) == {"PackedLinear": 0, "PackedAttention": 0, "PackedPatches": 0}

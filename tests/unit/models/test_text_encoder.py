@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from clipray.errors import ModelError
 from clipray.job import Model
-from clipray.models import precision as precisions
+from clipray.models import encoder as encoders
 from clipray.models.resolve import resolve
 from clipray.models.text_encoder import SAMPLE_TEXTS, TextEncoder
 from clipray.models.tokenizer import Tokenizer
@@ -184,10 +184,10 @@ def test_out_of_memory_halves_the_batch_and_goes_on(models: dict[str, str], monk
 
 
 def test_a_precision_that_fails_its_check(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precisions, "MIN_COSINE", 1.1)
+    monkeypatch.setattr(encoders, "MIN_COSINE", 1.1)
     with pytest.raises(ModelError, match=r"precision bf16: cosine to fp32 on the test texts is \d.\d+"):
         encoder(models["clip"], precision="bf16")
-    monkeypatch.setattr(precisions, "native_precision", lambda device: "bf16")
+    monkeypatch.setattr(encoders, "native_precision", lambda device: "bf16")
     fallen = encoder(models["clip"], precision="auto")
     assert fallen.facts["precision"] == "fp32"
     assert np.array_equal(fallen.encode(TEXTS)[0], encoder(models["clip"]).encode(TEXTS)[0])

@@ -82,8 +82,6 @@ class FakeTexts:
 def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("image", "region", "attack", "point_cloud"):
         monkeypatch.setattr(f"clipray.pipelines.{module}.ImageEncoder", FakeImages)
-    for module in ("region", "point_cloud"):
-        monkeypatch.setattr(f"clipray.pipelines.{module}.FovealEncoder", FakeImages)
     monkeypatch.setattr("clipray.pipelines.text.TextEncoder", FakeTexts)
 
 
