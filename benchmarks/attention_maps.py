@@ -16,7 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from clipray.demo.scenes import Drawing, draw, sample_scene
 from clipray.job import Foveal, Model
 from clipray.models.foveal import FovealTower, attention_maps
-from clipray.models.load import load, split_transform
+from clipray.models.image_encoder import mean_and_std
+from clipray.models.load import load
+from clipray.models.preprocess import preprocess_of
 from clipray.models.resolve import resolve
 
 ALPHAS = (0, 2, 8)
@@ -27,7 +29,7 @@ HOT = np.array([[0, 0, 0], [90, 10, 110], [220, 50, 40], [255, 170, 20], [255, 2
 
 def maps_of(scenes: list[Drawing], boxes: torch.Tensor) -> dict[int, np.ndarray]:
     """By alpha (n, 8, 8): the class token's attention, mean of the last two blocks and of all heads."""
-    to_pixels, mean, std = split_transform(MODEL)
+    to_pixels, (mean, std) = preprocess_of(MODEL), mean_and_std(MODEL)
     pixels = np.stack([to_pixels(Image.fromarray(scene.pixels)) for scene in scenes])
     batch = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
     visual, owner = load(MODEL).visual, torch.arange(len(scenes))

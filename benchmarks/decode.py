@@ -17,7 +17,7 @@ from PIL import Image
 
 from clipray.job import Model
 from clipray.models.image_encoder import ImageEncoder
-from clipray.models.load import split_transform
+from clipray.models.preprocess import preprocess_of
 from clipray.models.resolve import resolve
 from clipray.pipelines.decode import DecodedImage, load_image
 from clipray.pipelines.spec import Limits
@@ -40,7 +40,7 @@ def enlarged(path: Path, width: int) -> bytes:
 
 def decoded(files: list[bytes], encoder: ImageEncoder, draft_px: int | None) -> tuple[np.ndarray, float]:
     """(n, height, width, 3) uint8 and core-ms a photo."""
-    preprocess = split_transform(encoder.model)[0]
+    preprocess = preprocess_of(encoder.model)
     start = time.process_time()
     pictures = [load_image(None, data, Limits(), preprocess, draft_px) for data in files]
     ms = (time.process_time() - start) / len(files) * 1e3

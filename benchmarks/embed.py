@@ -37,12 +37,12 @@ def write_manifest(path: Path, photos: Path, rows: int) -> None:
 def decode_core_s(manifest: Path, photos: int = 500) -> float:
     """Core-seconds to fetch, decode and preprocess one photo, on one thread."""
     from clipray.job import Model
-    from clipray.models.load import split_transform
+    from clipray.models.preprocess import preprocess_of
     from clipray.models.resolve import resolve
     from clipray.pipelines.decode import load_image
     from clipray.pipelines.spec import Limits
 
-    preprocess, _, _ = split_transform(resolve(Model(**MODEL)))
+    preprocess = preprocess_of(resolve(Model(**MODEL)))
     uris = pq.read_table(manifest)["uri"].to_pylist()[:photos]
     load_image(uris[0], None, Limits(), preprocess)
     start = time.process_time()

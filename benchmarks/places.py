@@ -22,7 +22,7 @@ from PIL import Image
 from clipray.demo.world import DemoWorld, write_world
 from clipray.job import Feature, Model
 from clipray.models.image_encoder import ImageEncoder
-from clipray.models.load import keeping_aspect, split_transform
+from clipray.models.preprocess import preprocess_of
 from clipray.models.resolve import ResolvedModel, resolve
 from tools.demo_model.measure import place_map
 
@@ -58,8 +58,8 @@ def features(model: str, with_output: bool) -> dict[str, Feature]:
 def pixels_of(model: ResolvedModel, name: str, side: str) -> Callable[[Image.Image], np.ndarray]:
     """PIL image -> (H, W, 3) uint8."""
     if side == "model":
-        return split_transform(model)[0]
-    keep = keeping_aspect(model, int(side), STRIDE_PX[name])
+        return preprocess_of(model)
+    keep = preprocess_of(model, keep_aspect=(int(side), STRIDE_PX[name]))
     return lambda image: keep(image, image.height, image.width)
 
 

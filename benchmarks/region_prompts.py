@@ -21,7 +21,8 @@ from clipray.demo.prompts import class_labels, class_prompt
 from clipray.demo.scenes import draw, sample_scene
 from clipray.job import EmbedRegions, Foveal, Model
 from clipray.models.image_encoder import ImageEncoder
-from clipray.models.load import load, split_transform
+from clipray.models.load import load
+from clipray.models.preprocess import preprocess_of
 from clipray.models.resolve import resolve
 from clipray.pipelines.region import views
 
@@ -54,7 +55,7 @@ def world(groups: int, seed: int) -> World:
 
 def vectors(how: EmbedRegions, given: World) -> np.ndarray:
     """(K, 128), of all boxes."""
-    to_pixels = split_transform(MODEL)[0]
+    to_pixels = preprocess_of(MODEL)
     if how.prompt in ("crop", "blur", "circle"):
         shown = [
             to_pixels(v) for im, boxes in zip(given.images, given.boxes, strict=True) for v in views(im, boxes, how)

@@ -37,29 +37,40 @@ class Geometry:
     input_width: int
 
 
-def geometry(height: int, width: int, preprocess: Mapping[str, Any]) -> Geometry:
-    """What open_clip's inference transform (`image_transform_v2`, open_clip 3.3) does to an image of this size.
+def geometry(
+    height: int, width: int, preprocess: Mapping[str, Any], keep_aspect: tuple[int, int] | None = None
+) -> Geometry:
+    """How an image of this size becomes the network's input: scaled, then cropped or padded around its centre.
 
-    `shortest` scales the short side to the input and crops the centre, `longest` scales the long side and pads,
-    `squash` scales each side by itself.
+    Raises ValueError as `scaled_size`, or for an image without pixels after scaling.
+    """
+    scaled = scaled_size(height, width, preprocess, keep_aspect)
+    if min(scaled) < 1:
+        raise ValueError(f"{height} x {width} px would be resized to {scaled[0]} x {scaled[1]} px")
+    target = scaled if keep_aspect else pair(preprocess["size"])
+    top, left = (_offset(side, input_side) for side, input_side in zip(scaled, target))
+    return Geometry(scaled[0] / height, scaled[1] / width, top, left, height, width, *target)
+
+
+def scaled_size(
+    height: int, width: int, preprocess: Mapping[str, Any], keep_aspect: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """(height, width) in px to which an image is scaled, before it is cropped or padded.
+
+    open_clip's inference transform (`image_transform_v2`, open_clip 3.3) has three modes: `shortest` scales the short
+    side to the input and crops the centre, `longest` scales the long side and pads, `squash` scales each side by itself.
 
     Args:
         height, width: of the image, in px.
         preprocess: open_clip's `PreprocessCfg` as a dict, of which `size` and `resize_mode` count.
-
-    Raises:
-        ValueError: an image without pixels, before or after resizing, or an unknown `resize_mode`.
-    """
-    return _placed(height, width, scaled_size(height, width, preprocess), _target(preprocess))
-
-
-def scaled_size(height: int, width: int, preprocess: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width) in px to which the transform scales an image, before it crops or pads it.
+        keep_aspect: the arguments of `keep_aspect_size`, which then counts instead.
 
     Raises:
         ValueError: an image without pixels, or an unknown `resize_mode`.
     """
-    target, mode = _target(preprocess), preprocess.get("resize_mode") or "shortest"
+    if keep_aspect:
+        return keep_aspect_size(height, width, *keep_aspect)
+    target, mode = pair(preprocess["size"]), preprocess.get("resize_mode") or "shortest"
     _check_image(height, width)
     if mode == "squash":
         return target
@@ -70,17 +81,16 @@ def scaled_size(height: int, width: int, preprocess: Mapping[str, Any]) -> tuple
     raise ValueError(f"resize_mode={mode!r} is none of shortest, longest, squash")
 
 
-def scaling_pixels(height: int, width: int, scaled: tuple[int, int]) -> int:
-    """Pixels of the largest image that Pillow makes to scale `height` x `width` px to `scaled` (height, width).
+def scaling_pixels(height: int, width: int, scaled: tuple[int, int]) -> tuple[int, int]:
+    """Pixels of the images that Pillow makes to scale `height` x `width` px to `scaled` (height, width).
 
-    It scales the width first: the image in between has the new width and the old height.
+    It scales the width first: the image in between has the new width and the old height. The other one is the result.
     """
-    return max(scaled[0], height) * scaled[1] if width != scaled[1] else scaled[0] * scaled[1]
+    return height * scaled[1] if width != scaled[1] else 0, scaled[0] * scaled[1]
 
 
-def _target(preprocess: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width) of the network's input, in px."""
-    size = preprocess["size"]
+def pair(size: Any) -> tuple[int, int]:
+    """(height, width) of open_clip's `size`, which is one number for a square."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
@@ -102,12 +112,6 @@ def keep_aspect_size(height: int, width: int, long_px: int, multiple: int) -> tu
     return units[0] * multiple, units[1] * multiple
 
 
-def keep_aspect_geometry(height: int, width: int, long_px: int, multiple: int) -> Geometry:
-    """The image resized to `keep_aspect_size`, whole. Raises ValueError as that does."""
-    target = keep_aspect_size(height, width, long_px, multiple)
-    return _placed(height, width, target, target)
-
-
 def _check_image(height: int, width: int) -> None:
     if min(height, width) < 1:
         raise ValueError(f"height={height}, width={width} should be >= 1 px")
@@ -125,13 +129,6 @@ def _resize_keep_ratio(height: int, width: int, target: tuple[int, int], mode: s
     ratios = height / target[0], width / target[1]
     ratio = max(ratios) if mode == "longest" else min(ratios)
     return round(height / ratio), round(width / ratio)
-
-
-def _placed(height: int, width: int, resized: tuple[int, int], target: tuple[int, int]) -> Geometry:
-    if min(resized) < 1:
-        raise ValueError(f"{height} x {width} px would be resized to {resized[0]} x {resized[1]} px")
-    top, left = (_offset(side, input_side) for side, input_side in zip(resized, target))
-    return Geometry(resized[0] / height, resized[1] / width, top, left, height, width, *target)
 
 
 def _offset(side: int, input_side: int) -> int:

@@ -1,4 +1,4 @@
-"""Loading an open_clip model, the same weights in every worker, and its transform in two halves."""
+"""Loading an open_clip model, the same weights in every worker."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
-from torchvision.transforms import Normalize, ToTensor
 
 from clipray.errors import ModelError
-from clipray.models.geometry import keep_aspect_size, scaled_size, scaling_pixels
-from clipray.models.preprocess import MAX_PIXELS, Preprocess, scaling_bytes
-from clipray.models.resolve import ResolvedModel, folder_sha256, pair, quiet, sha256
-from clipray.tables.reasons import Rejected
+from clipray.models.geometry import pair
+from clipray.models.resolve import ResolvedModel, folder_sha256, quiet, sha256
 
 
 def register(config: str) -> None:
@@ -67,97 +61,3 @@ def _check_preprocess(model: ResolvedModel, settings: dict[str, Any]) -> None:
         raise ModelError(
             f"{model.name}: expected preprocessing {model.preprocess}, but the loaded network has {settings}"
         )
-
-
-def too_large_scaled(height: int, width: int, scaled: tuple[int, int], max_pixels: int) -> str | None:
-    """Why an image of `height` x `width` px is not scaled to `scaled` (height, width), or None if it may be.
-
-    Pillow makes the whole scaled image before anything is cropped: of a thin image it is far larger than the input.
-    """
-    if scaling_pixels(height, width, scaled) <= max_pixels:
-        return None
-    return (
-        f"{height} x {width} px, which the model's preprocessing scales to {scaled[0]} x {scaled[1]} px: "
-        f"more than max_pixels={max_pixels}"
-    )
-
-
-def _check_scaled(image: Image.Image, scaled: tuple[int, int], max_pixels: int) -> None:
-    message = too_large_scaled(image.height, image.width, scaled, max_pixels)
-    if message:
-        raise Rejected("decode", "too_many_pixels", message)
-
-
-def _resample(model: ResolvedModel) -> Image.Resampling:
-    return Image.Resampling[str(model.preprocess["interpolation"]).upper().replace("RANDOM", "BICUBIC")]
-
-
-def _covered(image: Image.Image, height: int, width: int) -> tuple[float, float, float, float] | None:
-    """Left, top, right, bottom of what an image shows of its original of `height` x `width` px; None for all of it.
-
-    A JPEG decoded at a half, a quarter or an eighth has its sides rounded up: its last row and column may be half empty.
-    """
-    if image.size == (width, height):
-        return None
-    scale = 2 ** round(np.log2(max(height, width) / max(image.size)))
-    return 0, 0, min(width / scale, image.width), min(height / scale, image.height)
-
-
-def keeping_aspect(
-    model: ResolvedModel, long_px: int, multiple: int, max_pixels: int = MAX_PIXELS, *, rounded: bool = False
-) -> Preprocess:
-    """To (H, W, 3) uint8 of the whole image: no crop, the long side `long_px`, both sides a `multiple`.
-
-    `rounded`: as in `split_transform`. What is returned raises Rejected: too_many_pixels.
-    """
-    resample = _resample(model)
-
-    def to_pixels(image: Image.Image, height: int, width: int) -> np.ndarray:
-        size = keep_aspect_size(height, width, long_px, multiple)
-        _check_scaled(image, size, max_pixels)
-        box = None if rounded else _covered(image, height, width)
-        return np.asarray(image.resize(size[::-1], resample, box=box), dtype=np.uint8)
-
-    def scratch_bytes(height: int, width: int) -> int:
-        return scaling_bytes(height, width, keep_aspect_size(height, width, long_px, multiple))
-
-    return Preprocess(to_pixels, scratch_bytes)
-
-
-def split_transform(
-    model: ResolvedModel, max_pixels: int = MAX_PIXELS, *, rounded: bool = False
-) -> tuple[Preprocess, torch.Tensor, torch.Tensor]:
-    """open_clip's own inference transform in two halves: pixels on the CPU, normalisation on the device.
-
-    A JPEG that was decoded smaller is scaled by the sides of its original.
-    `rounded`: by its own sides, which are rounded up, as in tables of earlier versions.
-
-    Returns:
-        (what makes a PIL image (H, W, 3) uint8, mean (3, 1, 1) float32, std (3, 1, 1) float32); the first raises
-        Rejected: too_many_pixels, where the image would be scaled to more than `max_pixels`.
-    """
-    transform = image_transform_v2(PreprocessCfg(**model.preprocess), is_train=False)
-    normalize = next(t for t in transform.transforms if isinstance(t, Normalize))
-    steps = [
-        t
-        for t in transform.transforms
-        if not isinstance(t, (Normalize, ToTensor)) and type(t).__name__ != "MaybeToTensor"
-    ]
-
-    def to_pixels(image: Image.Image, height: int, width: int) -> np.ndarray:
-        if rounded:
-            height, width = image.height, image.width
-        scaled = scaled_size(height, width, model.preprocess)
-        _check_scaled(image, scaled, max_pixels)
-        if image.size != (width, height):
-            image = image.resize(scaled[::-1], _resample(model), box=_covered(image, height, width))
-        for step in steps:
-            image = step(image)
-        return np.asarray(image, dtype=np.uint8)
-
-    mean, std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (normalize.mean, normalize.std))
-
-    def scratch_bytes(height: int, width: int) -> int:
-        return scaling_bytes(height, width, scaled_size(height, width, model.preprocess))
-
-    return Preprocess(to_pixels, scratch_bytes), mean, std

@@ -27,6 +27,7 @@ import fsspec
 
 from clipray.errors import ModelError
 from clipray.job import Model
+from clipray.models.geometry import pair
 from clipray.storage.folder import absolute
 from clipray.storage.uris import is_local
 
@@ -139,10 +140,6 @@ def _shape(config: dict[str, Any], preprocess: dict[str, Any] | None = None) -> 
     merged: dict[str, Any] = {**PREPROCESS, **settings}
     merged["size"] = list(pair(config.get("vision_cfg", {}).get("image_size", 224)))
     return int(config["embed_dim"]), {key: list(v) if isinstance(v, tuple) else v for key, v in merged.items()}
-
-
-def pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def _read_config(config: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipray.models.features import Features
-from clipray.models.geometry import Geometry, geometry, keep_aspect_geometry
+from clipray.models.geometry import Geometry
 from clipray.models.image_encoder import ImageEncoder
 from clipray.pipelines.block_encoder import BlockEncoder, Row
 from clipray.pipelines.decode import DecodedImage
@@ -54,7 +54,7 @@ class ImageBlockEncoder(BlockEncoder[ImageSpec, ImageEncoder, ImageAndBoxes]):
             regions: Sequence[ImageRegions | None] = [None] * len(items)
             features = self.encoder.encode(pixels)
         else:
-            places = [self._geometry(image) for image, _ in items]
+            places = [self.spec.geometry(image.height, image.width) for image, _ in items]
             boxes = [sort_boxes(raw, place) for (_, raw), place in zip(items, places, strict=True)]
             features = self.encoder.encode(pixels, [b.on_input for b in boxes] if self._boxes else None)
             regions = _regions(features, places, boxes if self._boxes else None)
@@ -65,11 +65,6 @@ class ImageBlockEncoder(BlockEncoder[ImageSpec, ImageEncoder, ImageAndBoxes]):
             )
             for n, (image, _) in enumerate(items)
         ]
-
-    def _geometry(self, image: DecodedImage) -> Geometry:
-        if self.spec.keep_aspect:
-            return keep_aspect_geometry(image.height, image.width, *self.spec.keep_aspect)
-        return geometry(image.height, image.width, self.spec.model.preprocess)
 
 
 def _regions(

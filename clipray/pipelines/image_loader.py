@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import repeat
 from typing import TypeVar
 
@@ -16,9 +17,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from clipray.models.geometry import keep_aspect_size
-from clipray.models.load import keeping_aspect, split_transform
-from clipray.models.preprocess import RGB_BYTES, Preprocess
+from clipray.models.preprocess import RGB_BYTES, Preprocess, preprocess_of
 from clipray.pipelines.block_encoder import rejection_columns
 from clipray.pipelines.decode import DecodedImage, load_image, prepare_pillow
 from clipray.pipelines.decode_memory import ByteBudget, DecodeMemory, decode_budget
@@ -43,10 +42,7 @@ class ImageLoader:
         keep, max_pixels, rounded = spec.keep_aspect, spec.limits.max_pixels, spec.rounded_draft
         prepare_pillow()
         self._limits, self._memory = spec.limits, DecodeMemory(decode_budget(max_pixels))
-        if keep:
-            self._preprocess = keeping_aspect(spec.model, *keep, max_pixels, rounded=rounded)
-        else:
-            self._preprocess = split_transform(spec.model, max_pixels, rounded=rounded)[0]
+        self._preprocess = preprocess_of(spec.model, max_pixels, keep_aspect=keep, rounded=rounded)
         longest = keep[0] if keep else max(spec.model.image_size)
         self._draft_px = 2 * longest if spec.fast_decode else None
         self._decoders = ThreadPoolExecutor(spec.threads, "decode", initializer=_yield_to_the_network)
@@ -90,20 +86,14 @@ class ImageLoader:
         raw = data.as_py() if data is not None else None
         if raw is None and uri is not None and not is_local(uri):
             fetched = self._fetchers.submit(self._fetch_then_decode, uri, preprocess)
-            return lambda: fetched.result().result()
+            return partial(_decoded, fetched)
         return self._decoders.submit(self._decode, uri, raw, preprocess).result
 
     def _decode(self, uri: str | None, raw: bytes | None, preprocess: Preprocess) -> Loaded:
         return load_image(uri, raw, self._limits, preprocess, self._draft_px, self._memory)
 
     def _fetch_then_decode(self, uri: str, preprocess: Preprocess) -> Future[Loaded]:
-        try:
-            raw = self._fetch(uri)
-        except Rejected as rejected:
-            done: Future[Loaded] = Future()
-            done.set_result(rejected)
-            return done
-        return self._decoders.submit(self._decode_fetched, raw, preprocess)
+        return self._decoders.submit(self._decode_fetched, self._fetch(uri), preprocess)
 
     def _decode_fetched(self, raw: bytes, preprocess: Preprocess) -> Loaded:
         try:
@@ -126,6 +116,14 @@ class ImageLoader:
             finally:
                 self._fetched.release(room - held)
             room = needed
+
+
+def _decoded(fetched: Future[Future[Loaded]]) -> Loaded:
+    """Wait for a file's bytes, then for its image."""
+    try:
+        return fetched.result().result()
+    except Rejected as rejected:
+        return rejected
 
 
 def _yield_to_the_network() -> None:
@@ -182,5 +180,6 @@ def unpacked(block: pa.Table, spec: ImageSpec) -> Iterator[Loaded]:
         if reason is not None:
             yield Rejected(stage, reason, message)
             continue
-        size = keep_aspect_size(height, width, *spec.keep_aspect) if spec.keep_aspect else spec.model.image_size
-        yield DecodedImage(np.frombuffer(pixels.as_buffer(), np.uint8).reshape(*size, 3), height, width)
+        place = spec.geometry(height, width)
+        shape = place.input_height, place.input_width, 3
+        yield DecodedImage(np.frombuffer(pixels.as_buffer(), np.uint8).reshape(shape), height, width)

@@ -14,8 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from clipray.job import OF_BOXES, VECTOR, EmbedRegions
 from clipray.models.geometry import Geometry, geometry, scaled_size
 from clipray.models.image_encoder import ImageEncoder
-from clipray.models.load import split_transform, too_large_scaled
-from clipray.models.preprocess import RGB_BYTES, Preprocess
+from clipray.models.preprocess import RGB_BYTES, Preprocess, preprocess_of, too_large_scaled
 from clipray.pipelines.block_encoder import BlockEncoder, Row
 from clipray.pipelines.decode import DecodedImage
 from clipray.pipelines.image_loader import ImageLoader
@@ -45,7 +44,7 @@ class RegionBlockEncoder(BlockEncoder[RegionSpec, ImageEncoder, ImageAndRow]):
         squash = {"resize_mode": "squash"} if self.how.preprocess == "squash" else {}
         self._preprocess = {**spec.model.preprocess, **squash}
         model = replace(spec.model, preprocess=self._preprocess)
-        self._to_pixels = split_transform(model, spec.limits.max_pixels)[0]
+        self._to_pixels = preprocess_of(model, spec.limits.max_pixels)
         self._loader = ImageLoader(spec)
 
     def load(self, block: pa.Table) -> Iterator[ImageAndRow | Rejected]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from clipray.analysis.prompts import PromptStyle
 from clipray.job import EmbedRegions, Feature, Lettering, RenderDepth
+from clipray.models.geometry import Geometry, geometry
 from clipray.models.preprocess import MAX_PIXELS
 from clipray.models.resolve import ResolvedModel
 
@@ -77,6 +78,10 @@ class ImageSpec(EncoderSpec):
     keep_aspect: tuple[int, int] | None = None  # (long side, multiple of both sides) in px; None: the model's own crop
     fast_decode: bool = False
     rounded_draft: bool = False  # scale a JPEG that is decoded smaller by its rounded sides, as older tables do
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        """How an image of this size, in px, becomes the network's input."""
+        return geometry(height, width, self.model.preprocess, self.keep_aspect)
 
     @property
     def at_once(self) -> int:

@@ -83,7 +83,7 @@ def _image_paths(place: str) -> list[str]:
 def _label(paths: Sequence[str], style: PromptStyle, model: Model, top: int) -> Iterator[Look]:
     from clipray.analysis.zero_shot import ZeroShot
     from clipray.models.image_encoder import ImageEncoder
-    from clipray.models.load import split_transform
+    from clipray.models.preprocess import preprocess_of
     from clipray.models.resolve import resolve
     from clipray.models.text_encoder import TextEncoder
     from clipray.pipelines.class_texts import class_vectors_of
@@ -99,7 +99,7 @@ def _label(paths: Sequence[str], style: PromptStyle, model: Model, top: int) -> 
     encoder = ImageEncoder(resolved, precision=precision, batch_size=AT_ONCE)
     prepare_pillow()
     limits = Limits(schemes=SCHEMES)
-    preprocess = split_transform(resolved, limits.max_pixels)[0]
+    preprocess = preprocess_of(resolved, limits.max_pixels)
     for start in range(0, len(paths), AT_ONCE):
         batch = paths[start : start + AT_ONCE]
         loaded = [load_image(absolute(path), None, limits, preprocess) for path in batch]

@@ -131,13 +131,13 @@ def _encoded(opened: OpenIndex, text: str | None, image: str | None, model: Mode
 
 def _encoded_image(model: ResolvedModel, path: str) -> np.ndarray:
     from clipray.models.image_encoder import ImageEncoder
-    from clipray.models.load import split_transform
+    from clipray.models.preprocess import preprocess_of
     from clipray.pipelines.decode import DecodedImage, load_image, prepare_pillow
     from clipray.pipelines.spec import Limits
 
     prepare_pillow()
     limits = Limits(schemes=SCHEMES)
-    image = load_image(absolute(path), None, limits, split_transform(model, limits.max_pixels)[0])
+    image = load_image(absolute(path), None, limits, preprocess_of(model, limits.max_pixels))
     if not isinstance(image, DecodedImage):
         raise ManifestError(f"--image {path}: {image.reason}: {image.message}")
     return ImageEncoder(model, precision="fp32", batch_size=1).encode(np.stack([image.pixels])).vectors["clip"]

@@ -10,7 +10,7 @@ from PIL import Image
 from clipray.demo.world import write_world
 from clipray.job import Feature, Model
 from clipray.models.image_encoder import ImageEncoder
-from clipray.models.load import split_transform
+from clipray.models.preprocess import preprocess_of
 from clipray.models.resolve import resolve
 from tools.demo_model.measure import place_map
 
@@ -26,7 +26,7 @@ FEATURES = {
 def medium(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """Medium mAP of each feature, a value a world."""
     model = resolve(Model(name="demo-rn", precision="fp32"))
-    to_pixels = split_transform(model)[0]
+    to_pixels = preprocess_of(model)
     encoder = ImageEncoder(model, features=FEATURES, precision="fp32", batch_size=32)
     found: dict[str, list[float]] = {name: [] for name in FEATURES}
     for seed in SEEDS:

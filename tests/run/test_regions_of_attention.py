@@ -21,7 +21,7 @@ from clipray.errors import JobError, ManifestError, ModelError, SchemaError
 from clipray.job import Foveal, Model
 from clipray.models.geometry import boxes_to_cells, geometry
 from clipray.models.image_encoder import ImageEncoder
-from clipray.models.load import split_transform
+from clipray.models.preprocess import preprocess_of
 from clipray.models.resolve import resolve
 from clipray.storage.folder import Folder
 
@@ -108,7 +108,7 @@ def finished(world: DemoWorld, tmp_path_factory: pytest.TempPathFactory, ray_her
 
 def test_vectors_are_those_of_the_steered_network(finished: Path, world: DemoWorld) -> None:
     model, made = resolve(Model(name="demo")), rows_of(finished, "regions", "region_id")
-    rows, to_pixels = pq.read_table(world.groups).to_pylist()[:36], split_transform(model)[0]
+    rows, to_pixels = pq.read_table(world.groups).to_pylist()[:36], preprocess_of(model)
     images = [Image.open(world.folder / row["uri"]).convert("RGB") for row in rows]
     boxes = [boxes_to_cells(geometry(96, 96, model.preprocess), np.array(row["boxes"]), 64, 64) for row in rows]
     encoder = ImageEncoder(model, foveal=Foveal(), precision="fp32", batch_size=7)

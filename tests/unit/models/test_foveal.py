@@ -16,12 +16,12 @@ from open_clip.transformer import VisionTransformer
 from clipray.demo.scenes import Drawing, draw, sample_scene
 from clipray.errors import ClipRayError, ModelError
 from clipray.job import Foveal, Model
-from clipray.models.foveal import FovealTower, attention_maps, check, chosen_blocks, refusal
-from clipray.models.image_encoder import ImageEncoder
+from clipray.models.foveal import FovealTower, attention_maps, bumps, check, chosen_blocks, falip_bumps, refusal
+from clipray.models.image_encoder import ImageEncoder, mean_and_std
 from clipray.models.layers import tower_without_weights
-from clipray.models.load import load, split_transform
+from clipray.models.load import load
 from clipray.models.resolve import architecture, resolve
-from clipray.pipelines.point_cloud import boxes_of_masks, bumps, falip_bumps
+from clipray.pipelines.point_cloud import boxes_of_masks
 
 DEPTH = 5
 
@@ -52,7 +52,7 @@ def scenes() -> list[Drawing]:
 @pytest.fixture(scope="module")
 def given(scenes: list[Drawing]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(b, 3, 64, 64) as the demo model takes it, (K, 4) boxes, (K,) owners."""
-    _, mean, std = split_transform(resolve(Model(name="demo")))
+    mean, std = mean_and_std(resolve(Model(name="demo")))
     pixels = torch.from_numpy(np.stack([scene.pixels for scene in scenes])).permute(0, 3, 1, 2) / 255
     boxes = torch.from_numpy(np.concatenate([scene.boxes for scene in scenes]))
     owner = torch.repeat_interleave(torch.tensor([len(scene.boxes) for scene in scenes]))

@@ -15,7 +15,6 @@ from clipray.models.geometry import (
     cells_to_original,
     clip_boxes,
     geometry,
-    keep_aspect_geometry,
     keep_aspect_size,
     scaled_size,
     scaling_pixels,
@@ -100,7 +99,7 @@ def test_keep_aspect_sizes_worked_out_by_hand() -> None:
 
 @pytest.mark.parametrize("picture", PICTURES, ids=str)
 def test_keep_aspect_shows_the_whole_picture(picture: tuple[int, int]) -> None:
-    g, size = keep_aspect_geometry(*picture, 240, 16), keep_aspect_size(*picture, 240, 16)
+    g, size = geometry(*picture, {}, (240, 16)), keep_aspect_size(*picture, 240, 16)
     assert (g.input_height, g.input_width, g.top, g.left) == (*size, 0, 0)
     for side, original in zip(size, picture):
         assert side % 16 == 0
@@ -111,7 +110,7 @@ def test_keep_aspect_shows_the_whole_picture(picture: tuple[int, int]) -> None:
 
 def geometries() -> list[Geometry]:
     opened = [geometry(*p, preprocess(mode, size)) for p in PICTURES for mode in MODES for size in SIZES]
-    return [*opened, *(keep_aspect_geometry(*p, 224, 32) for p in PICTURES)]
+    return [*opened, *(geometry(*p, {}, (224, 32)) for p in PICTURES)]
 
 
 def test_there_and_back_again() -> None:
@@ -195,11 +194,14 @@ def test_bad_input_is_named(message: str) -> None:
 
 def test_pixels_that_scaling_makes_by_hand() -> None:
     assert scaled_size(1, 12_000, preprocess("shortest", 224)) == (224, 2_688_000)
-    assert scaling_pixels(1, 12_000, (224, 2_688_000)) == 224 * 2_688_000
+    assert scaling_pixels(1, 12_000, (224, 2_688_000)) == (2_688_000, 224 * 2_688_000)
     assert scaled_size(20_000_000, 1, preprocess("squash", 224)) == (224, 224)
-    assert scaling_pixels(20_000_000, 1, (224, 224)) == 224 * 20_000_000  # the width first, at the old height
-    assert scaling_pixels(20_000_000, 224, (224, 224)) == 224 * 224  # it is that wide already
-    assert scaling_pixels(600, 800, (224, 298)) == 600 * 298
+    assert scaling_pixels(20_000_000, 1, (224, 224)) == (
+        224 * 20_000_000,
+        224 * 224,
+    )  # the width first, at the old height
+    assert scaling_pixels(20_000_000, 224, (224, 224)) == (0, 224 * 224)  # it is that wide already
+    assert scaling_pixels(600, 800, (224, 298)) == (600 * 298, 224 * 298)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -25,8 +25,9 @@ from torchvision.transforms import ToTensor
 from clipray.errors import ModelError
 from clipray.job import Model
 from clipray.models import encoder as encoders
-from clipray.models.image_encoder import ImageEncoder, sample_image
-from clipray.models.load import keeping_aspect, load, split_transform
+from clipray.models.image_encoder import ImageEncoder, mean_and_std, sample_image
+from clipray.models.load import load
+from clipray.models.preprocess import preprocess_of
 from clipray.models.resolve import PREPROCESS, ResolvedModel, _builtin_config, resolve
 from clipray.pipelines.decode import decode
 from clipray.pipelines.spec import Limits
@@ -73,7 +74,7 @@ def upstream(folder: Path, images: Sequence[Image.Image]) -> np.ndarray:
 
 
 def ours(encoder: ImageEncoder, images: Sequence[Image.Image]) -> np.ndarray:
-    pixels = np.stack([split_transform(encoder.model)[0](image.convert("RGB")) for image in images])
+    pixels = np.stack([preprocess_of(encoder.model)(image.convert("RGB")) for image in images])
     return encoder.encode(pixels).vectors["clip"]
 
 
@@ -104,7 +105,7 @@ def test_bf16_points_the_same_way(saved_models: dict[str, Path], photos: list[Im
 @pytest.mark.parametrize("kind", KINDS)
 def test_pixels_are_open_clips(saved_models: dict[str, Path], photos: list[Image.Image], kind: str) -> None:
     model = resolve(local(saved_models[kind]))
-    to_pixels, mean, std = split_transform(model)
+    to_pixels, (mean, std) = preprocess_of(model), mean_and_std(model)
     *steps, to_tensor, normalize = image_transform_v2(PreprocessCfg(**model.preprocess), is_train=False).transforms
     assert isinstance(to_tensor, ToTensor)
     assert mean.flatten().tolist() == pytest.approx(normalize.mean)
@@ -127,7 +128,7 @@ def test_an_image_that_would_be_scaled_to_too_many_pixels_is_refused(
     saved_models: dict[str, Path], kind: str, height: int, width: int
 ) -> None:
     """`vit` scales the short side, `timm` squashes: there the image in between is large."""
-    to_pixels = split_transform(resolve(local(saved_models[kind])), 4_000_000)[0]
+    to_pixels = preprocess_of(resolve(local(saved_models[kind])), 4_000_000)
     scaled = {1: (64, 4_160_000), 65_000: (4_160_000, 64), 70_000: (64, 64)}[height]
     with pytest.raises(Rejected) as refused:
         to_pixels(Image.new("RGB", (width, height)))
@@ -139,7 +140,7 @@ def test_an_image_that_would_be_scaled_to_too_many_pixels_is_refused(
 
 
 def test_an_image_that_keeps_its_aspect_is_bounded_likewise(saved_models: dict[str, Path]) -> None:
-    to_pixels = keeping_aspect(resolve(local(saved_models["vit"])), 64, 16, 1_000_000)
+    to_pixels = preprocess_of(resolve(local(saved_models["vit"])), 1_000_000, keep_aspect=(64, 16))
     assert to_pixels(Image.new("RGB", (1, 60_000)), 60_000, 1).shape == (64, 16, 3)
     with pytest.raises(Rejected, match=r"70000 x 1 px.*64 x 16 px"):  # 70,000 x 16 px in between
         to_pixels(Image.new("RGB", (1, 70_000)), 70_000, 1)
@@ -154,10 +155,10 @@ def test_photos_through_our_decoder_are_the_same(saved_models: dict[str, Path], 
 def test_the_ways_of_preparing_a_picture_differ(saved_models: dict[str, Path]) -> None:
     """The three models of these tests resize, crop and normalise differently, so that a default would be seen."""
     wide = Image.fromarray(sample_image(90, 200))
-    found = {kind: split_transform(resolve(local(saved_models[kind]))) for kind in KINDS}
-    pixels = {kind: transform(wide) for kind, (transform, _, _) in found.items()}
+    found = {kind: resolve(local(saved_models[kind])) for kind in KINDS}
+    pixels = {kind: preprocess_of(model)(wide) for kind, model in found.items()}
     assert len({p.tobytes() for p in pixels.values()}) == 3
-    assert found["resnet"][1].flatten().tolist() == [0.5, 0.5, 0.5]
+    assert mean_and_std(found["resnet"])[0].flatten().tolist() == [0.5, 0.5, 0.5]
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])

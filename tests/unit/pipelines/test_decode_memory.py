@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from clipray.job import Model
-from clipray.models.preprocess import Preprocess, scaling_bytes
+from clipray.models.preprocess import Preprocess, preprocess_of
 from clipray.models.resolve import resolve
 from clipray.pipelines import decode as module
 from clipray.pipelines.decode import DecodedImage, load_image, prepare_pillow
@@ -148,8 +148,9 @@ def test_what_threads_have_freed_is_given_back_before_it_adds_up(monkeypatch: py
 
 
 def test_scaling_by_hand() -> None:
-    assert scaling_bytes(600, 800, (224, 298)) == 4 * (600 * 298 + 224 * 298)
-    assert scaling_bytes(600, 298, (224, 298)) == 4 * 224 * 298
+    taken = preprocess_of(resolve(Model(name="demo"))).scratch_bytes
+    assert taken(600, 800) == 4 * (600 * 85 + 64 * 85)
+    assert taken(600, 64) == 4 * 600 * 64  # the width is the network's already
 
 
 def loader(max_pixels: int, threads: int) -> ImageLoader:

@@ -12,8 +12,7 @@ from PIL import Image, ImageFilter
 
 from clipray.job import EmbedImages, Model
 from clipray.models.image_encoder import ImageEncoder
-from clipray.models.load import keeping_aspect, split_transform
-from clipray.models.preprocess import Preprocess
+from clipray.models.preprocess import Preprocess, preprocess_of
 from clipray.models.resolve import resolve
 from clipray.pipelines.decode import DecodedImage, load_image
 from clipray.pipelines.spec import Limits
@@ -49,16 +48,19 @@ SIZES = [(513, 1025), (1025, 513), (1030, 1537), (257, 999)]  # sides that no po
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_fast_pixels_are_those_of_the_whole_image_but_for_details(height: int, width: int) -> None:
-    data, exact = smooth(height, width), split_transform(MODEL)[0]
-    by_original, by_rounded = error(data, exact, exact), error(data, split_transform(MODEL, rounded=True)[0], exact)
+    data, exact = smooth(height, width), preprocess_of(MODEL)
+    by_original, by_rounded = error(data, exact, exact), error(data, preprocess_of(MODEL, rounded=True), exact)
     assert by_original < 1
     assert by_rounded > 1.5 * by_original
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_also_where_the_aspect_is_kept(height: int, width: int) -> None:
-    data, exact = smooth(height, width), keeping_aspect(MODEL, 96, 16)
-    by_original, by_rounded = error(data, exact, exact), error(data, keeping_aspect(MODEL, 96, 16, rounded=True), exact)
+    data, exact = smooth(height, width), preprocess_of(MODEL, keep_aspect=(96, 16))
+    by_original, by_rounded = (
+        error(data, exact, exact),
+        error(data, preprocess_of(MODEL, keep_aspect=(96, 16), rounded=True), exact),
+    )
     assert by_original < 1
     assert by_rounded > by_original
 
@@ -66,7 +68,7 @@ def test_also_where_the_aspect_is_kept(height: int, width: int) -> None:
 def test_photos_keep_their_vectors(photos: Any) -> None:
     """At 64 px, where the shift was the largest: a cosine of 0.957 before."""
     encoder = ImageEncoder(MODEL, precision="fp32", batch_size=32)
-    exact = split_transform(MODEL)[0]
+    exact = preprocess_of(MODEL)
     data = [path.read_bytes() for path in sorted(photos.iterdir())[::5]]
     vectors = [
         encoder.encode(np.stack([pixels(one, exact, draft_px) for one in data]).astype(np.uint8)).vectors["clip"]

@@ -13,7 +13,7 @@ import pytest
 from clipray import tables
 from clipray.engine import sink
 from clipray.inputs.committed_rows import RegionFolders
-from clipray.models.geometry import Geometry, geometry, keep_aspect_geometry
+from clipray.models.geometry import Geometry, geometry
 from clipray.models.pooling import region_grid
 from clipray.pipelines.region_boxes import (
     Boxes,
@@ -124,7 +124,7 @@ def test_only_bad_boxes() -> None:
 
 
 def test_without_a_crop_every_box_inside_is_seen() -> None:
-    for picture in (geometry(100, 200, {**SQUARE, "resize_mode": "squash"}), keep_aspect_geometry(100, 200, 128, 16)):
+    for picture in (geometry(100, 200, {**SQUARE, "resize_mode": "squash"}), geometry(100, 200, {}, (128, 16))):
         found = sort_boxes([[0, 0, 1, 1], [199, 99, 200, 100], [0, 0, 200, 100]], picture)
         assert found.number.tolist() == [0, 1, 2]
         assert found.on_input[2].tolist() == [0, 0, picture.input_width, picture.input_height]
@@ -171,7 +171,7 @@ def test_the_grid_of_a_picture_that_keeps_its_aspect_by_hand() -> None:
 
     Scale 1: squares of 4 cells at 0, 2, 4. A cell is 22.5 px of the original, both ways.
     """
-    found = grid_boxes(keep_aspect_geometry(90, 180, 128, 16), (4, 8), levels=1)
+    found = grid_boxes(geometry(90, 180, {}, (128, 16)), (4, 8), levels=1)
     np.testing.assert_allclose(found.boxes, [[0, 0, 90, 90], [45, 0, 135, 90], [90, 0, 180, 90]], atol=1e-4)
 
 
