@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -46,15 +46,8 @@ def joined(parts: Sequence[Features[Tensor]]) -> Features[np.ndarray]:
         return np.concatenate(arrays) if arrays else None
 
     vectors = {name: np.concatenate([part.vectors[name].cpu().numpy() for part in parts]) for name in parts[0].vectors}
-    first = parts[0]
-    return Features(
-        vectors,
-        first.cells,
-        first.covered_px,
-        first.grid,
-        join([p.regions for p in parts]),
-        join([p.boxes for p in parts]),
-    )
+    regions, boxes = join([part.regions for part in parts]), join([part.boxes for part in parts])
+    return Features(vectors, parts[0].cells, parts[0].covered_px, parts[0].grid, regions, boxes)
 
 
 class FeatureNetwork(torch.nn.Module):
@@ -91,25 +84,25 @@ class FeatureNetwork(torch.nn.Module):
                 vectors[name] = self._finished(feature, x)
                 continue
             height, width = x.shape[2:]
+            plain: pooling.Pooling = "mac" if feature.pooling == "rmac" else feature.pooling  # over one region's cells
             grid = regions = None
             if feature.pooling == "rmac" or feature.regions in (True, "grid"):
                 grid = pooling.region_grid(height, width, feature.levels, feature.overlap)
-                regions = pooling.pool_regions(x, grid, _plain(feature), feature.p)  # (b, R, c)
-            vectors[name] = self._finished(feature, _pooled(feature, x, regions))
+                regions = pooling.pool_regions(x, grid, plain, feature.p)  # (b, R, c)
+            if feature.pooling == "rmac" and regions is not None:
+                pooled = pooling.rmac_from_regions(regions)
+            else:
+                pooled = pooling.pool_map(x, plain, feature.p)
+            vectors[name] = self._finished(feature, pooled)
             if feature.regions:
                 of_boxes, covered = None, self.taps.covered_px(batch.shape)
                 if feature.regions != "grid" and boxes is not None and owner is not None:
                     cells = boxes * boxes.new_tensor([width / covered[1], height / covered[0]] * 2)
-                    of_boxes = self._finished(feature, pooling.pool_boxes(x, cells, owner, _plain(feature), feature.p))
-                kept = regions if feature.regions != "boxes" else None
-                regional = Features(
-                    vectors,
-                    (height, width),
-                    covered,
-                    grid,
-                    None if kept is None else self._finished(feature, kept),
-                    of_boxes,
-                )
+                    of_boxes = self._finished(feature, pooling.pool_boxes(x, cells, owner, plain, feature.p))
+                of_grid = None
+                if feature.regions != "boxes" and regions is not None:
+                    of_grid = self._finished(feature, regions)
+                regional = Features(vectors, (height, width), covered, grid, of_grid, of_boxes)
         return regional
 
     def _finished(self, feature: Feature, vectors: Tensor) -> Tensor:
@@ -125,18 +118,3 @@ def _unit_cells(x: Tensor) -> Tensor:
 def _cells(feature: Feature) -> bool:
     """Whether the cells of the feature's map are normalised before they are pooled."""
     return feature.layer != "output" and feature.l2_before
-
-
-def _plain(feature: Feature) -> pooling.Pooling:
-    """What is taken over one region's cells."""
-    return cast(pooling.Pooling, "mac" if feature.pooling == "rmac" else feature.pooling)
-
-
-def _pooled(feature: Feature, x: Tensor, regions: Tensor | None) -> Tensor:
-    """(b, c, height, width) -> (b, c)."""
-    if feature.pooling == "rmac":
-        assert regions is not None
-        return pooling.rmac_from_regions(regions)
-    if feature.pooling == "gem":
-        return pooling.gem(x, feature.p)
-    return pooling.mac(x) if feature.pooling == "mac" else pooling.spoc(x)

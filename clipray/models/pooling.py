@@ -70,25 +70,16 @@ def _starts(extent: int, side: int, count: int) -> list[int]:
     return sorted({i * (extent - side) // max(count - 1, 1) for i in range(count)})
 
 
-def mac(x: Tensor) -> Tensor:
-    """Maximum over the map (b, c, h, w) -> (b, c). Raises ValueError unless `x` has four axes."""
-    return _pooled(_map(x).flatten(2), 2, "mac")
+def pool_map(x: Tensor, pooling: Pooling = "mac", p: float = 3.0, eps: float = 1e-6) -> Tensor:
+    """The whole map (b, c, h, w) -> (b, c): its maximum (`mac`), mean (`spoc`) or power mean (`gem`, arXiv 1711.02512).
 
-
-def spoc(x: Tensor) -> Tensor:
-    """Mean over the map (b, c, h, w) -> (b, c). Raises ValueError unless `x` has four axes."""
-    return _pooled(_map(x).flatten(2), 2, "spoc")
-
-
-def gem(x: Tensor, p: float = 3.0, eps: float = 1e-6) -> Tensor:
-    """Power mean over the map (b, c, h, w) -> (b, c), values below `eps` taken as `eps` (arXiv 1711.02512).
-
-    `p = 1` is SPoC and `p = inf` is MAC on maps >= `eps`; powers are relative to the maximum, so that none overflows.
+    GeM takes values below `eps` as `eps`; `p = 1` is SPoC and `p = inf` is MAC on maps >= `eps`. Powers are relative to
+    the maximum, so that none overflows.
 
     Raises:
-        ValueError: `p` or `eps` not above 0, or `x` without four axes.
+        ValueError: another `pooling`, `p` or `eps` not above 0, or `x` without four axes.
     """
-    return _pooled(_map(x).flatten(2), 2, "gem", p, eps)
+    return _pooled(_map(x).flatten(2), 2, pooling, p, eps)
 
 
 def pool_regions(x: Tensor, grid: np.ndarray, pooling: Pooling = "mac", p: float = 3.0) -> Tensor:
@@ -122,16 +113,6 @@ def pool_regions(x: Tensor, grid: np.ndarray, pooling: Pooling = "mac", p: float
 def rmac_from_regions(region_vectors: Tensor) -> Tensor:
     """Sum of the L2-normalised region vectors (b, R, c) -> (b, c) float32. The sum itself is not normalised."""
     return l2_normalize_tensor(region_vectors).sum(1)
-
-
-def rmac(x: Tensor, levels: int = 2, overlap: float = 0.4) -> Tensor:
-    """R-MAC (b, c, h, w) -> (b, c): max over each region, L2, sum over regions; the final L2 is left to the caller.
-
-    Raises:
-        ValueError: as `region_grid` and `pool_regions`.
-    """
-    x = _map(x)
-    return rmac_from_regions(pool_regions(x, region_grid(x.shape[2], x.shape[3], levels, overlap)))
 
 
 def pool_boxes(

@@ -33,6 +33,7 @@ from clipray.storage.uris import is_local
 
 DEMO = Path(__file__).parent.parent / "demo" / "model"
 DEMO_MODELS = ("demo", "demo-rn")
+WITH_WEIGHTS = ("hf-hub:", "local-dir:")  # names that bring their own weights
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".npz", ".ckpt")
 # open_clip's defaults for its transform; what a network really has is compared when it is loaded.
 PREPROCESS = {
@@ -79,10 +80,8 @@ def resolve(spec: Model) -> ResolvedModel:
     Raises:
         ModelError: unknown name or tag (with the nearest known one), no weights named, or weights that cannot be had.
     """
-    if spec.name.startswith("hf-hub:"):
-        return _from_hub(spec)
-    if spec.name.startswith("local-dir:"):
-        return _from_folder(spec)
+    if spec.name.startswith(WITH_WEIGHTS):
+        return _with_own_weights(spec)
     name, config, pretrained = spec.name, None, spec.pretrained
     if name in DEMO_MODELS:
         config, pretrained = str(DEMO / f"{name}.json"), pretrained or str(DEMO / f"{name}.safetensors")
@@ -112,7 +111,7 @@ def architecture(name: str) -> ResolvedModel:
     Raises:
         ModelError: unknown name.
     """
-    if name.startswith(("hf-hub:", "local-dir:")):
+    if name.startswith(WITH_WEIGHTS):
         return resolve(Model(name=name))
     return resolve(Model(name=name, pretrained="random", seed=0))
 
@@ -190,36 +189,29 @@ def _downloaded(what: str, download: Callable[[], Any]) -> str:
     return str(path)
 
 
-def _from_hub(spec: Model) -> ResolvedModel:
-    repo = spec.name.removeprefix("hf-hub:")
+def _with_own_weights(spec: Model) -> ResolvedModel:
+    """A model of the hub or of a folder, where its config lies beside its weights."""
     if spec.pretrained:
         raise ModelError(f"model.pretrained: {spec.name} brings its own weights; drop `pretrained`")
-    from huggingface_hub import hf_hub_download
-
-    config = json.loads(
-        Path(_downloaded(spec.name, lambda: hf_hub_download(repo, "open_clip_config.json"))).read_text()
-    )
-    checkpoint = _downloaded(spec.name, lambda: _open_clip().download_pretrained_from_hf(repo))
-    return ResolvedModel(
-        spec.name, None, None, None, sha256(checkpoint), *_shape(config["model_cfg"], config.get("preprocess_cfg"))
-    )
-
-
-def _from_folder(spec: Model) -> ResolvedModel:
-    folder = Path(spec.name.removeprefix("local-dir:")).expanduser().resolve()
-    if spec.pretrained:
-        raise ModelError(f"model.pretrained: {spec.name} brings its own weights; drop `pretrained`")
+    hub, place = spec.name.startswith("hf-hub:"), spec.name.partition(":")[2]
+    folder = Path(place).expanduser().resolve()
     config = folder / "open_clip_config.json"
+    if hub:
+        from huggingface_hub import hf_hub_download
+
+        config = Path(_downloaded(spec.name, lambda: hf_hub_download(place, config.name)))
     if not config.is_file():
         raise ModelError(f"model.name: {folder}: expected a folder with open_clip_config.json and weights")
     try:
         values = json.loads(config.read_text())
         shape = _shape(values["model_cfg"], values.get("preprocess_cfg"))
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"model.name: {config}: not an open_clip config with model_cfg.embed_dim: {error!r}"
-        ) from error
-    return ResolvedModel(f"local-dir:{folder}", None, None, None, folder_sha256(folder), *shape)
+        reason = f"not an open_clip config with model_cfg.embed_dim: {error!r}"
+        raise ModelError(f"model.name: {config}: {reason}") from error
+    if not hub:
+        return ResolvedModel(f"local-dir:{folder}", None, None, None, folder_sha256(folder), *shape)
+    checkpoint = _downloaded(spec.name, lambda: _open_clip().download_pretrained_from_hf(place))
+    return ResolvedModel(spec.name, None, None, None, sha256(checkpoint), *shape)
 
 
 def folder_sha256(folder: Path) -> str:

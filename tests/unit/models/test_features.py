@@ -136,7 +136,8 @@ def test_each_feature_has_its_own_switches(towers: dict[str, Any]) -> None:
     assert torch.equal(found["plain"], found["again"])
     np.testing.assert_allclose(found["both"].numpy(), by_hand(x, features["both"], True), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found["clip"], F.normalize(towers["vit"](batch()), dim=-1))
-    torch.testing.assert_close(found["fine"], F.normalize(pooling.rmac(F.normalize(x, dim=1), levels=3), dim=-1))
+    fine = pooling.pool_regions(F.normalize(x, dim=1), pooling.region_grid(*x.shape[2:], 3))
+    torch.testing.assert_close(found["fine"], F.normalize(pooling.rmac_from_regions(fine), dim=-1))
 
 
 @pytest.mark.parametrize(

@@ -5,18 +5,30 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from clipray.analysis.normalize import l2_normalize_tensor
-from clipray.models.pooling import gem, mac, pool_boxes, pool_regions, region_grid, rmac, rmac_from_regions, spoc
+from clipray.models.pooling import pool_boxes, pool_map, pool_regions, region_grid, rmac_from_regions
 
 SHAPES = [
     (1, 1), (1, 7), (7, 1), (2, 2), (2, 3), (3, 2), (5, 2), (3, 3), (4, 9), (3, 11), (7, 7), (7, 9), (9, 7), (8, 8),
     (13, 20), (20, 13), (14, 14), (7, 22), (16, 12), (24, 24),
 ]  # fmt: skip
+
+
+mac, spoc = partial(pool_map, pooling="mac"), partial(pool_map, pooling="spoc")
+
+
+def gem(x: torch.Tensor, p: float = 3.0, eps: float = 1e-6) -> torch.Tensor:
+    return pool_map(x, "gem", p, eps)
+
+
+def rmac(x: torch.Tensor, levels: int = 2) -> torch.Tensor:
+    return rmac_from_regions(pool_regions(x, region_grid(x.shape[2], x.shape[3], levels)))
 
 
 def random_map(height: int, width: int) -> torch.Tensor:
