@@ -17,11 +17,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from clipray.models.preprocess import RGB_BYTES, Preprocess
 from clipray.pipelines.decode_memory import DecodeMemory, decode_budget, decode_bytes
-from clipray.pipelines.deep_grey import UnclearGrey, grey_type, is_deep_grey
 from clipray.pipelines.image_fetch import Fetcher
 from clipray.pipelines.png_metadata import without_large_metadata
 from clipray.pipelines.spec import Limits
-from clipray.pipelines.to_rgb import to_rgb
+from clipray.pipelines.to_rgb import UnclearGrey, grey_type, is_deep_grey, to_rgb
 from clipray.tables.reasons import Rejected
 
 # First bytes of common image formats: a file that starts so and does not open is a broken image.
@@ -56,7 +55,7 @@ def decode(data: bytes, limits: Limits, *, draft_px: int | None = None) -> Image
     """The image as people see it, in RGB.
 
     EXIF orientation is applied, CMYK and palettes are converted, 16-bit and float greys are scaled to 8 bits
-    (`deep_grey`), alpha is composed on white, and of an animation the first frame is taken.
+    (`to_rgb`), alpha is composed on white, and of an animation the first frame is taken.
 
     Args:
         data: the file's bytes.

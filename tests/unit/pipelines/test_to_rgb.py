@@ -12,9 +12,8 @@ from PIL import Image
 
 from clipray.pipelines import to_rgb as module
 from clipray.pipelines.decode import decode
-from clipray.pipelines.deep_grey import GreyType, white_of
 from clipray.pipelines.spec import Limits
-from clipray.pipelines.to_rgb import to_rgb
+from clipray.pipelines.to_rgb import GreyType, to_rgb, white_of
 from clipray.tables.reasons import Rejected
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
