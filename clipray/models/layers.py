@@ -29,7 +29,6 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 
 from clipray.errors import ModelError
-from clipray.models.load import register
 from clipray.models.resolve import ResolvedModel, quiet
 
 TINY_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
@@ -144,8 +143,8 @@ def allows_size(tower: torch.nn.Module, layers: Sequence[str], image_size: tuple
 
 def tower_without_weights(model: ResolvedModel) -> torch.nn.Module:
     """The image tower, for the functions above, on torch's `meta` device; if it does not run there, random on the CPU."""
-    if model.config:
-        register(model.config)
+    if model.config:  # a file, which gives the model its name
+        open_clip.add_model_config(model.config)
     with quiet():
         config = open_clip.get_model_config(model.name)
     vision = {**config["vision_cfg"], "timm_model_pretrained": False}

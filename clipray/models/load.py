@@ -14,19 +14,14 @@ from clipray.models.geometry import pair
 from clipray.models.resolve import ResolvedModel, folder_sha256, quiet, sha256
 
 
-def register(config: str) -> None:
-    """Make a config file known to open_clip, under the name of the file."""
-    open_clip.add_model_config(config)
-
-
 def load(model: ResolvedModel, device: str = "cpu") -> torch.nn.Module:
     """The open_clip model in fp32 and eval mode, its weights verified against `model.weights` where they are a file.
 
     Raises:
         ModelError: the weights do not fit the architecture, or are others than the driver saw.
     """
-    if model.config:
-        register(model.config)
+    if model.config:  # a file, which gives the model its name
+        open_clip.add_model_config(model.config)
     if model.name.startswith("local-dir:"):
         where, fingerprint = model.name, folder_sha256(Path(model.name.removeprefix("local-dir:")))
     elif model.pretrained and os.path.isfile(model.pretrained):

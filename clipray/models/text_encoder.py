@@ -60,9 +60,8 @@ class TextTower(torch.nn.Module):
         parts, length = self._parts, tokens.shape[1]
         assert parts is not None
         dtype = parts.transformer.get_cast_dtype()
-        x = parts.token_embedding(tokens).to(dtype) + parts.positional_embedding[:length].to(
-            dtype
-        )  # (b, length, width)
+        positions = parts.positional_embedding[:length].to(dtype)
+        x = parts.token_embedding(tokens).to(dtype) + positions  # (b, length, width)
         x = parts.ln_final(parts.transformer(x, attn_mask=parts.attn_mask[:length, :length]))
         pool, eos = _pooling_of(parts)
         x = text_global_pool(x, tokens, pool, eos_token_id=eos)

@@ -10,7 +10,6 @@ import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, basic_clean, canonicalize_text
 
 from clipray.errors import ModelError
-from clipray.models.load import register
 from clipray.models.resolve import ResolvedModel, quiet
 
 
@@ -27,7 +26,7 @@ class Tokenizer:
 
     def __init__(self, model: ResolvedModel) -> None:
         if model.config:
-            register(model.config)
+            open_clip.add_model_config(model.config)
         try:
             with quiet():
                 self._tokenizer: Any = open_clip.get_tokenizer(model.name)

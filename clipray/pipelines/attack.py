@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
-from clipray.analysis.zero_shot import ZeroShot
 from clipray.job import Lettering
 from clipray.models.image_encoder import ImageEncoder
 from clipray.models.preprocess import Preprocess
@@ -37,8 +36,7 @@ class AttackBlockEncoder(BlockEncoder[AttackSpec, ImageEncoder, ImageAndWord]):
 
     def __init__(self, spec: AttackSpec, report: Report) -> None:
         super().__init__(spec, report, ImageEncoder)
-        classes = spec.classes()
-        self._classifier = ZeroShot(classes.vectors, classes.logit_scale, top=1, precision="fp32")
+        self._classifier = spec.classifier()
         self._number = {label: n for n, label in enumerate(spec.labels)}
         self._loader = ImageLoader(spec)
 

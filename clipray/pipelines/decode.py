@@ -25,16 +25,8 @@ from clipray.tables.reasons import Rejected
 
 # First bytes of common image formats: a file that starts so and does not open is a broken image.
 SIGNATURES = (
-    b"\xff\xd8",
-    b"\x89PNG",
-    b"GIF8",
-    b"BM",
-    b"II*\x00",
-    b"MM\x00*",
-    b"\x00\x00\x00\x0cjP",
-    b"P5\n",
-    b"P6\n",
-)
+    b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"\x00\x00\x00\x0cjP", b"P5\n", b"P6\n",
+)  # fmt: skip
 # What Pillow recognises but only another program or a stub can decode; EPS would start Ghostscript on a stranger's file.
 NOT_IMAGES = ("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF")
 Turn = Image.Transpose
@@ -77,9 +69,8 @@ class Opened:
             self._image: Image.Image = Image.open(io.BytesIO(without_large_metadata(data)), formats=_formats())
             _check_size(self._image, limits)
             self._jpeg = self._image.format == "JPEG"
-            self._turn = (
-                TURNS.get(_orientation(self._image)) if self._jpeg else None
-            )  # others may say behind the pixels
+            # Others may say it behind the pixels.
+            self._turn = TURNS.get(_orientation(self._image)) if self._jpeg else None
 
     @property
     def format(self) -> str | None:
@@ -149,23 +140,15 @@ def _formats() -> tuple[str, ...]:
 
 def _rejection(data: bytes, error: Exception) -> Rejected:
     text = f"{type(error).__name__}: {error}".replace("\n", " ")
-    webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-    if webp and len(data) < 8 + int.from_bytes(data[4:8], "little"):  # Pillow does not say so
-        return Rejected(
-            "decode",
-            "truncated",
-            f"{len(data)} bytes of the {int.from_bytes(data[4:8], 'little') + 8} that its header names",
-        )
+    webp, size = data[:4] == b"RIFF" and data[8:12] == b"WEBP", 8 + int.from_bytes(data[4:8], "little")
+    if webp and len(data) < size:  # Pillow does not say so
+        return Rejected("decode", "truncated", f"{len(data)} bytes of the {size} that its header names")
     if isinstance(error, UnidentifiedImageError):
         if webp or data.startswith(SIGNATURES) or data[4:12] in (b"ftypavif", b"ftypavis"):
-            return Rejected(
-                "decode", "undecodable", f"starts like an image, but its header cannot be read ({len(data)} bytes)"
-            )
-        return Rejected(
-            "decode",
-            "not_an_image",
-            f"{len(data)} bytes starting {data[:8]!r} are in no image format that Pillow knows",
-        )
+            message = f"starts like an image, but its header cannot be read ({len(data)} bytes)"
+            return Rejected("decode", "undecodable", message)
+        message = f"{len(data)} bytes starting {data[:8]!r} are in no image format that Pillow knows"
+        return Rejected("decode", "not_an_image", message)
     if isinstance(error, EOFError) or "truncated" in text.lower():
         return Rejected("decode", "truncated", text)
     return Rejected("decode", "undecodable", text)

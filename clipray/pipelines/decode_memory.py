@@ -14,25 +14,18 @@ from clipray.models.preprocess import RGB_BYTES
 
 BYTES_PER_PIXEL = 11.5  # of `max_pixels`: the budget; the rest of 12 is for what each thread takes whatever it decodes
 LEAST_BYTES = 64 * 2**20  # of a budget, whatever `max_pixels` is
-STORED_BYTES = {
-    "1": 1,
-    "L": 1,
-    "P": 1,
-    "I;16": 2,
-    "I;16B": 2,
-    "I;16L": 2,
-    "I;16N": 2,
-}  # of a pixel by mode; 4 of all others
+STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # of a pixel, by mode; else 4
 OTHER_BYTES = 8  # of a pixel, that decoders in Python take beside the image
-
 # What decoders take beside Pillow's own image, in bytes a pixel; measured by benchmarks/decode_memory.py, rounded up.
-WEBP_BYTES = 12  # the animation's two canvases, and the copy that is handed over
-AVIF_BYTES = 20  # planes of 16 bits with alpha, RGBA, and the copy that is handed over
-GIF_BYTES = 2
+DECODER_BYTES = {
+    "WEBP": 12,  # the animation's two canvases, and the copy that is handed over
+    "AVIF": 20,  # planes of 16 bits with alpha, RGBA, and the copy that is handed over
+    "GIF": 2,
+    **dict.fromkeys(("PNG", "PCX", "TGA", "SUN"), 0),  # a row at a time
+}
 JPEG_2000_BYTES = 6  # for each band: integers of 32 bits, and the copy that is handed over
 JPEG_COEFFICIENT_BYTES = 2  # for each band, where there are several scans
 LIBTIFF_BYTES = 4  # at least, of a strip or tile
-BY_ROWS = ("PNG", "PCX", "TGA", "SUN")  # a row at a time
 
 EMBEDDED = re.compile(rb"\x89PNG\r\n\x1a\n.{8}(.{4})(.{4})|\xff\x4f\xff\x51.{4}(.{4})(.{4})", re.DOTALL)
 """The width and height of a PNG or a JPEG 2000 within another file."""
@@ -116,22 +109,13 @@ def decode_bytes(image: Image.Image, data: bytes, turned: bool) -> int:
 def _decoder_bytes(image: Image.Image, data: bytes, pixels: int) -> int:
     """What a decoder takes beside Pillow's own image."""
     bands = len(image.getbands())
-    match image.format:
-        case "JPEG" | "MPO":
-            return JPEG_COEFFICIENT_BYTES * bands * pixels if several_scans(data) else 0
-        case "WEBP":
-            return WEBP_BYTES * pixels
-        case "AVIF":
-            return AVIF_BYTES * pixels
-        case "JPEG2000":
-            return JPEG_2000_BYTES * bands * pixels
-        case "GIF":
-            return GIF_BYTES * pixels
-        case "TIFF":
-            return _libtiff_bytes(image)
-        case name if name in BY_ROWS:
-            return 0
-    return OTHER_BYTES * pixels
+    if image.format in ("JPEG", "MPO"):
+        return JPEG_COEFFICIENT_BYTES * bands * pixels if several_scans(data) else 0
+    if image.format == "JPEG2000":
+        return JPEG_2000_BYTES * bands * pixels
+    if image.format == "TIFF":
+        return _libtiff_bytes(image)
+    return DECODER_BYTES.get(image.format or "", OTHER_BYTES) * pixels
 
 
 def several_scans(jpeg: bytes) -> bool:

@@ -75,9 +75,8 @@ class Fetcher:
         limits = self._limits
         scheme, path = parse(uri)
         if scheme not in limits.schemes or is_chain(uri):
-            raise Rejected(
-                "fetch", "scheme_not_allowed", f"{uri}: scheme {scheme!r} is not among {', '.join(limits.schemes)}"
-            )
+            message = f"{uri}: scheme {scheme!r} is not among {', '.join(limits.schemes)}"
+            raise Rejected("fetch", "scheme_not_allowed", message)
         if scheme == LOCAL:
             return checked_bytes(_read_local(path, limits), limits)
         server = f"{scheme}://{path.split('/', 1)[0].rpartition('@')[2]}"
@@ -253,17 +252,14 @@ def _answer(causes: list[BaseException]) -> tuple[int, Mapping[str, str]]:
         response = getattr(cause, "response", None)
         if isinstance(response, dict):  # botocore
             facts = response.get("ResponseMetadata", {})
-            return int(facts.get("HTTPStatusCode", 0)), _titled(facts.get("HTTPHeaders", {}))
+            headers = {name.title(): value for name, value in facts.get("HTTPHeaders", {}).items()}
+            return int(facts.get("HTTPStatusCode", 0)), headers
         for holder in (cause, response):
             for name in ("status", "status_code", "code"):  # ours and aiohttp's; azure's and requests'; gcsfs's
                 status = getattr(holder, name, None)
                 if isinstance(status, int) and 100 <= status <= 599:
                     return status, getattr(holder, "headers", None) or {}
     return 0, {}
-
-
-def _titled(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name.title(): value for name, value in headers.items()}
 
 
 def _retry_after_s(value: str | None) -> float:

@@ -126,9 +126,8 @@ def rejection(row: dict[str, Any], max_regions: int) -> Rejected | None:
         return Rejected("manifest", "no_boxes", f"`{next(iter(lists))}` without `boxes`: there is nothing to refer to")
     for name, values in lists.items():
         if len(values) != count:
-            return Rejected(
-                "manifest", "unequal_lists", f"`{name}` has {len(values)} entries for {count} boxes; expected one each"
-            )
+            message = f"`{name}` has {len(values)} entries for {count} boxes; expected one each"
+            return Rejected("manifest", "unequal_lists", message)
     if count > max_regions:
         return Rejected("manifest", "too_many_boxes", f"{count} boxes, more than max_regions={max_regions}")
     return None
@@ -153,7 +152,9 @@ def views(image: Image.Image, boxes: np.ndarray, how: EmbedRegions) -> Iterator[
         if how.prompt == "crop":
             yield image.crop(whole_px(box))
         elif how.prompt == "blur":
-            yield only_within(image, blurred, whole_px(box))
+            view, within = blurred.copy(), whole_px(box)
+            view.paste(image.crop(within), within[:2])
+            yield view
         else:
             yield circled(image, box, how.circle.colour, max(1, round(how.circle.width * short)))
 
@@ -162,13 +163,6 @@ def whole_px(box: list[float]) -> tuple[int, int, int, int]:
     """The whole pixels that a box touches, at least one in each direction."""
     x1, y1 = int(np.floor(box[0])), int(np.floor(box[1]))
     return x1, y1, max(x1 + 1, int(np.ceil(box[2]))), max(y1 + 1, int(np.ceil(box[3])))
-
-
-def only_within(image: Image.Image, outside: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """`outside`, with `image` in the box."""
-    view = outside.copy()
-    view.paste(image.crop(box), box[:2])
-    return view
 
 
 def circled(image: Image.Image, box: list[float], colour: str, width_px: int) -> Image.Image:

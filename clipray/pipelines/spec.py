@@ -5,9 +5,8 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 import pyarrow as pa
 
 from clipray.analysis.prompts import PromptStyle
@@ -15,6 +14,9 @@ from clipray.job import EmbedRegions, Feature, Lettering, RenderDepth
 from clipray.models.geometry import Geometry, geometry
 from clipray.models.preprocess import MAX_PIXELS
 from clipray.models.resolve import ResolvedModel
+
+if TYPE_CHECKING:
+    from clipray.analysis.zero_shot import ZeroShot
 
 BlockFunction = Callable[[pa.Table], pa.Table]
 Report = Callable[[dict[str, Any]], None]
@@ -102,22 +104,12 @@ class RegionSpec(ImageSpec):
     how: EmbedRegions
 
 
-class ClassVectors(Protocol):
-    """The text tower's (k, d) float32 for k classes, and the factor of cosines before the softmax."""
-
-    @property
-    def vectors(self) -> np.ndarray: ...
-
-    @property
-    def logit_scale(self) -> float: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class AttackSpec(ImageSpec):
     """Labelled images to labels before and after a typographic attack.
 
     Attributes:
-        labels: names of the classes. classes: reads their vectors, in the worker.
+        labels: names of the classes. classifier: makes what tells them from vectors, in the worker.
         own_label: whether the word is the image's own label.
         seed: of the words and of their places.
     """
@@ -125,7 +117,7 @@ class AttackSpec(ImageSpec):
     block_encoder = "clipray.pipelines.attack:AttackBlockEncoder"
 
     labels: tuple[str, ...]
-    classes: Callable[[], ClassVectors]
+    classifier: Callable[[], ZeroShot]
     lettering: Lettering
     own_label: bool
     seed: int

@@ -140,11 +140,8 @@ def _first(value: object) -> float | None:
 def samples_of(image: Image.Image, grey: GreyType) -> np.ndarray:
     """(H, W) samples; Pillow keeps unsigned integers of 32 bits as signed ones."""
     samples = np.asarray(image)
-    return (
-        samples.view(np.uint32)
-        if grey.sample_format == "u" and samples.dtype == np.int32 and grey.bits == 32
-        else samples
-    )
+    unsigned = grey.sample_format == "u" and grey.bits == 32 and samples.dtype == np.int32
+    return samples.view(np.uint32) if unsigned else samples
 
 
 def finite_range(samples: np.ndarray) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -27,11 +27,14 @@ from clipray.job.row_spec import ATTACKS
 from clipray.pipelines.spec import AttackSpec, Limits
 from clipray.steps.base.encode_step import EncodeStep
 from clipray.steps.base.step import RunContext, StepContext
-from clipray.steps.labels.label_classes import ClassVectors, PromptSet, read_classes, write_classes
+from clipray.steps.labels.label_classes import PromptSet, read_classes, write_classes
 from clipray.storage.folder import Folder
 from clipray.storage.parquet import merge_neighbours
 from clipray.tables.metrics import Metric, write_metrics
 from clipray.tables.scan import figures_of
+
+if TYPE_CHECKING:
+    from clipray.analysis.zero_shot import ZeroShot
 
 LABEL = "label"
 
@@ -71,7 +74,7 @@ class AttackStep(EncodeStep[Attack]):
             features={"clip": Feature()},
             schema=self.schema,
             labels=style.labels,
-            classes=partial(_classes, self.classes.url, fingerprint(self.prompts.identity), style.name),
+            classifier=partial(_classifier, self.classes.url, fingerprint(self.prompts.identity), style.name),
             lettering=settings.lettering,
             own_label=settings.word == "own",
             seed=settings.seed,
@@ -114,9 +117,12 @@ def open_step(settings: Attack, context: StepContext) -> AttackStep:
     return AttackStep.of(settings, context, manifest, (LABEL, *settings.keep), prompts=prompts)
 
 
-def _classes(url: str, mark: str, style: str) -> ClassVectors:
+def _classifier(url: str, mark: str, style: str) -> ZeroShot:
     """For a worker."""
-    return read_classes(url, mark)[style]
+    from clipray.analysis.zero_shot import ZeroShot
+
+    classes = read_classes(url, mark)[style]
+    return ZeroShot(classes.vectors, classes.logit_scale, top=1, precision="fp32")
 
 
 def _check_labels(manifest: Manifest, labels: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ import io
 import pkgutil
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from clipray import tables
+from clipray.analysis.zero_shot import ZeroShot
 from clipray.job import EmbedRegions, Feature, Lettering, Model, RenderDepth
 from clipray.models.features import Features
 from clipray.models.resolve import ResolvedModel, resolve
@@ -122,18 +124,13 @@ def boxed() -> pa.Table:
     return images(boxes=[[[0.0, 0.0, 32.0, 32.0], [8.0, 8.0, 60.0, 60.0]]] * 7)
 
 
-class Classes:
-    vectors = np.eye(3, WIDTH, dtype=np.float32)
-    logit_scale = 100.0
-
-
 def attack_spec() -> AttackSpec:
     lettering = Lettering()
     return AttackSpec(
         **common("attacks"),
         limits=Limits(),
         labels=LABELS,
-        classes=Classes,
+        classifier=partial(ZeroShot, np.eye(3, WIDTH, dtype=np.float32), 100.0, top=1, precision="fp32"),
         lettering=lettering,
         own_label=False,
         seed=0,
