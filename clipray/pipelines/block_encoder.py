@@ -21,7 +21,7 @@ import torch
 from clipray.models.encoder import Encoder
 from clipray.pipelines.region_boxes import ImageRegions, region_columns, region_vector_field
 from clipray.pipelines.spec import EncoderSpec, Report
-from clipray.tables import fits
+from clipray.tables import fits, number_array
 from clipray.tables.reasons import Rejected
 
 
@@ -196,10 +196,7 @@ def _column(field: pa.Field, block: pa.Table, rows: Sequence[Row | Rejected]) ->
 
 def _vectors(values: Sequence[np.ndarray | None], vector_type: pa.FixedSizeListType) -> pa.Array:
     """n vectors -> fixed_size_list column of n rows, null where there is none."""
-    element = vector_type.value_type
-    matrix = np.zeros((len(values), vector_type.list_size), element.to_pandas_dtype())
-    for n, vector in enumerate(values):
-        if vector is not None:
-            matrix[n] = vector
+    nothing = np.zeros(vector_type.list_size, vector_type.value_type.to_pandas_dtype())
+    matrix = np.stack([nothing if vector is None else vector for vector in values]).astype(nothing.dtype, copy=False)
     missing = pa.array([vector is None for vector in values])
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel(), element), type=vector_type, mask=missing)
+    return pa.FixedSizeListArray.from_arrays(number_array(matrix.ravel()), type=vector_type, mask=missing)

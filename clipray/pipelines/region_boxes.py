@@ -14,13 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipray.models.geometry import (
-    Geometry,
-    boxes_to_cells,
-    cells_to_original,
-    clip_boxes,
-    without_area,
-)
+from clipray.models.geometry import Geometry, boxes_to_cells, cells_to_original, clip_boxes, without_area
 from clipray.tables import vector_array
 
 RawBoxes = Sequence[Sequence[float | None] | None] | None
@@ -44,6 +38,11 @@ class Boxes:
     on_input: np.ndarray
     rejected: list[tuple[int, str, str]]
 
+    def only(self, good: np.ndarray, rejected: list[tuple[int, str, str]]) -> Boxes:
+        """Those where `good` (K,) bool is true; `rejected`: the others."""
+        numbers, others = self.number[good], self.rejected + rejected
+        return Boxes(numbers, self.original[good], self.clipped[good], self.on_input[good], others)
+
 
 def sort_boxes(raw: RawBoxes, image: Geometry) -> Boxes:
     """Clip the boxes of one manifest row (a list of [x1, y1, x2, y2] in px, or None) and reject those with nothing in them."""
@@ -60,8 +59,7 @@ def sort_boxes(raw: RawBoxes, image: Geometry) -> Boxes:
         (n, "outside_crop", f"box {n} {raw[n]}: the network's centre crop of the image shows nothing of it")
         for n in np.flatnonzero(unseen).tolist()
     ]
-    good = np.flatnonzero(~empty & ~unseen)
-    return Boxes(good, original[good], clipped[good], on_input[good], rejected)
+    return Boxes(np.arange(len(raw)), original, clipped, on_input, []).only(~empty & ~unseen, rejected)
 
 
 def reject_boxes(boxes: Boxes, reason: str, messages: Sequence[str | None]) -> Boxes:
@@ -72,9 +70,7 @@ def reject_boxes(boxes: Boxes, reason: str, messages: Sequence[str | None]) -> B
         for n, message in zip(boxes.number.tolist(), messages, strict=True)
         if message is not None
     ]
-    return Boxes(
-        boxes.number[good], boxes.original[good], boxes.clipped[good], boxes.on_input[good], boxes.rejected + rejected
-    )
+    return boxes.only(good, rejected)
 
 
 def _is_box(box: Any) -> bool:
@@ -137,6 +133,11 @@ def joined(parts: Sequence[ImageRegions]) -> ImageRegions:
     return ImageRegions(names, boxes, scales, clipped, vectors, [box for part in parts for box in part.rejected])
 
 
+def _no_regions(width: int) -> ImageRegions:
+    boxes, vectors = np.zeros((0, 4), np.float32), np.zeros((0, width), np.float32)
+    return ImageRegions([], boxes, np.zeros(0, np.int32), np.zeros(0, bool), vectors)
+
+
 def region_vector_field(schema: pa.Schema) -> pa.Field:
     """The vector of the regions table, behind what all regions have."""
     return schema.field(5)
@@ -153,17 +154,14 @@ def region_columns(
     good = [row for row in rows if row is not None]
     fields = [f for f in schema if f.name != "image_id"]
     vector_type = region_vector_field(schema).type
-    vectors = np.concatenate([row.vectors for row in good]) if good else np.zeros((0, vector_type.list_size))
-    boxes = np.concatenate([row.boxes for row in good]) if good else np.zeros((0, 4))
-    scales = np.concatenate([row.scales for row in good]) if good else np.zeros(0, np.int32)
-    clipped = np.concatenate([row.clipped for row in good]) if good else np.zeros(0, bool)
+    regions = joined([_no_regions(vector_type.list_size), *good])
     ids = [f"{i}#{name}" for i, row in zip(image_ids, rows, strict=True) if row is not None for name in row.names]
     columns = [
         pa.array(ids, pa.string()),
-        vector_array(boxes, schema.field("box_xyxy").type),
-        pa.array(scales, pa.int32(), mask=scales == 0),
-        pa.array(clipped, pa.bool_()),
-        vector_array(vectors, vector_type),
+        vector_array(regions.boxes, schema.field("box_xyxy").type),
+        pa.array(regions.scales, pa.int32(), mask=regions.scales == 0),
+        pa.array(regions.clipped, pa.bool_()),
+        vector_array(regions.vectors, vector_type),
         *(pa.array([value for row in good for value in row.columns[f.name]], f.type) for f in fields[5:]),
     ]
     struct = pa.StructArray.from_arrays(columns, fields=fields)
