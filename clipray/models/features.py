@@ -80,7 +80,7 @@ class FeatureNetwork(torch.nn.Module):
         regional = Features(vectors)
         for name, feature in self._features.items():
             x = unit[feature.layer] if _cells(feature) else maps[feature.layer].float()
-            if feature.layer == "output":
+            if feature.pooling is None:  # the vector of the tower
                 vectors[name] = self._finished(feature, x)
                 continue
             height, width = x.shape[2:]
@@ -117,4 +117,4 @@ def _unit_cells(x: Tensor) -> Tensor:
 
 def _cells(feature: Feature) -> bool:
     """Whether the cells of the feature's map are normalised before they are pooled."""
-    return feature.layer != "output" and feature.l2_before
+    return feature.pooling is not None and feature.l2_before
