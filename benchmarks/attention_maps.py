@@ -8,6 +8,9 @@ and of their heads, each map scaled by its own highest value. The share under a 
 """
 
 import argparse
+import math
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -15,7 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from clipray.demo.scenes import Drawing, draw, sample_scene
 from clipray.job import Foveal, Model
-from clipray.models.foveal import FovealTower, attention_maps
+from clipray.models import foveal
+from clipray.models.foveal import FovealTower
 from clipray.models.image_encoder import mean_and_std
 from clipray.models.load import load
 from clipray.models.preprocess import preprocess_of
@@ -25,6 +29,24 @@ ALPHAS = (0, 2, 8)
 SIDE_PX, GAP_PX, FOOT_PX = 192, 8, 24
 MODEL = resolve(Model(name="demo"))
 HOT = np.array([[0, 0, 0], [90, 10, 110], [220, 50, 40], [255, 170, 20], [255, 255, 200]], np.float64)
+
+
+def attention_maps(
+    tower: FovealTower, batch: torch.Tensor, boxes: torch.Tensor, owner: torch.Tensor
+) -> dict[int, torch.Tensor]:
+    """What class tokens attend to, by block from the first masked one on: (K, heads, h, w), the rest being on themselves."""
+    attention, weights = foveal.scaled_dot_product_attention, []
+
+    def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_mask: Any) -> torch.Tensor:
+        logits = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5  # (k, heads, 1, n)
+        weights.append((logits if attn_mask is None else logits + attn_mask.float()).softmax(dim=-1)[:, :, 0, 1:])
+        return attention(q, k, v, attn_mask=attn_mask)
+
+    with mock.patch.object(foveal, "scaled_dot_product_attention", watched):
+        tower.steered(batch, boxes, owner)
+    first, depth = tower.blocks[0], len(foveal.visual_of(tower)[1].transformer.resblocks)
+    side, count = math.isqrt(weights[0].shape[-1]), depth - first  # blocks follow one another in each part of the boxes
+    return {first + n: torch.cat(weights[n::count]).unflatten(2, (side, side)) for n in range(count)}
 
 
 def maps_of(scenes: list[Drawing], boxes: torch.Tensor) -> dict[int, np.ndarray]:

@@ -13,7 +13,7 @@ With masks in the last two blocks a region costs two rows; each block more costs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,6 @@ MIN_SIGMA = 0.5  # in patches: a narrower bump falls between their centres
 FALIP_EPSILON = 1e-6  # of its min-max normalisation, so that patches of equal height are 1
 MIDDLE = (0.25, 0.25, 0.75, 0.75)  # the region on which an encoder checks its precision, as a share of the image
 LEAST_AT_ONCE = 16  # regions that go through the later blocks together, in a batch of fewer images
-Seen = Callable[[int, Tensor], None]
 
 
 def refusal(tower: torch.nn.Module) -> str | None:
@@ -111,8 +110,8 @@ class FovealTower(torch.nn.Module):
             return (plain[0] if isinstance(plain, tuple) else plain)[owner]
         return self.steered(batch, boxes, owner)
 
-    def steered(self, batch: Tensor, boxes: Tensor, owner: Tensor, seen: Seen | None = None) -> Tensor:
-        """As `forward`, whatever `alpha`. seen: is given each block's number and its class tokens' attention (k, heads, n)."""
+    def steered(self, batch: Tensor, boxes: Tensor, owner: Tensor) -> Tensor:
+        """As `forward`, whatever `alpha`."""
         visual = self._visual
         x = _embedded(visual, batch)  # (b, n, d): class token, patches
         for block in visual.transformer.resblocks[: self.blocks[0]]:
@@ -121,7 +120,7 @@ class FovealTower(torch.nn.Module):
         masks = self._masks(boxes, batch.shape).to(x.dtype)
         at_once = max(len(batch), LEAST_AT_ONCE)
         rows = [
-            self._class_tokens(shared, masks[start : start + at_once], owner[start : start + at_once], seen)
+            self._class_tokens(shared, masks[start : start + at_once], owner[start : start + at_once])
             for start in range(0, len(boxes), at_once)
         ]
         vectors = visual.ln_post(torch.cat([x[:0, 0], *rows]))  # (K, width)
@@ -140,20 +139,19 @@ class FovealTower(torch.nn.Module):
         there = self._visual.transformer.resblocks[0].attn.num_heads
         return row * row.new_tensor([float(h in self.foveal.heads) for h in range(there)])[:, None, None]
 
-    def _class_tokens(self, shared: _Shared, masks: Tensor, owner: Tensor, seen: Seen | None) -> Tensor:
+    def _class_tokens(self, shared: _Shared, masks: Tensor, owner: Tensor) -> Tensor:
         """(k, d): the class tokens behind the last block."""
         blocks, first = self._visual.transformer.resblocks, self.blocks[0]
         x: Tensor | None = None  # (k, n, d), from the third block on
         for number in range(first, len(blocks)):
             mask = masks if number in self.blocks else None
-            watch = None if seen is None else (lambda weights, number=number: seen(number, weights))
             if number == first:
-                token = shared.first_row(owner, mask, watch)
+                token = shared.first_row(owner, mask)
             elif number == len(blocks) - 1:
-                token = shared.last_row(token, x, owner, mask, watch)
+                token = shared.last_row(token, x, owner, mask)
             else:
                 x = torch.cat([token, shared.patches[owner] if x is None else x[:, 1:]], dim=1)
-                x = _block(blocks[number], x, mask, watch)
+                x = _block(blocks[number], x, mask)
                 token = x[:, :1]
         return token[:, 0]
 
@@ -193,12 +191,12 @@ class _Shared:
         if len(blocks) == 2:
             self._last = _heads(blocks[1], self.patches, queries=False)[1:]
 
-    def first_row(self, owner: Tensor, mask: Tensor | None, seen: Any) -> Tensor:
+    def first_row(self, owner: Tensor, mask: Tensor | None) -> Tensor:
         """(k, 1, d): class tokens behind the first masked block."""
-        row = _attention(self._q[owner], self._k[owner], self._v[owner], mask, seen)
+        row = scaled_dot_product_attention(self._q[owner], self._k[owner], self._v[owner], attn_mask=mask)
         return _finished(self._blocks[0], self._x[owner, :1], row)
 
-    def last_row(self, token: Tensor, x: Tensor | None, owner: Tensor, mask: Tensor | None, seen: Any) -> Tensor:
+    def last_row(self, token: Tensor, x: Tensor | None, owner: Tensor, mask: Tensor | None) -> Tensor:
         """(k, 1, d): class tokens behind the last block. x: (k, n, d) of regions whose patches differ, else None."""
         block = self._blocks[-1]
         q, k, v = _heads(block, token)
@@ -208,13 +206,13 @@ class _Shared:
             assert self._last is not None
             patches = self._last[0][owner], self._last[1][owner]
         k, v = torch.cat([k, patches[0]], dim=2), torch.cat([v, patches[1]], dim=2)
-        return _finished(block, token, _attention(q, k, v, mask, seen))
+        return _finished(block, token, scaled_dot_product_attention(q, k, v, attn_mask=mask))
 
 
-def _block(block: Any, x: Tensor, mask: Tensor | None, seen: Any) -> Tensor:
+def _block(block: Any, x: Tensor, mask: Tensor | None) -> Tensor:
     """A whole block on (k, n, d), the mask in the class token's row."""
     q, k, v = _heads(block, x)
-    rows = [_attention(q[:, :, :1], k, v, mask, seen), attend(q[:, :, 1:], k, v)]
+    rows = [scaled_dot_product_attention(q[:, :, :1], k, v, attn_mask=mask), attend(q[:, :, 1:], k, v)]
     return _finished(block, x, torch.cat(rows, dim=2))
 
 
@@ -239,28 +237,11 @@ def _heads(block: Any, x: Tensor, *, queries: bool = True) -> tuple[Tensor, Tens
     return parts[0], parts[-2], parts[-1]
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, seen: Any) -> Tensor:
-    """The class tokens' row, (k, heads, 1, d / heads). mask: (k, heads or 1, 1, n)."""
-    if seen is not None:
-        logits = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
-        seen((logits if mask is None else logits + mask.float()).softmax(dim=-1)[:, :, 0])
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
-
 def _finished(block: Any, x: Tensor, attended: Tensor) -> Tensor:
     """The rest of a block: tokens (k, n, d) and what their heads attended to (k, heads, n, d / heads) -> (k, n, d)."""
     x = x + block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
     after: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
     return after
-
-
-def attention_maps(tower: FovealTower, batch: Tensor, boxes: Tensor, owner: Tensor) -> dict[int, Tensor]:
-    """What class tokens attend to, by block from the first masked one on: (K, heads, h, w), the rest being on themselves."""
-    attention: dict[int, list[Tensor]] = {}
-    patch = tower._visual.patch_size
-    grid = (batch.shape[-2] // patch[0], batch.shape[-1] // patch[1])
-    tower.steered(batch, boxes, owner, lambda block, weights: attention.setdefault(block, []).append(weights))
-    return {block: torch.cat(parts)[:, :, 1:].unflatten(2, grid) for block, parts in attention.items()}
 
 
 def bumps(boxes: Tensor, height: int, width: int, sigma: float) -> Tensor:

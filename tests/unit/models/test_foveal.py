@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 
+from benchmarks.attention_maps import attention_maps
 from clipray.demo.scenes import Drawing, draw, sample_scene
 from clipray.errors import ClipRayError, ModelError
 from clipray.job import Foveal, Model
-from clipray.models.foveal import FovealTower, attention_maps, bumps, check, chosen_blocks, falip_bumps, refusal
+from clipray.models.foveal import FovealTower, bumps, check, chosen_blocks, falip_bumps, refusal
 from clipray.models.image_encoder import ImageEncoder, mean_and_std
 from clipray.models.layers import tower_without_weights
 from clipray.models.load import load
