@@ -130,17 +130,6 @@ def layer_shapes(
     return {layer: tuple(output.shape[1:]) for layer, output in _trial(taps, image_size).items()}
 
 
-def check_layers(tower: torch.nn.Module, wanted: Sequence[str], image_size: tuple[int, int]) -> None:
-    """Raise ModelError, in one line, for a layer that does not exist, gives no map or refuses (height, width) px."""
-    if reason := _refusal(Taps(tower, wanted), image_size):
-        raise ModelError(reason)
-
-
-def allows_size(tower: torch.nn.Module, layers: Sequence[str], image_size: tuple[int, int]) -> str | None:
-    """None where layers work for images of any size, else why not: an image twice as wide as `image_size` tells."""
-    return _refusal(Taps(tower, layers), (image_size[0], 2 * image_size[1]))
-
-
 def tower_without_weights(model: ResolvedModel) -> torch.nn.Module:
     """The image tower, for the functions above, on torch's `meta` device; if it does not run there, random on the CPU."""
     if model.config:  # a file, which gives the model its name
@@ -208,8 +197,15 @@ def _trial(network: torch.nn.Module, image_size: tuple[int, int]) -> Any:
         return network(torch.zeros(1, 3, *image_size, dtype=like.dtype))
 
 
-def _refusal(taps: Taps, image_size: tuple[int, int]) -> str | None:
-    visual = visual_of(taps.tower)[1]
+def refusal(tower: torch.nn.Module, layers: Sequence[str], image_size: tuple[int, int]) -> str | None:
+    """Why layers cannot be had of images of (height, width) px, in one line: one gives no map, or refuses the size.
+
+    None where they can. A size twice as wide as the model's own tells whether any size will do.
+
+    Raises:
+        ModelError: no such layer.
+    """
+    taps, visual = Taps(tower, layers), visual_of(tower)[1]
     try:
         _trial(taps, image_size)
     except ModelError as error:

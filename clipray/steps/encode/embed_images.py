@@ -119,13 +119,15 @@ def layers_of(settings: EmbedImages, model: ResolvedModel) -> Layers:
     from clipray.models import layers
 
     tower = layers.tower_without_weights(model)
-    layers.check_layers(tower, sorted(wanted), model.image_size)
+    if reason := layers.refusal(tower, sorted(wanted), model.image_size):
+        raise ModelError(reason)
     shapes = layers.layer_shapes(tower, model.image_size)
     shapes |= layers.layer_shapes(tower, model.image_size, sorted(wanted))  # timm's deeper ones are not in the list
     widths = {name: shapes[feature.layer][0] for name, feature in settings.features.items()}
     if settings.preprocess == "model":
         return Layers(widths)
-    if reason := layers.allows_size(tower, sorted(wanted), model.image_size):
+    height, width = model.image_size
+    if reason := layers.refusal(tower, sorted(wanted), (height, 2 * width)):
         raise ModelError(f"preprocess: keep_aspect: {reason}; drop `keep_aspect`, or take other layers")
     strides = [round(model.image_size[0] / shape[1]) for shape in shapes.values() if len(shape) == 3]
     return Layers(widths, (settings.long_side_px or max(model.image_size), max(strides, default=1)))

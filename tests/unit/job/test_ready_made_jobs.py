@@ -8,7 +8,7 @@ import pytest
 from support import ROOT
 
 from clipray.job.load import load_job, parse_job, steps_of
-from clipray.models.layers import check_layers, tower_without_weights
+from clipray.models.layers import refusal, tower_without_weights
 from clipray.models.resolve import architecture
 
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
@@ -35,4 +35,5 @@ def test_experiments_name_layers_of_both_networks(name: str, model: str) -> None
     features = step.features  # type: ignore[union-attr]
     assert job.model.name == model
     assert {feature.pooling for feature in features.values()} >= {"mac", "rmac"}
-    check_layers(tower_without_weights(found), [feature.layer for feature in features.values()], found.image_size)
+    layers = [feature.layer for feature in features.values()]
+    assert refusal(tower_without_weights(found), layers, found.image_size) is None
