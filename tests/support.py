@@ -18,6 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from clipray.models.preprocess import Preprocess
+
+AS_IT_IS = Preprocess(lambda image, _height, _width: np.asarray(image), lambda _height, _width: 0)
+"""Pixels that no model scales."""
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PHOTOS = ROOT.parent / "shared" / "data" / "photos"

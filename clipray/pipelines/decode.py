@@ -9,7 +9,7 @@ import contextlib
 import functools
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -174,14 +174,13 @@ def load_image(
     uri: str | None,
     data: bytes | None,
     limits: Limits,
-    preprocess: Callable[..., np.ndarray],
+    preprocess: Preprocess,
     draft_px: int | None = None,
     memory: DecodeMemory | None = None,
 ) -> DecodedImage | Rejected:
     """Fetch (unless there is `data`), decode and preprocess one image. Returns Rejected for a bad one; never raises.
 
-    `preprocess` takes the image; a `Preprocess` also the original's height and width, which a JPEG that was decoded at a
-    reduced scale no longer has. `memory`: of `decode_budget`, shared by those that decode at the same time.
+    `memory`: of `decode_budget`, shared by those that decode at the same time.
     """
     try:
         raw = Fetcher(limits).read(uri, data)
@@ -189,20 +188,18 @@ def load_image(
         needed = _bytes_needed(opened, preprocess, limits)
         with memory.hold(needed) if memory else contextlib.nullcontext():
             image, height, width = opened.decoded(draft_px)
-            sized = isinstance(preprocess, Preprocess)
-            return DecodedImage(preprocess(image, height, width) if sized else preprocess(image), height, width)
+            return DecodedImage(preprocess(image, height, width), height, width)
     except Rejected as rejected:
         return rejected
     except Exception as error:  # a row is never worth the job
         return Rejected("decode", "undecodable", f"{type(error).__name__}: {error}")
 
 
-def _bytes_needed(opened: Opened, preprocess: Callable[..., np.ndarray], limits: Limits) -> int:
+def _bytes_needed(opened: Opened, preprocess: Preprocess, limits: Limits) -> int:
     """To decode and to preprocess. Raises Rejected: too_many_pixels, where that is more than all may take together."""
     height, width = opened.stored_size
-    scratch = 0
-    if isinstance(preprocess, Preprocess):  # which of the two is the height may be known later
-        scratch = max(preprocess.scratch_bytes(height, width), preprocess.scratch_bytes(width, height))
+    # Which of the two is the height may be known later.
+    scratch = max(preprocess.scratch_bytes(height, width), preprocess.scratch_bytes(width, height))
     needed = max(opened.decode_bytes(), RGB_BYTES * height * width + scratch)
     most = decode_budget(limits.max_pixels)
     if needed > most:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,29 +31,24 @@ class Failure(Exception):
 
 @dataclass
 class Servers:
-    """Which servers answered lately. Safe to use in several threads."""
+    """Which servers answered lately. Safe to use in several threads: each access to a dict is a single one."""
 
     clock: Callable[[], float] = time.monotonic
     _answered: dict[str, float] = field(default_factory=dict)
     _silent: dict[str, float] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answered(self, server: str) -> None:
-        with self._lock:
-            self._answered[server] = self.clock()
-            self._silent.pop(server, None)
+        self._answered[server] = self.clock()
+        self._silent.pop(server, None)
 
     def did_not_answer(self, server: str) -> None:
-        with self._lock:
-            self._silent[server] = self.clock()
+        self._silent[server] = self.clock()
 
     def has_answered(self, server: str, since: float) -> bool:
-        with self._lock:
-            return self._answered.get(server, float("-inf")) >= since
+        return self._answered.get(server, float("-inf")) >= since
 
     def is_silent(self, server: str) -> bool:
-        with self._lock:
-            return self.clock() - self._silent.get(server, float("-inf")) < SILENT_S
+        return self.clock() - self._silent.get(server, float("-inf")) < SILENT_S
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from support import AS_IT_IS
 
 from clipray.errors import JobError, StorageError
 from clipray.inputs.image_listing import left_out_sentence, list_images
@@ -95,7 +95,7 @@ def test_a_pipe_and_a_broken_link_are_rejected_rows(folder: Path) -> None:
     (folder / "gone.jpg").symlink_to(folder / "nothing")
     assert names(folder) == ["a.jpg", "deep/b.jfif", "gone.jpg", "pipe.jpg"]
     for name, reason in (("pipe.jpg", "not_a_file"), ("gone.jpg", "not_found")):
-        row = load_image(str(folder / name), None, Limits(), np.asarray)
+        row = load_image(str(folder / name), None, Limits(), AS_IT_IS)
         assert isinstance(row, Rejected)
         assert row.reason == reason
 
@@ -125,7 +125,7 @@ def test_names_that_are_not_utf8(folder: Path) -> None:
         r"caf\xe9 100%.jpg": f"file://{folder}/caf%E9%20100%25.jpg",
     }
     for uri in rows_of(folder / "m.parquet"):
-        assert isinstance(load_image(uri, None, Limits(), np.asarray), DecodedImage)
+        assert isinstance(load_image(uri, None, Limits(), AS_IT_IS), DecodedImage)
 
 
 def rows_of(manifest: Path) -> list[str]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from support import AS_IT_IS
 
 from clipray import tables
 from clipray.errors import JobError, ManifestError
@@ -76,7 +77,7 @@ def test_a_manifest_moves_together_with_its_pictures(photos: Path, tmp_path: Pat
     shutil.move(photos, tmp_path / "elsewhere")
     rows = rows_of(tmp_path / "elsewhere/m.parquet")
     assert [row["uri"] for row in rows] == [str(tmp_path / "elsewhere" / n) for n in sorted(NAMES)]
-    assert all(isinstance(load_image(row["uri"], None, Limits(), np.asarray), DecodedImage) for row in rows)
+    assert all(isinstance(load_image(row["uri"], None, Limits(), AS_IT_IS), DecodedImage) for row in rows)
 
 
 def test_pictures_elsewhere_have_absolute_uris(photos: Path, tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_on_memory(photos: Path) -> None:
         rows = rows_of("memory://shelf/m.parquet")
         assert [row["image_id"] for row in rows] == sorted(NAMES)
         assert all(row["uri"].startswith("memory://") for row in rows)
-        loaded = [load_image(row["uri"], None, Limits(schemes=("memory",)), np.asarray) for row in rows]
+        loaded = [load_image(row["uri"], None, Limits(schemes=("memory",)), AS_IT_IS) for row in rows]
         assert all(isinstance(picture, DecodedImage) for picture in loaded), loaded
     finally:
         fs.rm("/shelf", recursive=True)
@@ -161,10 +162,10 @@ def test_on_s3(photos: Path, s3: str) -> None:
     rows = rows_of(f"{s3}/shelf/m.parquet")
     assert [row["uri"] for row in rows] == [f"s3://bucket/shelf/photos/{name}" for name in sorted(NAMES)]
     limits = Limits(schemes=("s3",))
-    assert all(isinstance(load_image(row["uri"], None, limits, np.asarray), DecodedImage) for row in rows)
-    assert load_image(f"{s3}/no.jpg", None, limits, np.asarray).reason == "not_found"
+    assert all(isinstance(load_image(row["uri"], None, limits, AS_IT_IS), DecodedImage) for row in rows)
+    assert load_image(f"{s3}/no.jpg", None, limits, AS_IT_IS).reason == "not_found"
     small = Limits(schemes=("s3",), max_bytes=10)
-    assert load_image(rows[0]["uri"], None, small, np.asarray).reason == "too_many_bytes"
+    assert load_image(rows[0]["uri"], None, small, AS_IT_IS).reason == "too_many_bytes"
     assert [len(open_manifest(f"{s3}/shelf/{what}").urls) for what in ("*.parquet", "", "glob")] == [1, 2, 1]
     assert scan(open_manifest(f"{s3}/shelf")).rejects.num_rows == 0
     assert make_manifest(str(photos), f"{s3}/local.parquet") == 4  # local pictures, manifest elsewhere

@@ -18,8 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image, features
+from support import AS_IT_IS
 
 from clipray.errors import SchemaError
+from clipray.models.preprocess import Preprocess
 from clipray.pipelines.decode import DecodedImage, decode, load_image, prepare_pillow
 from clipray.pipelines.spec import Limits
 from clipray.tables import check, rejects_schema, table_schema
@@ -65,7 +67,7 @@ def zipped(data: bytes) -> bytes:
 
 
 def load(uri: str | None = None, data: bytes | None = None, limits: Limits = LIMITS, **options: object):
-    return load_image(uri, data, limits, np.asarray, **options)
+    return load_image(uri, data, limits, AS_IT_IS, **options)
 
 
 def pixels(data: bytes, **options: object) -> np.ndarray:
@@ -267,10 +269,10 @@ def test_any_local_file_name_is_read(name: str, tmp_path: Path) -> None:
 
 
 def test_a_preprocessing_that_fails_is_a_refusal() -> None:
-    def fails(_: Image.Image) -> np.ndarray:
+    def fails(_image: Image.Image, _height: int, _width: int) -> np.ndarray:
         raise ZeroDivisionError("no such thing")
 
-    found = load_image(None, PNG, LIMITS, fails)
+    found = load_image(None, PNG, LIMITS, Preprocess(fails, AS_IT_IS.scratch_bytes))
     assert (found.stage, found.reason) == ("decode", "undecodable")
     assert "no such thing" in found.message
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from support import AS_IT_IS
 
 from clipray.job import Model
 from clipray.models.preprocess import Preprocess, preprocess_of
@@ -80,7 +81,7 @@ def test_the_budget_has_a_floor() -> None:
     assert decode_budget(1) == LEAST_BYTES
 
 
-def refusal(data: bytes, limits: Limits, preprocess: Any = np.asarray) -> str:
+def refusal(data: bytes, limits: Limits, preprocess: Preprocess = AS_IT_IS) -> str:
     result = load_image(None, data, limits, preprocess)
     assert isinstance(result, Rejected), result
     assert (result.stage, result.reason) == ("decode", "too_many_pixels"), result.message
@@ -93,7 +94,7 @@ def test_an_image_that_takes_more_than_all_together_may_is_refused(monkeypatch: 
     message = refusal(encoded("WEBP"), limits)
     assert f"100 x 100 px of WEBP take {16 * PIXELS} bytes" in message
     assert f"the {115 * PIXELS // 10} that go with max_pixels={PIXELS}" in message
-    assert isinstance(load_image(None, encoded("JPEG"), limits, np.asarray), DecodedImage)
+    assert isinstance(load_image(None, encoded("JPEG"), limits, AS_IT_IS), DecodedImage)
     large = Preprocess(lambda image, _height, _width: np.asarray(image), lambda _height, _width: 8 * PIXELS)
     assert "to decode and scale" in refusal(encoded("JPEG"), limits, large)
 
@@ -120,7 +121,7 @@ def tile_bomb(side: int) -> bytes:
 
 
 def test_a_tiff_of_few_pixels_in_a_huge_tile_is_refused() -> None:
-    assert isinstance(load_image(None, tile_bomb(16), Limits(), np.asarray), DecodedImage)
+    assert isinstance(load_image(None, tile_bomb(16), Limits(), AS_IT_IS), DecodedImage)
     assert "16 x 16 px of TIFF take" in refusal(tile_bomb(6_000), Limits(max_pixels=10_000_000))
 
 
@@ -131,7 +132,7 @@ def icon(side: int) -> bytes:
 
 
 def test_an_icon_larger_than_its_directory_says_is_refused() -> None:
-    assert isinstance(load_image(None, icon(SIDE), Limits(), np.asarray), DecodedImage)
+    assert isinstance(load_image(None, icon(SIDE), Limits(), AS_IT_IS), DecodedImage)
     prepare_pillow()
     assert "100 x 100 px, more than max_pixels=9999" in refusal(icon(SIDE), Limits(max_pixels=PIXELS - 1))
     assert "max_pixels=10000" in refusal(icon(2 * SIDE), Limits(max_pixels=PIXELS))  # Pillow's own bound

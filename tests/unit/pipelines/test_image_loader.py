@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from support import Answer, Website
+from support import AS_IT_IS, Answer, Website
 
 from clipray.job import Model
+from clipray.models.preprocess import Preprocess
 from clipray.models.resolve import resolve
 from clipray.pipelines import image_loader
 from clipray.pipelines.decode import DecodedImage
@@ -58,7 +59,7 @@ def test_rows_come_in_their_order_from_wherever_they_are(site: Website) -> None:
     uris = [f"{site.url}/{n}" if n % 3 else None for n in range(ROWS)]
     data = [None if n % 3 else image_of(n) for n in range(ROWS)]
     block = pa.table({"uri": pa.array(uris, pa.string()), "bytes": pa.array(data, pa.binary())})
-    ways = [np.asarray] * ROWS
+    ways = [AS_IT_IS] * ROWS
     expected = ["http_404" if n == 40 else n for n in range(ROWS)]
     assert colours(list(loader().load(block, 16, ways))) == expected
 
@@ -81,7 +82,7 @@ def test_files_are_fetched_in_many_threads_decoded_in_few_and_bounded(
             most[0] = max(most[0], held[0])
         return raw
 
-    def way(image: Image.Image) -> np.ndarray:
+    def to_pixels(image: Image.Image, _height: int, _width: int) -> np.ndarray:
         decoders.add(threading.current_thread().name)
         return np.asarray(image)
 
@@ -96,7 +97,7 @@ def test_files_are_fetched_in_many_threads_decoded_in_few_and_bounded(
 
     monkeypatch.setattr(here._fetched, "release", released)
     block = pa.table({"uri": [f"{site.url}/{n}" for n in range(ROWS)]})
-    loaded = colours(list(here.load(block, 50, [way] * ROWS)))
+    loaded = colours(list(here.load(block, 50, [Preprocess(to_pixels, AS_IT_IS.scratch_bytes)] * ROWS)))
     assert loaded == ["http_404" if n == 40 else n for n in range(ROWS)]
     assert {name.split("_")[0] for name in decoders} == {"decode"}
     assert {name.split("_")[0] for name in fetchers} == {"fetch"}

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from support import AS_IT_IS
 
 from clipray.inputs.make_manifest import make_manifest
 from clipray.inputs.manifest import open_manifest, read_rows, resolve
@@ -78,9 +79,9 @@ def test_every_form_of_a_local_name_is_that_image(name: str, photos: Path) -> No
     as_uri = path.as_uri()
     forms = [str(path), as_uri, as_uri.replace("file:", "FILE:"), as_uri.replace("file://", "file:")]
     forms += [as_uri.replace("file://", "file://localhost"), f"file://{path}"]
-    expected = load_image(str(path), None, Limits(), np.asarray)
+    expected = load_image(str(path), None, Limits(), AS_IT_IS)
     for form in forms[:-1] if name == "a%20b.jpg" else forms:  # written so, it is the escape of another that is there
-        loaded = load_image(form, None, Limits(), np.asarray)
+        loaded = load_image(form, None, Limits(), AS_IT_IS)
         assert isinstance(loaded, DecodedImage), form
         assert np.array_equal(loaded.pixels, expected.pixels), form
         assert Thumbnails(8, 10_000).of_uri(ImageSource(name, form, (8, 8)))[1] == ""
@@ -128,6 +129,6 @@ def test_what_is_not_relative_is_left_by_a_manifest() -> None:
 
 def test_a_scheme_that_is_not_allowed_is_refused_in_capitals_too() -> None:
     for uri in ("FILE:///a", "file:/a", "/a", "S3A://b/c"):
-        refused = load_image(uri, None, Limits(schemes=("http",)), np.asarray)
+        refused = load_image(uri, None, Limits(schemes=("http",)), AS_IT_IS)
         assert isinstance(refused, Rejected)
         assert refused.reason == "scheme_not_allowed"
