@@ -105,13 +105,13 @@ def layers(
 
     Features of a job can name these layers. Needs no weights.
     """
-    from clipray.models.layers import shapes_without_weights
+    from clipray.models.layers import layer_shapes, tower_without_weights
     from clipray.models.resolve import architecture
 
     network = architecture(model)
     height, width = network.image_size
     listing = PlainTable("layer", "shape", title=f"{model}: layers for images of {height} x {width} px")
-    for layer, shape in shapes_without_weights(network).items():
+    for layer, shape in layer_shapes(tower_without_weights(network), network.image_size).items():
         names = "" if len(shape) == 1 else " (channels x height x width)"
         listing.add_row(layer, " x ".join(map(str, shape)) + names)
     out.print(listing)

@@ -150,11 +150,6 @@ def tower_without_weights(model: ResolvedModel) -> torch.nn.Module:
     return build("cpu")
 
 
-def shapes_without_weights(model: ResolvedModel) -> dict[str, tuple[int, ...]]:
-    """`layer_shapes` of all layers at the network's own size, without loading weights."""
-    return layer_shapes(tower_without_weights(model), model.image_size)
-
-
 def visual_of(tower: torch.nn.Module) -> tuple[str, Any]:
     """Path and module of open_clip's visual network in a tower; a foreign tower is its own, with nothing but `output`."""
     kinds = (VisionTransformer, ModifiedResNet, TimmModel)

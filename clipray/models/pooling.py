@@ -16,6 +16,7 @@ from torchvision.ops import roi_align
 
 from clipray.analysis.normalize import l2_normalize_tensor
 
+BINS = 14  # along each side of a box; a point in the middle of each is looked at
 BOX_BYTES = 64 * 2**20  # of boxes cut out at a time
 Pooling = Literal["mac", "spoc", "gem"]
 
@@ -115,16 +116,7 @@ def rmac_from_regions(region_vectors: Tensor) -> Tensor:
     return l2_normalize_tensor(region_vectors).sum(1)
 
 
-def pool_boxes(
-    x: Tensor,
-    boxes: Tensor,
-    image_index: Tensor,
-    pooling: Pooling = "mac",
-    p: float = 3.0,
-    *,
-    bins: int = 14,
-    sampling_ratio: int = 1,
-) -> Tensor:
+def pool_boxes(x: Tensor, boxes: Tensor, image_index: Tensor, pooling: Pooling = "mac", p: float = 3.0) -> Tensor:
     """Raw vectors of boxes that need not lie on cell edges: RoIAlign, then a pooling over its bins.
 
     It interpolates between the centres of cells (arXiv 1703.06870), so a box of whole cells is pooled nearly as
@@ -134,8 +126,7 @@ def pool_boxes(
         x: (b, c, height, width).
         boxes: (K, 4) x1, y1, x2, y2 in cells of the map, finite; a cell spans [i, i + 1).
         image_index: (K,) int64, each box's row of `x`.
-        pooling: what is taken over the `bins` x `bins` bins; `p` is GeM's.
-        sampling_ratio: points per axis of a bin; 0 for as many as the bin has cells.
+        pooling: what is taken over the bins; `p` is GeM's.
 
     Returns:
         (K, c) float32; (0, c) without boxes.
@@ -154,8 +145,8 @@ def pool_boxes(
         raise ValueError("boxes should be finite")
     rois = torch.cat([image_index[:, None].to(x), boxes.to(x)], dim=1)  # (K, 5)
     vectors = x.new_empty(len(rois), x.shape[1])
-    for rows in torch.arange(len(rois), device=x.device).split(max(1, BOX_BYTES // (4 * x.shape[1] * bins**2))):
-        binned = roi_align(x, rois[rows], bins, sampling_ratio=sampling_ratio, aligned=True)  # (k, c, bins, bins)
+    for rows in torch.arange(len(rois), device=x.device).split(max(1, BOX_BYTES // (4 * x.shape[1] * BINS**2))):
+        binned = roi_align(x, rois[rows], BINS, sampling_ratio=1, aligned=True)  # (k, c, BINS, BINS)
         vectors[rows] = _pooled(binned.flatten(2), 2, pooling, p)
     return vectors
 

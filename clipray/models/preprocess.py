@@ -81,8 +81,7 @@ def _steps(model: ResolvedModel) -> list[Callable[[Image.Image], Image.Image]]:
     from torchvision.transforms import Normalize, ToTensor
 
     transform: Any = image_transform_v2(PreprocessCfg(**model.preprocess), is_train=False)
-    steps = [step for step in transform.transforms if not isinstance(step, (Normalize, ToTensor))]
-    return [step for step in steps if type(step).__name__ != "MaybeToTensor"]
+    return [step for step in transform.transforms if not isinstance(step, (Normalize, ToTensor))]
 
 
 def too_large_scaled(height: int, width: int, scaled: tuple[int, int], max_pixels: int) -> str | None:

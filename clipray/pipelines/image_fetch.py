@@ -202,29 +202,29 @@ async def _bounded(response: aiohttp.ClientResponse, url: str, limits: Limits, r
 
 def _failure(uri: str, error: Exception, limits: Limits) -> Failure:
     """What another library raised, in our words."""
+
+    def failure(reason: Reason, why: str, *, answered: bool = True, again: bool = True, wait_s: float = 0) -> Failure:
+        return Failure(Rejected("fetch", reason, f"{uri}: {why}"), answered=answered, again=again, retry_after_s=wait_s)
+
     causes = list(_causes(error))
     if any(isinstance(cause, aiohttp.ClientPayloadError) for cause in causes):
-        message = f"{uri}: the connection broke off before the whole file was there"
-        return Failure(Rejected("fetch", "unreachable", message), answered=True)
+        return failure("unreachable", "the connection broke off before the whole file was there")
     status, headers = _answer(causes)
     if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and parse(uri)[0] not in HTTP:  # no first byte
-        return Failure(Rejected("fetch", "empty", f"{uri}: the file has 0 bytes"), answered=True)
+        return failure("empty", "the file has 0 bytes")
     for known, reason in STORED:
         if isinstance(error, known):
-            return Failure(Rejected("fetch", reason, f"{uri}: {_text_of(error)}"), answered=True)
+            return failure(reason, _text_of(error))
     if any(isinstance(cause, TimeoutError) for cause in causes):
-        message = f"{uri}: no whole answer within {limits.fetch_timeout_s:g} s"
-        return Failure(Rejected("fetch", "timed_out", message), answered=False)
+        return failure("timed_out", f"no whole answer within {limits.fetch_timeout_s:g} s", answered=False)
     if status:
-        message = f"{uri}: {status} {_phrase(status, error)}".rstrip()
-        wait = _retry_after_s(headers.get("Retry-After"))
-        return Failure(Rejected("fetch", http_reason(status), message), answered=True, retry_after_s=wait)
+        why = f"{status} {_phrase(status, error)}".rstrip()
+        return failure(http_reason(status), why, wait_s=_retry_after_s(headers.get("Retry-After")))
     without = any(isinstance(cause, ImportError) for cause in causes)
     if isinstance(error, ValueError | ClipRayError) and not isinstance(error, OSError) and not without:
-        return Failure(Rejected("fetch", "invalid_uri", f"{uri}: cannot be fetched: {_text_of(error)}"), answered=True)
+        return failure("invalid_uri", f"cannot be fetched: {_text_of(error)}")
     hopeless = without or "Credentials" in type(error).__name__
-    rejected = Rejected("fetch", "unreachable", f"{uri}: {type(error).__name__}: {_text_of(error)}")
-    return Failure(rejected, answered=False, again=not hopeless)
+    return failure("unreachable", f"{type(error).__name__}: {_text_of(error)}", answered=False, again=not hopeless)
 
 
 def _text_of(error: Exception) -> str:

@@ -24,7 +24,6 @@ from clipray.models.layers import (
     available,
     layer_shapes,
     refusal,
-    shapes_without_weights,
     tower_without_weights,
 )
 from clipray.models.load import load
@@ -485,7 +484,8 @@ def test_shapes(towers: dict[str, Any]) -> None:
 
 def test_shapes_of_well_known_models_without_weights() -> None:
     def shapes(name: str) -> dict[str, tuple[int, ...]]:
-        return shapes_without_weights(resolve(Model(name=name, pretrained="random", seed=1)))
+        model = resolve(Model(name=name, pretrained="random", seed=1))
+        return layer_shapes(tower_without_weights(model), model.image_size)
 
     vit = shapes("ViT-B-32")
     assert len(vit) == 15
@@ -519,7 +519,7 @@ def test_shapes_without_weights_are_those_with(
     for resolved in (model, resolve(Model(name=str(config), pretrained="random", seed=1))):
         tower = tower_without_weights(resolved)
         assert {p.device.type for p in tower.parameters()} == {"meta" if how == "meta" else "cpu"}
-        assert shapes_without_weights(resolved) == expected
+        assert layer_shapes(tower, resolved.image_size) == expected
     assert torch.equal(torch.get_rng_state(), state)
 
 
