@@ -21,7 +21,7 @@ from clipray.pipelines.retries import Failure, Retries
 from clipray.pipelines.spec import Limits
 from clipray.storage.folder import filesystem
 from clipray.storage.uris import LOCAL, is_chain, parse
-from clipray.tables.reasons import Reason, Rejected, http_reason
+from clipray.tables.reasons import HttpReason, Reason, Rejected, http_reason
 
 HTTP = ("http", "https")
 REDIRECTS = 10
@@ -203,7 +203,9 @@ async def _bounded(response: aiohttp.ClientResponse, url: str, limits: Limits, r
 def _failure(uri: str, error: Exception, limits: Limits) -> Failure:
     """What another library raised, in our words."""
 
-    def failure(reason: Reason, why: str, *, answered: bool = True, again: bool = True, wait_s: float = 0) -> Failure:
+    def failure(
+        reason: Reason | HttpReason, why: str, *, answered: bool = True, again: bool = True, wait_s: float = 0
+    ) -> Failure:
         return Failure(Rejected("fetch", reason, f"{uri}: {why}"), answered=answered, again=again, retry_after_s=wait_s)
 
     causes = list(_causes(error))
