@@ -165,8 +165,12 @@ def mini_batch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The centroids after a batch: each the mean of all vectors that it was ever given, or where it was without any.
 
-    Args: `centroids` (k, d) float32 and `counts` (k,) int64 of the vectors given to each, zeros at first: before the batch
-        that is `assigned` to them. Returned are those after it.
+    Args:
+        centroids: (k, d) float32 before the batch. counts: (k,) int64, the vectors given to each; zeros at first.
+        assigned: of the batch, to `centroids`.
+
+    Returns:
+        The same two after the batch.
     """
     total = counts + assigned.counts
     means = _means(centroids.astype(np.float64) * counts[:, None] + assigned.sums, total, centroids)
