@@ -41,9 +41,8 @@ def load(model: ResolvedModel, device: str = "cpu") -> torch.nn.Module:
             )
         except Exception as error:  # open_clip and torch raise many kinds for weights that do not fit
             reason = " ".join(str(error).split())[:300]
-            raise ModelError(
-                f"{model.name}: its weights could not be loaded from {model.pretrained or 'its source'}: {reason}"
-            ) from error
+            source = model.pretrained or "its source"
+            raise ModelError(f"{model.name}: its weights could not be loaded from {source}: {reason}") from error
     _check_preprocess(model, network.visual.preprocess_cfg)
     return network.eval().requires_grad_(False).to(device)
 
