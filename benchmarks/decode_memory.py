@@ -21,8 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pillow_heif
 from PIL import Image
 
+pillow_heif.register_heif_opener()
 MAY_TAKE_BYTES = 4 * 2**30  # above the idle worker; what takes more fails
 TURNED = Image.Exif()
 TURNED[0x0112] = 6
@@ -98,6 +100,8 @@ CASES: dict[str, Callable[[int], bytes]] = {
     "WebP, lossless alpha": saved("WEBP", "RGBA", lossless=True, exact=True, quality=0, method=0),
     "AVIF": saved("AVIF", "RGB", speed=10, quality=30, subsampling="4:4:4"),
     "AVIF, alpha": saved("AVIF", "RGBA", speed=10, quality=30, subsampling="4:4:4"),
+    "HEIC": saved("HEIF", "RGB", quality=30, chroma=444),
+    "HEIC, alpha": saved("HEIF", "RGBA", quality=30, chroma=444),
     "JPEG 2000": saved("JPEG2000", "RGB"),
     "JPEG 2000, alpha": saved("JPEG2000", "RGBA"),
     "JPEG 2000, 16-bit grey": saved("JPEG2000", "I;16"),

@@ -15,6 +15,7 @@ from clipray.storage.folder_listing import files_matching, files_under, fixed_pa
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".ppm", ".pgm",
+    ".heic", ".heif", ".hif",
 )  # fmt: skip
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")
 """Folders that file managers and NAS devices put next to images: thumbnails, metadata, deleted files."""
@@ -36,7 +37,7 @@ class ImageListing:
 
 
 def left_out_sentence(paths: Iterable[str]) -> str:
-    """A sentence such as `3 files left out: 2 .heic, 1 .txt`; "" if there are none."""
+    """A sentence such as `3 files left out: 2 .raw, 1 .txt`; "" if there are none."""
     left_out = Counter(os.path.splitext(path)[1].lower() for path in paths)
     count = left_out.total()
     if not count:

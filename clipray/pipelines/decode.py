@@ -29,6 +29,7 @@ SIGNATURES = (
 )  # fmt: skip
 # What Pillow recognises but only another program or a stub can decode; EPS would start Ghostscript on a stranger's file.
 NOT_IMAGES = ("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 Turn = Image.Transpose
 TURNS = {
     2: Turn.FLIP_LEFT_RIGHT, 3: Turn.ROTATE_180, 4: Turn.FLIP_TOP_BOTTOM,
@@ -135,6 +136,10 @@ def _rejecting(data: bytes, limits: Limits) -> Iterator[None]:
 @functools.cache
 def _formats() -> tuple[str, ...]:
     Image.init()
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     return tuple(name for name in Image.ID if name not in NOT_IMAGES)
 
 
@@ -144,7 +149,11 @@ def _rejection(data: bytes, error: Exception) -> Rejected:
     if webp and len(data) < size:  # Pillow does not say so
         return Rejected("decode", "truncated", f"{len(data)} bytes of the {size} that its header names")
     if isinstance(error, UnidentifiedImageError):
-        if webp or data.startswith(SIGNATURES) or data[4:12] in (b"ftypavif", b"ftypavis"):
+        heif = data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS
+        if heif and "HEIF" not in _formats():
+            message = 'HEIC needs another package: pip install "clipray[heif]" on every machine'
+            return Rejected("decode", "undecodable", message)
+        if webp or heif or data.startswith(SIGNATURES) or data[4:12] in (b"ftypavif", b"ftypavis"):
             message = f"starts like an image, but its header cannot be read ({len(data)} bytes)"
             return Rejected("decode", "undecodable", message)
         message = f"{len(data)} bytes starting {data[:8]!r} are in no image format that Pillow knows"

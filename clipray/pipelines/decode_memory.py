@@ -20,6 +20,7 @@ OTHER_BYTES = 8  # of a pixel, that decoders in Python take beside the image
 DECODER_BYTES = {
     "WEBP": 12,  # the animation's two canvases, and the copy that is handed over
     "AVIF": 20,  # planes of 16 bits with alpha, RGBA, and the copy that is handed over
+    "HEIF": 12,  # planes, the decoded image with alpha, and the copy that is handed over
     "GIF": 2,
     **dict.fromkeys(("PNG", "PCX", "TGA", "SUN"), 0),  # a row at a time
 }

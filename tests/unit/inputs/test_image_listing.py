@@ -77,15 +77,15 @@ def test_the_same_elsewhere(folder: Path) -> None:
 
 
 def test_what_is_left_out_is_counted(folder: Path) -> None:
-    for name in ("x.heic", "y.HEIC", "notes.txt", "README", ".DS_Store"):
+    for name in ("x.raw", "y.RAW", "notes.txt", "README", ".DS_Store"):
         (folder / name).touch()
     said: list[str] = []
     assert make_manifest(folder, folder.parent / "m.parquet", say=said.append) == 2
-    assert said == ["4 files left out: 2 .heic, 1 without a suffix, 1 .txt"]
+    assert said == ["4 files left out: 2 .raw, 1 without a suffix, 1 .txt"]
     for n in range(9):
         (folder / f"z.s{n}").touch()
     assert left_out_sentence(list_images(str(folder)).others) == (
-        "13 files left out: 2 .heic, 1 without a suffix, 1 .s0, 1 .s1, 1 .s2, 7 others"
+        "13 files left out: 2 .raw, 1 without a suffix, 1 .s0, 1 .s1, 1 .s2, 7 others"
     )
     assert left_out_sentence(list_images(f"{folder}/*.jpg").others) == ""
 

@@ -22,6 +22,7 @@ from support import AS_IT_IS
 
 from clipray.errors import SchemaError
 from clipray.models.preprocess import Preprocess
+from clipray.pipelines import decode as decode_module
 from clipray.pipelines.decode import DecodedImage, decode, load_image, prepare_pillow
 from clipray.pipelines.spec import Limits
 from clipray.tables import check, rejects_schema, table_schema
@@ -155,6 +156,27 @@ def test_broken_avif_is_a_broken_picture() -> None:
     if AVIF is None:
         pytest.skip("this Pillow has no AVIF")
     assert [load(data=AVIF[:n]).reason for n in (30, len(AVIF) - 5)] == ["undecodable", "truncated"]
+
+
+PHOTO = np.kron(np.arange(48).reshape(6, 8) * 5, np.ones((16, 16))).astype(np.uint8)
+
+
+def test_heic_is_read_by_a_package_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "HEIF" in decode_module._formats()
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    image = Image.fromarray(np.stack([PHOTO, PHOTO // 2, 255 - PHOTO], axis=2))
+    data = encoded("HEIF", image, quality=95, exif=turned.tobytes())
+    upright = np.rot90(PHOTO, -1)
+    difference = pixels(data).astype(int) - np.stack([upright, upright // 2, 255 - upright], axis=2)
+    assert np.abs(difference).mean() < 4
+    assert load(data=data[: len(data) // 2]).reason in ("truncated", "undecodable")
+    assert load(data=data, limits=replace(LIMITS, max_pixels=1_000)).reason == "too_many_pixels"
+    without = tuple(name for name in decode_module._formats() if name != "HEIF")
+    monkeypatch.setattr(decode_module, "_formats", lambda: without)
+    rejected = load(data=data)
+    assert (rejected.stage, rejected.reason) == ("decode", "undecodable")
+    assert 'pip install "clipray[heif]"' in rejected.message
 
 
 def test_the_pixel_limit_is_the_jobs_own() -> None:
