@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PHOTOS, TINY_VIT, ObjectStore, draw_pictures
+from support import PHOTOS, PYTHONPATH, TINY_VIT, ObjectStore, draw_pictures, forking_python
 
 OWN_RAYS = ("test_kill", "test_nodes", "test_submit", "test_s3")
 """Files whose tests start Rays of their own: one at a time, and first, for two at once overload two cores."""
@@ -95,18 +96,28 @@ def s3(object_store: ObjectStore) -> str:
 
 
 @pytest.fixture(scope="session")
-def ray_here() -> object:
-    """One Ray of 4 logical CPUs for all tests that run in this process."""
+def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """One Ray of 4 logical CPUs for all tests that run in this process.
+
+    Its workers are forked, see `lib/forked.py`; they know the filesystems of `lib/testfs.py`.
+    """
     import logging
 
     from clipray.engine.connect import WORKER_ENV, _quiet_ray, _silent_stderr, ray
     from clipray.engine.ray_internals import quiet_raylet, without_driver_path, without_helpers
 
     _quiet_ray()
-    worker_env = {**WORKER_ENV, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    options = {"num_cpus": 4, "include_dashboard": False, "runtime_env": {"env_vars": worker_env}}
-    with _silent_stderr(), without_helpers(), without_driver_path(options) as safe_options:
-        ray.init("local", **safe_options, log_to_driver=False, logging_level=logging.ERROR)
-    with quiet_raylet():
-        yield ray
-    ray.shutdown()
+    options = {"num_cpus": 4, "include_dashboard": False}
+    environment = {**WORKER_ENV, "PYTHONPATH": PYTHONPATH}
+    with forking_python(tmp_path_factory.mktemp("forked"), {**os.environ, **environment}) as python:
+        with (
+            pytest.MonkeyPatch.context() as patch, _silent_stderr(), without_helpers(),
+            without_driver_path(options) as safe_options,
+        ):  # fmt: skip
+            patch.setattr(sys, "executable", python)  # by which Ray starts its workers
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            ray.init("local", **safe_options, log_to_driver=False, logging_level=logging.ERROR)
+        with quiet_raylet():
+            yield ray
+        ray.shutdown()

@@ -6,11 +6,14 @@ import contextlib
 import http.server
 import io
 import itertools
+import os
 import re
 import shlex
+import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ AS_IT_IS = Preprocess(lambda image, _height, _width: np.asarray(image), lambda _
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PHOTOS = ROOT.parent / "shared" / "data" / "photos"
+PYTHONPATH = os.pathsep.join(filter(None, [str(ROOT / "tests" / "lib"), os.environ.get("PYTHONPATH")]))
+"""For processes that are to find the filesystems of `lib/testfs.py`."""
 CLIPRAY = str(Path(sys.executable).parent / "clipray")
 
 TINY_VIT = {
@@ -45,6 +50,13 @@ def draw_pictures(folder: Path, count: int, *, start: int = 0) -> None:
         path = folder / f"class{number % 3}" / f"{number:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(canvas).save(path, quality=90)
+
+
+def write_traps(folder: Path) -> Path:
+    """Modules of the user's own in a working directory; what imports one adds its name to the file that is returned."""
+    for module in ("random", "ray", "torch", "clipray", "sitecustomize"):
+        (folder / f"{module}.py").write_text(f"open({str(folder / 'imported')!r}, 'a').write({module!r})\n")
+    return folder / "imported"
 
 
 def write_job(
@@ -205,6 +217,22 @@ class ObjectStore:
     def stop(self) -> None:
         self._ended.set()
         self._server.shutdown()
+
+
+@contextlib.contextmanager
+def forking_python(folder: Path, environment: Mapping[str, str]) -> Iterator[str]:
+    """The path of a Python for Ray to start its workers with: they are forked from one process, see `lib/forked.py`."""
+    script, server, python = ROOT / "tests" / "lib" / "forked.py", folder / "server", folder / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {script} ask {server} "$@"\n')
+    python.chmod(0o700)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(server))
+        listener.listen()
+        number = listener.fileno()
+        words = [sys.executable, "-P", str(script), "serve", str(number)]
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, pass_fds=[number], env=environment)
+    with process:  # it ends when its standard input does
+        yield str(python)
 
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
