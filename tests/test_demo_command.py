@@ -6,12 +6,11 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import yaml
 from PIL import Image
-from support import CLIPRAY, ROOT, clipray_here
+from support import CLIPRAY, ROOT, clipray_here, python_here, write_traps
 
 from clipray.demo.tour import look_at_clusters, nearest_images, style_figures
 from clipray.storage.folder import Folder
@@ -21,8 +20,10 @@ PAGE = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
 
 
 def test_demo_makes_tables_that_are_right(tmp_path: Path) -> None:
+    imported = write_traps(tmp_path)
     done = subprocess.run([CLIPRAY, "demo"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
+    assert not imported.exists(), imported.read_text()
     assert "Look next at:" in done.stdout
     demo = tmp_path / "runs" / "demo"
     record = read_record(Folder(str(demo / "images")))
@@ -91,7 +92,5 @@ def _follow_the_page(home: Path) -> None:
     assert steps == job["steps"][: len(steps)]
     printed = ""
     for code in re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S):
-        done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        printed += done.stdout
+        printed += python_here(code, home)
     assert all(word in printed for word in ("labelled", "explained_variance_ratio", "silhouette", "nmi"))

@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from run.test_embed import reasons, vectors
-from support import CLIPRAY, ROOT, write_job
+from support import CLIPRAY, PYTHONPATH, write_job
 
 import clipray
+from clipray.errors import RunError
 from clipray.inputs.make_manifest import make_manifest
 from clipray.tables import read_table
 
@@ -32,10 +33,8 @@ TABLES = (
     ("texts", "text_id", "embedding"),
     ("rejects/regions", "message", None),
 )
-ENVIRONMENT = {
-    **os.environ,
-    "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "lib"), os.environ.get("PYTHONPATH", "")]),
-}
+AS_NEEDED = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}  # workers start when they work
+ENVIRONMENT = {**os.environ, **AS_NEEDED, "PYTHONPATH": PYTHONPATH}
 
 
 def job_for(home: Path, prefix: str, pictures: Path, model: str) -> str:
@@ -179,10 +178,8 @@ def test_killed_in_every_way_one_after_the_other(
     # The driver, as soon as there is a row; before that, a second run on the same output is refused.
     process = start_and_wait(job, 1)
     assert not children(process, is_spared)
-    second = subprocess.run([CLIPRAY, "run", job], capture_output=True, text=True, timeout=60, check=False)
-    assert second.returncode == 1
-    assert second.stderr.startswith("clipray: ")
-    assert f"another run is working there (process {process.pid})" in second.stderr
+    with pytest.raises(RunError, match=rf"another run is working there \(process {process.pid}\)"):
+        clipray.run(job)
     with nothing_left_behind(process):
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -251,6 +248,7 @@ def stop(job: str, process: subprocess.Popen[str], which: signal.Signals) -> Non
     assert "Traceback" not in text
 
 
+@pytest.mark.usefixtures("ray_here")
 def test_rows_that_kill_their_worker_are_found_and_rejected(pictures: Path, tiny_model: str, tmp_path: Path) -> None:
     make_manifest(str(pictures), str(tmp_path / "m.parquet"))
     table = pq.read_table(tmp_path / "m.parquet")[:40]
@@ -266,7 +264,7 @@ def test_rows_that_kill_their_worker_are_found_and_rejected(pictures: Path, tiny
         schemes=["slow"],
         max_reject_rate=0.05,
     )
-    finish(job)
+    clipray.run(job)
     assert reasons(tmp_path / "out" / "rejects" / "images") == {
         rows[17]["image_id"]: "worker_died",
         rows[18]["image_id"]: "worker_died",

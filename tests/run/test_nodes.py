@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from run.test_embed import vectors
-from run.test_kill import ENVIRONMENT, wait_for_rows
-from support import CLIPRAY, write_job
+from run.test_kill import AS_NEEDED, ENVIRONMENT, wait_for_rows
+from support import CLIPRAY, PYTHONPATH, write_job
+
+from clipray.engine.connect import without_helpers
 
 ROWS = 600
 GPU, CPU = {"tier": "gpu"}, {"tier": "cpu"}
@@ -32,13 +34,15 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 1, "labels": {"tier": "head"}, "temp_dir": str(folder), "_system_config": QUICK}
-        self._cluster = Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": False})
+        with without_helpers():
+            self._cluster = Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": False})
         self.address = self._cluster.address
         self.hold = hold  # while this file is there, pictures come very slowly; see `testfs`
         self._nodes: dict[str, Any] = {}
 
     def add(self, name: str, **offered: Any) -> None:
-        self._nodes[name] = self._cluster.add_node(**offered)
+        with without_helpers():
+            self._nodes[name] = self._cluster.add_node(**offered)
 
     def ids(self, name: str) -> str:
         return str(self._nodes[name].node_id)
@@ -55,7 +59,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """A head, a node to decode and a node with a GPU."""
     # The tests' own Ray, where it runs already, has switched tokens on for all that this process starts.
     hold = tmp_path_factory.mktemp("nodes") / "hold"
-    ours = {"PYTHONPATH": ENVIRONMENT["PYTHONPATH"], "RAY_AUTH_MODE": "disabled", "TESTFS_HOLD": str(hold)}
+    ours = {**AS_NEEDED, "PYTHONPATH": PYTHONPATH, "RAY_AUTH_MODE": "disabled", "TESTFS_HOLD": str(hold)}
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     started = Nodes(Path("/tmp") / f"clipray-nodes-{os.getpid()}", hold)  # a socket's path is short

@@ -6,14 +6,13 @@ import base64
 import io
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from support import CLIPRAY
+from support import clipray_here
 
 import clipray
 from clipray import tables
@@ -107,22 +106,8 @@ def test_reranking_is_by_the_most_similar_region(run: str) -> None:
 
 def test_the_command_and_its_page(run: str, tmp_path: Path) -> None:
     query = 'a blue ring <script>alert("x")</script>'
-    command = [
-        CLIPRAY,
-        "search",
-        run,
-        query,
-        "--index",
-        "index",
-        "--top",
-        "3",
-        "--json",
-        "--html",
-        str(tmp_path / "a.html"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    hits = json.loads(done.stdout)
+    words = ["search", run, query, "--index", "index", "--top", "3", "--json", "--html", "a.html"]
+    hits = json.loads(clipray_here(words, tmp_path))
     assert [hit["rank"] for hit in hits] == [1, 2, 3]
     assert set(hits[0]) == {"rank", "image_id", "score", "uri", "region_id", "box"}
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
