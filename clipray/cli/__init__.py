@@ -19,7 +19,7 @@ from clipray.cli import runs, look, data, cluster  # noqa: F401 - each adds its 
 
 # isort: on
 from clipray.cli.app import app, err
-from clipray.errors import Stopped
+from clipray.errors import Stopped, one_line
 from clipray.runner.printing import harden_streams
 from clipray.storage.environment import environment_error
 
@@ -69,7 +69,7 @@ def _told(text: str, code: int) -> int:
 
 def _defect(error: BaseException) -> str:
     """A line about an unforeseen error, whose traceback goes into a log file for the maintainers."""
-    text = " ".join(str(error).split())[:600]
+    text = one_line(error, 600)
     log = _logged(error)
     where = f"see {log}" if log else f"at {_place(error)} (no log could be written)"
     return f"clipray: {type(error).__name__}: {text}: this is a defect in clipray; {where}, and please report it"

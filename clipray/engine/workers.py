@@ -15,6 +15,7 @@ import pyarrow as pa
 import ray
 
 from clipray.engine.progress import Reporter
+from clipray.errors import one_line
 from clipray.inputs.content_versions import CONTENT_HASH, Contents
 from clipray.inputs.key_index import ABSENT, KeyIndex
 from clipray.inputs.manifest import read_rows
@@ -67,7 +68,7 @@ def fatal(report: Reporter) -> Iterator[None]:
         yield
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        reason = " ".join(str(error).split())[:600]
+        reason = one_line(error, 600)
         where = f"{os.path.basename(place.filename)}:{place.lineno}"
         report({"fatal": f"{type(error).__name__}: {reason} ({where})"})
         raise

@@ -64,11 +64,13 @@ def convert_ground_truth(source: str, out: str, *, prefix: str = "", suffix: str
     if torn:
         raise ManifestError(f"{source}: {torn.image_id!r} has two relations to {torn.query_id!r}")
     rows.sort(key=lambda row: (row.query_id, RELATIONS.index(row.relation), row.image_id))
-    named = [
-        row._replace(query_id=f"{prefix}{row.query_id}{suffix}", image_id=f"{prefix}{row.image_id}{suffix}")
-        for row in rows
-    ]
-    write_parquet(pa.Table.from_pylist([row._asdict() for row in named], SCHEMA), out)
+    columns = {
+        "query_id": [f"{prefix}{row.query_id}{suffix}" for row in rows],
+        "image_id": [f"{prefix}{row.image_id}{suffix}" for row in rows],
+        "relation": [row.relation for row in rows],
+        "query_box_xyxy": [row.query_box_xyxy for row in rows],
+    }
+    write_parquet(pa.table(columns, SCHEMA), out)
     return len({row.query_id for row in rows}), len(rows)
 
 

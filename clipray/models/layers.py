@@ -28,7 +28,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 
-from clipray.errors import ModelError
+from clipray.errors import ModelError, one_line
 from clipray.models.resolve import ResolvedModel, quiet
 
 TINY_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
@@ -206,7 +206,7 @@ def refusal(tower: torch.nn.Module, layers: Sequence[str], image_size: tuple[int
     except ModelError as error:
         return str(error)
     except Exception as error:  # networks refuse by assertions and by operations that do not fit
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        cause = one_line(error, 200) or type(error).__name__
         if isinstance(visual, ModifiedResNet) and "output" in taps.layers:
             cause = f"`output` is pooled with positions for {visual.image_size // 32} x {visual.image_size // 32} cells"
         return f"this {_kind(visual)} cannot take images of {image_size[0]} x {image_size[1]} px (h x w): {cause}"

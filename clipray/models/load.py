@@ -9,7 +9,7 @@ from typing import Any
 import open_clip
 import torch
 
-from clipray.errors import ModelError
+from clipray.errors import ModelError, one_line
 from clipray.models.geometry import pair
 from clipray.models.resolve import ResolvedModel, folder_sha256, quiet, sha256
 
@@ -40,7 +40,7 @@ def load(model: ResolvedModel, device: str = "cpu") -> torch.nn.Module:
                 model.name, pretrained=model.pretrained, require_pretrained=model.seed is None
             )
         except Exception as error:  # open_clip and torch raise many kinds for weights that do not fit
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             source = model.pretrained or "its source"
             raise ModelError(f"{model.name}: its weights could not be loaded from {source}: {reason}") from error
     _check_preprocess(model, network.visual.preprocess_cfg)

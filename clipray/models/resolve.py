@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from clipray.errors import ModelError
+from clipray.errors import ModelError, one_line
 from clipray.job import Model
 from clipray.models.geometry import pair
 from clipray.storage.folder import absolute
@@ -182,7 +182,7 @@ def _downloaded(what: str, download: Callable[[], Any]) -> str:
         with quiet():
             path = download()
     except Exception as error:  # hubs and filesystems each have their own
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise ModelError(
             f"the weights of {what} are not on this machine and could not be downloaded ({reason}); give a checkpoint's path instead"
         ) from error

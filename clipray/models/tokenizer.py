@@ -9,7 +9,7 @@ import open_clip
 import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, basic_clean, canonicalize_text
 
-from clipray.errors import ModelError
+from clipray.errors import ModelError, one_line
 from clipray.models.resolve import ResolvedModel, quiet
 
 
@@ -31,7 +31,7 @@ class Tokenizer:
             with quiet():
                 self._tokenizer: Any = open_clip.get_tokenizer(model.name)
         except Exception as error:  # open_clip, the hub and transformers raise many kinds
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             hint = "; `pip install clipray[hf]`" if isinstance(error, ImportError) else ""
             raise ModelError(f"{model.name}: its tokenizer could not be loaded: {reason}{hint}") from error
         self.context_length = int(self._tokenizer.context_length)

@@ -10,6 +10,7 @@ from itertools import islice, pairwise
 
 import numpy as np
 
+from clipray.errors import one_line
 from clipray.tables.reasons import Rejected
 
 LEAST_POINTS = 8
@@ -34,7 +35,7 @@ def read_cloud(data: bytes, sampled: int) -> np.ndarray:
     except Rejected:
         raise
     except Exception as error:  # a broken file can break a parser anywhere
-        raise _no_cloud(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise _no_cloud(f"{type(error).__name__}: {one_line(error)}") from error
     bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
     if len(bad):
         where = f"{len(bad)} of {len(points)} points have a coordinate that is no finite number, the first is point {bad[0]}"

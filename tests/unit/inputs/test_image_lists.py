@@ -11,7 +11,7 @@ import pytest
 from clipray.errors import JobError, ManifestError
 from clipray.inputs.image_lists import ListOptions
 from clipray.inputs.make_manifest import make_manifest
-from clipray.inputs.manifest import check_boxes, open_manifest, read_rows
+from clipray.inputs.manifest import has_boxes, open_manifest, read_rows
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_coco(shelf: Path, name: str) -> None:
         },
         {"image_id": "10", "uri": f"{folder}/b.jpg", "captions": [], "boxes": [], "box_ids": [], "box_labels": [], "box_captions": []},
     ]  # fmt: skip
-    check_boxes(open_manifest(str(shelf / "out.parquet"), keep=["boxes"]))
+    assert has_boxes(open_manifest(str(shelf / "out.parquet"), keep=["boxes"]))
 
 
 def test_coco_by_address(shelf: Path) -> None:
