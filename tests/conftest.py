@@ -96,10 +96,11 @@ def s3(object_store: ObjectStore) -> str:
 
 
 @pytest.fixture(scope="session")
-def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+def ray_here(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStore) -> Iterator[object]:
     """One Ray of 4 logical CPUs for all tests that run in this process.
 
-    Its workers are forked, see `lib/forked.py`; they know the filesystems of `lib/testfs.py`.
+    Its workers are forked, see `lib/forked.py`; they know the server of `object_store` and the filesystems of
+    `lib/testfs.py`.
     """
     import logging
 

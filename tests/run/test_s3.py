@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,22 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from run.test_embed import vectors
-from support import CLIPRAY, ObjectStore, draw_pictures, write_job
+from support import ObjectStore, draw_pictures, write_job
+from typer.testing import CliRunner
 
-import clipray as package
+import clipray
+from clipray.cli import app
 from clipray.errors import JobError, StorageError
 from clipray.inputs.make_manifest import make_manifest
 from clipray.runner.status import status
 from clipray.storage.folder import Folder
 from clipray.tables import read_table
-
-
-def clipray(*words: str) -> str:
-    done = subprocess.run(
-        [CLIPRAY, *words], capture_output=True, text=True, timeout=240, env={**os.environ}, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 @pytest.fixture
@@ -39,6 +31,7 @@ def failing(object_store: ObjectStore) -> Iterator[ObjectStore]:
     object_store.throttled = object_store.cut = 0
 
 
+@pytest.mark.usefixtures("ray_here")
 def test_everything_on_s3(failing: ObjectStore, s3: str, tiny_model: str, tmp_path: Path) -> None:
     home = f"{s3}/whole"
     draw_pictures(tmp_path / "p", 30)
@@ -50,7 +43,8 @@ def test_everything_on_s3(failing: ObjectStore, s3: str, tiny_model: str, tmp_pa
     fs.pipe_file(f"{home}/p/class1/00001.jpg", b"")
     settings = {"keep": ["label"], "batch_size": 8, "max_reject_rate": 0.1}
     job = write_job(tmp_path / "job.yaml", f"{home}/m.parquet", tiny_model, output=f"{home}/run", **settings)
-    said = clipray("run", job)
+    done = CliRunner().invoke(app, ["run", job])
+    assert done.exit_code == 0, done.output
     assert failing.failures > 5
     failing.throttled = failing.cut = 0
     rejects = read_table(f"{home}/run/rejects/images")
@@ -61,13 +55,13 @@ def test_everything_on_s3(failing: ObjectStore, s3: str, tiny_model: str, tmp_pa
     _same_as_on_a_disk(f"{home}/run/images", tmp_path, tiny_model, settings)
     written = {path: fs.cat_file(path) for path in fs.find(f"{home}/run")}
     assert len(written) >= 5
-    assert failing.SECRET not in said
+    assert failing.SECRET not in done.stdout + done.stderr
     assert not [path for path, data in written.items() if failing.SECRET.encode() in data]
-    assert package.run(job)[0].note == "was finished already"
+    assert clipray.run(job)[0].note == "was finished already"
     draw_pictures(tmp_path / "p", 4, start=30)
     fs.put(str(tmp_path / "p"), f"{home}/q", recursive=True)
     make_manifest(f"{home}/q", f"{home}/m.parquet", label="folder")
-    clipray("run", "--retry-rejects", job)  # other URIs: every row is made again, none is doubled
+    clipray.run(job, retry_rejects=True)  # other URIs: every row is made again, none is doubled
     (report,) = status(f"{home}/run")
     assert (report.state, report.rows, report.rejected) == ("finished", 34, 0)
     assert len(set(read_table(f"{home}/run/images")["uri"].to_pylist())) == 34
@@ -75,7 +69,7 @@ def test_everything_on_s3(failing: ObjectStore, s3: str, tiny_model: str, tmp_pa
 
 def _same_as_on_a_disk(url: str, tmp_path: Path, model: str, settings: dict[str, object]) -> None:
     """The table at `url` is that of the same pictures on this disk, but for the two that S3 has not."""
-    clipray("run", write_job(tmp_path / "local.yaml", tmp_path / "m.parquet", model, **settings))
+    clipray.run(write_job(tmp_path / "local.yaml", tmp_path / "m.parquet", model, **settings))
     remote, local = read_table(url), read_table(str(tmp_path / "out" / "images"))
     there = pa.compute.is_in(local["image_id"], remote["image_id"])
     order = [("image_id", "ascending")]
@@ -101,7 +95,7 @@ def one_line(job: str) -> str:
     """What a run says before it starts anything, and within seconds."""
     began = time.monotonic()
     with pytest.raises((StorageError, JobError)) as caught:
-        package.run(job)
+        clipray.run(job)
     assert time.monotonic() - began < 60
     assert "\n" not in str(caught.value)
     assert ObjectStore.SECRET not in str(caught.value)
@@ -141,6 +135,7 @@ def test_credentials_do_not_belong_in_a_url(tmp_path: Path) -> None:
     assert one_line(job).startswith("s3://…@bucket/run: credentials do not belong in a URL")
 
 
+@pytest.mark.usefixtures("ray_here")
 def test_no_good_row_is_lost_to_a_bad_minute(
     object_store: ObjectStore, s3: str, tiny_model: str, tmp_path: Path
 ) -> None:
@@ -149,7 +144,7 @@ def test_no_good_row_is_lost_to_a_bad_minute(
     make_manifest(f"{s3}/minute/p", str(tmp_path / "m.parquet"))
     object_store.throttled, object_store.cut, object_store.dripped = 3, 10, 20
     try:
-        clipray("run", write_job(tmp_path / "job.yaml", tmp_path / "m.parquet", tiny_model, fetch_timeout_s=3))
+        clipray.run(write_job(tmp_path / "job.yaml", tmp_path / "m.parquet", tiny_model, fetch_timeout_s=3))
     finally:
         object_store.throttled = object_store.cut = object_store.dripped = 0
     (report,) = status(str(tmp_path / "out"))
