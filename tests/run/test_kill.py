@@ -33,8 +33,7 @@ TABLES = (
     ("texts", "text_id", "embedding"),
     ("rejects/regions", "message", None),
 )
-AS_NEEDED = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}  # workers start when they work
-ENVIRONMENT = {**os.environ, **AS_NEEDED, "PYTHONPATH": PYTHONPATH}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": PYTHONPATH}
 
 
 def job_for(home: Path, prefix: str, pictures: Path, model: str) -> str:

@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from run.test_embed import vectors
-from run.test_kill import AS_NEEDED, ENVIRONMENT, wait_for_rows
+from run.test_kill import ENVIRONMENT, wait_for_rows
 from support import CLIPRAY, PYTHONPATH, write_job
 
 from clipray.engine.connect import without_helpers
 
 ROWS = 600
 GPU, CPU = {"tier": "gpu"}, {"tier": "cpu"}
+AS_NEEDED = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}  # workers start when they work
 QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 
 
