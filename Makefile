@@ -10,7 +10,7 @@ demo: $(READY)  ## The whole product on the built-in world, without a network
 	$(VENV)/bin/clipray demo runs/demo
 
 test: $(READY)  ## All tests, two files at a time (tests/conftest.py says which)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder
 
 test-lowest: $(LOWEST)/.ready  ## The unit tests on the lowest versions that pyproject.toml allows
 	$(LOWEST)/bin/python -m pytest -q -n 2 --no-loadscope-reorder tests/unit
