@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support import PHOTOS, PYTHONPATH, TINY_VIT, ObjectStore, draw_pictures, forking_python
 
-OWN_RAYS = ("test_kill", "test_nodes", "test_submit", "test_s3")
+OWN_RAYS = ("test_kill", "test_nodes", "test_submit")
 """Files whose tests start Rays of their own: one at a time, and first, for two at once overload two cores."""
 
 
