@@ -35,20 +35,24 @@ def coco_images(source: str, data: bytes, images: str | None) -> tuple[pl.DataFr
     entries = content.get("images") if isinstance(content, dict) else None
     if not entries or not isinstance(entries, list) or not all(_is_image(entry) for entry in entries):
         raise ManifestError(f"{source}: expected COCO's JSON, with `images` that have an `id` and a `file_name`")
-    folder = images or _folder(source, entries[0])
+    annotations = content.get("annotations") or []
+    if not isinstance(annotations, list) or not all(_is_annotation(entry) for entry in annotations):
+        raise ManifestError(
+            f"{source}: expected `annotations` to be a list of objects with an `image_id`, and `bbox` of four numbers"
+        )
+    folder = images or _folder(source, entries)
     ids = [str(entry["id"]) for entry in entries]
     columns: dict[str, Any] = {
         "image_id": pl.Series(ids, dtype=pl.String),
         "uri": pl.Series([entry["file_name"] if folder else entry["coco_url"] for entry in entries], dtype=pl.String),
     }
-    annotations = [entry for entry in content.get("annotations") or () if "image_id" in entry]
     captions = [entry for entry in annotations if "caption" in entry]
     if captions:
         columns["captions"] = _by_image(ids, [(entry["image_id"], entry["caption"]) for entry in captions], TEXTS)
-    boxed = [entry for entry in annotations if len(entry.get("bbox") or ()) == 4]
+    boxed = [entry for entry in annotations if entry.get("bbox")]
     drawn = [entry for entry in boxed if entry["bbox"][2] > 0 and entry["bbox"][3] > 0]
     if drawn:
-        names = {category["id"]: category["name"] for category in content.get("categories") or ()}
+        names = {category.get("id"): category.get("name") for category in content.get("categories") or ()}
         of_boxes = {
             "boxes": (_corners, BOXES),
             "box_ids": (lambda entry: str(entry.get("id", "")), TEXTS),
@@ -65,17 +69,23 @@ def _is_image(entry: Any) -> bool:
     return isinstance(entry, dict) and "id" in entry and isinstance(entry.get("file_name"), str)
 
 
-def _folder(source: str, first: dict[str, Any]) -> str | None:
-    """Where the first image is: beside the JSON, in its split's folder beside it, or beside its folder; None: at its address."""
+def _is_annotation(entry: Any) -> bool:
+    box = entry.get("bbox") or [0] * 4 if isinstance(entry, dict) and "image_id" in entry else None
+    return isinstance(box, list) and len(box) == 4 and all(isinstance(value, (int, float)) for value in box)
+
+
+def _folder(source: str, entries: list[dict[str, Any]]) -> str | None:
+    """Where the first image is: beside the JSON, in its split's folder beside it, or one level up; None: all have addresses."""
     beside, name = split(source)
     above = split(beside)[0]
     of_split = SPLIT.search(name)
+    first = entries[0]
     folders = [beside, *(f"{parent}/{of_split[1]}" for parent in (beside, above) if of_split), above]
     for folder in folders:
         fs, path = filesystem(f"{folder}/{first['file_name']}")
         if fs.exists(path):
             return folder
-    if "coco_url" in first:
+    if all("coco_url" in entry for entry in entries):
         return None
     raise ManifestError(
         f"{source}: no image {first['file_name']!r} in {', '.join(folders)}; name their folder with `--images FOLDER`"

@@ -9,12 +9,13 @@ import posixpath
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import polars as pl
 
-from clipray.errors import ManifestError
+from clipray.errors import ManifestError, one_line
 from clipray.inputs.coco import coco_images
-from clipray.inputs.image_listing import IMAGE_SUFFIXES, is_hidden, left_out_sentence
+from clipray.inputs.image_listing import IMAGE_SUFFIXES, is_hidden, left_out_sentence, utf8_name
 from clipray.storage.folder import explained, filesystem, split
 from clipray.storage.uris import is_local
 
@@ -89,20 +90,29 @@ def with_metadata(rows: pl.DataFrame, root: str, files: Sequence[str], read: Cal
                 f"{path}: {_without(FILE_NAME, frame.columns)}; it names the images that a row is about"
             )
         within = posixpath.relpath(posixpath.dirname(path), root)
-        names = frame[FILE_NAME].cast(pl.String).to_list()
+        names = _texts(path, frame, FILE_NAME)
         paths = [name and posixpath.normpath(posixpath.join(within, name)) for name in names]
         parts.append(frame.select(pl.exclude(FILE_NAME, "image_id", "uri"), image_id=pl.Series(paths, dtype=pl.String)))
-    known = pl.concat(parts, how="diagonal_relaxed").unique("image_id", keep="first", maintain_order=True)
+    try:
+        together = pl.concat(parts, how="diagonal_relaxed")
+    except pl.exceptions.PolarsError as error:
+        raise ManifestError(
+            f"{root}: columns of its metadata files have types that differ: {one_line(error)}"
+        ) from error
+    known = together.unique("image_id", keep="first", maintain_order=True)
     lost = known.join(rows, on="image_id", how="anti")["image_id"]
     note = ""
     if len(lost):
         named = ", ".join(lost.head(NAMED)) + (", …" if len(lost) > NAMED else "")
-        note = f"{len(lost)} images that the metadata names are not there: {named}"
+        note = f"images that the metadata names and that are not there: {len(lost)}, {named}"
     return ImageList(rows.join(known, on="image_id", how="left", maintain_order="left"), root, note)
 
 
-def _table(source: str, data: bytes) -> pl.DataFrame:
-    """The rows of a CSV, TSV, JSON Lines or Parquet file. CSV columns of whole numbers stay strings where they start with 0."""
+def _table(source: str, data: bytes, as_text: Sequence[str | None] = ()) -> pl.DataFrame:
+    """The rows of a CSV, TSV, JSON Lines or Parquet file.
+
+    Columns of numbers in a CSV become numbers, but for those that a number may name an image in: `as_text` and usual names.
+    """
     suffix = _suffix(source)
     try:
         if suffix == ".parquet":
@@ -120,7 +130,20 @@ def _table(source: str, data: bytes) -> pl.DataFrame:
         raise ManifestError(
             f"{source}: expected a header line with the columns' names, found {', '.join(frame.columns)!r}"
         )
-    return frame.with_columns(_typed(column) for column in frame)
+    texts = (*URIS, *IDS)
+    return frame.with_columns(
+        column if column.name in as_text or column.name.lower() in texts else _typed(column) for column in frame
+    )
+
+
+def _texts(source: str, frame: pl.DataFrame, name: str) -> list[str | None]:
+    """A column's values as strings. Raises ManifestError: it holds lists or objects."""
+    column = frame[name]
+    if column.dtype.is_nested():
+        raise ManifestError(
+            f"{source}: column {name!r} holds {column.dtype}, expected a string or a number in each row"
+        )
+    return column.cast(pl.String).to_list()
 
 
 def _typed(column: pl.Series) -> pl.Series:
@@ -140,7 +163,9 @@ def _separator(suffix: str, data: bytes) -> str:
 
 
 def _of_table(source: str, data: bytes, options: ListOptions) -> ImageList:
-    frame = _table(source, data)
+    frame = _table(source, data, (options.uri, options.image_id))
+    if frame.is_empty():
+        raise ManifestError(f"{source}: expected a row for each image, found none below the names of the columns")
     uri = _column(source, frame, options.uri, URIS)
     if uri is None:
         raise ManifestError(
@@ -148,9 +173,8 @@ def _of_table(source: str, data: bytes, options: ListOptions) -> ImageList:
         )
     image_id = _column(source, frame, options.image_id, IDS)
     others = [name for name in frame.columns if name not in (uri, image_id, "uri", "image_id")]
-    rows = frame.select(
-        pl.col(image_id or uri).cast(pl.String).alias("image_id"), pl.col(uri).cast(pl.String).alias("uri"), *others
-    )
+    named = {"image_id": _texts(source, frame, image_id or uri), "uri": _texts(source, frame, uri)}
+    rows = pl.DataFrame(named, schema=dict.fromkeys(named, pl.String)).hstack(frame.select(others))
     return ImageList(rows, options.images or split(source)[0])
 
 
@@ -179,7 +203,15 @@ def _of_paths(source: str, data: bytes, options: ListOptions) -> ImageList:
     left_out = left_out_sentence(line for line in lines if is_local(line) and not _is_image(line))
     folder = options.images or (os.getcwd() if source == STDIN else split(source)[0])
     names = [line.removeprefix("./") for line in images]
-    return ImageList(pl.DataFrame({"image_id": names, "uri": names}), folder, left_out)
+    rows = {"image_id": [utf8_name(name) for name in names], "uri": [_utf8_uri(name, folder) for name in names]}
+    return ImageList(pl.DataFrame(rows), folder, left_out)
+
+
+def _utf8_uri(path: str, folder: str) -> str:
+    """The path itself, or a file URI of one that is not UTF-8, which no table can hold."""
+    if utf8_name(path) == path:
+        return path
+    return f"file://{quote(os.fsencode(posixpath.normpath(posixpath.join(folder, path))))}"
 
 
 def _is_image(path: str) -> bool:

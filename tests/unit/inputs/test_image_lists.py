@@ -102,7 +102,7 @@ def test_metadata_of_an_image_folder(shelf: Path, name: str) -> None:
     (shelf / "ducks/metadata.jsonl").write_text('{"file_name": "c.png", "text": "a duck"}')
     notes: list[str] = []
     assert make_manifest(shelf, shelf / "m.parquet", label="folder", say=notes.append) == 3
-    assert notes == ["1 images that the metadata names are not there: hens/lost.jpg"]
+    assert notes == ["images that the metadata names and that are not there: 1, hens/lost.jpg"]
     assert pq.read_table(shelf / "m.parquet").to_pylist() == [
         {"image_id": "ducks/c.png", "uri": "ducks/c.png", "text": "a duck", "n": None, "label": "ducks"},
         {"image_id": "hens/a.jpg", "uri": "hens/a.jpg", "text": "a hen", "n": 1, "label": "hens"},
@@ -163,12 +163,18 @@ def test_coco_by_address(shelf: Path) -> None:
         ("l.json", "[1", {}, "expected COCO's JSON: "),
         ("l.json", '{"images": [{"id": 1, "file_name": "z.jpg"}]}', {}, "name their folder with `--images FOLDER`"),
         ("l.txt", "notes.md\n\n", {}, "expected an image's path or URL in each line, found none in 1 lines"),
+        ("l.csv", "path,n\n", {}, "expected a row for each image, found none"),
+        ("l.jsonl", '{"image": {"path": "a.jpg"}}', {}, "column 'image' holds Struct({'path': String}), expected a string or a number"),
+        ("l.json", '{"images": [{"id": 1, "file_name": "hens/a.jpg"}], "annotations": {"a": 1}}', {}, "expected `annotations` to be a list"),
+        ("l.json", '{"images": [{"id": 1, "file_name": "hens/a.jpg"}], "annotations": [{"image_id": 1, "bbox": 5}]}', {}, "`bbox` of four numbers"),
+        ("l.json", '{"images": [{"id": 1, "file_name": "y", "coco_url": "u"}, {"id": 2, "file_name": "z"}]}', {}, "`--images FOLDER`"),
+        ("metadata.jsonl", '{"file_name": ["a.jpg"]}', {}, "column 'file_name' holds List(String), expected a string or a number"),
         ("metadata.csv", "name,x\na.jpg,1\n", {}, "no column 'file_name', found: name, x; "),
     ],
 )  # fmt: skip
 def test_what_is_no_list(shelf: Path, name: str, content: str, options: dict[str, str], message: str) -> None:
     (shelf / name).write_bytes(content.encode("utf-8", "surrogateescape"))
-    source = shelf if name == "metadata.csv" else shelf / name
+    source = shelf if name.startswith("metadata") else shelf / name
     with pytest.raises(ManifestError) as error:
         make_manifest(source, shelf / "m.parquet", options=ListOptions(**options))
     line = str(error.value)
@@ -176,6 +182,30 @@ def test_what_is_no_list(shelf: Path, name: str, content: str, options: dict[str
     assert str(shelf / name) in line
     assert "\n" not in line
     assert not (shelf / "m.parquet").exists()
+
+
+def test_metadata_of_types_that_differ(shelf: Path) -> None:
+    (shelf / "hens/metadata.jsonl").write_text('{"file_name": "a.jpg", "n": 1}')
+    (shelf / "ducks/metadata.jsonl").write_text('{"file_name": "c.png", "n": [1]}')
+    with pytest.raises(ManifestError, match=r"columns of its metadata files have types that differ: .*i64"):
+        make_manifest(shelf, shelf / "m.parquet")
+
+
+def test_ids_stay_as_they_stand_in_a_csv(shelf: Path) -> None:
+    (shelf / "l.csv").write_text("path,ID,price\n1.50,1e5,1.50\n2,+7,2\n")
+    rows = made(shelf / "l.csv", shelf / "m.parquet")
+    assert [(row["image_id"], Path(row["uri"]).name, row["price"]) for row in rows] == [
+        ("1e5", "1.50", 1.5),
+        ("+7", "2", 2),
+    ]
+    assert [row["image_id"] for row in made(shelf / "l.csv", shelf / "n.parquet", image_id="price")] == ["1.50", "2"]
+
+
+def test_a_path_that_is_not_utf8(shelf: Path) -> None:
+    (shelf / "l.txt").write_bytes(b"hens/caf\xe9.jpg\nhens/a.jpg\n")
+    rows = made(shelf / "l.txt", shelf / "m.parquet")
+    assert [row["image_id"] for row in rows] == ["hens/caf\\xe9.jpg", "hens/a.jpg"]
+    assert rows[0]["uri"] == f"file://{shelf}/hens/caf%E9.jpg"
 
 
 def test_no_such_list(tmp_path: Path) -> None:
