@@ -32,7 +32,7 @@ def site() -> Iterator[Website]:
         sink = io.BytesIO()
         Image.new("RGB", (64, 64), (n * 6, 255 - n * 6, n)).save(sink, "JPEG")
         site.answers[f"/{n}.jpg"] = [Answer(sink.getvalue())]
-    site.answers[f"/{AWAY}.jpg"] = [Answer(b"", 503)]
+    site.answers[f"/{AWAY}.jpg"] = [Answer(b"", 503, (("Retry-After", "3600"),))]  # nobody waits for it within a pass
     yield site
     site.stop()
 
@@ -100,7 +100,7 @@ def test_too_many_rejects_are_told_after_the_last_pass_and_tried_again(
 ) -> None:
     """A bound of one rejected row would end the run before the last pass, did passing ones count."""
     monkeypatch.setattr("clipray.steps.base.encode_run.STOP_EARLY_REJECTS", 1)
-    path = job([AWAY, "1", "2"], max_reject_rate=0.1, fetch_timeout_s=0.2)
+    path = job([AWAY, "1", "2"], max_reject_rate=0.1)
     with pytest.raises(
         RejectRateError, match=r"1 http_503.*the same run again tries 1 of them, whose reasons may pass"
     ):
@@ -125,5 +125,5 @@ def test_what_is_on_disk_is_counted_before_each_pass_and_once_after_the_last(
         return committed
 
     monkeypatch.setattr("clipray.steps.base.encode_step.check_committed", counting)
-    clipray.run(job(rows, max_reject_rate=0.9, fetch_timeout_s=0.2))
+    clipray.run(job(rows, max_reject_rate=0.9))
     assert counted == [0] + [3] * passes
