@@ -58,6 +58,9 @@ Pretrained = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of random weights.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column `label`: `folder`, or a regular expression on image_id.")]
+UriColumn = Annotated[str | None, typer.Option("--uri", help="The column of paths or URLs.")]
+IdColumn = Annotated[str | None, typer.Option("--id", help="The column of ids.")]
+ImagesFolder = Annotated[str | None, typer.Option("--images", help="The folder that paths in a list are relative to.")]
 NoRetry = Annotated[
     bool,
     typer.Option(

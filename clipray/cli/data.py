@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clipray.cli.app import MODEL, LabelColumn, app, err, out
+from clipray.cli.app import MODEL, IdColumn, ImagesFolder, LabelColumn, UriColumn, app, err, out
 from clipray.errors import JobError
 from clipray.runner.printing import PlainTable
 
@@ -22,11 +22,9 @@ def manifest(
     ],
     output: Annotated[str, typer.Argument(metavar="OUT", help="Parquet file to write.")],
     label: LabelColumn = None,
-    uri: Annotated[str | None, typer.Option(help="The list's column of paths or URLs.")] = None,
-    image_id: Annotated[str | None, typer.Option("--id", help="The list's column of ids.")] = None,
-    folder: Annotated[
-        str | None, typer.Option("--images", help="The folder that paths in the list are relative to.")
-    ] = None,
+    uri: UriColumn = None,
+    image_id: IdColumn = None,
+    folder: ImagesFolder = None,
 ) -> None:
     """Make a manifest of a folder or a list of images."""
     from clipray.inputs.image_lists import ListOptions

@@ -10,12 +10,15 @@ import typer
 
 from clipray.cli.app import (
     Fresh,
+    IdColumn,
+    ImagesFolder,
     LabelColumn,
     ModelName,
     NoRetry,
     Pretrained,
     RetryRejects,
     Seed,
+    UriColumn,
     app,
     err,
     model_settings,
@@ -56,19 +59,24 @@ def run(
 
 @app.command(rich_help_panel="Run")
 def embed(
-    images: Annotated[str, typer.Argument(help="Folder or glob of images, or a manifest.")],
+    images: Annotated[str, typer.Argument(help="Folder or glob of images, a list of them, or Parquet.")],
     output: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the job file and its tables.")],
     model: ModelName = "ViT-B-32",
     pretrained: Pretrained = None,
     seed: Seed = None,
     label: LabelColumn = None,
+    uri: UriColumn = None,
+    image_id: IdColumn = None,
+    folder: ImagesFolder = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Column to carry through; may be given several times.")] = None,
     address: Address = None,
 ) -> None:
-    """Embed a folder of images: write OUT/job.yaml and run it."""
-    from clipray.runner.embed import write_embed_job
+    """Embed images as they lie: write OUT/job.yaml and run it."""
+    from clipray.inputs.image_lists import ListOptions
+    from clipray.runner.embed import EmbedRequest, write_embed_job
 
-    spec = model_settings(model, pretrained, seed)
-    path = write_embed_job(images, output, spec, label, say=err.print)
+    spec, columns = model_settings(model, pretrained, seed), ListOptions(uri, image_id, folder)
+    path = write_embed_job(EmbedRequest(images, output, spec, label, columns, keep or ()), say=err.print)
     out.print(f"job file: {path}")
     _print_pages(_run_job(path, address=address))
 

@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +18,9 @@ from clipray.engine.progress import Reporter
 from clipray.errors import one_line
 from clipray.inputs.content_versions import CONTENT_HASH, Contents
 from clipray.inputs.key_index import ABSENT, KeyIndex
+from clipray.inputs.layout import Layout
 from clipray.inputs.manifest import read_rows
 from clipray.inputs.vector_lookup import Gatherer, Lookup
-from clipray.job.row_spec import IMAGES, RowSpec
 from clipray.storage.parquet import RowGroup
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class ReadPlan:
         rows_per_block: rows that are lost together when a worker dies.
         contents: rows get what is known of their contents, as a column `CONTENT_HASH`; None: they do not.
         careful: one block at a time in each encoder, tried twice: whoever is lost now is itself the cause.
-        schema: the manifest's, whose types the columns get.
+        layout, schema: the manifest's, whose types the columns get.
         lookup, by: rows get the vector of the id in their column `by`, as a column `GATHERED`; null where there is none.
     """
 
@@ -55,7 +55,7 @@ class ReadPlan:
     rows_per_block: int
     careful: bool = False
     contents: Contents | None = None
-    spec: RowSpec = IMAGES
+    layout: Layout = field(default_factory=Layout)
     schema: pa.Schema | None = None
     lookup: Lookup | None = None
     by: str = ""
@@ -80,7 +80,7 @@ class Reader:
     def __init__(
         self, this: ReadPlan, wanted: list[Any], rejected: list[Any], lookup: list[Any], rows: int, report: Reporter
     ) -> None:
-        self.columns, self.spec, self.by = tuple(this.columns), this.spec, this.by
+        self.columns, self.layout, self.by = tuple(this.columns), this.layout, this.by
         self.contents, self.schema = this.contents, this.schema
         # The references travel inside lists: bare ones would be replaced by copies of the arrays.
         self.wanted, self.rejected, self.lookup, self.rows, self.report = wanted, rejected, lookup, rows, report
@@ -98,8 +98,8 @@ class Reader:
     def _read(self, row_group: RowGroup, rows: int) -> Iterator[pa.Table]:
         wanted, rejected = ray.get([self.wanted[0], self.rejected[0]])
         began = time.perf_counter()
-        for read in read_rows(row_group, self.columns, rows, self.spec, self.schema):
-            keep = wanted.positions(read.table[self.spec.key]) != ABSENT
+        for read in read_rows(row_group, self.columns, rows, self.layout, self.schema):
+            keep = wanted.positions(read.table[self.layout.spec.key]) != ABSENT
             keep &= ~np.isin(read.numbers, rejected.get(row_group.file, ()))
             kept = read.table if keep.all() else read.table.filter(pa.array(keep))
             if self.contents:

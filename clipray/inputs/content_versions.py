@@ -20,14 +20,13 @@ import pyarrow.compute as pc
 
 from clipray.inputs.key_index import ABSENT, hash_strings
 from clipray.inputs.manifest import Manifest
-from clipray.inputs.row_index import SCAN_ROWS, RowIndex, mixed, read_safely
+from clipray.inputs.row_index import READ_BYTES, SCAN_ROWS, RowIndex, mixed, read_safely, rows_at_once
 from clipray.storage.folder import filesystem, listed_version, local_version
-from clipray.storage.parquet import RowGroup, merge_neighbours
+from clipray.storage.parquet import merge_neighbours
 from clipray.storage.uris import is_chain, is_local, parse
 
 CONTENT_HASH = "content_hash"
 HASH_DIGITS = 32  # of 64
-READ_BYTES = 64 * 2**20  # of inline content at once
 
 
 @dataclass(frozen=True)
@@ -36,19 +35,24 @@ class Contents:
 
     Attributes:
         inline: the column that holds them, where the manifest has one.
-        schemes: of URIs whose files are looked at; none where the job does not ask for that, or the manifest has inline contents.
+        schemes: of URIs whose files are looked at; none where the job does not ask for that, or the manifest itself says
+            what the contents are.
+        version: the column with the versions of the rows' files, where the manifest has one.
     """
 
     inline: str | None
     schemes: tuple[str, ...] = ()
+    version: str = ""
 
     @property
     def columns(self) -> list[str]:
         """What `hashes` reads of a manifest."""
-        return [self.inline] if self.inline else ["uri"] if self.schemes else []
+        return [self.inline or self.version] if self.inline or self.version else ["uri"] if self.schemes else []
 
     def hashes(self, rows: pa.Table) -> pa.Array:
         """The `content_hash` of rows of the manifest; null where there is no content, or its version is unknown."""
+        if self.version:
+            return rows[self.version].combine_chunks().cast(pa.string())
         if self.inline:
             return hash_contents(rows[self.inline])
         if not self.schemes:
@@ -116,11 +120,6 @@ def with_contents(manifest: Manifest, scan: RowIndex, contents: Contents, files:
                 known &= hashes.is_valid().to_numpy(zero_copy_only=False)
             sources[at[known]] = mixed(scan.sources[at], hash_strings(hashes, scan.index.seed))[known]
     return dataclasses.replace(scan, sources=sources, contents=True)
-
-
-def rows_at_once(row_group: RowGroup) -> int:
-    """How many rows of a row group are in memory at once while their contents are read."""
-    return max(1, min(SCAN_ROWS, READ_BYTES * row_group.rows // max(1, row_group.bytes)))
 
 
 def same_content(hashes: pa.ChunkedArray, sources: np.ndarray, expected: np.ndarray, seed: int) -> np.ndarray:

@@ -5,25 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 
 from clipray.errors import ManifestError
+from clipray.inputs.layout import STATUS, WHY, Layout, layout_of
 from clipray.inputs.parquet_files import (
     File,
     as_utf8,
     common_type,
+    decoded,
     expand_parquet,
     int96_as_before,
     is_binary,
     is_list_type,
     is_text,
+    is_uuid,
     read_footer,
     rows_not_utf8,
     with_rows,
+    with_uuids_as_text,
 )
+from clipray.job import ManifestColumns
 from clipray.job.row_spec import IMAGES, RowSpec
 from clipray.storage.folder import absolute
 from clipray.storage.parquet import RowGroup
@@ -31,6 +36,7 @@ from clipray.storage.uris import is_relative
 from clipray.tables import unwritable
 
 CAST = "cast it when you write the manifest"
+IDS = "strings, whole numbers or UUIDs"
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,11 @@ class Manifest:
     urls: tuple[str, ...]
     row_groups: tuple[RowGroup, ...]
     schema: pa.Schema
-    spec: RowSpec = IMAGES
+    layout: Layout = field(default_factory=Layout)
+
+    @property
+    def spec(self) -> RowSpec:
+        return self.layout.spec
 
     @property
     def rows(self) -> int:
@@ -56,6 +66,11 @@ class Manifest:
         content = self.spec.content
         return [self.spec.key, *(c for c in content if c in self.schema.names), *(k for k in keep if k not in content)]
 
+    @property
+    def download_columns(self) -> list[str]:
+        """The columns that say whether a row was downloaded, and why not."""
+        return [c for c in (STATUS, WHY) if c in self.schema.names] if STATUS in self.layout.columns else []
+
     def has(self, name: str, fits: Callable[[pa.DataType], bool], expected: str) -> bool:
         """Whether there is a column. Raises ManifestError where its type does not fit."""
         if name not in self.schema.names:
@@ -67,24 +82,36 @@ class Manifest:
 
 
 def open_manifest(
-    source: str | Sequence[str], keep: Sequence[str] = (), also: Sequence[str] = (), spec: RowSpec = IMAGES
+    source: str | Sequence[str] | ManifestColumns,
+    keep: Sequence[str] = (),
+    also: Sequence[str] = (),
+    spec: RowSpec = IMAGES,
 ) -> Manifest:
     """Open one Parquet file, a glob, a folder of Parquet, or a list of those, on any fsspec URL.
 
-    `keep`: columns that must be there. `also`: columns that are in all files or in none. `spec`: what its rows are.
+    Args:
+        source: where the Parquet lies, and, where its columns have other names than a manifest's, how they are called.
+        keep: columns that must be there.
+        also: columns that are in all files or in none.
+        spec: what its rows are.
 
     Raises:
         ManifestError: nothing there, not Parquet, a column missing, there twice or of another type, files that differ.
     """
-    urls = [url for one in ([source] if isinstance(source, str) else source) for url in expand_parquet(absolute(one))]
+    columns = source if isinstance(source, ManifestColumns) else None
+    paths = source.path if isinstance(source, ManifestColumns) else source
+    paths = [absolute(one) for one in ([paths] if isinstance(paths, str) else paths)]
+    urls = [url for one in paths for url in expand_parquet(one)]
     if not urls:
         raise ManifestError(
             "no manifest named: expected a Parquet file, a glob or a folder of Parquet, or a list of those"
         )
     files = [read_footer(url) for url in urls]
-    for file in with_rows(files):
-        _check_columns(file, keep, also, spec)
-    schema = _common_schema(with_rows(files), dict.fromkeys((*spec.content, *keep, *also)))
+    layout = layout_of(spec, columns, with_rows(files), [_root(one, urls) for one in paths])
+    views = [layout.view(file) for file in with_rows(files)]
+    for view in views:
+        _check_columns(view, keep, also, spec)
+    schema = _common_schema(views, dict.fromkeys((*spec.content, *keep, *also)))
     for name in keep:
         if reason := unwritable(schema.field(name)):
             raise ManifestError(f"{urls[0]}: `keep` names {name!r}, {schema.field(name).type}: {reason}")
@@ -94,7 +121,16 @@ def open_manifest(
         for row_group in file.row_groups
         if row_group.rows
     ]
-    return Manifest(tuple(urls), tuple(row_groups), schema, spec)
+    return Manifest(tuple(urls), tuple(row_groups), schema, layout)
+
+
+def _root(source: str, urls: Sequence[str]) -> str:
+    """The folder of a file, a folder itself, or the fixed part of a glob."""
+    if source in urls:
+        return source.rpartition("/")[0]
+    parts = source.rstrip("/").split("/")
+    fixed = next((n for n, part in enumerate(parts) if set(part) & set("*?[{")), len(parts))
+    return "/".join(parts[:fixed])
 
 
 def _common_schema(files: Sequence[File], names: Iterable[str]) -> pa.Schema:
@@ -120,17 +156,22 @@ def _check_columns(file: File, keep: Sequence[str], also: Sequence[str], spec: R
     file.refuse_without(
         [name for name in (spec.key, *spec.content, *keep, *also) if name in names], error=ManifestError
     )
-    file.refuse_without(() if spec.derived else [spec.key], error=ManifestError)
+    if not spec.derived and (reason := file.without(spec.key)):
+        hint = f"; name it in `manifest: {{path: …, {spec.key}: COLUMN}}`, or have it made: `{spec.key}: {{from: row}}`"
+        raise ManifestError(f"{url}: {reason}{hint if spec.key not in names else ''}")
     missing = [c for c in spec.content if c not in names]
     if len(missing) == len(spec.content) or (missing and not spec.inline):
         wanted = (" or " if spec.inline else " and ").join(f"`{c}`" for c in spec.content)
-        raise ManifestError(f"{url}: expected a column {wanted}: {file.without(missing[0])}")
+        hint = f"; name it in `manifest: {{path: …, {missing[0]}: COLUMN}}`" if missing[0] not in names else ""
+        raise ManifestError(f"{url}: expected a column {wanted}: {file.without(missing[0])}{hint}")
     file.refuse_without(keep, "`keep`: ", ManifestError)
     if spec.inline in keep:
         raise ManifestError(f"{url}: `keep` names {spec.inline!r}, the images themselves, which no table holds")
     for name in (spec.key, *spec.content):
         column_type = file.type_of(name) or pa.null()
         fits, wanted = (is_binary, "binary") if name == spec.inline else (is_text, "string")
+        if name in spec.ids:
+            fits, wanted = is_id, IDS
         if not (pa.types.is_null(column_type) or fits(column_type)):
             raise ManifestError(f"{url}: column `{name}` is {column_type}; expected {wanted}: {CAST}")
 
@@ -144,6 +185,12 @@ def _is_boxes(arrow_type: pa.DataType) -> bool:
     inner = arrow_type.value_type if is_list_type(arrow_type) else pa.null()
     number = inner.value_type if is_list_type(inner) else pa.null()
     return bool(pa.types.is_floating(number) or pa.types.is_integer(number))
+
+
+def is_id(arrow_type: pa.DataType) -> bool:
+    """Whether its values name rows: strings, whole numbers or UUIDs, or a dictionary of them."""
+    arrow_type = decoded(arrow_type)
+    return is_text(arrow_type) or pa.types.is_integer(arrow_type) or is_uuid(arrow_type)
 
 
 def is_texts(arrow_type: pa.DataType) -> bool:
@@ -172,24 +219,28 @@ class Rows:
 
 
 def read_rows(
-    row_group: RowGroup, columns: Sequence[str], rows: int, spec: RowSpec = IMAGES, schema: pa.Schema | None = None
+    row_group: RowGroup,
+    columns: Sequence[str],
+    rows: int,
+    layout: Layout | None = None,
+    schema: pa.Schema | None = None,
 ) -> Iterator[Rows]:
     """Stream a row group of a manifest, at most `rows` rows at once.
 
     Args:
+        layout: the manifest's; by default that of images.
         schema: the manifest's, whose types the columns get; None leaves them as the file has them.
 
     Raises:
         OSError, pyarrow.ArrowInvalid: the file is not whole, or a value does not fit its column's type.
     """
-    start = row_group.first_row
-    for stored in row_group.stream(columns, rows):
-        table, not_utf8 = _readable(stored, columns, spec, schema)
-        if "uri" in spec.sources and "uri" in columns:
+    layout = layout or Layout()
+    for first, stored in layout.stream(row_group, columns, rows):
+        table, not_utf8 = _readable(stored, columns, layout.spec, schema)
+        if "uri" in layout.spec.sources and "uri" in columns:
             uris = pa.array([resolve(uri, row_group.path) for uri in table["uri"].to_pylist()], pa.string())
             table = table.set_column(table.schema.get_field_index("uri"), "uri", uris)
-        yield Rows(start, table, not_utf8)
-        start += len(table)
+        yield Rows(first, table, not_utf8)
 
 
 def _readable(
@@ -200,8 +251,8 @@ def _readable(
     table, not_utf8 = stored.select([name for name in columns if not (derived and name == spec.key)]), {}
     types = {} if schema is None else dict(zip(schema.names, schema.types, strict=True))
     for at, name in enumerate(table.schema.names):
-        column = table[name]
-        wanted = pa.string() if name in spec.named else types.get(name, column.type)
+        column = with_uuids_as_text(table[name]) if name in spec.ids else table[name]
+        wanted = pa.string() if name in (*spec.named, *spec.ids) else types.get(name, column.type)
         if is_text(column.type):
             texts, broken = as_utf8(column)
             column = texts if broken.any() or wanted == pa.string() else column

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -260,6 +261,21 @@ def is_binary(arrow_type: pa.DataType) -> bool:
     return pa.types.is_binary(arrow_type) or pa.types.is_large_binary(arrow_type) or pa.types.is_binary_view(arrow_type)
 
 
+def is_uuid(arrow_type: pa.DataType) -> bool:
+    """Whether it is UUIDs, or 16 bytes a row, as writers that do not know them have them."""
+    return arrow_type == pa.uuid() or arrow_type == pa.binary(16)
+
+
+def with_uuids_as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column; UUIDs as people write them."""
+    if pa.types.is_dictionary(column.type) and is_uuid(column.type.value_type):
+        column = column.cast(column.type.value_type)
+    if not is_uuid(column.type):
+        return column
+    values = column.cast(pa.binary(16)).to_pylist() if column.type == pa.uuid() else column.to_pylist()
+    return pa.chunked_array([pa.array([value and str(uuid.UUID(bytes=value)) for value in values], pa.string())])
+
+
 def as_utf8(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, np.ndarray]:
     r"""A column as strings, with bytes that are not UTF-8 written as `\xe9`; and which rows have such, (n,) bool.
 
@@ -270,7 +286,7 @@ def as_utf8(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, np.ndarray]:
         pyarrow.ArrowException: the column cannot be strings.
     """
     if column.type == pa.uuid():
-        column = pa.chunked_array([pa.array([value and str(value) for value in column.to_pylist()], pa.string())])
+        column = with_uuids_as_text(column)
     if is_binary(column.type) or pa.types.is_fixed_size_binary(column.type):
         column = pa.chunked_array([_unchecked(part) for part in column.cast(pa.binary()).chunks], pa.string())
     texts = column.cast(pa.string())

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from clipray import tables
 from clipray.errors import ManifestError
 from clipray.inputs.key_index import ABSENT, KeyIndex, digest_of_hashes, hash_strings, seed_of
+from clipray.inputs.layout import STATUS, SUCCESS, WHY
 from clipray.inputs.manifest import Manifest, Rows, read_rows
 from clipray.inputs.parquet_files import is_text
 from clipray.job.row_spec import IMAGES, RowSpec
@@ -27,6 +28,7 @@ from clipray.storage.parquet import RowGroup, merge_neighbours
 
 NOT_IN_PYTHON = (ArithmeticError, LookupError, ValueError)  # of a value that Arrow holds and Python cannot
 SCAN_ROWS, SCAN_BYTES = 131_072, 256 * 2**20  # that are read at once
+READ_BYTES = 64 * 2**20  # of inline content at once
 
 
 @dataclass(frozen=True)
@@ -131,17 +133,18 @@ def _versions(manifest: Manifest, versions: dict[str, str], rejected: dict[int, 
 def _scan(manifest: Manifest, keep: Sequence[str], seed: int) -> RowIndex | None:
     """None where two ids collide under this seed."""
     spec = manifest.spec
-    columns = [c for c in manifest.columns(keep) if c != spec.inline]
+    columns = [*(c for c in manifest.columns(keep) if c != spec.inline), *manifest.download_columns]
     columns_of: list[list[np.ndarray]] = []
     for row_group in merge_neighbours(manifest.row_groups, SCAN_ROWS, SCAN_BYTES):
         for read in read_safely(manifest, row_group, columns):
             has_no_id = pc.fill_null(pc.equal(read.table[spec.key], ""), True).to_numpy()
-            columns_of.append([*row_keys(read.table, seed, keep, spec), has_no_id, _not_utf8(read)])
+            unusable_here = has_no_id | _not_utf8(read) | _not_downloaded(manifest, read)
+            columns_of.append([*row_keys(read.table, seed, keep, spec), unusable_here])
     empty = np.zeros(0, np.uint64)
-    keys, sources, kept, null, not_utf8 = (
-        (np.concatenate([empty, *parts]) for parts in zip(*columns_of)) if columns_of else (empty,) * 5
+    keys, sources, kept, unusable = (
+        (np.concatenate([empty, *parts]) for parts in zip(*columns_of)) if columns_of else (empty,) * 4
     )
-    unusable = null.astype(bool) | not_utf8.astype(bool)
+    unusable = unusable.astype(bool)
     repeated = _repeats(keys, ~unusable)
     positions = np.flatnonzero(unusable | repeated)
     suspects = np.unique(keys[repeated])
@@ -166,12 +169,18 @@ def _scan(manifest: Manifest, keep: Sequence[str], seed: int) -> RowIndex | None
     )
 
 
+def rows_at_once(row_group: RowGroup) -> int:
+    """How many rows of a row group are in memory at once while their contents are read."""
+    return max(1, min(SCAN_ROWS, READ_BYTES * row_group.rows // max(1, row_group.bytes)))
+
+
 def read_safely(
     manifest: Manifest, row_group: RowGroup, columns: Sequence[str], rows: int = SCAN_ROWS
 ) -> Iterator[Rows]:
     """As `read_rows`. Raises ManifestError where the file cannot be read."""
+    rows = min(rows, rows_at_once(row_group)) if manifest.layout.reads_content else rows
     try:
-        yield from read_rows(row_group, columns, rows, manifest.spec, manifest.schema)
+        yield from read_rows(row_group, columns, rows, manifest.layout, manifest.schema)
     except (pa.ArrowException, OSError) as error:
         first, last = row_group.number, row_group.numbers.stop - 1
         which = f"row group {first}" if first == last else f"row groups {first} to {last}"
@@ -181,6 +190,14 @@ def read_safely(
 def _not_utf8(read: Rows) -> np.ndarray:
     """(n,) bool: rows with a string that is not UTF-8."""
     return np.logical_or.reduce([np.zeros(len(read.table), bool), *read.not_utf8.values()])
+
+
+def _not_downloaded(manifest: Manifest, read: Rows) -> np.ndarray:
+    """(n,) bool: rows whose download did not succeed, as the manifest says."""
+    if not manifest.download_columns:
+        return np.zeros(len(read.table), bool)
+    succeeded = pc.equal(read.table[STATUS].cast(pa.string()), SUCCESS)
+    return ~pc.fill_null(succeeded, False).to_numpy()
 
 
 def _repeats(keys: np.ndarray, usable: np.ndarray) -> np.ndarray:
@@ -204,25 +221,29 @@ def _rejects(
         row_group = manifest.row_groups[number]
         for read in read_safely(manifest, row_group, columns):
             start = int(starts[number]) + read.first - row_group.first_row
-            names = [name for name in manifest.spec.named if name in read.table.column_names]
+            wanted = (*manifest.spec.named, *manifest.download_columns)
+            names = [name for name in wanted if name in read.table.column_names]
             for n, row in enumerate(read.table.select(names).to_pylist()):
                 position, row_id = start + n, row[manifest.spec.key]
                 if suspected[position] and row_id and id_of.setdefault(int(keys[position]), row_id) != row_id:
                     return None
                 if rejected[position]:
-                    rows.append(_reject(f"row {read.first + n} of {row_group.path}", row, manifest.spec.key, read, n))
+                    rows.append(_reject(f"row {read.first + n} of {row_group.path}", row, manifest, read, n))
     return pa.Table.from_pylist(rows, schema=tables.rejects_schema(*manifest.spec.named))
 
 
-def _reject(where: str, row: dict[str, Any], key: str, read: Rows, number: int) -> dict[str, Any]:
-    broken = [name for name, rows in read.not_utf8.items() if rows[number]]
+def _reject(where: str, row: dict[str, Any], manifest: Manifest, read: Rows, number: int) -> dict[str, Any]:
+    key, broken = manifest.spec.key, [name for name, rows in read.not_utf8.items() if rows[number]]
     if broken:
         reason, message = "not_utf8", f"{where}: column {broken[0]!r} holds a string that is not UTF-8"
-    elif row[key]:
-        reason, message = "duplicate_id", f"{where}: {key} {row[key]!r} stands in an earlier row, which is kept"
-    else:
+    elif not row[key]:
         reason, message = "null_id", f"{where}: no {key}"
-    return {**row, key: row[key] or None, "stage": "manifest", "reason": reason, "message": message}
+    elif manifest.download_columns and row[STATUS] != SUCCESS:
+        reason, message = "not_downloaded", f"{where}: {row[STATUS]}: {row.get(WHY) or 'no reason is told'}"
+    else:
+        reason, message = "duplicate_id", f"{where}: {key} {row[key]!r} stands in an earlier row, which is kept"
+    named = {name: row.get(name) for name in manifest.spec.named}
+    return {**named, key: row[key] or None, "stage": "manifest", "reason": reason, "message": message}
 
 
 def _by_file(manifest: Manifest, positions: np.ndarray, starts: np.ndarray) -> dict[int, np.ndarray]:

@@ -117,11 +117,48 @@ class StepSettings(Settings):
         return False
 
 
+class MadeId(Settings):
+    """An id that is made.
+
+    Attributes:
+        source: `row`: of the file's name and the row's number in it; `content`: the SHA-256 of the row's bytes.
+    """
+
+    source: Literal["row", "content"] = Field(alias="from")
+
+
+class ManifestColumns(Settings):
+    """Parquet whose columns have names of their own.
+
+    All other keys are names of a manifest's columns, or of those in `keep`: their values are names in the files, nested
+    by dots (`image.bytes`). An id may also be made: `image_id: {from: row}`.
+
+    Attributes:
+        path: a file, a glob, a folder, or a list of these.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, str | MadeId] = Field(init=False)
+
+    path: str | list[str]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Name in the manifest -> name in the files."""
+        return {name: column for name, column in self.__pydantic_extra__.items() if isinstance(column, str)}
+
+    @property
+    def made(self) -> dict[str, Literal["row", "content"]]:
+        """Name of each id that is made -> what it is made from."""
+        return {name: made.source for name, made in self.__pydantic_extra__.items() if isinstance(made, MadeId)}
+
+
 class Encoding(StepSettings):
     """Settings of all steps that encode the rows of a manifest.
 
     Attributes:
-        manifest: Parquet with a row for each input: a file, a glob, a folder, or a list of these.
+        manifest: Parquet with a row for each input: a file, a glob, a folder, or a list of these; or a mapping with its
+            `path` and the names of its columns.
         keep: columns of the manifest to carry through.
         max_reject_rate: above this share of rejected rows the job fails; everything written is kept.
         actors: the number of encoders, `[min, max]`, or `auto`: one per GPU, or one per 8 CPUs.
@@ -138,7 +175,7 @@ class Encoding(StepSettings):
     fixed_columns: ClassVar[tuple[str, ...]] = ()
     """Columns of its table, and those that rows carry on their way to it."""
 
-    manifest: Annotated[str | list[str], Reference]
+    manifest: Annotated[str | list[str] | ManifestColumns, Reference]
     keep: list[str] = Field(default_factory=list)
     max_reject_rate: Annotated[float, Execution, Field(ge=0, le=1)] = 0.01
     # How it runs.
@@ -163,6 +200,12 @@ class Encoding(StepSettings):
     def _column_names_are_free(self) -> Self:
         refuse_taken(self.keep, self.fixed_columns, "drop it from `keep`")
         return self
+
+    @property
+    def manifest_paths(self) -> list[str]:
+        """Files, globs and folders of the manifest."""
+        paths = self.manifest.path if isinstance(self.manifest, ManifestColumns) else self.manifest
+        return [paths] if isinstance(paths, str) else paths
 
     @property
     def decoding(self) -> Decoding:

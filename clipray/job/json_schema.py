@@ -68,7 +68,7 @@ class _Schema(GenerateJsonSchema):
         for base in reversed(cls.__mro__):
             for name, text in field_docs(base, [*cls.model_fields, *STEP_FIELDS]).items():
                 if name in cls.model_fields:
-                    described["properties"][name]["description"] = text
+                    described["properties"][cls.model_fields[name].alias or name]["description"] = text
         return described
 
 

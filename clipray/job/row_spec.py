@@ -16,6 +16,7 @@ class RowSpec:
             whose source changed is noticed.
         inline: the column that may hold the thing itself in place of a source; read, never kept.
         derived: whether rows get an identity made of their sources where the manifest has none.
+        joins: columns with ids of other tables, which a manifest may have.
     """
 
     table: str
@@ -23,11 +24,17 @@ class RowSpec:
     sources: tuple[str, ...]
     inline: str | None = None
     derived: bool = False
+    joins: tuple[str, ...] = ()
 
     @property
     def content(self) -> tuple[str, ...]:
         """The columns that a row is made from: all of them, or, where one is inline, any."""
         return (*self.sources, self.inline) if self.inline else self.sources
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The columns that name rows, its own and those of other tables; they may be whole numbers or UUIDs."""
+        return (*(name for name in self.named if name.endswith("_id")), *self.joins)
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -36,7 +43,7 @@ class RowSpec:
 
 
 IMAGES = RowSpec("images", "image_id", ("uri",), "bytes")
-TEXTS = RowSpec("texts", "text_id", ("text",))
+TEXTS = RowSpec("texts", "text_id", ("text",), joins=("image_id",))
 PAIRS = RowSpec("caption_scores", "pair_id", ("image_id", "caption"), derived=True)
 ATTACKS = RowSpec("attacks", "image_id", ("uri",), "bytes")
 CLOUDS = RowSpec("clouds", "cloud_id", ("uri",), "bytes")

@@ -7,12 +7,14 @@ import io
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw
 
+from clipray.inputs.layout import Layout
+from clipray.inputs.manifest import read_rows
 from clipray.inputs.parquet_files import read_footer
 from clipray.job import SCHEMES
 from clipray.pipelines.decode import decode
@@ -36,13 +38,14 @@ class ImageSource:
 
     Attributes:
         size: width and height in px, as people see it. box: of a region, x1, y1, x2, y2 in px.
-        manifests: where its bytes may lie, if it has no `uri`.
+        manifests: where its bytes may lie, if it has no `uri`. layout: how these hold their rows.
     """
 
     image_id: str
     uri: str | None
     size: tuple[int, int]
     manifests: tuple[str, ...] = ()
+    layout: Layout = field(default_factory=Layout)
     box: tuple[float, ...] | None = None
 
 
@@ -110,25 +113,27 @@ def _draw_box(image: Image.Image, source: ImageSource) -> None:
 def inline_images(sources: Iterable[ImageSource]) -> Iterator[tuple[str, bytes]]:
     """Id and bytes of images that manifests hold inline, read a few rows at a time."""
     wanted: dict[str, set[str]] = {}
+    layouts: dict[str, Layout] = {}
     for source in sources:
         for url in source.manifests:
             wanted.setdefault(url, set()).add(source.image_id)
+            layouts[url] = source.layout
     for url, names in wanted.items():
         try:
-            yield from _inline(url, pa.array(sorted(names), pa.string()))
+            yield from _inline(url, layouts[url], pa.array(sorted(names), pa.string()))
         except Exception:  # every filesystem has its own errors; without the manifest its images are not known
             continue
 
 
-def _inline(url: str, names: pa.Array) -> Iterator[tuple[str, bytes]]:
+def _inline(url: str, layout: Layout, names: pa.Array) -> Iterator[tuple[str, bytes]]:
     file = read_footer(url)
-    if not {"image_id", "bytes"} <= set(file.schema.names):
+    if not {"image_id", "bytes"} <= set(layout.view(file).schema.names):
         return
     for row_group in file.row_groups:
-        ids = row_group.read(["image_id"])["image_id"].cast(pa.string())
-        if not pc.any(pc.is_in(ids, names)).as_py():
+        ids = (read.table["image_id"] for read in read_rows(row_group, ["image_id"], BATCH_ROWS, layout))
+        if not any(pc.any(pc.is_in(part, names)).as_py() for part in ids):
             continue
-        for table in row_group.stream(["image_id", "bytes"], BATCH_ROWS):
-            for row in table.filter(pc.is_in(table["image_id"].cast(pa.string()), names)).to_pylist():
+        for read in read_rows(row_group, ["image_id", "bytes"], BATCH_ROWS, layout):
+            for row in read.table.filter(pc.is_in(read.table["image_id"], names)).to_pylist():
                 if row["bytes"]:
                     yield row["image_id"], row["bytes"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from clipray.inputs.layout import Layout
 from clipray.report.run_tables import RunTables
 from clipray.report.thumbnails import ImageSource, Thumbnails, inline_images
 
@@ -100,10 +101,11 @@ class Album:
         for table in run.known("images"):
             labelled = [run.label] if run.has_label(table) else []
             columns = ("image_id", "uri", "height", "width", *labelled)
+            layout = Layout.of_facts(table.record.inputs.get("layout", {}))
             for row in table.where("image_id", {tile.image_id for tile in tiles}, *columns):
                 manifests = () if row["uri"] else tuple(map(str, table.record.inputs.get("manifest", ())))
                 size = row["width"], row["height"]
-                sources[row["image_id"]] = ImageSource(row["image_id"], row["uri"], size, manifests)
+                sources[row["image_id"]] = ImageSource(row["image_id"], row["uri"], size, manifests, layout)
                 if labelled and row[run.label] is not None:
                     known[row["image_id"]] = str(row[run.label])
         for tile in tiles:

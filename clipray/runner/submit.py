@@ -143,7 +143,7 @@ def _portable(path: str) -> tuple[Job, str]:
         (f"{step.name}: manifest", url)
         for step in steps_of(job)
         if isinstance(step, Encoding)
-        for url in ([step.manifest] if isinstance(step.manifest, str) else step.manifest)
+        for url in step.manifest_paths
     ]
     for what, url in [("output", values["output"]), *manifests]:
         if is_relative(url):

@@ -172,11 +172,24 @@ class RowGroup:
         with open_parquet(self.path) as parquet:
             return parquet.read_row_groups(self.numbers, columns)
 
+    def has_no_nulls(self, column: str) -> bool:
+        """Whether the footer says so of a column, nested by dots; false where it says nothing."""
+        with open_parquet(self.path) as parquet:
+            return all(_null_count(parquet.metadata.row_group(number), column) == 0 for number in self.numbers)
+
     def stream(self, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
         """As `read`, at most `rows` rows at a time."""
         with open_parquet(self.path) as parquet:
             for batch in parquet.iter_batches(rows, self.numbers, columns):
                 yield pa.Table.from_batches([batch])
+
+
+def _null_count(row_group: pq.RowGroupMetaData, column: str) -> int | None:
+    for number in range(row_group.num_columns):
+        chunk = row_group.column(number)
+        if chunk.path_in_schema == column and chunk.statistics is not None and chunk.statistics.has_null_count:
+            return int(chunk.statistics.null_count)
+    return None
 
 
 def merge_neighbours(row_groups: Iterable[RowGroup], rows: int, size_bytes: int) -> list[RowGroup]:

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Literal, NewType
 
 Reason = Literal[
-    "null_id", "duplicate_id", "not_utf8", "no_source", "scheme_not_allowed", "invalid_uri", "not_found", "not_a_file",
+    "null_id", "duplicate_id", "not_utf8", "not_downloaded", "no_source", "scheme_not_allowed", "invalid_uri", "not_found", "not_a_file",
     "forbidden",
     "unreachable", "timed_out", "too_many_bytes", "empty",
     "not_an_image", "truncated", "undecodable", "too_many_pixels", "encode_failed", "worker_died", "empty_box", "outside_crop",

@@ -37,8 +37,9 @@ class Comparison:
         inline = self.manifest.spec.inline
         if inline is None or CONTENT_HASH in self.named:
             return None
-        is_inline = inline in self.manifest.schema.names
-        contents = Contents(inline if is_inline else None, () if is_inline else self.schemes)
+        is_inline, version = inline in self.manifest.schema.names, self.manifest.layout.version
+        told = is_inline or bool(version)
+        contents = Contents(inline if is_inline and not version else None, () if told else self.schemes, version)
         hashed = bool(contents.columns) if self.before is None else self.before.get("content_hash")
         return contents if hashed else None
 

@@ -20,10 +20,10 @@ from clipray.engine.stream import run_pass
 from clipray.engine.workers import ReadPlan
 from clipray.errors import RejectRateError
 from clipray.inputs.committed_rows import REFUSED, CommittedRows, RegionFolders, take_back
-from clipray.inputs.content_versions import CONTENT_HASH, rows_at_once
+from clipray.inputs.content_versions import CONTENT_HASH
 from clipray.inputs.key_index import ABSENT, KeyIndex
 from clipray.inputs.manifest import read_rows
-from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS, RowIndex, row_groups_with
+from clipray.inputs.row_index import SCAN_BYTES, SCAN_ROWS, RowIndex, row_groups_with, rows_at_once
 from clipray.job.row_spec import IMAGES
 from clipray.pipelines.spec import ImageSpec
 from clipray.steps.base.encode_step import EncodeStep, told_by_shards
@@ -88,7 +88,7 @@ class EncodeRun:
         rows, rejected = committed.rows, committed.rejected
         if rows + rejected != step.total or not committed.done.all():
             raise AssertionError(f"rows in = {step.total}, but {rows} written + {rejected} rejected")
-        if rejected > step.settings.max_reject_rate * step.total:
+        if self._are_too_many(committed.rejects):
             raise self._too_many(committed.rejects)
         return self._commit(committed)
 
@@ -207,7 +207,7 @@ class EncodeRun:
         )  # fmt: skip
         plan = ReadPlan(
             row_groups_with(step.manifest, step.scan, todo), step.manifest.columns(step.keep), todo,
-            step.scan.rejected, rows_per_block, careful, step.comparison.contents, step.manifest.spec,
+            step.scan.rejected, rows_per_block, careful, step.comparison.contents, step.manifest.layout,
             step.manifest.schema, *(self._lookup or ()),
         )  # fmt: skip
 
@@ -227,9 +227,18 @@ class EncodeRun:
 
     def _stop_early(self, reasons: Counter[str]) -> None:
         """Raises RejectRateError where so many rows are rejected for good that no later pass can bring the rate below the limit."""
-        lasting = reasons.total() - (passing(reasons) if self.step.retry else 0)
+        counted = self._counted(reasons)
+        lasting = sum(counted.values()) - (passing(counted) if self.step.retry else 0)
         if lasting >= STOP_EARLY_REJECTS and lasting > self.step.settings.max_reject_rate * self.step.total:
             raise self._too_many(reasons)
+
+    def _counted(self, reasons: Mapping[str, int]) -> dict[str, int]:
+        """The rejects that count towards `max_reject_rate`, by reason."""
+        excused = self.step.manifest.layout.excused
+        return {reason: count for reason, count in reasons.items() if reason not in excused}
+
+    def _are_too_many(self, reasons: Mapping[str, int]) -> bool:
+        return sum(self._counted(reasons).values()) > self.step.settings.max_reject_rate * self.step.total
 
     def _reject_the_dead(self, committed: CommittedRows, prefix: str) -> None:
         """Reject the rows that were alone, twice, when their worker died."""
@@ -248,12 +257,14 @@ class EncodeRun:
         rejects = self.step.scan.rejects
         if rejects.num_rows:
             self.events.write("manifest_rejects", rows=rejects.num_rows, example=rejects["message"][0].as_py())
-        if rejects.num_rows > self.step.settings.max_reject_rate * self.step.total:
+        if self._are_too_many(Counter(rejects["reason"].to_pylist())):
             raise self._too_many(committed.rejects)
 
     def _too_many(self, reasons: Mapping[str, int]) -> RejectRateError:
         """What ends a run whose rejects, counted by reason, are more than `max_reject_rate` allows."""
-        step, rejected, rows = self.step, sum(reasons.values()), self.step.total
+        step, rows = self.step, self.step.total
+        reasons = self._counted(reasons)
+        rejected = sum(reasons.values())
         listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
         again = passing(reasons) if step.retry else 0
         passes = f"the same run again tries {again} of them, whose reasons may pass; " if again else ""
@@ -266,8 +277,9 @@ class EncodeRun:
         """Write the records of all tables of the step, that of its own table last."""
         step, provenance = self.step, self._shard_metadata()
         versions = step.comparison.facts(step.scan.versions)
+        facts_of_layout = {"layout": step.manifest.layout.facts} if step.manifest.layout.facts else {}
         inputs = {"rows": step.total, "digest": step.digest, "manifest": list(step.manifest.urls), **versions}
-        facts = {"inputs": inputs, "provenance": provenance, "rejects_by_reason": committed.rejects}
+        facts = {"inputs": inputs | facts_of_layout, "provenance": provenance, "rejects_by_reason": committed.rejects}
         step.commit(step.rejects, "rejects", step.rejects_schema, committed.reject_files, **facts)
         if step.regions:
             self._commit_regions(step.regions, committed, provenance)
@@ -313,7 +325,7 @@ def step_rows(step: EncodeStep[Any], wanted: KeyIndex) -> pa.Table:
     columns = [c for c in step.manifest.columns() if c in stored]
     parts = [pa.table({c: pa.array([], pa.string()) for c in names})]
     for row_group in merge_neighbours(row_groups_with(step.manifest, step.scan, wanted), SCAN_ROWS, SCAN_BYTES):
-        for read in read_rows(row_group, columns, rows_at_once(row_group), spec, step.manifest.schema):
+        for read in read_rows(row_group, columns, rows_at_once(row_group), step.manifest.layout, step.manifest.schema):
             here = wanted.positions(read.table[spec.key]) != ABSENT
             here &= ~np.isin(read.numbers, step.scan.rejected.get(row_group.file, ()))
             rows = read.table.filter(pa.array(here))

@@ -132,7 +132,7 @@ def _check_labels(manifest: Manifest, labels: tuple[str, ...]) -> None:
         raise JobError(f"classes: {len(labels)} of them; expected two or more, as a wrong one is written on each image")
     names: set[str] = set()
     for row_group in merge_neighbours(manifest.row_groups, SCAN_ROWS, SCAN_BYTES):
-        for rows in read_rows(row_group, [LABEL], SCAN_ROWS, ATTACKS, manifest.schema):
+        for rows in read_rows(row_group, [LABEL], SCAN_ROWS, manifest.layout, manifest.schema):
             readable = ~rows.not_utf8.get(LABEL, np.zeros(len(rows.table), bool))
             column = rows.table[LABEL].filter(pa.array(readable)).cast(pa.string())
             names.update(pc.unique(column).drop_null().to_pylist())

@@ -7,8 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipray.inputs.manifest import CAST, open_manifest
-from clipray.inputs.parquet_files import is_text
+from clipray.inputs.manifest import CAST, IDS, is_id, open_manifest
 from clipray.job import EmbedTexts
 from clipray.job.row_spec import TEXTS
 from clipray.pipelines.spec import TextSpec
@@ -42,5 +41,5 @@ class EmbedTextsStep(EncodeStep[EmbedTexts]):
 def open_step(settings: EmbedTexts, context: StepContext) -> EmbedTextsStep:
     """Open and count the manifest. Raises ManifestError."""
     manifest = open_manifest(settings.manifest, settings.keep, [IMAGE], TEXTS)
-    has_image = manifest.has(IMAGE, is_text, f"string: {CAST}")
+    has_image = manifest.has(IMAGE, is_id, f"{IDS}: {CAST}")
     return EmbedTextsStep.of(settings, context, manifest, (*([IMAGE] if has_image else []), *settings.keep))

@@ -224,7 +224,11 @@ def test_which_columns_are_read(tmp_path: Path) -> None:
             "expected a column `uri` or `bytes`: no column 'uri'; found: image_id, url",
         ),
         (some([1]), ["label"], "`keep`: no column 'label'; found: image_id, uri"),
-        ({"image_id": [1], "uri": ["b"]}, [], "column `image_id` is int64; expected string: cast it"),
+        (
+            {"image_id": [1.5], "uri": ["b"]},
+            [],
+            "column `image_id` is double; expected strings, whole numbers or UUIDs",
+        ),
         ({"image_id": ["a"], "uri": [b"b"]}, [], "column `uri` is binary; expected string"),
         ({"image_id": ["a"], "bytes": ["b"]}, [], "column `bytes` is string; expected binary"),
         ({**some([1]), "bytes": [b"b"]}, ["bytes"], "`keep` names 'bytes'"),

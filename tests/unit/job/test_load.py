@@ -149,8 +149,8 @@ def test_a_wrong_value_is_one_line_with_expected_and_found(setting: str, expecte
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ("5", "manifest: expected a string or a list of strings, found 5"),
-        ("[a, 5]", "manifest: expected a string or a list of strings, found ['a', 5]"),
+        ("5", "manifest: expected a string, a list of strings or a mapping of `path`, found 5"),
+        ("[a, 5]", "manifest: expected a string, a list of strings or a mapping of `path`, found ['a', 5]"),
     ],
 )
 def test_a_wrong_manifest(value: str, expected: str) -> None:
