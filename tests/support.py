@@ -80,6 +80,7 @@ class Answer:
 
     Attributes:
         cut: end the connection before the last byte. drip_s: seconds between the bytes, or before any where there are none.
+        in_parts: send the part that is asked for.
     """
 
     body: bytes = b""
@@ -88,6 +89,15 @@ class Answer:
     cut: bool = False
     drip_s: float = 0.0
     length: bool = True
+    in_parts: bool = False
+
+    def part(self, asked: str | None) -> Answer:
+        """asked: the header `Range`."""
+        if not (self.in_parts and asked):
+            return self
+        first, last = map(int, asked.removeprefix("bytes=").split("-"))
+        status = 206 if first < len(self.body) else 416
+        return replace(self, body=self.body[first : last + 1], status=status)
 
 
 class Website:
@@ -135,7 +145,7 @@ class Website:
             self.requests.append(path)
             number, planned = len(self.requests), self.answers.get(path, [Answer(b"no such page", 404)])
             answer = planned.pop(0) if len(planned) > 1 else planned[0]
-        answer = replace(answer, **self.bad(number))
+        answer = replace(answer, **self.bad(number)).part(to.headers.get("Range"))
         if answer.drip_s and not answer.body and self.ended.wait(answer.drip_s):
             return True
         to.send_response(answer.status)
@@ -165,6 +175,7 @@ class ObjectStore:
         environment: by which every process finds it. SECRET: of these, what must be seen nowhere else.
         throttled, cut, dripped: every so many requests are answered with 503, or broken off, or byte by byte; 0: none.
         denied: answer everything with 403.
+        requests: what was asked for, in order: `GET /bucket/key`.
     """
 
     SECRET = "hush-4711-never-write-this-down"
@@ -174,6 +185,7 @@ class ObjectStore:
         from werkzeug.serving import make_server
 
         self._moto = DomainDispatcherApplication(create_backend_app)
+        self.requests: list[str] = []
         self._requests = itertools.count(1)
         self.throttled = self.cut = self.dripped = self.failures = 0
         self._ended = threading.Event()
@@ -191,6 +203,7 @@ class ObjectStore:
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         number = next(self._requests)
+        self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
         if self.denied:
             start_response("403 Forbidden", [("Content-Type", "application/xml")])
             return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]

@@ -23,7 +23,7 @@ from clipray.inputs.manifest import Manifest
 from clipray.inputs.row_index import READ_BYTES, SCAN_ROWS, RowIndex, mixed, read_safely, rows_at_once
 from clipray.storage.folder import filesystem, listed_version, local_version
 from clipray.storage.parquet import merge_neighbours
-from clipray.storage.uris import is_chain, is_local, parse
+from clipray.storage.uris import is_chain, is_local, parse, split_byte_range
 
 CONTENT_HASH = "content_hash"
 HASH_DIGITS = 32  # of 64
@@ -73,9 +73,15 @@ def source_versions(uris: Iterable[str | None], schemes: Collection[str]) -> dic
 
     Missing files, folders that cannot be listed and schemes that are not in `schemes` are left out.
     """
+    files = {uri: split_byte_range(uri)[0] for uri in uris if uri and not is_chain(uri)}
+    versions = _file_versions(set(files.values()), schemes)
+    return {uri: versions[file] for uri, file in files.items() if file in versions}
+
+
+def _file_versions(files: Collection[str], schemes: Collection[str]) -> dict[str, str]:
     versions: dict[str, str] = {}
     folders: dict[str, list[str]] = defaultdict(list)
-    for uri in {uri for uri in uris if uri and not is_chain(uri)}:
+    for uri in files:
         scheme, path = parse(uri)
         if scheme in schemes and not is_local(uri):
             folders[uri.rpartition("/")[0]].append(uri)

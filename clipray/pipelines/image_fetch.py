@@ -1,4 +1,4 @@
-"""Fetches a file by its URI, bounded in size and time. Servers that fail for a moment are asked again."""
+"""Fetches a file, or a part of one, by its URI, bounded in size and time. Servers that fail for a moment are asked again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from http import HTTPStatus
 from urllib.parse import urljoin
 
@@ -20,7 +20,7 @@ from clipray.errors import ClipRayError
 from clipray.pipelines.retries import Failure, Retries
 from clipray.pipelines.spec import Limits
 from clipray.storage.folder import filesystem
-from clipray.storage.uris import LOCAL, is_chain, parse
+from clipray.storage.uris import LOCAL, ByteRange, is_chain, parse, split_byte_range
 from clipray.tables.reasons import HttpReason, Reason, Rejected, http_reason
 
 HTTP = ("http", "https")
@@ -68,23 +68,30 @@ class Fetcher:
     def fetch(self, uri: str, room: int | None = None) -> bytes:
         """The file's bytes, at most `max_bytes` of them read, and of a file on a server no more than `room`.
 
+        Of `URI#bytes=FIRST-LAST` only these bytes are read, and these count.
+
         Raises:
             NoRoom: it has more than `room` bytes.
             Rejected: stage `fetch`, with a status (`http_404`) where a server answered with one.
         """
         limits = self._limits
-        scheme, path = parse(uri)
+        file, part = split_byte_range(uri)
+        scheme, path = parse(file)
         if scheme not in limits.schemes or is_chain(uri):
             message = f"{uri}: scheme {scheme!r} is not among {', '.join(limits.schemes)}"
             raise Rejected("fetch", "scheme_not_allowed", message)
+        if part:
+            _refuse_size(uri, part, limits)
         if scheme == LOCAL:
-            return checked_bytes(_read_local(path, limits), limits)
+            return checked_bytes(_whole(_read_local(path, limits, part), uri, part), limits)
+        if part and room and part.size > room:
+            raise NoRoom(part.size)
         server = f"{scheme}://{path.split('/', 1)[0].rpartition('@')[2]}"
         data = self._retries.run(
             lambda seconds: self._request(uri, server, seconds, min(room or limits.max_bytes, limits.max_bytes)),
             server, uri, limits.fetch_timeout_s, limits.patience,
         )  # fmt: skip
-        return checked_bytes(data, limits)
+        return checked_bytes(_whole(data, uri, part), limits)
 
     def read(self, uri: str | None, data: bytes | None) -> bytes:
         """The bytes of a row: `data` if it has some, else those of the file. Raises Rejected, also for a row with neither."""
@@ -96,10 +103,11 @@ class Fetcher:
 
     def _request(self, uri: str, server: str, seconds: float, room: int) -> bytes:
         try:
-            scheme, path = parse(uri)
+            file, part = split_byte_range(uri)
+            scheme, path = parse(file)
             if scheme in HTTP:
-                return self._get(f"{scheme}://{path}", server, seconds, room)
-            return _read_object(uri, self._limits, seconds, room)
+                return self._get(f"{scheme}://{path}", server, seconds, room, part)
+            return _read_object(file, self._limits, seconds, room, part)
         except NoRoom:
             raise
         except Rejected as rejected:
@@ -107,20 +115,25 @@ class Fetcher:
         except Exception as error:  # every filesystem has its own errors
             raise _failure(uri, error, self._limits) from error
 
-    def _get(self, url: str, server: str, seconds: float, room: int) -> bytes:
+    def _get(self, url: str, server: str, seconds: float, room: int, part: ByteRange | None) -> bytes:
         fs = fsspec.filesystem("http", client_kwargs={"trust_env": True})  # proxies from the environment, as usual
 
         async def get() -> bytes:
-            return await self._follow(await fs.set_session(), url, server, room)
+            return await self._follow(await fs.set_session(), url, server, room, part)
 
         return sync(fs.loop, asyncio.wait_for, get(), seconds)
 
-    async def _follow(self, session: aiohttp.ClientSession, url: str, server: str, room: int) -> bytes:
+    async def _follow(
+        self, session: aiohttp.ClientSession, url: str, server: str, room: int, part: ByteRange | None
+    ) -> bytes:
+        ask = {"Range": f"bytes={part.first}-{part.last}", "Accept-Encoding": "identity"} if part else {}
         for _ in range(REDIRECTS + 1):
-            async with session.get(url, allow_redirects=False, timeout=aiohttp.ClientTimeout()) as response:
+            async with session.get(
+                url, headers=ask, allow_redirects=False, timeout=aiohttp.ClientTimeout()
+            ) as response:
                 self._retries.servers.answered(server)
                 if response.status < HTTPStatus.MULTIPLE_CHOICES:
-                    return await _bounded(response, url, self._limits, room)
+                    return await _bounded(response, url, self._limits, room, part)
                 url = self._redirected(url, response)
         raise StatusError(response.status, f"more than {REDIRECTS} redirects", {})
 
@@ -149,16 +162,34 @@ def checked_bytes(data: bytes, limits: Limits) -> bytes:
     return data
 
 
-def _read_local(path: str, limits: Limits) -> bytes:
+def _refuse_size(uri: str, part: ByteRange, limits: Limits) -> None:
+    """Raises Rejected where a part of a file is too large, or holds nothing."""
+    if part.size > limits.max_bytes:
+        raise Rejected("fetch", "too_many_bytes", f"{uri}: {part.size} bytes, more than max_bytes={limits.max_bytes}")
+    if part.size < 0:
+        raise Rejected("fetch", "invalid_uri", f"{uri}: the last byte is before the first")
+    if part.size == 0:
+        raise Rejected("fetch", "empty", f"{uri}: 0 bytes")
+
+
+def _whole(data: bytes, uri: str, part: ByteRange | None) -> bytes:
+    """`data` itself. Raises Rejected where the file ends before its part does."""
+    if part and len(data) < part.size:
+        message = f"{uri}: the file ends {part.size - len(data)} bytes too early; it is not the one that was indexed"
+        raise Rejected("fetch", "truncated", message)
+    return data
+
+
+def _read_local(path: str, limits: Limits, part: ByteRange | None) -> bytes:
     try:
         mode = os.stat(path)
         if not stat.S_ISREG(mode.st_mode):  # opening a pipe or a device would wait for ever
             raise Rejected("fetch", "not_a_file", f"{path}: not a regular file")
-        if mode.st_size > limits.max_bytes:
+        if not part and mode.st_size > limits.max_bytes:
             message = f"{path}: {mode.st_size} bytes, more than max_bytes={limits.max_bytes}"
             raise Rejected("fetch", "too_many_bytes", message)
         with open(path, "rb") as file:
-            return file.read(limits.max_bytes + 1)
+            return os.pread(file.fileno(), part.size, part.first) if part else file.read(limits.max_bytes + 1)
     except OSError as error:  # what is not known to last may be a network disk's
         reason = LASTING_ERRNOS.get(error.errno or 0, "unreachable")
         raise Rejected("fetch", reason, f"{path}: {error.strerror or error}") from error
@@ -166,38 +197,56 @@ def _read_local(path: str, limits: Limits) -> bytes:
         raise Rejected("fetch", "invalid_uri", f"{path!r}: {error}") from error
 
 
-def _read_object(uri: str, limits: Limits, seconds: float, room: int) -> bytes:
-    """A file of object storage: one request, for no more than may be read."""
+def _read_object(uri: str, limits: Limits, seconds: float, room: int, part: ByteRange | None) -> bytes:
+    """A file of object storage, or a part of it: one request, for no more than may be read."""
     fs, path = filesystem(uri, attempts=1)
     within = {"timeout": seconds} if getattr(fs, "async_impl", False) else {}
+    if part:
+        return fs.cat_file(path, start=part.first, end=part.last + 1, **within)
     data = fs.cat_file(path, start=0, end=room + 1, **within)
     if len(data) > room and room < limits.max_bytes:
         raise NoRoom(min(fs.info(path, **within)["size"], limits.max_bytes))
     return data
 
 
-async def _bounded(response: aiohttp.ClientResponse, url: str, limits: Limits, room: int) -> bytes:
-    """The body. Raises TimeoutError as soon as it only drips: the rest of the time is for another request."""
-    max_bytes, window_s = limits.max_bytes, limits.fetch_timeout_s / WINDOWS
-    if (response.content_length or 0) > max_bytes:
+async def _bounded(
+    response: aiohttp.ClientResponse, url: str, limits: Limits, room: int, part: ByteRange | None
+) -> bytes:
+    """The body, or of a whole file that a server sends all the same the part that was asked for, and nothing behind it.
+
+    Raises TimeoutError as soon as it only drips: the rest of the time is for another request.
+    """
+    max_bytes = limits.max_bytes
+    if part is None and (response.content_length or 0) > max_bytes:
         message = f"{url}: {response.content_length} bytes, more than max_bytes={max_bytes}"
         raise Rejected("fetch", "too_many_bytes", message)
-    if (response.content_length or 0) > room:
+    if part is None and (response.content_length or 0) > room:
         raise NoRoom(response.content_length or 0)
+    skipped = part.first if part and response.status != HTTPStatus.PARTIAL_CONTENT else 0
     data = bytearray()
-    clock = asyncio.get_running_loop().time
-    since, before = clock(), 0
-    while chunk := await asyncio.wait_for(response.content.readany(), window_s):
-        data += chunk
-        if clock() - since >= window_s:
-            if len(data) - before < DRIP_BYTES_PER_S * window_s:
-                raise TimeoutError
-            since, before = clock(), len(data)
+    async for chunk in _flowing(response, limits.fetch_timeout_s / WINDOWS):
+        data += chunk[skipped:]
+        skipped -= min(skipped, len(chunk))
+        if part and len(data) >= part.size:
+            return bytes(data[: part.size])
         if len(data) > max_bytes:
             raise Rejected("fetch", "too_many_bytes", f"{url}: more than max_bytes={max_bytes}")
         if len(data) > room:
             raise NoRoom(max_bytes)
     return bytes(data)
+
+
+async def _flowing(response: aiohttp.ClientResponse, window_s: float) -> AsyncIterator[bytes]:
+    """The body in pieces. Raises TimeoutError as soon as it only drips."""
+    clock = asyncio.get_running_loop().time
+    since, count = clock(), 0
+    while chunk := await asyncio.wait_for(response.content.readany(), window_s):
+        count += len(chunk)
+        if clock() - since >= window_s:
+            if count < DRIP_BYTES_PER_S * window_s:
+                raise TimeoutError
+            since, count = clock(), 0
+        yield chunk
 
 
 def _failure(uri: str, error: Exception, limits: Limits) -> Failure:
@@ -212,8 +261,11 @@ def _failure(uri: str, error: Exception, limits: Limits) -> Failure:
     if any(isinstance(cause, aiohttp.ClientPayloadError) for cause in causes):
         return failure("unreachable", "the connection broke off before the whole file was there")
     status, headers = _answer(causes)
-    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and parse(uri)[0] not in HTTP:  # no first byte
-        return failure("empty", "the file has 0 bytes")
+    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # no first byte
+        if split_byte_range(uri)[1]:
+            return failure("truncated", "the file ends before these bytes; it is not the one that was indexed")
+        if parse(uri)[0] not in HTTP:
+            return failure("empty", "the file has 0 bytes")
     for known, reason in STORED:
         if isinstance(error, known):
             return failure(reason, _text_of(error))

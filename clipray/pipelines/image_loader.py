@@ -7,8 +7,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from typing import TypeVar
@@ -22,6 +23,8 @@ from clipray.pipelines.block_encoder import rejection_columns
 from clipray.pipelines.decode import DecodedImage, load_image, prepare_pillow
 from clipray.pipelines.decode_memory import ByteBudget, DecodeMemory, decode_budget
 from clipray.pipelines.image_fetch import Fetcher, NoRoom
+from clipray.pipelines.merged_ranges import PIECE_BYTES, Piece, merge_ranges
+from clipray.pipelines.retries import Retries
 from clipray.pipelines.spec import ImageSpec, Report
 from clipray.storage.uris import is_local
 from clipray.tables.reasons import Rejected
@@ -32,6 +35,8 @@ REMOTE_BYTES = 64 * 2**20  # of files from servers that are not decoded yet
 ROOM_BYTES = REMOTE_BYTES // REMOTE_THREADS  # for a file of which nothing is known
 
 Loaded = DecodedImage | Rejected
+Row = tuple[tuple[str | None, pa.Scalar | None], Preprocess, Rejected | None]
+"""The URI and the bytes, how the image is preprocessed, and why it is rejected already."""
 Result = TypeVar("Result")
 
 
@@ -47,7 +52,9 @@ class ImageLoader:
         self._draft_px = 2 * longest if spec.fast_decode else None
         self._decoders = ThreadPoolExecutor(spec.threads, "decode", initializer=_yield_to_the_network)
         self._fetchers = ThreadPoolExecutor(REMOTE_THREADS, "fetch")
-        self._fetcher, self._fetched = Fetcher(spec.limits), ByteBudget(REMOTE_BYTES)
+        retries = Retries()
+        self._fetcher, self._fetched = Fetcher(spec.limits, retries), ByteBudget(REMOTE_BYTES)
+        self._piece_fetcher = Fetcher(replace(spec.limits, max_bytes=PIECE_BYTES), retries)
         self._room = ROOM_BYTES
 
     def load(
@@ -64,7 +71,7 @@ class ImageLoader:
             rejected: for each row why it is rejected already, and not to be loaded; or None.
         """
         rows = zip(sources(block), ways or repeat(self._preprocess), rejected or repeat(None))
-        return in_order((self._submit(uri, data, way, no) for (uri, data), way, no in rows), ahead)
+        return in_order(self._submit_all(list(rows)), ahead)
 
     def both(self, change: Callable[[Image.Image], Image.Image]) -> Preprocess:
         """A way to preprocess: (2, H, W, 3), the image as it was, and as it became: a copy that `change` makes."""
@@ -76,6 +83,39 @@ class ImageLoader:
             return RGB_BYTES * height * width + self._preprocess.scratch_bytes(height, width)
 
         return Preprocess(to_pixels, scratch_bytes)
+
+    def _submit_all(self, rows: Sequence[Row]) -> Iterator[Callable[[], Loaded]]:
+        """Start to load each row as it is drawn, and with it those whose bytes are its neighbours on a server."""
+        fetched = [None if no or (data is not None and data.is_valid) else uri for (uri, data), _, no in rows]
+        pieces = {row: piece for piece in merge_ranges(fetched, self._limits.max_bytes) for row in piece.parts}
+        loading: dict[int, Callable[[], Loaded]] = {}
+        for number, ((uri, data), way, no) in enumerate(rows):
+            if number in pieces and number not in loading:
+                loading |= self._submit_piece(pieces[number], rows)
+            yield loading.pop(number) if number in pieces else self._submit(uri, data, way, no)
+
+    def _submit_piece(self, piece: Piece, rows: Sequence[Row]) -> dict[int, Callable[[], Loaded]]:
+        """Start to load the rows of a piece: one request for all of them."""
+        uris_and_ways = {row: (str(rows[row][0][0]), rows[row][1]) for row in piece.parts}
+        fetched = self._fetchers.submit(self._fetch_piece, piece, uris_and_ways)
+        return {row: partial(_decoded_part, fetched, row) for row in piece.parts}
+
+    def _fetch_piece(self, piece: Piece, rows: dict[int, tuple[str, Preprocess]]) -> dict[int, Callable[[], Loaded]]:
+        """Start to decode each row. Where the one request fails, each row is asked for alone, and has its own reason."""
+        self._fetched.acquire(piece.size)
+        held = 0
+        try:
+            data = self._piece_fetcher.fetch(piece.uri)
+            parts = {row: data[part] for row, part in piece.parts.items()}
+            held = sum(map(len, parts.values()))
+        except Rejected:
+            alone = {row: self._fetchers.submit(self._fetch_then_decode, *of_row) for row, of_row in rows.items()}
+            return {row: partial(_decoded, fetched) for row, fetched in alone.items()}
+        finally:
+            self._fetched.release(piece.size - held)
+        return {
+            row: self._decoders.submit(self._decode_fetched, raw, rows[row][1]).result for row, raw in parts.items()
+        }
 
     def _submit(
         self, uri: str | None, data: pa.Scalar | None, preprocess: Preprocess, rejected: Rejected | None
@@ -116,6 +156,11 @@ class ImageLoader:
             finally:
                 self._fetched.release(room - held)
             room = needed
+
+
+def _decoded_part(fetched: Future[dict[int, Callable[[], Loaded]]], row: int) -> Loaded:
+    """Wait for the piece that a row's bytes are in, then for its image."""
+    return fetched.result()[row]()
 
 
 def _decoded(fetched: Future[Future[Loaded]]) -> Loaded:

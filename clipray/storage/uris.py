@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import NamedTuple
 from urllib.parse import unquote
 
 LOCAL = "file"
@@ -11,6 +12,30 @@ LOCAL = "file"
 _FILE_URI = re.compile(r"file:(?=/)(?://(?:localhost(?=/))?)?", re.IGNORECASE)
 _ABSOLUTE_FILE_URI = re.compile(r"file:(?:/(?!/)|///|//localhost/)", re.IGNORECASE)
 _SCHEME = re.compile(r"([^/]*?)://")
+_BYTE_RANGE = re.compile(r"#bytes=(\d+)-(\d+)$")
+
+
+class ByteRange(NamedTuple):
+    """The first and the last byte of a part of a file, as in HTTP's header `Range`."""
+
+    first: int
+    last: int
+
+    @property
+    def size(self) -> int:
+        return self.last + 1 - self.first
+
+
+def split_byte_range(uri: str) -> tuple[str, ByteRange | None]:
+    """The address of a part of a file, `URI#bytes=FIRST-LAST`, as the file's own and the part; None for a whole file."""
+    match = _BYTE_RANGE.search(uri)
+    return (uri[: match.start()], ByteRange(int(match[1]), int(match[2]))) if match else (uri, None)
+
+
+def with_byte_range(uri: str, offset: int, size: int) -> str:
+    """The address of `size` bytes of a file, from `offset` on."""
+    first = offset if size else max(offset, 1)  # no bytes end before they begin, and no number is below 0
+    return f"{uri}#bytes={first}-{first + size - 1}"
 
 
 def parse(uri: str) -> tuple[str, str]:

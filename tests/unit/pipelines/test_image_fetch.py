@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
+import fsspec
 import pytest
 from support import Answer, Website
 
-from clipray.pipelines.image_fetch import Fetcher, fetch
+from clipray.pipelines.image_fetch import Fetcher, NoRoom, fetch
 from clipray.pipelines.retries import ATTEMPTS, LONGEST_WAIT_S, SILENT_S, Failure, Retries, Servers
 from clipray.pipelines.spec import Limits
+from clipray.storage.uris import with_byte_range
 from clipray.tables.reasons import Rejected, http_reason, is_passing
 
 LIMITS = Limits(schemes=("http", "https", "memory", "s3"), fetch_timeout_s=5.0, max_bytes=100_000)
@@ -217,6 +220,46 @@ def _or_refused(fetcher: Fetcher, uri: str) -> bytes | Rejected:
         return fetcher.fetch(uri)
     except Rejected as refusal:
         return refusal
+
+
+# --- parts of files
+
+
+@pytest.fixture
+def packs(site: Website, s3: str, tmp_path: Path) -> dict[str, str]:
+    """The same file wherever files lie, and on a server that sends no parts."""
+    site.answers["/pack"] = [Answer(BODY, in_parts=True)]
+    site.answers["/moved"] = [Answer(b"", 302, (("Location", "/pack"),))]
+    site.answers["/whole"] = [Answer(BODY)]
+    local = tmp_path / "a b.tar"
+    local.write_bytes(BODY)
+    fsspec.filesystem("memory").pipe_file("/pack", BODY)
+    fsspec.filesystem("s3").pipe_file(f"{s3}/pack", BODY)
+    urls = {name: f"{site.url}/{name}" for name in ("pack", "moved", "whole")}
+    return {**urls, "s3": f"{s3}/pack", "memory": "memory://pack", "local": str(local), "file": local.as_uri()}
+
+
+def test_a_part_of_a_file_is_all_that_is_read(packs: dict[str, str]) -> None:
+    fetcher, clock = patient(replace(LIMITS, schemes=("http", "memory", "s3", "file"), max_bytes=1_000))
+    for pack in packs.values():
+        for offset, size in ((0, 1), (300, 1_000), (len(BODY) - 5, 5)):
+            assert fetcher.fetch(with_byte_range(pack, offset, size)) == BODY[offset : offset + size]
+        reasons = {(len(BODY) - 5, 6): "truncated", (len(BODY), 1): "truncated", (0, 0): "empty"}
+        reasons |= {(0, 1_001): "too_many_bytes", (len(BODY) + 1, 2_000): "too_many_bytes"}
+        for (offset, size), reason in reasons.items():
+            assert refused(with_byte_range(pack, offset, size), fetcher).reason == reason, pack
+        assert refused(f"{pack}#bytes=9-7", fetcher).reason == "invalid_uri"
+    assert clock.waits == []
+    for pack in ("pack", "s3"):
+        with pytest.raises(NoRoom) as raised:
+            fetcher.fetch(with_byte_range(packs[pack], 0, 900), 899)
+        assert raised.value.size == 900
+
+
+def test_of_a_file_that_comes_whole_nothing_is_read_behind_the_part(site: Website) -> None:
+    site.answers["/large"] = [Answer(BODY + bytes(50_000_000))]
+    fetcher, _ = patient()
+    assert fetcher.fetch(f"{site.url}/large#bytes=100-199") == BODY[100:200]
 
 
 # --- what decides

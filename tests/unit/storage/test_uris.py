@@ -19,7 +19,7 @@ from clipray.pipelines.decode import DecodedImage, load_image
 from clipray.pipelines.spec import Limits
 from clipray.report.thumbnails import ImageSource, Thumbnails
 from clipray.storage.folder import Folder, absolute, filesystem
-from clipray.storage.uris import is_chain, is_local, is_relative, parse
+from clipray.storage.uris import is_chain, is_local, is_relative, parse, split_byte_range, with_byte_range
 from clipray.tables.reasons import Rejected
 
 NAMES = ["a b.jpg", "ü.jpg", "h#1.jpg", "q?.jpg", "a::b.jpg", "100%.jpg", "[1]*.jpg", "a%20b.jpg", "c:d.jpg"]
@@ -48,6 +48,22 @@ PARTS = {
 @pytest.mark.parametrize("uri", PARTS)
 def test_the_parts_of_a_uri(uri: str) -> None:
     assert parse(uri) == PARTS[uri]
+
+
+def test_a_part_of_a_file_has_an_address() -> None:
+    for uri in ("/a/b.tar", "b.tar", "s3://b/c.tar", "file:///a%20b.tar", "https://h/x?y#z"):
+        address = with_byte_range(uri, 1536, 10)
+        assert address == f"{uri}#bytes=1536-1545"
+        assert split_byte_range(address) == (uri, (1536, 1545))
+        assert split_byte_range(uri) == (uri, None)
+        assert (is_local(address), is_relative(address)) == (is_local(uri), is_relative(uri))
+    for offset in (0, 512):
+        part = split_byte_range(with_byte_range("a", offset, 0))[1]
+        assert part
+        assert part.size == 0
+    assert resolve("b.tar#bytes=0-9", "/m/x.parquet") == "/m/b.tar#bytes=0-9"
+    for uri in ("h#1.jpg", "a#bytes=1-", "a#bytes=1-2.jpg", "a#bytes=-1-2"):
+        assert split_byte_range(uri) == (uri, None)
 
 
 def test_chains_and_relative_paths_are_told_apart() -> None:
