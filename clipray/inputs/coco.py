@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 from typing import Any
 
@@ -82,7 +83,7 @@ def _folder(source: str, entries: list[dict[str, Any]]) -> str | None:
     first = entries[0]
     folders = [beside, *(f"{parent}/{of_split[1]}" for parent in (beside, above) if of_split), above]
     for folder in folders:
-        fs, path = filesystem(f"{folder}/{first['file_name']}")
+        fs, path = filesystem(posixpath.join(folder, first["file_name"]))
         if fs.exists(path):
             return folder
     if all("coco_url" in entry for entry in entries):

@@ -13,16 +13,16 @@ import pyarrow as pa
 from clipray.errors import ManifestError
 from clipray.inputs.layout import STATUS, WHY, Layout, layout_of
 from clipray.inputs.parquet_files import (
+    IDS,
     File,
     as_utf8,
     common_type,
-    decoded,
     expand_parquet,
     int96_as_before,
     is_binary,
+    is_id,
     is_list_type,
     is_text,
-    is_uuid,
     read_footer,
     rows_not_utf8,
     with_rows,
@@ -36,7 +36,6 @@ from clipray.storage.uris import is_relative
 from clipray.tables import unwritable
 
 CAST = "cast it when you write the manifest"
-IDS = "strings, whole numbers or UUIDs"
 
 
 @dataclass(frozen=True)
@@ -185,12 +184,6 @@ def _is_boxes(arrow_type: pa.DataType) -> bool:
     inner = arrow_type.value_type if is_list_type(arrow_type) else pa.null()
     number = inner.value_type if is_list_type(inner) else pa.null()
     return bool(pa.types.is_floating(number) or pa.types.is_integer(number))
-
-
-def is_id(arrow_type: pa.DataType) -> bool:
-    """Whether its values name rows: strings, whole numbers or UUIDs, or a dictionary of them."""
-    arrow_type = decoded(arrow_type)
-    return is_text(arrow_type) or pa.types.is_integer(arrow_type) or is_uuid(arrow_type)
 
 
 def is_texts(arrow_type: pa.DataType) -> bool:

@@ -23,6 +23,7 @@ from clipray.tables.started import STARTED
 READ_ROWS = 131_072  # of a file, at a time
 SUFFIXES = (".parquet", ".pq")
 TABLE_FILES = (RECORD, STARTED)  # in the folder of a table of ours
+IDS = "strings, whole numbers or UUIDs"
 RUN_FILE, RUN_FOLDERS = "events.jsonl", ("metrics", REJECTS)  # in the output of a run
 
 
@@ -167,8 +168,8 @@ def open_files(path: str) -> list[File]:
     return with_rows([read_footer(url) for url in expand_parquet(absolute(path))])
 
 
-def read_texts(files: Sequence[File], columns: Sequence[str]) -> pa.Table:
-    """Columns of all these files as strings without nulls.
+def read_texts(files: Sequence[File], columns: Sequence[str], ids: Sequence[str] = ()) -> pa.Table:
+    """Columns of all these files as strings without nulls. ids: those that may be whole numbers or UUIDs.
 
     Raises:
         ManifestError: a column is missing or holds anything else, or a file is not whole.
@@ -178,17 +179,18 @@ def read_texts(files: Sequence[File], columns: Sequence[str]) -> pa.Table:
     for file in files:
         file.refuse_without(columns, error=ManifestError)
         for part in file.stream(columns):
-            texts = [_without_nulls(file.url, name, part[name]) for name in columns]
+            texts = [_without_nulls(file.url, name, part[name], name in ids) for name in columns]
             parts.append(pa.table(texts, schema))
     return pa.concat_tables(parts)
 
 
-def _without_nulls(url: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if not is_text(column.type):
-        raise ManifestError(f"{url}: column {name!r}: expected strings, found {column.type}")
+def _without_nulls(url: str, name: str, column: pa.ChunkedArray, is_of_ids: bool) -> pa.ChunkedArray:
+    fits, wanted = (is_id, IDS) if is_of_ids else (is_text, "strings")
+    if not fits(column.type):
+        raise ManifestError(f"{url}: column {name!r}: expected {wanted}, found {column.type}")
     if column.null_count:
         raise ManifestError(f"{url}: column {name!r} has {column.null_count} nulls")
-    return strings(url, name, column, ManifestError)
+    return strings(url, name, with_uuids_as_text(column), ManifestError)
 
 
 def strings(where: str, name: str, column: pa.ChunkedArray, error: type[ClipRayError] = SchemaError) -> pa.ChunkedArray:
@@ -264,6 +266,12 @@ def is_binary(arrow_type: pa.DataType) -> bool:
 def is_uuid(arrow_type: pa.DataType) -> bool:
     """Whether it is UUIDs, or 16 bytes a row, as writers that do not know them have them."""
     return arrow_type == pa.uuid() or arrow_type == pa.binary(16)
+
+
+def is_id(arrow_type: pa.DataType) -> bool:
+    """Whether its values name rows: strings, whole numbers or UUIDs, or a dictionary of them."""
+    arrow_type = decoded(arrow_type)
+    return is_text(arrow_type) or pa.types.is_integer(arrow_type) or is_uuid(arrow_type)
 
 
 def with_uuids_as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -11,7 +11,16 @@ import pyarrow.compute as pc
 
 from clipray.analysis.retrieval import EASY, JUNK, PROTOCOLS, RELATIONS
 from clipray.errors import ManifestError, SchemaError, listed
-from clipray.inputs.parquet_files import expand_parquet, is_text, numbered, read_footer, read_texts, with_rows
+from clipray.inputs.parquet_files import (
+    IDS,
+    expand_parquet,
+    is_id,
+    is_text,
+    numbered,
+    read_footer,
+    read_texts,
+    with_rows,
+)
 from clipray.storage.folder import absolute, file_versions
 from clipray.tables.digests import digest_of
 
@@ -103,8 +112,9 @@ def open_relevance(path: str, query_id: str | None, answer_id: str) -> Relevance
         for name in (query_id, answer_id, *(["relation"] if graded else [])):
             file.refuse_without([name], "for the ground truth: ", ManifestError)
             column_type = file.schema.field(name).type
-            if not is_text(column_type):
-                raise ManifestError(f"{file.url}: column {name!r} is {column_type}; expected string")
+            fits, wanted = (is_text, "strings") if name == "relation" else (is_id, IDS)
+            if not fits(column_type):
+                raise ManifestError(f"{file.url}: column {name!r} is {column_type}; expected {wanted}")
     return RelevanceSource(path, tuple(urls), query_id, answer_id, graded)
 
 
@@ -116,7 +126,7 @@ def read_relevance(source: RelevanceSource) -> GroundTruth:
         ManifestError: a null, or a string that is not UTF-8.
     """
     names = [source.query_id, source.answer_id, *(["relation"] if source.graded else [])]
-    rows = read_texts(with_rows([read_footer(url) for url in source.urls]), names)
+    rows = read_texts(with_rows([read_footer(url) for url in source.urls]), names, names[:2])
     if not len(rows):
         raise SchemaError(f"{source.path}: the ground truth has no rows")
     relation = _relations(source, rows.columns[2]) if source.graded else np.full(len(rows), EASY, np.int8)

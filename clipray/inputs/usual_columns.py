@@ -11,8 +11,7 @@ from clipray.errors import ManifestError
 from clipray.inputs.image_listing import IMAGE_SUFFIXES
 from clipray.inputs.image_lists import IDS, URIS
 from clipray.inputs.layout import STATUS, WHY, is_image
-from clipray.inputs.manifest import is_id
-from clipray.inputs.parquet_files import File, is_binary, is_text, open_files
+from clipray.inputs.parquet_files import File, is_binary, is_id, is_text, open_files
 
 BYTES = ("bytes", "image_bytes", "image", "img", *(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
 """Names, in small letters, of the column that holds images."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipray.inputs.manifest import CAST, IDS, is_id, open_manifest
+from clipray.inputs.manifest import CAST, open_manifest
+from clipray.inputs.parquet_files import IDS, is_id
 from clipray.job import EmbedTexts
 from clipray.job.row_spec import TEXTS
 from clipray.pipelines.spec import TextSpec
