@@ -169,6 +169,11 @@ def layout_of(spec: RowSpec, source: ManifestColumns | None, files: Sequence[Fil
     if made_id == "content" and not spec.inline:
         raise ManifestError(f"manifest: {spec.key}: `from: content` needs rows with bytes, which {spec.table} have not")
     image = _image_column(spec, columns, files[0])
+    if made_id == "content" and not image and "bytes" not in {*columns, *names}:
+        raise ManifestError(
+            f"{files[0].url}: {spec.key}: `from: content` needs a column `bytes`, found: {', '.join(sorted(names))}; "
+            "name it (`bytes: COLUMN`), or take `from: row`"
+        )
     if image:
         columns.setdefault("bytes", f"{image}.bytes")
         made_id = made_id or ("" if {spec.key} & (set(columns) | names) else "row")

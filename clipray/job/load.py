@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -144,14 +144,16 @@ def _validated(
 def _narrowed(values: Any, details: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The mistakes without those of a union's other branches, if the value is a mapping."""
     branches = {_inside(values, detail) for detail in details if _mapping_branch(values, detail)}
-    narrowed = []
+    if not branches:
+        return list(details)
+    narrowed: list[Mapping[str, Any]] = []
     for detail in details:
         inner, loc = _inside(values, detail), detail["loc"]
         if _mapping_branch(values, detail):
-            narrowed += _narrowed(values, [{**detail, "loc": (*inner, *loc[len(inner) + 1 :])}])
+            narrowed.append({**detail, "loc": (*inner, *loc[len(inner) + 1 :])})
         elif len(inner) == len(loc) or inner not in branches:
             narrowed.append(detail)
-    return narrowed
+    return _narrowed(values, narrowed)
 
 
 def _mapping_branch(values: Any, detail: Mapping[str, Any]) -> bool:
@@ -168,9 +170,7 @@ def _mapping_branch(values: Any, detail: Mapping[str, Any]) -> bool:
 def _inside(values: Any, detail: Mapping[str, Any]) -> Place:
     """The part of a mistake's location that is in the file: pydantic adds the branches of unions."""
     loc = detail["loc"]
-    if detail["type"] == "missing":
-        return loc
-    for n, part in enumerate(loc):
+    for n, part in enumerate(loc[:-1] if detail["type"] == "missing" else loc):
         try:
             values = values[part]
         except (LookupError, TypeError):
@@ -184,9 +184,9 @@ def _explain(cls: type[BaseModel], detail: Mapping[str, Any], inner: Place, valu
         for part in inner:
             value = value[part]
         owner = _settings_at(cls, inner[:-1])
-        return f"expected {_wanted(owner.model_fields[str(inner[-1])].annotation)}, found {_shown(value)}"
+        return f"expected {_wanted(_annotation(owner, str(inner[-1])))}, found {_shown(value)}"
     if detail["type"] == "extra_forbidden":
-        known = list(_settings_at(cls, detail["loc"][:-1]).model_fields)
+        known = _keys(_settings_at(cls, detail["loc"][:-1]))
         return f"unknown key{_nearest(str(detail['loc'][-1]), known)}"
     if detail["type"] == "missing":
         return "is missing"
@@ -196,6 +196,13 @@ def _explain(cls: type[BaseModel], detail: Mapping[str, Any], inner: Place, valu
         "Input should be", "expected"
     )
     return f"{message}, found {_shown(detail['input'])}"
+
+
+def _annotation(cls: type[BaseModel], name: str) -> Any:
+    """The type of a setting, or of those that have names of the user's."""
+    if field := cls.model_fields.get(name):
+        return field.annotation
+    return get_args(get_type_hints(cls)["__pydantic_extra__"])[1] if cls.model_config.get("extra") == "allow" else None
 
 
 def _shown(value: Any) -> str:
@@ -224,8 +231,12 @@ def _wanted(annotation: Any) -> str:
     if origin is dict:
         return "a mapping"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"a mapping of {', '.join(f'`{name}`' for name in annotation.model_fields)}"
+        return f"a mapping of {', '.join(f'`{name}`' for name in _keys(annotation))}"
     return {str: "a string", int: "an integer", float: "a number"}.get(annotation, str(annotation))
+
+
+def _keys(cls: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in cls.model_fields.items()]
 
 
 def _choices(annotation: Any) -> list[str]:
@@ -243,11 +254,8 @@ def _either(words: list[str]) -> str:
 
 def _settings_at(cls: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel]:
     """The class of the settings at `loc`: follow the fields down, through dicts of settings."""
-    for part in loc:
-        field = cls.model_fields.get(str(part))
-        if field is None:
-            continue  # a key of a dict such as `features: {NAME: ...}`
-        cls = next(_models_in(field.annotation), cls)
+    for part in loc:  # a key of a dict such as `features: {NAME: ...}` has no annotation
+        cls = next(_models_in(_annotation(cls, str(part))), cls)
     return cls
 
 

@@ -151,6 +151,10 @@ def test_a_wrong_value_is_one_line_with_expected_and_found(setting: str, expecte
     [
         ("5", "manifest: expected a string, a list of strings or a mapping of `path`, found 5"),
         ("[a, 5]", "manifest: expected a string, a list of strings or a mapping of `path`, found ['a', 5]"),
+        ("{uri: URL}", "manifest.path: is missing"),
+        ("{path: m, uri: 5}", "manifest.uri: expected a string or a mapping of `from`, found 5"),
+        ("{path: m, image_id: {from: rows}}", "manifest.image_id.from: expected 'row' or 'content', found 'rows'"),
+        ("{path: m, image_id: {from: row, of: a}}", "manifest.image_id.of: unknown key; known: from"),
     ],
 )
 def test_a_wrong_manifest(value: str, expected: str) -> None:
