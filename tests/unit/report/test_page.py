@@ -24,6 +24,7 @@ import clipray
 from clipray import tables
 from clipray.cli import app
 from clipray.errors import ClipRayError, JobError, SchemaError
+from clipray.inputs.manifest import open_manifest
 from clipray.inputs.vector_column import open_vectors
 from clipray.job import Column, Job, Report
 from clipray.report.retrieval import listed, ranked
@@ -379,22 +380,24 @@ def test_the_command_says_where_the_page_is(small: Path, tmp_path: Path) -> None
         write_report(str(tmp_path / "nothing"))
 
 
-def test_pictures_in_the_manifest_itself_are_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of_hugging_face", [False, True])
+def test_pictures_in_the_manifest_itself_are_shown(tmp_path: Path, of_hugging_face: bool) -> None:
     sink = io.BytesIO()
     Image.new("RGB", (40, 40), (10, 200, 10)).save(sink, "PNG")
-    manifest = tmp_path / "manifest.parquet"
-    pq.write_table(
-        pa.table({"image_id": ["p0", "p1"], "bytes": [sink.getvalue(), b"torn"]}), manifest, row_group_size=1
-    )
+    path, data = tmp_path / "m.parquet", [sink.getvalue(), b"torn"]
+    struct = pa.array([{"bytes": one, "path": "p.png"} for one in data])
+    columns = {"image": struct} if of_hugging_face else {"image_id": ["p0", "p1"], "bytes": data}
+    pq.write_table(pa.table(columns), path, row_group_size=1)
+    ids = ["m/0", "m/1"] if of_hugging_face else ["p0", "p1"]
     schema = tables.arrow_schema("images", {"clip": 2}, extra=[pa.field("label", pa.string())])
     rows = [
-        {"image_id": f"p{n}", "uri": None, "height": 40, "width": 40, "clip": [1.0, 0.0], "label": "a"}
-        for n in range(2)
+        {"image_id": name, "uri": None, "height": 40, "width": 40, "clip": [1.0, 0.0], "label": "a"} for name in ids
     ]
-    write(tmp_path / "out", "images", "images", rows, schema, inputs={"manifest": [str(manifest)]})
+    inputs = {"manifest": [str(path)], "layout": open_manifest(str(path)).layout.facts}
+    write(tmp_path / "out", "images", "images", rows, schema, inputs=inputs)
     page = page_of(tmp_path / "out")
     ((name, image),) = tiles(page)
-    assert name == "p0"
+    assert name == ids[0]
     assert image.getpixel((20, 20)) == pytest.approx((10, 200, 10), abs=12)
     assert "not an image" in page
 
