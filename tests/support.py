@@ -105,12 +105,14 @@ class Website:
 
     Attributes:
         answers: by path, what comes first, second, … and from then on. requests: what was asked for, in order.
+        user_agents: of those who asked.
         bad: what a request gets instead, by its number, counted from 1.
     """
 
     def __init__(self) -> None:
         self.answers: dict[str, list[Answer]] = {}
         self.requests: list[str] = []
+        self.user_agents = set[str | None]()
         self.bad: Callable[[int], dict[str, Any]] = lambda _: {}
         self.ended = threading.Event()
         self._lock = threading.Lock()
@@ -143,6 +145,7 @@ class Website:
         """Answer a request; returns whether the connection is to be closed."""
         with self._lock:
             self.requests.append(path)
+            self.user_agents.add(to.headers["User-Agent"])
             number, planned = len(self.requests), self.answers.get(path, [Answer(b"no such page", 404)])
             answer = planned.pop(0) if len(planned) > 1 else planned[0]
         answer = replace(answer, **self.bad(number)).part(to.headers.get("Range"))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from clipray.job.base import Encoding, Execution, ManifestColumns, Settings, StepSettings
-from clipray.job.images import FIXED_COLUMNS, SCHEMES, EmbedImages, Feature
+from clipray.job.images import FIXED_COLUMNS, SCHEMES, USER_AGENT, EmbedImages, Feature, FileEncoding
 from clipray.job.labels import (
     CLASS_SETS,
     Classes,
@@ -95,8 +95,8 @@ class Job(Settings):
 
 
 __all__ = [
-    "CLASS_SETS", "FIXED_COLUMNS", "OF_BOXES", "SCHEMES", "STEPS", "VECTOR", "Attack", "Augment", "Blur", "Circle", "Classes", "Cluster", "Column",
-    "Deduplicate", "EmbedImages", "EmbedRegions", "EmbedTexts", "Encoding", "EvaluateLabels", "EvaluateRetrieval", "Execution", "Feature",
+    "CLASS_SETS", "FIXED_COLUMNS", "OF_BOXES", "SCHEMES", "STEPS", "USER_AGENT", "VECTOR", "Attack", "Augment", "Blur", "Circle", "Classes", "Cluster", "Column",
+    "Deduplicate", "EmbedImages", "EmbedRegions", "EmbedTexts", "Encoding", "EvaluateLabels", "EvaluateRetrieval", "Execution", "Feature", "FileEncoding",
     "Foveal", "Index", "Job", "Label", "LabelSet", "Lettering", "ManifestColumns", "Model", "MultiLabel", "Probe", "Reduce", "Refer", "RenderDepth", "Report", "ScoreCaptions", "Search", "Settings",
     "StepSettings", "Style", "distinct", "with_place",
 ]  # fmt: skip

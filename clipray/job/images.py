@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from clipray import __version__
 from clipray.job.base import TABLE_NAME, Decoding, Embedding, Encoding, Execution, LabelSelector, Settings, refuse_taken
 
 SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "http", "https")
 """URI schemes that a manifest may name unless the job says otherwise."""
+USER_AGENT = f"clipray/{__version__}"
+RobotsDirective = Literal["noai", "noimageai", "noindex", "noimageindex"]
+
+
+def _header_value(value: str) -> str:
+    """The value itself. Raises ValueError where no HTTP header can have it."""
+    if not (value.strip() and value.isascii() and value.isprintable()):
+        raise ValueError("expected printable ASCII, such as mybot/1.0 (+https://example.org/bot)")
+    return value
 
 
 def _colour_name(colour: str) -> str:
@@ -78,12 +88,19 @@ class FileEncoding(Encoding):
     Attributes:
         max_bytes: a larger file is rejected.
         fetch_timeout_s: the seconds for one file from a server, including repeated requests.
+        user_agent: how requests over http and https introduce themselves.
+        connections_per_host: the most files that a worker fetches from one host over http and https at the same time.
+        disallowed_header_directives: directives of the header `X-Robots-Tag` by which a file is rejected; an empty list
+            ignores the header.
         schemes: the schemes that a `uri` may have.
         check_sources: `size_mtime`: notice files that were replaced under the same `uri`.
     """
 
     max_bytes: Annotated[int, Execution, Field(ge=1)] = 64 * 2**20
     fetch_timeout_s: Annotated[float, Execution, Field(gt=0)] = 30.0
+    user_agent: Annotated[str, Execution, AfterValidator(_header_value)] = USER_AGENT
+    connections_per_host: Annotated[int, Execution, Field(ge=1)] = 16
+    disallowed_header_directives: Annotated[tuple[RobotsDirective, ...], Execution] = get_args(RobotsDirective)
     schemes: Annotated[tuple[str, ...], Execution] = SCHEMES
     check_sources: Annotated[Literal["none", "size_mtime"], Execution] = "none"
 

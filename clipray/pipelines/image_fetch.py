@@ -18,12 +18,12 @@ from fsspec.asyn import sync
 
 from clipray.errors import ClipRayError
 from clipray.pipelines.retries import Failure, Retries
+from clipray.pipelines.robots_tag import disallowing_directive
 from clipray.pipelines.spec import Limits
 from clipray.storage.folder import filesystem
-from clipray.storage.uris import LOCAL, ByteRange, is_chain, parse, split_byte_range
+from clipray.storage.uris import HTTP, LOCAL, ByteRange, is_chain, parse, split_byte_range
 from clipray.tables.reasons import HttpReason, Reason, Rejected, http_reason
 
-HTTP = ("http", "https")
 REDIRECTS = 10
 WINDOWS = 6  # of the time for a request, in each of which a body must come faster than
 DRIP_BYTES_PER_S = 1_000
@@ -126,16 +126,23 @@ class Fetcher:
     async def _follow(
         self, session: aiohttp.ClientSession, url: str, server: str, room: int, part: ByteRange | None
     ) -> bytes:
-        ask = {"Range": f"bytes={part.first}-{part.last}", "Accept-Encoding": "identity"} if part else {}
+        headers = {"User-Agent": self._limits.user_agent}
+        if part:
+            headers |= {"Range": f"bytes={part.first}-{part.last}", "Accept-Encoding": "identity"}
+        no_timeout = aiohttp.ClientTimeout()  # of its own
         for _ in range(REDIRECTS + 1):
-            async with session.get(
-                url, headers=ask, allow_redirects=False, timeout=aiohttp.ClientTimeout()
-            ) as response:
+            async with session.get(url, headers=headers, allow_redirects=False, timeout=no_timeout) as response:
                 self._retries.servers.answered(server)
                 if response.status < HTTPStatus.MULTIPLE_CHOICES:
+                    self._check_robots_tag(url, response)
                     return await _bounded(response, url, self._limits, room, part)
                 url = self._redirected(url, response)
         raise StatusError(response.status, f"more than {REDIRECTS} redirects", {})
+
+    def _check_robots_tag(self, url: str, response: aiohttp.ClientResponse) -> None:
+        limits, values = self._limits, response.headers.getall("X-Robots-Tag", [])
+        if directive := disallowing_directive(values, limits.user_agent, limits.disallowed_header_directives):
+            raise Rejected("fetch", "robots_disallowed", f"{url}: X-Robots-Tag: {directive}")
 
     def _redirected(self, url: str, response: aiohttp.ClientResponse) -> str:
         location = response.headers.get("Location")

@@ -24,9 +24,10 @@ from clipray.pipelines.decode import DecodedImage, load_image, prepare_pillow
 from clipray.pipelines.decode_memory import ByteBudget, DecodeMemory, decode_budget
 from clipray.pipelines.image_fetch import Fetcher, NoRoom
 from clipray.pipelines.merged_ranges import PIECE_BYTES, Piece, merge_ranges
+from clipray.pipelines.per_host_pool import PerHostPool
 from clipray.pipelines.retries import Retries
 from clipray.pipelines.spec import ImageSpec, Report
-from clipray.storage.uris import is_local
+from clipray.storage.uris import http_host, is_local
 from clipray.tables.reasons import Rejected
 
 DECODE_NICENESS = 19
@@ -51,7 +52,7 @@ class ImageLoader:
         longest = keep[0] if keep else max(spec.model.image_size)
         self._draft_px = 2 * longest if spec.fast_decode else None
         self._decoders = ThreadPoolExecutor(spec.threads, "decode", initializer=_yield_to_the_network)
-        self._fetchers = ThreadPoolExecutor(REMOTE_THREADS, "fetch")
+        self._fetchers = PerHostPool(REMOTE_THREADS, "fetch", spec.limits.connections_per_host)
         retries = Retries()
         self._fetcher, self._fetched = Fetcher(spec.limits, retries), ByteBudget(REMOTE_BYTES)
         self._piece_fetcher = Fetcher(replace(spec.limits, max_bytes=PIECE_BYTES), retries)
@@ -97,7 +98,7 @@ class ImageLoader:
     def _submit_piece(self, piece: Piece, rows: Sequence[Row]) -> dict[int, Callable[[], Loaded]]:
         """Start to load the rows of a piece: one request for all of them."""
         uris_and_ways = {row: (str(rows[row][0][0]), rows[row][1]) for row in piece.parts}
-        fetched = self._fetchers.submit(self._fetch_piece, piece, uris_and_ways)
+        fetched = self._fetchers.submit(http_host(piece.uri), self._fetch_piece, piece, uris_and_ways)
         return {row: partial(_decoded_part, fetched, row) for row in piece.parts}
 
     def _fetch_piece(self, piece: Piece, rows: dict[int, tuple[str, Preprocess]]) -> dict[int, Callable[[], Loaded]]:
@@ -109,8 +110,7 @@ class ImageLoader:
             parts = {row: data[part] for row, part in piece.parts.items()}
             held = sum(map(len, parts.values()))
         except Rejected:
-            alone = {row: self._fetchers.submit(self._fetch_then_decode, *of_row) for row, of_row in rows.items()}
-            return {row: partial(_decoded, fetched) for row, fetched in alone.items()}
+            return {row: self._submit_alone(uri, preprocess) for row, (uri, preprocess) in rows.items()}
         finally:
             self._fetched.release(piece.size - held)
         return {
@@ -125,9 +125,13 @@ class ImageLoader:
             return lambda: rejected
         raw = data.as_py() if data is not None else None
         if raw is None and uri is not None and not is_local(uri):
-            fetched = self._fetchers.submit(self._fetch_then_decode, uri, preprocess)
-            return partial(_decoded, fetched)
+            return self._submit_alone(uri, preprocess)
         return self._decoders.submit(self._decode, uri, raw, preprocess).result
+
+    def _submit_alone(self, uri: str, preprocess: Preprocess) -> Callable[[], Loaded]:
+        """Start to load a file from a server, or a part of one."""
+        fetched = self._fetchers.submit(http_host(uri), self._fetch_then_decode, uri, preprocess)
+        return partial(_decoded, fetched)
 
     def _decode(self, uri: str | None, raw: bytes | None, preprocess: Preprocess) -> Loaded:
         return load_image(uri, raw, self._limits, preprocess, self._draft_px, self._memory)

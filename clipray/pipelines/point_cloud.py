@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +19,9 @@ from clipray.pipelines.block_encoder import BlockEncoder, Row
 from clipray.pipelines.cloud_reader import read_cloud
 from clipray.pipelines.image_fetch import Fetcher
 from clipray.pipelines.image_loader import in_order, sources
+from clipray.pipelines.per_host_pool import PerHostPool
 from clipray.pipelines.spec import CloudSpec, Report
+from clipray.storage.uris import http_host
 from clipray.tables.reasons import Rejected
 
 VIEWS = 6
@@ -48,11 +49,14 @@ class CloudBlockEncoder(BlockEncoder[CloudSpec, ImageEncoder, Rendered]):
         colours = (self.how.near, self.how.far, self.how.ground)
         self._colours = [np.array(ImageColor.getrgb(colour)[:3]) for colour in colours]
         self._fetcher = Fetcher(spec.limits)
-        self._readers = ThreadPoolExecutor(spec.threads, "render")
+        self._readers = PerHostPool(spec.threads, "render", spec.limits.connections_per_host)
 
     def load(self, block: pa.Table) -> Iterator[Rendered | Rejected]:
-        submitted = (self._readers.submit(self._render, uri, raw).result for uri, raw in sources(block))
-        return in_order(submitted, self.ahead)
+        return in_order((self._submit(uri, raw) for uri, raw in sources(block)), self.ahead)
+
+    def _submit(self, uri: str | None, raw: pa.Scalar | None) -> Callable[[], Rendered | Rejected]:
+        host = http_host(uri) if uri is not None else None
+        return self._readers.submit(host, self._render, uri, raw).result
 
     def _render(self, uri: str | None, scalar: pa.Scalar | None) -> Rendered | Rejected:
         try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import pyarrow as pa
 
 from clipray.analysis.prompts import PromptStyle
-from clipray.job import EmbedRegions, Feature, Lettering, RenderDepth
+from clipray.job import USER_AGENT, EmbedRegions, Feature, FileEncoding, Lettering, RenderDepth
 from clipray.models.geometry import Geometry, geometry
 from clipray.models.preprocess import MAX_PIXELS
 from clipray.models.resolve import ResolvedModel
@@ -30,6 +30,7 @@ class Limits:
     Attributes:
         fetch_timeout_s: how long one request may take, its answer included.
         patience: a row may take `patience * fetch_timeout_s`, including repeated requests and the waits between them.
+        disallowed_header_directives: of `X-Robots-Tag`, each of which rejects a file.
     """
 
     max_bytes: int = 64 * 2**20
@@ -37,6 +38,22 @@ class Limits:
     fetch_timeout_s: float = 30.0
     schemes: tuple[str, ...] = ("file",)
     patience: int = 1
+    user_agent: str = USER_AGENT
+    connections_per_host: int = 16
+    disallowed_header_directives: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, settings: FileEncoding, max_pixels: int = 0) -> Limits:
+        """Those of a step."""
+        return cls(
+            max_bytes=settings.max_bytes,
+            max_pixels=max_pixels,
+            fetch_timeout_s=settings.fetch_timeout_s,
+            schemes=settings.schemes,
+            user_agent=settings.user_agent,
+            connections_per_host=settings.connections_per_host,
+            disallowed_header_directives=settings.disallowed_header_directives,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 LOCAL = "file"
+HTTP = ("http", "https")
 
 _FILE_URI = re.compile(r"file:(?=/)(?://(?:localhost(?=/))?)?", re.IGNORECASE)
 _ABSOLUTE_FILE_URI = re.compile(r"file:(?:/(?!/)|///|//localhost/)", re.IGNORECASE)
@@ -58,6 +59,12 @@ def parse(uri: str) -> tuple[str, str]:
 def is_local(uri: str) -> bool:
     """Whether it is a path or file URI, and so on this machine."""
     return parse(uri)[0] == LOCAL and not is_chain(uri)
+
+
+def http_host(uri: str) -> str | None:
+    """The host of a file on a web server, with its port; None for other files."""
+    scheme, path = parse(uri)
+    return path.split("/", 1)[0].rpartition("@")[2].lower() if scheme in HTTP else None
 
 
 def is_relative(uri: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Literal, NewType
 
 Reason = Literal[
     "null_id", "duplicate_id", "not_utf8", "not_downloaded", "no_source", "scheme_not_allowed", "invalid_uri", "not_found", "not_a_file",
-    "forbidden",
+    "forbidden", "robots_disallowed",
     "unreachable", "timed_out", "too_many_bytes", "empty",
     "not_an_image", "truncated", "undecodable", "too_many_pixels", "encode_failed", "worker_died", "empty_box", "outside_crop",
     "no_such_image", "no_label", "no_boxes", "too_many_boxes", "unequal_lists",

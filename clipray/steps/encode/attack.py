@@ -70,7 +70,7 @@ class AttackStep(EncodeStep[Attack]):
         settings, style = self.settings, self.prompts.styles[0]
         return AttackSpec(
             model=self.model,
-            limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_timeout_s, settings.schemes),
+            limits=Limits.of(settings, settings.max_pixels),
             features={"clip": Feature()},
             schema=self.schema,
             labels=style.labels,

@@ -70,7 +70,7 @@ class EmbedStep(EncodeStep[EmbedImages]):
         settings = self.settings
         return ImageSpec(
             model=self.model,
-            limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_timeout_s, settings.schemes),
+            limits=Limits.of(settings, settings.max_pixels),
             features=settings.features,
             schema=self.schema,
             keep_aspect=self.layers.keep_aspect,

@@ -69,7 +69,7 @@ class EmbedRegionsStep(PromptedStep[EmbedRegions]):
         settings = self.settings
         return RegionSpec(
             model=self.model,
-            limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_timeout_s, settings.schemes),
+            limits=Limits.of(settings, settings.max_pixels),
             schema=self.schema,
             normalize=settings.normalize == "l2",
             how=settings,

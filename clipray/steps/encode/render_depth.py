@@ -31,7 +31,7 @@ class RenderDepthStep(PromptedStep[RenderDepth]):
         settings = self.settings
         return CloudSpec(
             model=self.model,
-            limits=Limits(settings.max_bytes, 0, settings.fetch_timeout_s, settings.schemes),
+            limits=Limits.of(settings),
             schema=self.schema,
             how=settings,
         )

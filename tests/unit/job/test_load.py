@@ -136,6 +136,15 @@ def test_an_unknown_key_with_the_nearest_known_one(text: str, expected: str) -> 
         ("max_bytes: much", "max_bytes: expected an integer, found 'much'"),
         ("rows_per_file: 1.5", "rows_per_file: expected an integer, found 1.5"),
         ("fetch_timeout_s: soon", "fetch_timeout_s: expected a number, found 'soon'"),
+        (
+            'user_agent: "a\\r\\nb: c"',
+            "user_agent: expected printable ASCII, such as mybot/1.0 (+https://example.org/bot), found 'a\\r\\nb: c'",
+        ),
+        ("connections_per_host: 0", "connections_per_host: expected greater than or equal to 1, found 0"),
+        (
+            "disallowed_header_directives: [no-ai]",
+            "disallowed_header_directives[0]: expected 'noai', 'noimageai', 'noindex' or 'noimageindex', found 'no-ai'",
+        ),
         ("keep: label", "keep: expected a list, found 'label'"),
         ("keep: [1]", "keep[0]: expected a string, found 1"),
         ("schemes: s3", "schemes: expected a list, found 's3'"),
@@ -306,6 +315,7 @@ EXECUTION = {
     "max_reject_rate": 0.5, "actors": [1, 2], "gpus_per_actor": 0.5, "cpus_per_actor": 2, "decode_in": "tasks",
     "batch_size": 7, "rows_per_block": 7, "rows_per_file": 7, "flush_s": 7, "name": "others", "encode_on": {"tier": "gpu"},
     "decode_on": {"tier": "cpu"}, "device": "cpu", "check_sources": "size_mtime",
+    "user_agent": "mybot/1.0", "connections_per_host": 2, "disallowed_header_directives": ["noai"],
 }  # fmt: skip
 DECIDING = {
     "features": {"other": {}}, "keep": ["label"], "decode": "fast", "normalize": "none",

@@ -15,6 +15,7 @@ import fsspec
 import pytest
 from support import Answer, Website
 
+import clipray
 from clipray.pipelines.image_fetch import Fetcher, NoRoom, fetch
 from clipray.pipelines.retries import ATTEMPTS, LONGEST_WAIT_S, SILENT_S, Failure, Retries, Servers
 from clipray.pipelines.spec import Limits
@@ -174,6 +175,23 @@ def test_redirects_are_followed_a_bounded_number_of_times_and_nowhere_else(site:
     assert refused(f"{site.url}/nowhere", fetcher).reason == "http_302"
     for name in ("file", "s3", "secure"):
         assert refused(f"{site.url}/{name}", fetcher).reason == "scheme_not_allowed"
+
+
+def test_a_server_is_told_who_asks_also_where_it_redirects_to(site: Website) -> None:
+    site.answers |= {"/moved": [Answer(b"", 301, (("Location", "/good"),))], "/good": [Answer(BODY)]}
+    site.user_agents.clear()
+    fetch(f"{site.url}/moved", LIMITS)
+    fetch(f"{site.url}/moved", replace(LIMITS, user_agent="mybot/1.0"))
+    assert site.user_agents == {f"clipray/{clipray.__version__}", "mybot/1.0"}
+
+
+def test_a_file_that_its_server_keeps_from_such_uses_is_rejected_at_once(site: Website) -> None:
+    site.answers["/kept"] = [Answer(BODY, headers=(("X-Robots-Tag", "nosnippet"), ("X-Robots-Tag", "NoAI")))]
+    fetcher, clock = patient(replace(LIMITS, disallowed_header_directives=("noai",)))
+    refusal = refused(f"{site.url}/kept", fetcher)
+    assert (refusal.reason, clock.waits) == ("robots_disallowed", [])
+    assert refusal.message == f"{site.url}/kept: X-Robots-Tag: noai"
+    assert fetch(f"{site.url}/kept", replace(LIMITS, disallowed_header_directives=("noindex",))) == BODY
 
 
 def test_a_dead_server_is_let_alone_for_a_while_and_others_are_not(site: Website) -> None:

@@ -6,6 +6,7 @@ import io
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import fsspec
 import numpy as np
@@ -45,9 +46,9 @@ def site() -> Iterator[Website]:
     site.stop()
 
 
-def loader(threads: int = 2) -> ImageLoader:
+def loader(threads: int = 2, limits: Limits = LIMITS) -> ImageLoader:
     return ImageLoader(
-        ImageSpec(model=resolve(Model(name="demo")), limits=LIMITS, schema=pa.schema([]), threads=threads)
+        ImageSpec(model=resolve(Model(name="demo")), limits=limits, schema=pa.schema([]), threads=threads)
     )
 
 
@@ -104,6 +105,29 @@ def test_files_are_fetched_in_many_threads_decoded_in_few_and_bounded(
     assert len(decoders) <= 2 < len(fetchers)
     assert 500_000 <= most[0] <= 1_000_000
     assert here._fetched.held == 0
+
+
+def test_a_host_is_asked_for_as_many_files_at_once_as_the_job_allows(
+    site: Website, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, most, lock = [0], [0], threading.Lock()
+    together, fetch = threading.Barrier(4), Fetcher.fetch
+
+    def counted(self: Fetcher, uri: str, room: int | None = None) -> bytes:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        together.wait(60)
+        raw = fetch(self, uri, room)
+        with lock:
+            running[0] -= 1
+        return raw
+
+    monkeypatch.setattr(Fetcher, "fetch", counted)
+    block = pa.table({"uri": [f"{site.url}/{n}" for n in range(20)]})
+    limits = replace(LIMITS, connections_per_host=4)
+    assert colours(list(loader(limits=limits).load(block, 20, [AS_IT_IS] * 20))) == list(range(20))
+    assert most == [4]
 
 
 def test_a_file_for_which_there_is_no_room_says_how_large_it_is(site: Website) -> None:
