@@ -51,7 +51,7 @@ JobServer = Annotated[
     str, typer.Option(help="The cluster's job server: http://HEAD:8265.", envvar="RAY_API_SERVER_ADDRESS")
 ]
 Fresh = Annotated[list[str], typer.Option(help="Delete this table and make it anew; may be repeated.")]
-MODEL = "open_clip model name, hf-hub:…, local-dir:…, config file, or demo."
+MODEL = "open_clip model name, timm/NAME, hf-hub:…, local-dir:…, hf:…, config file, or demo."
 ModelName = Annotated[str, typer.Option(help=MODEL)]
 Pretrained = Annotated[
     str | None, typer.Option(help="Tag, checkpoint path or URL, or random. [default: openai for ViT-B-32]")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Execution, Reference, TableInput, ColumnInput = "execution", "reference", "table", "column"
 MARKERS = (Execution, Reference, TableInput, ColumnInput)
@@ -42,6 +42,15 @@ def _label_selector(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
+def _without_true(value: Any) -> Any:
+    return None if value is True or value == "true" else value
+
+
+Pretrained = Annotated[
+    str | None,
+    BeforeValidator(_without_true, json_schema_input_type=bool | str | None),
+]
+"""`true` names no other weights than the model's own."""
 LabelSelector = Annotated[dict[str, str], AfterValidator(_label_selector)]
 """Labels that a node must have, as Ray writes them."""
 
@@ -78,6 +87,33 @@ class Settings(BaseModel):
             raise ValueError(f"`{name}` goes with `{other}: {value}`, found `{other}: {actual}`")
 
 
+class Model(Settings):
+    """A network, and its weights.
+
+    Attributes:
+        name: an open_clip name (`ViT-B-32`), the path of an open_clip config (`*.json`), a name of timm's
+            (`timm/vit_small_patch14_dinov2`), a model of transformers (`hf:org/model`, `hf:/path`), `hf-hub:org/model`
+            or `local-dir:/path` of open_clip or timm, or the built-in `demo` (a ViT) or `demo-rn` (a ResNet).
+        pretrained: a tag of that name, the path or URL of a checkpoint, or `random`; `true` for the weights that the
+            name itself brings.
+        seed: the seed of the random weights, with `pretrained: random` only.
+        precision: `auto` is bf16 where the hardware multiplies it natively, else fp32.
+    """
+
+    name: str
+    pretrained: Pretrained = None
+    seed: int | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+    @model_validator(mode="after")
+    def _random_needs_a_seed(self) -> Model:
+        if self.pretrained == "random" and self.seed is None:
+            raise ValueError("`pretrained: random` needs a `seed`, so that every worker draws the same weights")
+        if self.pretrained != "random" and self.seed is not None:
+            raise ValueError("`seed` goes with `pretrained: random` only")
+        return self
+
+
 class StepSettings(Settings):
     """Settings of one step of a job. A setting that several steps share means the same in each of them.
 
@@ -91,7 +127,6 @@ class StepSettings(Settings):
         rows_per_file: the approximate maximum of rows in a shard.
     """
 
-    needs_model: ClassVar[bool] = False
     needs_cluster: ClassVar[bool] = True
     companion: ClassVar[str] = ""
     """Of a step that writes two tables: the second is called `NAME_companion`."""
@@ -153,7 +188,20 @@ class ManifestColumns(Settings):
         return {name: made.source for name, made in self.__pydantic_extra__.items() if isinstance(made, MadeId)}
 
 
-class Encoding(StepSettings):
+class ModelStep(StepSettings):
+    """Settings of all steps that run a network.
+
+    Attributes:
+        model: the step's own model; by default the job's.
+    """
+
+    needs_text: ClassVar[bool] = False
+    """Whether it encodes texts, for which a vision model has no tower."""
+
+    model: Annotated[Model | None, Reference] = None
+
+
+class Encoding(ModelStep):
     """Settings of all steps that encode the rows of a manifest.
 
     Attributes:
@@ -171,7 +219,6 @@ class Encoding(StepSettings):
         flush_s: finished rows are written at least this often, in seconds.
     """
 
-    needs_model: ClassVar[bool] = True
     fixed_columns: ClassVar[tuple[str, ...]] = ()
     """Columns of its table, and those that rows carry on their way to it."""
 

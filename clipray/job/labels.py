@@ -8,7 +8,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from clipray.job.base import TABLE_NAME, ColumnInput, Execution, Reference, Settings, StepSettings, TableInput
+from clipray.job.base import (
+    TABLE_NAME,
+    ColumnInput,
+    Execution,
+    ModelStep,
+    Reference,
+    Settings,
+    StepSettings,
+    TableInput,
+)
 from clipray.job.vectors import Column
 
 TEMPLATE_SETS = ("photo", "openai")
@@ -103,7 +112,7 @@ class MultiLabel(Settings):
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
-class Label(StepSettings):
+class Label(ModelStep):
     """CLIP vectors of images -> `labels` table: zero-shot labels, a row for each row of the input and each style.
 
     Attributes:
@@ -115,7 +124,7 @@ class Label(StepSettings):
             model's is set.
     """
 
-    needs_model: ClassVar[bool] = True
+    needs_text: ClassVar[bool] = True
     companion: ClassVar[str] = "classes"
 
     name: str = Field("labels", pattern=TABLE_NAME)

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from clipray.errors import JobError
-from clipray.job import STEPS, EmbedImages, Job, StepSettings
+from clipray.job import STEPS, EmbedImages, Job, ModelStep, StepSettings
 from clipray.job.plain_yaml import load_yaml, read_text
 from clipray.storage.folder import absolute
 
@@ -70,9 +70,9 @@ def parse_job(text: str, where: str = "job") -> Job:
         for first, second in itertools.pairwise(sorted(set(names), key=lambda name: (name.lower(), name)))
         if first.lower() == second.lower()
     ]
-    needy = [step_kind(step) for step in steps if step.needs_model]
+    needy = [step_kind(step) for step in steps if isinstance(step, ModelStep) and step.model is None]
     if job is not None and job.model is None and needy:
-        mistakes.append(f"{where}: model: is missing: {needy[0]} needs one")
+        mistakes.append(f"{where}: model: is missing: {needy[0]} needs one, of the job or its own")
     if mistakes or job is None:
         raise JobError("\n".join(_short(mistake) for mistake in mistakes))
     return job.model_copy(update={"output": absolute(job.output)})

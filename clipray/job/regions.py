@@ -13,8 +13,8 @@ from clipray.job.base import (
     Count,
     Embedding,
     Execution,
+    ModelStep,
     Settings,
-    StepSettings,
     added_later,
 )
 from clipray.job.images import FIXED_COLUMNS, Colour, FileEncoding, ImageEncoding
@@ -178,18 +178,18 @@ class RenderDepth(FileEncoding):
         return self.prompt == "foveal"
 
 
-class Refer(StepSettings):
+class Refer(ModelStep):
     """Regions with captions -> `referred` table: for each caption the box of its image that it fits best.
 
     Attributes:
-        input: the regions' vectors, of the job's model, in a table with a column `caption`.
+        input: the regions' vectors, of the same model, in a table with a column `caption`.
         template: the text into which every caption is put.
         subtract: what is subtracted from each box's similarity to a caption: the mean of its similarities to the
             image's `others`, or to captions drawn from the whole `dataset` (as the authors of FALIP do), or `nothing`.
         dataset_captions: how many captions are drawn; all if there are fewer. random_state: the seed of the draw.
     """
 
-    needs_model: ClassVar[bool] = True
+    needs_text: ClassVar[bool] = True
 
     name: str = Field("referred", pattern=TABLE_NAME)
     input: Annotated[str | Column, ColumnInput]

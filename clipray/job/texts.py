@@ -16,6 +16,7 @@ class EmbedTexts(Embedding):
     If the manifest has a column `image_id`, it is carried through.
     """
 
+    needs_text: ClassVar[bool] = True
     fixed_columns: ClassVar[tuple[str, ...]] = (
         "text_id", "text", "truncated", "embedding", "image_id", "stage", "reason", "message",
     )  # fmt: skip
@@ -29,10 +30,11 @@ class ScoreCaptions(Encoding):
     """Pairs of images and captions -> `caption_scores` table: CLIPScore, and RefCLIPScore where there are references.
 
     Attributes:
-        input: the images' vectors, of the job's model.
+        input: the images' vectors, of the same model.
         prefix: the text before every caption and reference.
     """
 
+    needs_text: ClassVar[bool] = True
     fixed_columns: ClassVar[tuple[str, ...]] = (
         "pair_id", "image_id", "caption", "truncated", "clipscore", "ref_clipscore", "references",
         "gathered", "stage", "reason", "message",

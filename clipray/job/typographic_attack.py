@@ -41,6 +41,7 @@ class Attack(ImageEncoding):
         seed: the seed of the words and of their places.
     """
 
+    needs_text: ClassVar[bool] = True
     companion: ClassVar[str] = "classes"
     fixed_columns: ClassVar[tuple[str, ...]] = (
         "image_id", "uri", "height", "width", "bytes", "label", "word", "before", "before_probability", "after",

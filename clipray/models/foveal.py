@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
-from open_clip.timm_model import TimmModel
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
@@ -27,7 +26,7 @@ from clipray.analysis.normalize import l2_normalize_tensor
 from clipray.errors import ModelError
 from clipray.job import VECTOR, Foveal
 from clipray.models.features import Features
-from clipray.models.layers import visual_of
+from clipray.models.layers import TIMM, visual_of
 from clipray.models.packed import PackedAttention, attend
 
 FALIP_DEPTH = 12  # blocks of the ViT in which FALIP's are chosen
@@ -42,7 +41,7 @@ def refusal(tower: torch.nn.Module) -> str | None:
     visual: Any = visual_of(tower)[1]
     if isinstance(visual, ModifiedResNet):
         return "it is a ResNet: there is no class token whose attention could be steered"
-    if isinstance(visual, TimmModel):
+    if isinstance(visual, TIMM):
         return f"it is timm's {type(visual.trunk).__name__}: only open_clip's own vision transformers are steered"
     if not isinstance(visual, VisionTransformer):
         return "it is none of open_clip's own vision transformers"

@@ -48,7 +48,8 @@ def geometry(
     if min(scaled) < 1:
         raise ValueError(f"{height} x {width} px would be resized to {scaled[0]} x {scaled[1]} px")
     target = scaled if keep_aspect else pair(preprocess["size"])
-    top, left = (_offset(side, input_side) for side, input_side in zip(scaled, target))
+    floor = preprocess.get("crop_offset") == "floor"
+    top, left = (_offset(side, input_side, floor) for side, input_side in zip(scaled, target))
     return Geometry(scaled[0] / height, scaled[1] / width, top, left, height, width, *target)
 
 
@@ -59,10 +60,11 @@ def scaled_size(
 
     open_clip's inference transform (`image_transform_v2`, open_clip 3.3) has three modes: `shortest` scales the short
     side to the input and crops the centre, `longest` scales the long side and pads, `squash` scales each side by itself.
+    timm's (`center`, `border`, `squash`) are the same, but for the size to which they scale: `scale_to`.
 
     Args:
         height, width: of the image, in px.
-        preprocess: open_clip's `PreprocessCfg` as a dict, of which `size` and `resize_mode` count.
+        preprocess: open_clip's `PreprocessCfg` as a dict, of which `size` and `resize_mode` count, or `scale_to`.
         keep_aspect: the arguments of `keep_aspect_size`, which then counts instead.
 
     Raises:
@@ -70,7 +72,7 @@ def scaled_size(
     """
     if keep_aspect:
         return keep_aspect_size(height, width, *keep_aspect)
-    target, mode = pair(preprocess["size"]), preprocess.get("resize_mode") or "shortest"
+    target, mode = scale_target(preprocess), preprocess.get("resize_mode") or "shortest"
     _check_image(height, width)
     if mode == "squash":
         return target
@@ -79,6 +81,17 @@ def scaled_size(
     if mode in ("shortest", "longest"):
         return _resize_keep_ratio(height, width, target, mode)
     raise ValueError(f"resize_mode={mode!r} is none of shortest, longest, squash")
+
+
+def scale_target(preprocess: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) in px to which a side, or both, are scaled: `scale_to` where it is not the network's `size`."""
+    return pair(preprocess.get("scale_to") or preprocess["size"])
+
+
+def squashed(preprocess: Mapping[str, Any]) -> dict[str, Any]:
+    """The same preprocessing of the whole image: its sides are scaled separately, and nothing is cropped."""
+    kept = {key: value for key, value in preprocess.items() if key != "scale_to"}
+    return {**kept, "resize_mode": "squash"}
 
 
 def scaling_pixels(height: int, width: int, scaled: tuple[int, int]) -> tuple[int, int]:
@@ -131,8 +144,13 @@ def _resize_keep_ratio(height: int, width: int, target: tuple[int, int], mode: s
     return round(height / ratio), round(width / ratio)
 
 
-def _offset(side: int, input_side: int) -> int:
-    """Of `CenterCrop` and `CenterCropOrPad`: half of what is padded, rounded down, or cropped, rounded to even."""
+def _offset(side: int, input_side: int, floor: bool) -> int:
+    """Of `CenterCrop` and `CenterCropOrPad`: half of what is padded, rounded down, or cropped, rounded to even.
+
+    floor: of transformers, where the crop begins at the pixel before the half, also where that is outside the image.
+    """
+    if floor:
+        return (side - input_side) // 2
     return round((side - input_side) / 2) if side >= input_side else -((input_side - side) // 2)
 
 

@@ -13,8 +13,10 @@ from clipray.job import VECTOR, Feature, Foveal
 from clipray.models.encoder import DTYPES, Encoder, EncoderOptions, Precision
 from clipray.models.features import FeatureNetwork, Features, joined
 from clipray.models.foveal import FovealNetwork
+from clipray.models.hf_models import HuggingFaceNetwork
 from clipray.models.load import load
 from clipray.models.resolve import ResolvedModel
+from clipray.models.timm_models import TimmTower
 
 ImageNetwork = FeatureNetwork | FovealNetwork
 
@@ -23,6 +25,8 @@ def image_tower(network: Any) -> torch.nn.Module:
     """The part that `encode_image` runs, so that the text tower takes no memory; a network of another make stays whole."""
     if isinstance(network, open_clip.CLIP | open_clip.CustomTextCLIP):
         return network.visual
+    if isinstance(network, TimmTower | HuggingFaceNetwork):
+        return network
     return _EncodeImage(network)
 
 
@@ -53,7 +57,7 @@ def sample_image(height: int, width: int) -> np.ndarray:
 
 
 class ImageEncoder(Encoder[ImageNetwork]):
-    """An open_clip image tower as an `Encoder`, whose arguments and attributes it has.
+    """An image tower as an `Encoder`, whose arguments and attributes it has.
 
     Args:
         features: the vectors to compute, by name; by default the CLIP vector, `clip`.

@@ -1,4 +1,4 @@
-"""Taps on an open_clip image tower: maps from between its layers, all from one forward pass.
+"""Taps on an image tower: maps from between its layers, all from one forward pass.
 
 `output`, of every network, is the vector (b, d) that the tower itself returns; every other layer is a map (b, c, h, w):
 
@@ -6,10 +6,11 @@
   transformer block N, from 0; `tokens`, those after the last norm, unless the network norms only what it has pooled.
 - ResNet (open_clip's ModifiedResNet): `conv1`, the first convolution, raw; `stem`, three convolutions with norms and
   activations, before the average pooling; `layer1` … `layer4`, the stages.
-- timm: any module by its path in the trunk (`blocks.3`, `stages.1`). A 4-d output is taken as (b, c, h, w), or (b, h, w, c)
+- timm (in open_clip, or a network of its own): any module by its path in the trunk (`blocks.3`, `stages.1`). A 4-d output is taken as (b, c, h, w), or (b, h, w, c)
   where the trunk says so (`output_fmt`: the swin family) and the module is no convolution, unless only the other layout
   has the image's aspect (inside a ConvNeXt block). Tokens (b, n, d) form the patch grid, without the trunk's prefix
   tokens where they have them; where it does not fit (stages that halve), a grid of the image's aspect.
+- Any other network, such as those of transformers: nothing but `output`.
 """
 
 from __future__ import annotations
@@ -29,10 +30,17 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 
 from clipray.errors import ModelError, one_line
-from clipray.models.resolve import ResolvedModel, quiet
+from clipray.models import timm_models
+from clipray.models.dry_run import trial, without_weights
+from clipray.models.hf_models import network_without_weights
+from clipray.models.resolve import ResolvedModel
+from clipray.models.timm_models import TimmTower
+from clipray.models.weights import quiet
 
 TINY_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
 """open_clip makes no image tower alone."""
+TIMM = (TimmModel, TimmTower)
+"""Towers with one of timm's networks as their `trunk`."""
 
 
 class _Enough(Exception):
@@ -73,7 +81,7 @@ class Taps(torch.nn.Module):
             if taken is None:
                 raise ModelError(f"layer {layer!r} of this {_kind(visual)} gives no map")
             # timm's activations and sums work in place on what the module before them returned
-            outputs.setdefault(layer, taken.clone() if isinstance(visual, TimmModel) else taken)
+            outputs.setdefault(layer, taken.clone() if isinstance(visual, TIMM) else taken)
             if len(outputs) == len(self.layers):
                 raise _Enough
 
@@ -108,7 +116,7 @@ class Taps(torch.nn.Module):
 def available(tower: torch.nn.Module) -> list[str]:
     """Layers in the order of the forward pass; of a timm trunk, the maps of its upper two levels, though any may be tapped."""
     visual = visual_of(tower)[1]
-    if not isinstance(visual, TimmModel):
+    if not isinstance(visual, TIMM):
         return [*_paths(visual), "output"]
     input_shape, cell_counts = torch.Size((1, 3, *visual.image_size)), dict[str, int]()
 
@@ -118,7 +126,7 @@ def available(tower: torch.nn.Module) -> list[str]:
 
     upper = {name: path for name, path in _paths(visual).items() if name.count(".") < 2}
     with _listening(visual, {n: path for n, path in upper.items() if visual.get_submodule(path).state_dict()}, note):
-        _trial(tower, visual.image_size)
+        trial(tower, visual.image_size)
     return [*(name for name, cells in cell_counts.items() if cells > 1), "output"]
 
 
@@ -127,44 +135,45 @@ def layer_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """(channels, height, width) of layers (None: all available), (d,) of `output`, for images of (height, width) px."""
     taps = Taps(tower, available(tower) if layers is None else layers)
-    return {layer: tuple(output.shape[1:]) for layer, output in _trial(taps, image_size).items()}
+    return {layer: tuple(output.shape[1:]) for layer, output in trial(taps, image_size).items()}
 
 
 def tower_without_weights(model: ResolvedModel) -> torch.nn.Module:
     """The image tower, for the functions above, on torch's `meta` device; if it does not run there, random on the CPU."""
+    if model.library == "timm":
+        with quiet():
+            return without_weights(lambda: timm_models.create(model.name))
+    if model.library == "transformers":
+        return network_without_weights(model.name, model.image_size)
     if model.config:  # a file, which gives the model its name
         open_clip.add_model_config(model.config)
     with quiet():
         config = open_clip.get_model_config(model.name)
     vision = {**config["vision_cfg"], "timm_model_pretrained": False}
 
-    def build(device: str) -> torch.nn.Module:
-        with torch.random.fork_rng(devices=[]), torch.device(device):
-            clip = open_clip.CustomTextCLIP(config["embed_dim"], vision, TINY_TEXT, config.get("quick_gelu", False))
+    def build() -> torch.nn.Module:
+        clip = open_clip.CustomTextCLIP(config["embed_dim"], vision, TINY_TEXT, config.get("quick_gelu", False))
         tower: torch.nn.Module = clip.visual
-        return tower.eval().requires_grad_(False)
-
-    with contextlib.suppress(Exception):  # an operation without a `meta` form; torch and timm raise many kinds
-        _trial(tower := build("meta"), model.image_size)
         return tower
-    return build("cpu")
+
+    return without_weights(build, model.image_size)
 
 
 def visual_of(tower: torch.nn.Module) -> tuple[str, Any]:
     """Path and module of open_clip's visual network in a tower; a foreign tower is its own, with nothing but `output`."""
-    kinds = (VisionTransformer, ModifiedResNet, TimmModel)
+    kinds = (VisionTransformer, ModifiedResNet, *TIMM)
     return next(((path, module) for path, module in tower.named_modules() if isinstance(module, kinds)), ("", tower))
 
 
 def _kind(visual: Any) -> str:
-    if isinstance(visual, TimmModel):
+    if isinstance(visual, TIMM):
         return f"timm {type(visual.trunk).__name__}"
     return {VisionTransformer: "ViT", ModifiedResNet: "ResNet"}.get(type(visual), type(visual).__name__)
 
 
 def _paths(visual: Any) -> dict[str, str]:
     """Layer -> path of the module that returns it."""
-    if isinstance(visual, TimmModel):
+    if isinstance(visual, TIMM):
         return {name: f"trunk.{name}" for name, _ in visual.trunk.named_modules() if name}
     if isinstance(visual, ModifiedResNet):
         return {"conv1": "conv1", "stem": "act3", **{f"layer{n}": f"layer{n}" for n in range(1, 5)}}
@@ -185,13 +194,6 @@ def _unknown(layer: str, architecture: str, known: list[str]) -> str:
     )
 
 
-def _trial(network: torch.nn.Module, image_size: tuple[int, int]) -> Any:
-    """What a network makes of one black image."""
-    like = next(network.parameters())
-    with torch.no_grad(), like.device:  # the device also of what a network makes on its way
-        return network(torch.zeros(1, 3, *image_size, dtype=like.dtype))
-
-
 def refusal(tower: torch.nn.Module, layers: Sequence[str], image_size: tuple[int, int]) -> str | None:
     """Why layers cannot be had of images of (height, width) px, in one line: one gives no map, or refuses the size.
 
@@ -202,7 +204,7 @@ def refusal(tower: torch.nn.Module, layers: Sequence[str], image_size: tuple[int
     """
     taps, visual = Taps(tower, layers), visual_of(tower)[1]
     try:
-        _trial(taps, image_size)
+        trial(taps, image_size)
     except ModelError as error:
         return str(error)
     except Exception as error:  # networks refuse by assertions and by operations that do not fit

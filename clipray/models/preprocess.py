@@ -5,15 +5,16 @@ The driver reads the bounds below, so torchvision is imported only where a trans
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from clipray.models.geometry import scaled_size, scaling_pixels
-from clipray.models.resolve import ResolvedModel
+from clipray.models.geometry import geometry, scaled_size, scaling_pixels
+from clipray.models.resolve import PREPROCESS, ResolvedModel
 from clipray.tables.reasons import Rejected
 
 MAX_PIXELS = 100_000_000  # of one image, where nothing else is asked for
@@ -43,7 +44,9 @@ def preprocess_of(
     keep_aspect: tuple[int, int] | None = None,
     rounded: bool = False,
 ) -> Preprocess:
-    """The half of open_clip's own inference transform that makes an image (H, W, 3) uint8; the encoder does the rest.
+    """The half of a model's own inference transform that makes an image (H, W, 3) uint8; the encoder does the rest.
+
+    open_clip's own steps, or what is equal to timm's and transformers' (with Pillow), pixel by pixel.
 
     A JPEG that was decoded smaller is scaled by the sides of its original.
 
@@ -53,7 +56,7 @@ def preprocess_of(
         rounded: scale a JPEG that was decoded smaller by its own sides, which are rounded up, as in older tables.
     """
     resample = Image.Resampling[str(model.preprocess["interpolation"]).upper().replace("RANDOM", "BICUBIC")]
-    steps = [] if keep_aspect else _steps(model)
+    steps = [] if keep_aspect else _steps(model, resample)
 
     def to_pixels(image: Image.Image, height: int, width: int) -> np.ndarray:
         if rounded and not keep_aspect:
@@ -75,13 +78,27 @@ def preprocess_of(
     return Preprocess(to_pixels, scratch_bytes)
 
 
-def _steps(model: ResolvedModel) -> list[Callable[[Image.Image], Image.Image]]:
-    """Of open_clip's transform, up to where the image becomes a tensor."""
+def _steps(model: ResolvedModel, resample: Image.Resampling) -> list[Callable[[Image.Image], Image.Image]]:
+    """Of the model's transform, up to where the image becomes a tensor."""
+    if "scale_to" in model.preprocess:
+        return [partial(_scaled_and_cropped, preprocess=model.preprocess, resample=resample)]
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from torchvision.transforms import Normalize, ToTensor
 
-    transform: Any = image_transform_v2(PreprocessCfg(**model.preprocess), is_train=False)
+    of_open_clip = {key: value for key, value in model.preprocess.items() if key in PREPROCESS}
+    transform: Any = image_transform_v2(PreprocessCfg(**of_open_clip), is_train=False)
     return [step for step in transform.transforms if not isinstance(step, (Normalize, ToTensor))]
+
+
+def _scaled_and_cropped(image: Image.Image, preprocess: Mapping[str, Any], resample: Image.Resampling) -> Image.Image:
+    """The image scaled to `scale_to`, and cropped or padded to `size` around its centre."""
+    scaled, place = scaled_size(image.height, image.width, preprocess), geometry(image.height, image.width, preprocess)
+    if image.size != scaled[::-1]:
+        image = image.resize(scaled[::-1], resample)
+    fill = preprocess["fill_color"]
+    cropped = Image.new("RGB", (place.input_width, place.input_height), tuple(fill) if fill else 0)
+    cropped.paste(image, (-place.left, -place.top))
+    return cropped
 
 
 def too_large_scaled(height: int, width: int, scaled: tuple[int, int], max_pixels: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Finding an open_clip model and its weights, and knowing both by their hash.
+"""Finding a model and its weights, and knowing both by their hash.
 
 Runs in the driver, which starts Ray meanwhile: torch and open_clip, seconds to import, are asked only for what their
 package data does not tell (tags and downloads).
@@ -6,34 +6,26 @@ package data does not tell (tags and downloads).
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import functools
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import logging
 import os
-import socket
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
-import fsspec
-
-from clipray.errors import ModelError, one_line
+from clipray.errors import ModelError
 from clipray.job import Model
 from clipray.models.geometry import pair
+from clipray.models.weights import checkpoint_path, downloaded, folder_sha256, sha256
 from clipray.storage.folder import absolute
-from clipray.storage.uris import is_local
 
 DEMO = Path(__file__).parent.parent / "demo" / "model"
 DEMO_MODELS = ("demo", "demo-rn")
-WITH_WEIGHTS = ("hf-hub:", "local-dir:")  # names that bring their own weights
+WITH_WEIGHTS = ("hf-hub:", "local-dir:", "hf:")  # names that bring their own weights
+CONFIGS = {"open_clip": "open_clip_config.json", "timm": "config.json", "transformers": "config.json"}
+"""Library -> the file in a model's folder that says what the model is."""
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".npz", ".ckpt")
 # open_clip's defaults for its transform; what a network really has is compared when it is loaded.
 PREPROCESS = {
@@ -42,17 +34,24 @@ PREPROCESS = {
 }  # fmt: skip
 
 
+Library = Literal["open_clip", "timm", "transformers"]
+
+
 @dataclass(frozen=True)
 class ResolvedModel:
     """A model that is known to exist, with the identity of its weights.
 
     Attributes:
-        name: what open_clip calls it (with its schema, if any).
+        name: what its library calls it (with its schema, if any).
         pretrained: a tag, a local checkpoint, or None where the name brings its own weights or they are random.
         config: path of an open_clip config file to register first, or None.
         weights: `sha256:…` of the checkpoint, or `random:SEED`.
         embed_dim: width of the image vector.
-        preprocess: open_clip's settings of its own transform (size in px, mean, std, interpolation, …).
+        preprocess: open_clip's settings of its own transform (size in px, mean, std, interpolation, …); those of other
+            libraries in the same words, with `scale_to`, the size in px to which an image is scaled before it is
+            cropped to `size`, and transformers' `crop_offset: floor`, its own rounding.
+        library: which makes the network.
+        has_text: whether it encodes texts, too.
     """
 
     name: str
@@ -62,6 +61,8 @@ class ResolvedModel:
     weights: str
     embed_dim: int
     preprocess: dict[str, Any]
+    library: Library = "open_clip"
+    has_text: bool = True
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -80,6 +81,8 @@ def resolve(spec: Model) -> ResolvedModel:
     Raises:
         ModelError: unknown name or tag (with the nearest known one), no weights named, or weights that cannot be had.
     """
+    if spec.name.startswith("timm/"):
+        return _timm(spec)
     if spec.name.startswith(WITH_WEIGHTS):
         return _with_own_weights(spec)
     name, config, pretrained = spec.name, None, spec.pretrained
@@ -163,109 +166,119 @@ def _checkpoint(name: str, pretrained: str | None) -> str:
         )
     if pretrained in tags:
         config = open_clip.get_pretrained_cfg(name, pretrained)
-        return _downloaded(f"{name} {pretrained!r}", lambda: open_clip.download_pretrained(config))
-    if not is_local(pretrained):
-        cache = os.path.expanduser("~/.cache/clipray")
-        return _downloaded(
-            pretrained, lambda: fsspec.open_local(f"filecache::{pretrained}", filecache={"cache_storage": cache})
-        )
-    path = absolute(pretrained)
-    if not os.path.isfile(path):
+        return downloaded(f"{name} {pretrained!r}", lambda: open_clip.download_pretrained(config))
+    path = checkpoint_path(pretrained)
+    if path is None:
         close = difflib.get_close_matches(pretrained, tags, n=1)
         hint = f"; did you mean the tag {close[0]!r}?" if close else ""
         raise ModelError(f"model.pretrained: {pretrained!r} is no tag of {name} and no file{hint}; {offer}")
     return path
 
 
-def _downloaded(what: str, download: Callable[[], Any]) -> str:
-    try:
-        with quiet():
-            path = download()
-    except Exception as error:  # hubs and filesystems each have their own
-        reason = one_line(error) or type(error).__name__
-        raise ModelError(
-            f"the weights of {what} are not on this machine and could not be downloaded ({reason}); give a checkpoint's path instead"
-        ) from error
-    return str(path)
-
-
 def _with_own_weights(spec: Model) -> ResolvedModel:
     """A model of the hub or of a folder, where its config lies beside its weights."""
     if spec.pretrained:
         raise ModelError(f"model.pretrained: {spec.name} brings its own weights; drop `pretrained`")
-    hub, place = spec.name.startswith("hf-hub:"), spec.name.partition(":")[2]
+    schema, _, place = spec.name.partition(":")
+    if schema == "hf":
+        return _transformers(place)
+    if schema == "hf-hub":
+        return _of_hub(spec.name, place)
     folder = Path(place).expanduser().resolve()
-    config = folder / "open_clip_config.json"
-    if hub:
-        from huggingface_hub import hf_hub_download
+    library = next((lib for lib, config in CONFIGS.items() if (folder / config).is_file()), None)
+    if library is None:
+        expected = "a folder with open_clip_config.json or timm's config.json, and weights"
+        raise ModelError(f"model.name: {folder}: expected {expected}")
+    if library == "open_clip":
+        shape = _hub_shape(folder / CONFIGS["open_clip"])
+        return ResolvedModel(f"local-dir:{folder}", None, None, None, folder_sha256(folder, CONFIGS[library]), *shape)
+    _check_timm_config(folder / CONFIGS["timm"])
+    return _of_timm(f"local-dir:{folder}", folder_sha256(folder, CONFIGS["timm"]))
 
-        config = Path(_downloaded(spec.name, lambda: hf_hub_download(place, config.name)))
-    if not config.is_file():
-        raise ModelError(f"model.name: {folder}: expected a folder with open_clip_config.json and weights")
+
+def _of_hub(name: str, repo: str) -> ResolvedModel:
+    """A model of the hub in open_clip's layout, or in timm's."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        config = Path(downloaded(name, lambda: hf_hub_download(repo, CONFIGS["open_clip"])))
+    except ModelError as error:
+        try:
+            config = Path(downloaded(name, lambda: hf_hub_download(repo, CONFIGS["timm"])))
+        except ModelError:
+            raise error from None
+        _check_timm_config(config)
+        from clipray.models.timm_models import own_checkpoint
+
+        return _of_timm(name, sha256(own_checkpoint(name)))
+    shape = _hub_shape(config)
+    checkpoint = downloaded(name, lambda: _open_clip().download_pretrained_from_hf(repo))
+    return ResolvedModel(name, None, None, None, sha256(checkpoint), *shape)
+
+
+def _hub_shape(config: Path) -> tuple[int, dict[str, Any]]:
+    """Vector width and preprocessing by open_clip's config of a folder or of the hub."""
     try:
         values = json.loads(config.read_text())
-        shape = _shape(values["model_cfg"], values.get("preprocess_cfg"))
+        return _shape(values["model_cfg"], values.get("preprocess_cfg"))
     except (ValueError, KeyError, TypeError) as error:
         reason = f"not an open_clip config with model_cfg.embed_dim: {error!r}"
         raise ModelError(f"model.name: {config}: {reason}") from error
-    if not hub:
-        return ResolvedModel(f"local-dir:{folder}", None, None, None, folder_sha256(folder), *shape)
-    checkpoint = _downloaded(spec.name, lambda: _open_clip().download_pretrained_from_hf(place))
-    return ResolvedModel(spec.name, None, None, None, sha256(checkpoint), *shape)
 
 
-def folder_sha256(folder: Path) -> str:
-    """Of the config and all weights in a model's folder."""
-    weights = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".bin", ".pth"))
-    if not weights:
-        raise ModelError(f"model.name: {folder}: no weights (*.safetensors, *.bin, *.pth) beside the config")
-    parts = [sha256(str(p)) for p in [folder / "open_clip_config.json", *weights]]
-    return "sha256:" + hashlib.sha256("".join(parts).encode()).hexdigest()
+def _timm(spec: Model) -> ResolvedModel:
+    """A model by its name in timm, with timm's own weights, a checkpoint's, or random ones."""
+    if spec.pretrained == "random":
+        return _of_timm(spec.name, f"random:{spec.seed}", seed=spec.seed)
+    if spec.pretrained:
+        path = checkpoint_path(spec.pretrained)
+        if path is None:
+            expected = "`true` for timm's own weights, a checkpoint's path, or `random` with a `seed`"
+            raise ModelError(f"model.pretrained: {spec.pretrained!r} is no file; expected {expected}")
+        return _of_timm(spec.name, sha256(path), path)
+    shapes = _of_timm(spec.name, "")  # a name that is wrong has no weights to wait for
+    from clipray.models.timm_models import own_checkpoint
+
+    return replace(shapes, weights=sha256(own_checkpoint(spec.name)))
 
 
-def sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+def _of_timm(name: str, weights: str, checkpoint: str | None = None, seed: int | None = None) -> ResolvedModel:
+    from clipray.models.timm_models import describe
+
+    return ResolvedModel(name, checkpoint, None, seed, weights, *describe(name), library="timm", has_text=False)
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """open_clip logs on the root logger and warns of what `resolve` has checked already; the hub retries for a minute."""
-    from huggingface_hub import constants
-
-    levels = {name: logging.getLogger(name).level for name in (None, "huggingface_hub")}
-    offline = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = offline or not _hub_answers(constants.ENDPOINT)
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+def _check_timm_config(config: Path) -> None:
+    """Raises ModelError: the file is of another library."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        constants.HF_HUB_OFFLINE = offline
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        values = json.loads(config.read_text())
+        if "architecture" in values:
+            return
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"model.name: {config}: not a config of timm: {error!r}") from error
+    hint = f"; for transformers write `hf:{config.parent}`" if "model_type" in values else ""
+    raise ModelError(f"model.name: {config}: not a config of timm: it has no `architecture`{hint}")
 
 
-@functools.cache
-def _hub_answers(endpoint: str) -> bool:
-    """Whether the hub's name resolves; behind a proxy that is the proxy's business."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    try:
-        socket.getaddrinfo(urlsplit(endpoint).hostname, 443)
-        return True
-    except OSError:
-        return False
+def _transformers(place: str) -> ResolvedModel:
+    """A model of transformers, of the hub or of a folder."""
+    from clipray.models.hf_models import describe, folder_of
+
+    folder = folder_of(f"hf:{place}")
+    described = describe(folder)
+    name = f"hf:{folder}" if Path(place).expanduser().is_dir() else f"hf:{place}"
+    weights = folder_sha256(folder, CONFIGS["transformers"])
+    return ResolvedModel(
+        name, None, None, None, weights, described.embed_dim, described.preprocess,
+        library="transformers", has_text=described.has_text,
+    )  # fmt: skip
 
 
 def provenance(model: ResolvedModel) -> dict[str, Any]:
     """The model and the versions that made a table, for its metadata."""
+    package = "open_clip_torch" if model.library == "open_clip" else model.library
+    packages = {"torch": "torch", model.library: package}
     return {
         "model": {**asdict(model), "config": Path(model.config).name if model.config else None},
-        "versions": {
-            "torch": importlib.metadata.version("torch"),
-            "open_clip": importlib.metadata.version("open_clip_torch"),
-        },
+        "versions": {name: importlib.metadata.version(package) for name, package in packages.items()},
     }

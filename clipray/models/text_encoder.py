@@ -16,7 +16,7 @@ from clipray.analysis.normalize import l2_normalize_tensor
 from clipray.models.encoder import Encoder, EncoderOptions, Precision
 from clipray.models.load import load
 from clipray.models.resolve import ResolvedModel
-from clipray.models.tokenizer import Tokenizer
+from clipray.models.tokenizer import tokenizer_of
 
 TEXTS_AT_ONCE = 8_192  # that are tokenised together, and sorted by length
 STEP = 8  # lengths are rounded up to whole steps: a CPU chooses its kernels anew for every shape
@@ -113,21 +113,21 @@ class Tokens:
 
 
 class TextEncoder(Encoder[TextTower]):
-    """The text tower of an open_clip model as an `Encoder`, whose arguments and attributes it has.
+    """The text tower of a model as an `Encoder`, whose arguments and attributes it has.
 
     Attributes:
         context_length: tokens that the network reads of a text, start and end tokens included.
         logit_scale: factor of cosines before the softmax (the exponential is taken). logit_bias: what SigLIP adds.
 
     Raises:
-        ModelError: the tokenizer does not load.
+        ModelError: the model has no text tower, or its tokenizer does not load.
     """
 
     sample = "test texts"
     gpu_sizes = (64, 128, 256, 512, 1024)
 
     def __init__(self, model: ResolvedModel, **options: Unpack[EncoderOptions]) -> None:
-        self._tokenizer, self._tokenizing = Tokenizer(model), threading.Lock()  # some of them change while they work
+        self._tokenizer, self._tokenizing = tokenizer_of(model), threading.Lock()  # some of them change while they work
         self.context_length = self._tokenizer.context_length
         super().__init__(model, **options)
 

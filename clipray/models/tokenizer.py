@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import open_clip
 import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, basic_clean, canonicalize_text
 
 from clipray.errors import ModelError, one_line
-from clipray.models.resolve import ResolvedModel, quiet
+from clipray.models.hf_models import HuggingFaceTokenizer
+from clipray.models.resolve import ResolvedModel
+from clipray.models.weights import quiet
+
+Made = TypeVar("Made")
+
+
+def tokenizer_of(model: ResolvedModel) -> Tokenizer | HuggingFaceTokenizer:
+    """The tokenizer that goes with a model.
+
+    Raises:
+        ModelError: the model has no text tower, or its tokenizer needs a library or files that are not there.
+    """
+    if not model.has_text:
+        raise ModelError(f"{model.name} is a vision model, without a text tower: it encodes no texts")
+    if model.library == "transformers":
+        return _told(model, lambda: HuggingFaceTokenizer(model.name))
+    return Tokenizer(model)
+
+
+def _told(model: ResolvedModel, make: Callable[[], Made]) -> Made:
+    """What `make` returns. Raises ModelError: it cannot."""
+    try:
+        with quiet():
+            return make()
+    except Exception as error:  # open_clip, the hub and transformers raise many kinds
+        reason = one_line(error)
+        hint = "; `pip install clipray[hf]`" if isinstance(error, ImportError) else ""
+        raise ModelError(f"{model.name}: its tokenizer could not be loaded: {reason}{hint}") from error
 
 
 class Tokenizer:
@@ -27,13 +55,7 @@ class Tokenizer:
     def __init__(self, model: ResolvedModel) -> None:
         if model.config:
             open_clip.add_model_config(model.config)
-        try:
-            with quiet():
-                self._tokenizer: Any = open_clip.get_tokenizer(model.name)
-        except Exception as error:  # open_clip, the hub and transformers raise many kinds
-            reason = one_line(error)
-            hint = "; `pip install clipray[hf]`" if isinstance(error, ImportError) else ""
-            raise ModelError(f"{model.name}: its tokenizer could not be loaded: {reason}{hint}") from error
+        self._tokenizer: Any = _told(model, lambda: open_clip.get_tokenizer(model.name))
         self.context_length = int(self._tokenizer.context_length)
         self.zero_padded = isinstance(self._tokenizer, SimpleTokenizer)
 

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from clipray.models.geometry import scale_target
 from clipray.models.preprocess import RGB_BYTES, Preprocess, preprocess_of
 from clipray.pipelines.block_encoder import rejection_columns
 from clipray.pipelines.decode import DecodedImage, load_image, prepare_pillow
@@ -49,7 +50,7 @@ class ImageLoader:
         prepare_pillow()
         self._limits, self._memory = spec.limits, DecodeMemory(decode_budget(max_pixels))
         self._preprocess = preprocess_of(spec.model, max_pixels, keep_aspect=keep, rounded=rounded)
-        longest = keep[0] if keep else max(spec.model.image_size)
+        longest = keep[0] if keep else max(scale_target(spec.model.preprocess))
         self._draft_px = 2 * longest if spec.fast_decode else None
         self._decoders = ThreadPoolExecutor(spec.threads, "decode", initializer=_yield_to_the_network)
         self._fetchers = PerHostPool(REMOTE_THREADS, "fetch", spec.limits.connections_per_host)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFilter
 
 from clipray.job import OF_BOXES, VECTOR, EmbedRegions
-from clipray.models.geometry import Geometry, geometry, scaled_size
+from clipray.models.geometry import Geometry, geometry, scaled_size, squashed
 from clipray.models.image_encoder import ImageEncoder
 from clipray.models.preprocess import RGB_BYTES, Preprocess, preprocess_of, too_large_scaled
 from clipray.pipelines.block_encoder import BlockEncoder, Row
@@ -41,8 +41,8 @@ class RegionBlockEncoder(BlockEncoder[RegionSpec, ImageEncoder, ImageAndRow]):
         self._drawn = self.how.prompt in COPIES
         self.inputs_per_row = VIEWS_PER_IMAGE if self._drawn else 1
         super().__init__(spec, report, partial(ImageEncoder, foveal=self.how.foveal if self._foveal else None))
-        squash = {"resize_mode": "squash"} if self.how.preprocess == "squash" else {}
-        self._preprocess = {**spec.model.preprocess, **squash}
+        preprocess = spec.model.preprocess
+        self._preprocess = squashed(preprocess) if self.how.preprocess == "squash" else preprocess
         model = replace(spec.model, preprocess=self._preprocess)
         self._to_pixels = preprocess_of(model, spec.limits.max_pixels)
         self._loader = ImageLoader(spec)
@@ -77,8 +77,7 @@ class RegionBlockEncoder(BlockEncoder[RegionSpec, ImageEncoder, ImageAndRow]):
 
     def _geometry(self, height: int, width: int) -> Geometry:
         """A box that is cut out is seen wherever it lies."""
-        squash = {"resize_mode": "squash"} if self.how.prompt == "crop" else {}
-        return geometry(height, width, {**self._preprocess, **squash})
+        return geometry(height, width, squashed(self._preprocess) if self.how.prompt == "crop" else self._preprocess)
 
     def _sorted(self, raw: RawBoxes, height: int, width: int) -> Boxes:
         """The boxes of an image of `height` x `width` px; one too thin to be cut out and scaled is rejected alone."""

@@ -122,6 +122,11 @@ def _encoded(opened: OpenIndex, text: str | None, image: str | None, model: Mode
         raise ModelError(
             f"index {opened.name} was made with other weights of {recorded['name']}: {recorded['weights'][:23]}…"
         )
+    if text is not None and not resolved.has_text:
+        raise ModelError(
+            f"index {opened.name} is of {resolved.name}, a vision model without a text tower: "
+            "search with --image PATH or --like ID"
+        )
     if text is not None:
         from clipray.models.text_encoder import TextEncoder
 

@@ -10,7 +10,7 @@ from clipray.engine.cluster import ClusterResources, Node
 from clipray.errors import SchemaError
 from clipray.job import Job
 from clipray.job.load import load_job, steps_of
-from clipray.runner.run import resolve_model
+from clipray.models.resolve import resolve
 from clipray.runner.status import TableStatus
 from clipray.steps.base.step import State, StepContext
 from clipray.steps.open_step import AnyStep, open_step
@@ -27,7 +27,7 @@ def plan_job(job: Job | str | os.PathLike[str], *, address: str | None = None) -
     """
     job = job if isinstance(job, Job) else load_job(job)  # before anything heavy: a typing error shows at once
     output = Folder(job.output)
-    context = StepContext(job, output, functools.cache(lambda: resolve_model(job)))
+    context = StepContext(job, output, functools.cache(resolve))
     cluster = _resources(address or job.address)
     statuses: list[TableStatus] = []
     lines: list[str] = [] if cluster.local else [f"cluster: {cluster}"]

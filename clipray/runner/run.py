@@ -9,26 +9,23 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
 
 from clipray import tables
 from clipray.engine.cluster import ClusterResources
 from clipray.errors import Stopped
-from clipray.job import Job
+from clipray.job import Job, Model, ModelStep, StepSettings
 from clipray.job.load import load_job, steps_of
+from clipray.models.resolve import resolve
 from clipray.runner.fresh import delete_for_rerun
 from clipray.runner.lock import interrupt_on_sigterm, only_run
 from clipray.runner.status import TableStatus, status
-from clipray.steps.base.step import RunContext, Snapshot, StepContext
+from clipray.steps.base.step import RunContext, Snapshot, StepContext, model_of
 from clipray.steps.open_step import AnyStep, check_model, open_step, run_step
 from clipray.storage.environment import environment_errors, need_room
 from clipray.storage.events import Events
 from clipray.storage.folder import Folder
 from clipray.tables.metrics import repair_metrics
 from clipray.tables.reasons import passing
-
-if TYPE_CHECKING:
-    from clipray.models.resolve import ResolvedModel
 
 Watch = Callable[[Snapshot], None]
 Say = Callable[[str], None]
@@ -90,17 +87,17 @@ def _run_steps(job: Job, events: Events, retry: bool, address: str | None, watch
     repair_metrics(output)
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as aside:
         connect = functools.cache(lambda: stack.enter_context(_connected(address or job.address, say)))
-        model = aside.submit(resolve_model, job)
+        models = {model: aside.submit(resolve, model) for model in models_of(job, steps)}
+        context = StepContext(job, output, lambda model: models[model].result(), retry)
         unfinished = [s for s in steps if _is_unfinished(output.sub(s.primary_table), retry)]
         if any(s.needs_architecture for s in unfinished):
             aside.submit(importlib.import_module, "clipray.models.layers")  # and torch: seconds, in which Ray starts
         if any(s.needs_cluster for s in unfinished):
             connect()
         for s in unfinished:
-            check_model(s, model.result)
+            check_model(s, context)
         metered = _metered(watch, job.name, lambda: connect.cache_info().currsize > 0)
         run = RunContext(lambda: _as_it_is(connect()), events, metered, say)
-        context = StepContext(job, output, model.result, retry)
         return [table for s in steps for table in _finish_step(open_step(s, context), run, s.tables)]
 
 
@@ -160,13 +157,9 @@ def _metered(watch: Watch, run: str, connected: Callable[[], bool]) -> Watch:
     return both
 
 
-def resolve_model(job: Job) -> ResolvedModel | None:
-    """The job's model; None for a job without one."""
-    if job.model is None:
-        return None
-    from clipray.models.resolve import resolve
-
-    return resolve(job.model)
+def models_of(job: Job, steps: Sequence[StepSettings]) -> list[Model]:
+    """The different models of a job's steps, in their order."""
+    return list(dict.fromkeys(model_of(step, job) for step in steps if isinstance(step, ModelStep)))
 
 
 def _where_it_stands(output: Folder) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from clipray.job import StepSettings
+from clipray.job import ModelStep, StepSettings
 from clipray.job.load import step_kind
-from clipray.models.resolve import ResolvedModel
 from clipray.steps.base.encode_step import EncodeStep
 from clipray.steps.base.step import RunContext, StepContext, refuse_stale
 from clipray.steps.base.table_step import TableStep
@@ -27,14 +25,16 @@ _HOMES = {"report": "report", **{step: f"{theme}.{step}" for theme, steps in _TH
 AnyStep = EncodeStep[Any] | TableStep[Any]
 
 
-def check_model(settings: StepSettings, resolve: Callable[[], ResolvedModel | None]) -> None:
+def check_model(settings: StepSettings, context: StepContext) -> None:
     """Before the first step starts: whether the network can do what a step that may come hours later asks of it.
 
     Raises:
         ModelError: it cannot.
     """
-    if settings.needs_architecture:
-        _home(settings).check_model(settings, resolve())
+    if isinstance(settings, ModelStep) and settings.needs_architecture:
+        _home(settings).check_model(settings, context.model(settings))
+    elif isinstance(settings, ModelStep) and settings.needs_text:
+        context.model(settings)
 
 
 def open_step(settings: StepSettings, context: StepContext) -> AnyStep:
@@ -43,6 +43,8 @@ def open_step(settings: StepSettings, context: StepContext) -> AnyStep:
     Raises:
         ClipRayError: what the settings name is not there, or is not what the step needs.
     """
+    if isinstance(settings, ModelStep) and settings.needs_text:
+        context.model(settings)  # a vision model is refused whatever else there is to say
     step: AnyStep = _home(settings).open_step(settings, context)
     return step
 

@@ -58,8 +58,8 @@ class EncodeStep(Step[AnyEncoding]):
     ) -> Self:
         """Count the rows of the manifest, and resolve the model. more: the fields that the step adds."""
         keep, retry = tuple(keep), context.retry
-        rows, model = scan(manifest, keep), context.model()
-        return cls(settings, context.output, manifest, rows, model, context.precision, keep, retry=retry, **more)
+        rows, model, precision = scan(manifest, keep), context.model(settings), context.precision(settings)
+        return cls(settings, context.output, manifest, rows, model, precision, keep, retry=retry, **more)
 
     @property
     def widths(self) -> dict[str, int]:

@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.engine.cluster import ClusterResources
-from clipray.errors import SchemaError, StaleTableError
+from clipray.errors import ModelError, SchemaError, StaleTableError
 from clipray.inputs.committed_rows import CommittedRows
-from clipray.job import Job, StepSettings
+from clipray.job import Job, Model, ModelStep, StepSettings
 from clipray.job.load import changes, fingerprint, step_kind
 from clipray.models.resolve import ResolvedModel
 from clipray.storage.events import Events
@@ -68,30 +68,40 @@ class StepContext:
     """What a step is opened with, beside its settings.
 
     Attributes:
-        resolve: finds the job's model; None for a job without one.
+        resolve: finds a model and its weights.
         retry: rows that were rejected for a temporary reason are tried again.
     """
 
     job: Job
     output: Folder
-    resolve: Callable[[], ResolvedModel | None]
+    resolve: Callable[[Model], ResolvedModel]
     retry: bool = True
 
-    def model(self) -> ResolvedModel:
-        """The model of a job whose step needs one, as the job's validation asks."""
-        model = self.resolve()
-        assert model is not None
+    def model(self, settings: ModelStep) -> ResolvedModel:
+        """The step's own model, else the job's. Raises ModelError: it encodes no texts, and the step needs them."""
+        model = self.resolve(model_of(settings, self.job))
+        if settings.needs_text and not model.has_text:
+            raise ModelError(
+                f"{settings.name}: {step_kind(settings)} encodes texts, and {model.name} is a vision model, "
+                "without a text tower; name a model of images and texts, such as ViT-B-32, as the step's `model`"
+            )
         return model
 
-    @property
-    def precision(self) -> str:
-        """Of the job's model."""
-        return self.job.model.precision if self.job.model else "auto"
+    def precision(self, settings: ModelStep) -> str:
+        """Of the step's model."""
+        return model_of(settings, self.job).precision
 
-    @property
-    def text_precision(self) -> str:
+    def text_precision(self, settings: ModelStep) -> str:
         """Of the text tower: texts are few, and every row rests on them."""
-        return "fp32" if self.precision == "auto" else self.precision
+        precision = self.precision(settings)
+        return "fp32" if precision == "auto" else precision
+
+
+def model_of(settings: ModelStep, job: Job) -> Model:
+    """The step's own model, else the job's; a job without both is not valid."""
+    model = settings.model or job.model
+    assert model is not None
+    return model
 
 
 @dataclass(frozen=True)

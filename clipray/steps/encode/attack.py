@@ -113,7 +113,7 @@ def open_step(settings: Attack, context: StepContext) -> AttackStep:
     style = settings.style
     styles = prompt_styles(settings.classes, {"attack": style} if isinstance(style, Style) else [style])
     _check_labels(manifest, styles[0].labels)
-    prompts = PromptSet(context.model(), context.text_precision, tuple(styles[:1]), None)
+    prompts = PromptSet(context.model(settings), context.text_precision(settings), tuple(styles[:1]), None)
     return AttackStep.of(settings, context, manifest, (LABEL, *settings.keep), prompts=prompts)
 
 

@@ -77,7 +77,7 @@ def open_step(settings: ScoreCaptions, context: StepContext) -> ScoreStep:
         ManifestError: no pairs there, or columns that are missing or of another type.
         SchemaError: the table of images is not finished, or of another model than the job's.
     """
-    source, model = open_vectors(settings.input, context.output), context.model()
+    source, model = open_vectors(settings.input, context.output), context.model(settings)
     refuse_another_model(source, model.identity(), model.embed_dim)
     manifest = open_manifest(settings.manifest, settings.keep, [REFERENCES], PAIRS)
     expected = "list<string>: for each pair the captions to compare with"

@@ -81,10 +81,10 @@ class LabelStep(VectorStep[Label]):
 
 def open_step(settings: Label, context: StepContext) -> LabelStep:
     """Open input and classes. Raises as `open_vectors` and `prompt_styles`; SchemaError: vectors of another model."""
-    source, model = open_vectors(settings.input, context.output), context.model()
+    source, model = open_vectors(settings.input, context.output), context.model(settings)
     refuse_another_model(source, model.identity(), model.embed_dim)
     styles = tuple(prompt_styles(settings.classes, settings.styles))
-    prompts = PromptSet(model, context.text_precision, styles, settings.multi_label)
+    prompts = PromptSet(model, context.text_precision(settings), styles, settings.multi_label)
     return LabelStep(settings, context.output, source, prompts)
 
 

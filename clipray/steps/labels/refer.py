@@ -100,7 +100,7 @@ class ReferStep(VectorStep[Refer]):
 
 def open_step(settings: Refer, context: StepContext) -> ReferStep:
     """Open the regions. Raises as `open_vectors`; SchemaError: they are of another model, or have no captions."""
-    source, model = open_vectors(settings.input, context.output), context.model()
+    source, model = open_vectors(settings.input, context.output), context.model(settings)
     refuse_another_model(source, model.identity(), model.embed_dim)
     missing = [name for name in (*IDS, BOX, CAPTION) if name not in source.schema.names]
     if missing:
@@ -108,7 +108,7 @@ def open_step(settings: Refer, context: StepContext) -> ReferStep:
             f"input {source.name}: no column `{missing[0]}`; expected regions with captions: `embed_regions` writes them, "
             f"from a manifest with `boxes` and `box_captions`; found: {', '.join(source.schema.names)}"
         )
-    return ReferStep(settings, context.output, source, model, context.text_precision)
+    return ReferStep(settings, context.output, source, model, context.text_precision(settings))
 
 
 @dataclass(frozen=True, eq=False)

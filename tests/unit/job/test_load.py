@@ -316,6 +316,7 @@ EXECUTION = {
     "batch_size": 7, "rows_per_block": 7, "rows_per_file": 7, "flush_s": 7, "name": "others", "encode_on": {"tier": "gpu"},
     "decode_on": {"tier": "cpu"}, "device": "cpu", "check_sources": "size_mtime",
     "user_agent": "mybot/1.0", "connections_per_host": 2, "disallowed_header_directives": ["noai"],
+    "model": {"name": "RN50"},
 }  # fmt: skip
 DECIDING = {
     "features": {"other": {}}, "keep": ["label"], "decode": "fast", "normalize": "none",

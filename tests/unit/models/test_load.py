@@ -332,7 +332,7 @@ def test_a_hub_name_brings_its_own_weights(saved_models: dict[str, Path]) -> Non
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "expected a folder with open_clip_config.json and weights"),
+        ({}, "expected a folder with open_clip_config.json or timm's config.json, and weights"),
         ({"open_clip_config.json": "{"}, "not an open_clip config with model_cfg.embed_dim"),
         ({"open_clip_config.json": "{}"}, "not an open_clip config with model_cfg.embed_dim"),
         ({"open_clip_config.json": '{"model_cfg": {"embed_dim": 8}}'}, "no weights (*.safetensors, *.bin, *.pth)"),
