@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import tarfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,6 +93,22 @@ def urls(home: Path, _: list[Path], site: Website) -> None:
     write(home / "laion.parquet", {"URL": addresses, "TEXT": [f"disc {n}" for n in range(COUNT)]})
 
 
+def tar_of(path: Path, photos: list[Path], first: int = 0) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for n, photo in enumerate(photos, first):
+            tar.add(photo, f"{n:09d}.jpg")
+            for extension, text in (("txt", f"disc {n}"), ("json", f'{{"n": {n}}}')):
+                info = tarfile.TarInfo(f"{n:09d}.{extension}")
+                info.size = len(text)
+                tar.addfile(info, io.BytesIO(text.encode()))
+
+
+def webdataset(home: Path, photos: list[Path], _: Website) -> None:
+    tar_of(home / "shards/00000.tar", photos[:2])
+    tar_of(home / "shards/00001.tar", photos[2:], 2)
+
+
 def img2dataset(home: Path, photos: list[Path], _: Website) -> None:
     columns = {
         "key": [f"{n:09d}" for n in range(COUNT + 2)],
@@ -102,6 +120,9 @@ def img2dataset(home: Path, photos: list[Path], _: Website) -> None:
     }
     write(home / "downloaded/00000.parquet", columns)
     (home / "downloaded/00000_stats.json").write_text("{}")
+    tar_of(home / "crawled/00000.tar", photos)
+    write(home / "crawled/00000.parquet", {name: column for name, column in columns.items() if name != "jpg"})
+    (home / "crawled/00000_stats.json").write_text("{}")
 
 
 def other_parquet(home: Path, photos: list[Path], _: Website) -> None:
@@ -115,6 +136,8 @@ def other_parquet(home: Path, photos: list[Path], _: Website) -> None:
 
 NUMBERS = [str(n) for n in range(COUNT)]
 UUIDS = [str(uuid.UUID(int=n)) for n in range(COUNT)]
+IN_TARS = [f"{int(n > 1):05d}/{n:09d}" for n in range(COUNT)]
+DISCS = [f"disc {n}" for n in range(COUNT)]
 YEARS = ["2023"] * 2 + ["2024"] * 4
 
 
@@ -128,13 +151,28 @@ YEARS = ["2023"] * 2 + ["2024"] * 4
         ),
         ("Lists", lists, {"csv": (NUMBERS, {"price": [n + 0.5 for n in range(COUNT)]}), "jsonl": (NUMBERS, {})}),
         ("COCO", coco, {"coco": (NUMBERS, {"box_labels": [["disc"]] * COUNT})}),
+        (
+            "WebDataset",
+            webdataset,
+            {
+                "shards": (IN_TARS, {"txt": DISCS}),
+                "tars": (IN_TARS, {"txt": DISCS, "json": [f'{{"n": {n}}}' for n in NUMBERS]}),
+            },
+        ),
         ("Hugging Face", hugging_face, {"beans": ([f"train-0/{n}" for n in NUMBERS], {"labels": list(range(COUNT))})}),
         (
             "Parquet of URLs",
             urls,
             {"laion": ([f"laion/{n}" for n in NUMBERS], {"TEXT": [f"disc {n}" for n in NUMBERS]})},
         ),
-        ("img2dataset", img2dataset, {"downloaded": ([f"{n:09d}" for n in range(COUNT)], {})}),
+        (
+            "img2dataset",
+            img2dataset,
+            {
+                "downloaded": ([f"{n:09d}" for n in range(COUNT)], {}),
+                "crawled": ([f"00000/{n:09d}" for n in range(COUNT)], {"txt": DISCS}),
+            },
+        ),
         (
             "Parquet",
             other_parquet,

@@ -59,7 +59,7 @@ def run(
 
 @app.command(rich_help_panel="Run")
 def embed(
-    images: Annotated[str, typer.Argument(help="Folder or glob of images, a list of them, or Parquet.")],
+    images: Annotated[str, typer.Argument(help="Folder or glob of images, a list of them, tars, or Parquet.")],
     output: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the job file and its tables.")],
     model: ModelName = "ViT-B-32",
     pretrained: Pretrained = None,

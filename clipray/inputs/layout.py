@@ -21,6 +21,7 @@ from clipray.job.row_spec import IMAGES, RowSpec
 from clipray.storage.parquet import RowGroup
 
 OFFSET, SIZE = "offset", "size"  # in bytes, of what a row has of the file at its `uri`
+VERSION = "version"  # of that file
 STATUS, WHY = "status", "error_message"  # of a download, as img2dataset writes them
 SUCCESS = "success"
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -178,7 +179,8 @@ def layout_of(spec: RowSpec, source: ManifestColumns | None, files: Sequence[Fil
         columns.setdefault("bytes", f"{image}.bytes")
         made_id = made_id or ("" if {spec.key} & (set(columns) | names) else "row")
     ranged = {OFFSET, SIZE} <= set(columns) | names and "uri" in spec.sources
-    layout = Layout(spec, columns, made_id, tuple(roots) if made_id == "row" else (), image, ranged)
+    version = VERSION if VERSION in columns else ""
+    layout = Layout(spec, columns, made_id, tuple(roots) if made_id == "row" else (), image, ranged, version)
     if made_id == "row":
         _check_names(layout, files)
     return layout

@@ -63,7 +63,8 @@ class Manifest:
     def columns(self, keep: Sequence[str] = ()) -> list[str]:
         """The columns that encoding reads."""
         content = self.spec.content
-        return [self.spec.key, *(c for c in content if c in self.schema.names), *(k for k in keep if k not in content)]
+        read = (c for c in (*content, self.layout.version) if c in self.schema.names)
+        return list(dict.fromkeys([self.spec.key, *read, *(k for k in keep if k not in content)]))
 
     @property
     def download_columns(self) -> list[str]:
@@ -98,7 +99,7 @@ def open_manifest(
         ManifestError: nothing there, not Parquet, a column missing, there twice or of another type, files that differ.
     """
     columns = source if isinstance(source, ManifestColumns) else None
-    paths = source.path if isinstance(source, ManifestColumns) else source
+    paths = source.paths if isinstance(source, ManifestColumns) else source
     paths = [absolute(one) for one in ([paths] if isinstance(paths, str) else paths)]
     urls = [url for one in paths for url in expand_parquet(one)]
     if not urls:

@@ -162,20 +162,52 @@ class MadeId(Settings):
     source: Literal["row", "content"] = Field(alias="from")
 
 
+def _extension(name: str) -> str:
+    name = name.removeprefix(".").lower()
+    if not name or "/" in name:
+        raise ValueError("expected what follows the first dot in a file's name, such as txt or seg.png")
+    return name
+
+
+Extension = Annotated[str, AfterValidator(_extension)]
+TAR_COLUMNS = ("image_id", "uri", "offset", "size", "version")
+
+
 class ManifestColumns(Settings):
-    """Parquet whose columns have names of their own.
+    """Parquet whose columns have names of their own, or tars as WebDataset has them.
 
     All other keys are names of a manifest's columns, or of those in `keep`: their values are names in the files, nested
     by dots (`image.bytes`). An id may also be made: `image_id: {from: row}`.
 
     Attributes:
-        path: a file, a glob, a folder, or a list of these.
+        path: Parquet: a file, a glob, a folder, or a list of these.
+        tars: in place of `path`: a tar, a glob, braces such as `{00000..00099}.tar`, a folder, or a list of these.
+        texts: of tars: the extensions of files in them that become columns of strings, such as txt and json.
+        image: of tars: the extension of the images, where samples have several.
     """
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, str | MadeId] = Field(init=False)
 
-    path: str | list[str]
+    path: str | list[str] | None = None
+    tars: str | list[str] | None = None
+    texts: list[Extension] = Field(default_factory=list, alias="columns")
+    image: Extension | None = None
+
+    @model_validator(mode="after")
+    def _parquet_or_tars(self) -> Self:
+        if (self.path is None) == (self.tars is None):
+            raise ValueError("expected `path`, of Parquet, or `tars`")
+        if self.tars is None and (self.texts or self.image):
+            raise ValueError(f"`{'columns' if self.texts else 'image'}` goes with `tars`")
+        refuse_taken(self.texts, TAR_COLUMNS, "drop it from `columns`")
+        return self
+
+    @property
+    def paths(self) -> list[str]:
+        """Files, globs and folders of Parquet or of tars."""
+        paths = self.path or self.tars or []
+        return [paths] if isinstance(paths, str) else paths
 
     @property
     def columns(self) -> dict[str, str]:
@@ -206,7 +238,7 @@ class Encoding(ModelStep):
 
     Attributes:
         manifest: Parquet with a row for each input: a file, a glob, a folder, or a list of these; or a mapping with its
-            `path` and the names of its columns.
+            `path` and the names of its columns, or with `tars`.
         keep: columns of the manifest to carry through.
         max_reject_rate: above this share of rejected rows the job fails; everything written is kept.
         actors: the number of encoders, `[min, max]`, or `auto`: one per GPU, or one per 8 CPUs.
@@ -251,8 +283,9 @@ class Encoding(ModelStep):
     @property
     def manifest_paths(self) -> list[str]:
         """Files, globs and folders of the manifest."""
-        paths = self.manifest.path if isinstance(self.manifest, ManifestColumns) else self.manifest
-        return [paths] if isinstance(paths, str) else paths
+        if isinstance(self.manifest, ManifestColumns):
+            return self.manifest.paths
+        return [self.manifest] if isinstance(self.manifest, str) else self.manifest
 
     @property
     def decoding(self) -> Decoding:

@@ -164,7 +164,7 @@ def _mapping_branch(values: Any, detail: Mapping[str, Any]) -> bool:
     for part in inner:
         values = values[part]
     branch = str(detail["loc"][len(inner)])
-    return isinstance(values, dict) and (branch.startswith("dict[") or branch[:1].isupper())
+    return isinstance(values, dict) and (branch.startswith(("dict[", "function-")) or branch[:1].isupper())
 
 
 def _inside(values: Any, detail: Mapping[str, Any]) -> Place:

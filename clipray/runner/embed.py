@@ -13,6 +13,7 @@ from clipray.inputs.image_listing import list_images
 from clipray.inputs.image_lists import STDIN, ListOptions, is_list
 from clipray.inputs.make_manifest import make_manifest
 from clipray.inputs.parquet_files import expand_parquet
+from clipray.inputs.tar_listing import folder_has_tars, is_tars
 from clipray.inputs.usual_columns import usual_columns
 from clipray.job import EmbedImages, ManifestColumns, Model
 from clipray.job.load import dump_job, load_job, steps_of
@@ -37,10 +38,11 @@ def embed(
     """Write a job file for images into `out` and run it.
 
     Args:
-        images: a folder or glob of images, a list of them, or Parquet; its columns are recognised by their usual names.
+        images: a folder or glob of images, a list of them, tars, or Parquet, whose columns are recognised by their usual
+            names.
         manifest_label: as `label` of `make_manifest`.
         columns: names of columns of a list or of Parquet that need not be guessed.
-        keep: columns to carry through.
+        keep: columns to carry through; of tars, extensions such as txt.
 
     Returns:
         (path of the job file, statuses as of `run`). Called again with the same `out`, it resumes; a folder is listed
@@ -75,7 +77,11 @@ def write_embed_job(request: EmbedRequest, *, say: Callable[[str], None] | None 
             "a run may be resumed, and standard input is read once: `clipray manifest - MANIFEST.parquet` first"
         )
     source, keep = absolute(images), list(request.keep)
-    if _is_manifest(source):
+    manifest: str | dict[str, Any]
+    if _is_of_tars(source):
+        manifest = _of_tars(source, request)
+        keep = list(manifest.get("columns", ()))
+    elif _is_manifest(source):
         manifest = _of_parquet(source, request, say)
     else:
         manifest = f"{home.url}/manifest.parquet"
@@ -93,6 +99,21 @@ def write_embed_job(request: EmbedRequest, *, say: Callable[[str], None] | None 
     else:
         home.write("job.yaml", dump_job(values))
     return path
+
+
+def _of_tars(source: str, request: EmbedRequest) -> dict[str, Any]:
+    """A job's `manifest` for tars. Raises JobError: an option that goes with other sources."""
+    options = request.columns
+    named = (
+        ("--label", request.label),
+        ("--images", options.images),
+        ("--uri", options.uri),
+        ("--id", options.image_id),
+    )
+    if option := next((name for name, value in named if value), None):
+        raise JobError(f"{option} goes with other sources; {source} holds tars, in which an image is TAR/KEY")
+    columns = {"columns": [extension.removeprefix(".").lower() for extension in request.keep]} if request.keep else {}
+    return {"tars": source, **columns}
 
 
 def _of_parquet(source: str, request: EmbedRequest, say: Callable[[str], None] | None) -> str | dict[str, Any]:
@@ -118,6 +139,13 @@ def _shown(column: str | dict[str, str]) -> str:
 
 def _was_started(home: Folder) -> bool:
     return any(home.sub(name).read(STARTED) for name in home.folders())
+
+
+def _is_of_tars(source: str) -> bool:
+    """Whether it names tars, or is a folder with tars and without images of its own."""
+    if is_tars(source):
+        return True
+    return not is_list(source) and folder_has_tars(source) and not _holds(source, list_images)
 
 
 def _is_manifest(source: str) -> bool:

@@ -88,7 +88,11 @@ def _run_steps(job: Job, events: Events, retry: bool, address: str | None, watch
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as aside:
         connect = functools.cache(lambda: stack.enter_context(_connected(address or job.address, say)))
         models = {model: aside.submit(resolve, model) for model in models_of(job, steps)}
-        context = StepContext(job, output, lambda model: models[model].result(), retry)
+
+        def cluster() -> ClusterResources:
+            return _as_it_is(connect())
+
+        context = StepContext(job, output, lambda model: models[model].result(), retry, cluster, say)
         unfinished = [s for s in steps if _is_unfinished(output.sub(s.primary_table), retry)]
         if any(s.needs_architecture for s in unfinished):
             aside.submit(importlib.import_module, "clipray.models.layers")  # and torch: seconds, in which Ray starts
@@ -97,7 +101,7 @@ def _run_steps(job: Job, events: Events, retry: bool, address: str | None, watch
         for s in unfinished:
             check_model(s, context)
         metered = _metered(watch, job.name, lambda: connect.cache_info().currsize > 0)
-        run = RunContext(lambda: _as_it_is(connect()), events, metered, say)
+        run = RunContext(cluster, events, metered, say)
         return [table for s in steps for table in _finish_step(open_step(s, context), run, s.tables)]
 
 

@@ -6,11 +6,12 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-from clipray.job import ModelStep, StepSettings
+from clipray.job import Encoding, ModelStep, StepSettings
 from clipray.job.load import step_kind
 from clipray.steps.base.encode_step import EncodeStep
 from clipray.steps.base.step import RunContext, StepContext, refuse_stale
 from clipray.steps.base.table_step import TableStep
+from clipray.steps.base.tar_manifest import with_indexed_tars
 from clipray.tables import Record
 
 _THEMES = {
@@ -45,6 +46,8 @@ def open_step(settings: StepSettings, context: StepContext) -> AnyStep:
     """
     if isinstance(settings, ModelStep) and settings.needs_text:
         context.model(settings)  # a vision model is refused whatever else there is to say
+    if isinstance(settings, Encoding):
+        settings = with_indexed_tars(settings, context)
     step: AnyStep = _home(settings).open_step(settings, context)
     return step
 

@@ -70,12 +70,16 @@ class StepContext:
     Attributes:
         resolve: finds a model and its weights.
         retry: rows that were rejected for a temporary reason are tried again.
+        cluster: connects to Ray at the first call; None where nothing is run.
+        say: takes lines for a person.
     """
 
     job: Job
     output: Folder
     resolve: Callable[[Model], ResolvedModel]
     retry: bool = True
+    cluster: Callable[[], ClusterResources] | None = None
+    say: Callable[[str], None] = lambda _: None
 
     def model(self, settings: ModelStep) -> ResolvedModel:
         """The step's own model, else the job's. Raises ModelError: it encodes no texts, and the step needs them."""

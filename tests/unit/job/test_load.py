@@ -158,9 +158,23 @@ def test_a_wrong_value_is_one_line_with_expected_and_found(setting: str, expecte
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ("5", "manifest: expected a string, a list of strings or a mapping of `path`, found 5"),
-        ("[a, 5]", "manifest: expected a string, a list of strings or a mapping of `path`, found ['a', 5]"),
-        ("{uri: URL}", "manifest.path: is missing"),
+        (
+            "5",
+            "manifest: expected a string, a list of strings or a mapping of `path`, `tars`, `columns`, `image`, found 5",
+        ),
+        (
+            "[a, 5]",
+            "manifest: expected a string, a list of strings or a mapping of `path`, `tars`, `columns`, `image`, found ['a', 5]",
+        ),
+        ("{uri: URL}", "manifest: expected `path`, of Parquet, or `tars`"),
+        ("{path: m, tars: t}", "manifest: expected `path`, of Parquet, or `tars`"),
+        ("{path: m, image: jpg}", "manifest: `image` goes with `tars`"),
+        ("{path: m, columns: [a]}", "manifest: `columns` goes with `tars`"),
+        ("{tars: t, columns: [uri]}", "manifest: the column name 'uri' is taken: drop it from `columns`"),
+        (
+            "{tars: t, image: a/b}",
+            "manifest.image: expected what follows the first dot in a file's name, such as txt or seg.png, found 'a/b'",
+        ),
         ("{path: m, uri: 5}", "manifest.uri: expected a string or a mapping of `from`, found 5"),
         ("{path: m, image_id: {from: rows}}", "manifest.image_id.from: expected 'row' or 'content', found 'rows'"),
         ("{path: m, image_id: {from: row, of: a}}", "manifest.image_id.of: unknown key; known: from"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,6 +41,32 @@ def test_a_job_that_was_started_keeps_its_model_and_its_images(tmp_path: Path) -
     with pytest.raises(StaleTableError, match=re.escape(message)):
         write_embed_job(EmbedRequest(str(other), str(out), Model(name="demo")))
     assert Path(path).read_bytes() == before
+
+
+def test_tars_are_recognised_by_their_names_and_in_folders(tmp_path: Path) -> None:
+    shards, mixed, packed = tmp_path / "shards", tmp_path / "mixed", tmp_path / "packed"
+    for folder in (shards, mixed, packed):
+        folder.mkdir()
+    (shards / "0.tar").write_bytes(b"looked at when it runs")
+    pq.write_table(pa.table({"key": ["a"], "url": ["/a.png"]}), shards / "0.parquet")
+    (mixed / "0.tar").write_bytes(b"beside images")
+    Image.new("RGB", (8, 8)).save(mixed / "a.png")
+    (packed / "0.tar.gz").write_bytes(b"refused when it runs")
+
+    def manifest(images: Path | str, out: str, **options: Any) -> Any:
+        request = EmbedRequest(str(images), str(tmp_path / out), Model(name="demo"), **options)
+        (step,) = steps_of(load_job(write_embed_job(request)))
+        assert isinstance(step, EmbedImages)
+        assert step.keep == [name.lower().removeprefix(".") for name in options.get("keep", ())]
+        return step.manifest
+
+    for source in (shards, packed, f"{shards}/{{0..9}}.tar", "s3://bucket/*.tar", "https://host/{a,b}.TAR"):
+        assert manifest(source, "a") == ManifestColumns(tars=str(source))
+    assert manifest(shards, "b", keep=[".TXT", "json"]) == ManifestColumns(tars=str(shards), columns=["txt", "json"])
+    assert manifest(mixed, "c") == str(tmp_path / "c" / "manifest.parquet")
+    for option in ({"label": "folder"}, {"columns": ListOptions(image_id="key")}):
+        with pytest.raises(JobError, match="goes with other sources; "):
+            manifest(shards, "d", **option)
 
 
 def test_the_columns_of_parquet_are_recognised_and_stand_in_the_job(tmp_path: Path) -> None:
