@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ import fsspec
 import numpy as np
 import pytest
 from run.test_embed import vectors
-from support import ObjectStore, write_job
+from support import PYTHONPATH, ROOT, ObjectStore, write_job
 
 import clipray
 from clipray.report.thumbnails import ImageSource, Thumbnails
@@ -21,6 +25,7 @@ from clipray.storage.events import read_events
 from clipray.storage.folder import Folder
 from clipray.tables import read_table
 
+DRIVER = "import sys, ray, clipray; ray.init(sys.argv[1], log_to_driver=False); clipray.run(sys.argv[2])"
 pytestmark = pytest.mark.usefixtures("ray_here")
 
 
@@ -121,3 +126,46 @@ def test_on_s3_a_tar_costs_a_few_requests(
     before = len(object_store.requests)
     assert clipray.run(job)[0].note == "was finished already"
     assert not [key for key in object_store.requests[before:] if key.startswith("GET") and key.endswith(".tar")]
+
+
+def test_a_killed_run_goes_on_and_every_row_is_there_once(
+    pictures: Path,
+    expected: dict[str, np.ndarray],
+    tiny_model: str,
+    tmp_path: Path,
+    ray_here: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A driver of its own on the session's Ray, killed half-way; what was left of the index and of the table is used."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests/lib"))
+    fsspec.register_implementation("slow", "testfs.SlowFileSystem", clobber=True)
+    ids = write_tars(tmp_path / "tars", pictures, 4)
+    often = {"rows_per_block": 4, "batch_size": 4, "flush_s": 0, "schemes": ["slow"]}
+    job = job_of(tmp_path, f"slow://{tmp_path}/tars/{{000..003}}.tar", tiny_model, **often)
+    images, index = tmp_path / "out/images", tmp_path / "out/_tars"
+    address = ray_here.get_runtime_context().gcs_address  # type: ignore[attr-defined]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, address, job],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        )
+        try:
+            end = time.monotonic() + 120
+            while len(list(images.glob("*.parquet"))) < 2:
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < end
+                time.sleep(0.05)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert not (images / "_table.json").exists()
+    left = {path: path.stat().st_mtime_ns for path in (*images.glob("*.parquet"), *index.glob("*.parquet"))}
+    removed = min(index.glob("*.parquet"))
+    removed.unlink()  # as if it had been killed before
+    (report,) = clipray.run(job)
+    assert report.rows == 300
+    assert encoded(tmp_path / "out") < 300
+    assert_right(f"{tmp_path}/out", ids, expected)
+    assert all(path.stat().st_mtime_ns == changed for path, changed in left.items() if path != removed)
