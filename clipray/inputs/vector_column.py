@@ -134,7 +134,7 @@ def refuse_another_model(vectors: VectorColumn, model: Mapping[str, Any], n_feat
             else "made of such vectors"
         )
         raise SchemaError(
-            f"input {vectors.name}: expected the output of {wanted}, the job's model, but it is {actual}; "
+            f"input {vectors.name}: expected the output of {wanted}, the step's model, but it is {actual}; "
             "texts and images are comparable in one model's space only"
         )
     if vectors.n_features != n_features:

@@ -39,7 +39,8 @@ Colour = Annotated[str, AfterValidator(_colour_name)]
 class Feature(Settings):
     """A vector column: the layer it is taken from, and how that layer's map becomes one vector.
 
-    `output` is the CLIP image vector. Every other layer is a map of (channels, height, width) and needs a `pooling`.
+    `output` is the image vector, of CLIP or of a vision model. Every other layer is a map of (channels, height, width)
+    and needs a `pooling`.
 
     Attributes:
         layer: `output`, or one that `clipray layers MODEL` lists.
@@ -133,7 +134,7 @@ class EmbedImages(ImageEncoding, Embedding):
     Attributes:
         regions_name: the name of the regions table, if a feature has one.
         features: vector columns by name, all from one forward pass.
-        decode: `exact`: exactly the pixels of open_clip's own transform; `fast`: JPEGs may be decoded at a reduced
+        decode: `exact`: exactly the pixels of the model's own transform; `fast`: JPEGs may be decoded at a reduced
             scale.
         preprocess: `keep_aspect`: the whole image, its long side scaled to `long_side_px`, no crop.
         long_side_px: the length of the long side, with `keep_aspect` only; by default the network's own.

@@ -33,7 +33,7 @@ def load(model: ResolvedModel, device: str = "cpu") -> torch.nn.Module:
         try:
             network = _made(model)
         except Exception as error:  # these libraries and torch raise many kinds for weights that do not fit
-            reason = one_line(error)
+            reason = one_line(error) or type(error).__name__
             source = model.pretrained or "its source"
             raise ModelError(f"{model.name}: its weights could not be loaded from {source}: {reason}") from error
     if model.library == "open_clip":
@@ -50,8 +50,10 @@ def _check_weights(model: ResolvedModel) -> None:
         where, fingerprint = model.pretrained, sha256(model.pretrained)
     elif model.library == "transformers":
         where, fingerprint = model.name, folder_sha256(folder_of(model.name), CONFIGS[model.library])
+    elif model.library == "timm" and model.seed is None and not model.pretrained:
+        where, fingerprint = model.name, sha256(timm_models.own_checkpoint(model.name))
     else:
-        return  # a tag or a hub's name; the download is the library's
+        return  # random weights, or open_clip's tag or hub's name; the download is the library's
     if fingerprint != model.weights:
         raise ModelError(
             f"{where}: this machine's weights are not those that the run started with ({model.weights[:19]}…)"

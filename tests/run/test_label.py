@@ -191,12 +191,12 @@ def test_vectors_of_another_model_or_layer_or_not_finite(world: Path, tmp_path: 
     job = write(tmp_path / "rn.yaml", tmp_path / "out", step, model="demo-rn")
     with pytest.raises(
         SchemaError,
-        match=r"images\.clip: expected the output of demo-rn .*, the job's model, but it is 'output' of demo ",
+        match=r"images\.clip: expected the output of demo-rn .*, the step's model, but it is 'output' of demo ",
     ):
         clipray.run(job)
     reduce = {"reduce": {"input": f"{world}/run/images.clip", "components": 16}}
     job = write(tmp_path / "r.yaml", tmp_path / "out", reduce, {"label": {"input": "reduced.clip", "classes": NAMES}})
-    with pytest.raises(SchemaError, match="the job's model, but it is made of such vectors"):
+    with pytest.raises(SchemaError, match="the step's model, but it is made of such vectors"):
         clipray.run(job)
     bad = np.ones((3, 128), np.float32)
     bad[1, 5] = np.inf

@@ -147,7 +147,7 @@ def test_pictures_of_another_model_are_refused(finished: Path, world: DemoWorld,
     values["steps"] = [{"score_captions": {"input": f"{finished}/out/images.clip", "manifest": str(pairs)}}]
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(
-        SchemaError, match=r"expected the output of demo-rn .*the job's model, but it is 'output' of demo"
+        SchemaError, match=r"expected the output of demo-rn .*the step's model, but it is 'output' of demo"
     ) as caught:
         clipray.run(str(tmp_path / "job.yaml"))
     assert "\n" not in str(caught.value)

@@ -124,6 +124,11 @@ def test_a_folder_and_the_hubs_cache_bring_their_own_weights(
         model = resolve(Model(name=name, pretrained=None if name.startswith("hf") else "true"))
         assert np.abs(vectors_of(model, images) - expected).max() <= 1e-5
     assert model.weights != local.weights  # which is of the folder, its config included
+    weights = tmp_path / "saved" / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in classifier.state_dict().items()}, weights)
+    for changed in (model, local):
+        with pytest.raises(ModelError, match="this machine's weights are not those that the run started with"):
+            load(changed)
 
 
 def test_random_weights_are_those_of_the_seed() -> None:
