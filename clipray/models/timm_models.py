@@ -59,7 +59,8 @@ def create_from(name: str, checkpoint: str) -> TimmTower:
     tower = create(name)
     state = load_state_dict(checkpoint, device="cpu", weights_only=True)
     heads = tower.trunk.pretrained_cfg.get("classifier") or ()
-    prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+    heads = [heads] if isinstance(heads, str) else heads
+    prefixes = tuple(f"{head.partition('.')[0]}." for head in heads)  # `head.fc`: a norm beside it goes with it
     wanted = tower.trunk.state_dict()
     kept = {key: value for key, value in state.items() if key in wanted or not key.startswith(prefixes)}
     tower.trunk.load_state_dict(kept, strict=True)

@@ -23,6 +23,7 @@ from clipray.models.preprocess import preprocess_of
 from clipray.models.resolve import ResolvedModel, architecture, resolve
 from clipray.models.timm_models import preprocess_of_config
 from clipray.models.tokenizer import tokenizer_of
+from tools.try_models import try_name
 
 NAME = "test_vit"
 SIZES = [(50, 77), (300, 201), (64, 64), (33, 210), (225, 224), (97, 96)]
@@ -99,6 +100,13 @@ def test_a_checkpoints_vectors_are_timms_own(classifier: torch.nn.Module, tmp_pa
         model = resolve(Model(name=f"timm/{NAME}", pretrained=str(tmp_path / file)))
         assert (model.embed_dim, model.has_text, model.image_size) == (64, False, (160, 160))
         assert np.abs(vectors_of(model, images) - expected).max() <= 1e-5
+
+
+def test_a_norm_that_belongs_to_the_classifier_goes_with_it(tmp_path: Path) -> None:
+    network = timm.create_model("levit_128s", num_classes=7).eval()
+    save_file(network.state_dict(), tmp_path / "levit.safetensors")
+    model = resolve(Model(name="timm/levit_128s", pretrained=str(tmp_path / "levit.safetensors")))
+    assert np.abs(vectors_of(model, [picture(99, 120)]) - upstream(network, [picture(99, 120)])).max() <= 1e-5
 
 
 def test_a_folder_and_the_hubs_cache_bring_their_own_weights(
@@ -190,6 +198,13 @@ def test_a_checkpoint_of_another_network_is_refused(classifier: torch.nn.Module,
 def test_a_folder_of_transformers_is_told_from_one_of_timm(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     assert f"it has no `architecture`; for transformers write `hf:{tmp_path}`" in refusal(name=f"local-dir:{tmp_path}")
+
+
+def test_the_tool_that_tries_names() -> None:
+    assert try_name("timm/test_vit") == "| `timm/test_vit` | 64 numbers of 160 x 160 px | no text tower |"
+    assert try_name("timm/tset_vit").startswith(
+        "| `timm/tset_vit` | not loaded: model.name: timm has no model 'tset_vit'"
+    )
 
 
 def test_a_vision_model_encodes_no_texts() -> None:
