@@ -54,17 +54,24 @@ class IndexFile:
 
 
 def index_tars(
-    tars: Sequence[Tar], wanted: Wanted, folder: Folder, index: Callable[[Sequence[Group]], Iterable[IndexFile]]
+    tars: Sequence[Tar],
+    wanted: Wanted,
+    folder: Folder,
+    index: Callable[[Sequence[Group]], Iterable[IndexFile]],
+    *,
+    tidy: bool,
 ) -> list[str]:
     """The URLs of the index's files, which hold the images of these tars, once each.
 
     Args:
         index: makes the files of groups, as `index_group` does; called only where some are missing.
+        tidy: remove files that hold an earlier version of one of these tars.
 
     Raises:
         ManifestError: a tar cannot be read, there are no images, or no members for one of the columns.
     """
-    files = _valid(_files(folder), tars, wanted)
+    before = _files(folder)
+    files = _valid(before, tars, wanted)
     covered = {tar for file in files for tar in file.tars}
     groups = list(_groups([tar for tar in tars if tar not in covered], wanted, folder))
     if groups:
@@ -76,6 +83,8 @@ def index_tars(
     for name in wanted.columns:
         if name not in members:
             raise ManifestError(f"{tars[0].url}: no member .{name} in {_counted(tars)}, found: {listed}")
+    if tidy:
+        _remove_outdated(before, tars, folder)
     return [file.url for file in sorted(files, key=lambda file: file.tars[0])]
 
 
@@ -92,10 +101,9 @@ def index_group(group: Group) -> IndexFile:
     return IndexFile(url, group.tars, group.wanted, len(table), members)
 
 
-def remove_outdated(folder: Folder, tars: Iterable[Tar]) -> None:
-    """Remove files of the index that hold an earlier version of one of these tars."""
+def _remove_outdated(files: Iterable[IndexFile], tars: Iterable[Tar], folder: Folder) -> None:
     now = {tar.url: tar.version for tar in tars}
-    for file in _files(folder):
+    for file in files:
         if any(now.get(tar.url, tar.version) != tar.version for tar in file.tars):
             folder.remove(file.url.rpartition("/")[2])
 

@@ -90,7 +90,7 @@ def _tars_of(source: str) -> Iterator[Tar]:
         versions = _versions(fs, paths)
     if missing := [path for path in paths if path not in versions]:
         raise ManifestError(
-            f"{as_url(missing[0], source)}: no such tar{f', nor {len(missing) - 1} others' if missing[1:] else ''}"
+            f"{as_url(missing[0], source)}: no such tar{f', and {len(missing) - 1} more are not there' if missing[1:] else ''}"
         )
     for path in paths:
         name = utf8_name(path.removeprefix(root.rstrip("/") + "/").removesuffix(SUFFIX))

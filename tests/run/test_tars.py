@@ -98,14 +98,15 @@ def test_only_rows_of_new_and_changed_tars_are_encoded_again(
     assert encoded(tmp_path / "out") == 60
     assert_right(f"{tmp_path}/out", ids, expected)
 
-    # Other pictures under the same keys, in a tar of the same size.
+    # Other pictures under the same keys; and a tar that was only written again.
+    os.utime(tmp_path / "tars/003.tar", ns=(1, 1))
     os.rename(tmp_path / "tars/002.tar", tmp_path / "tars/x.tar")
     os.rename(tmp_path / "tars/001.tar", tmp_path / "tars/002.tar")
     os.rename(tmp_path / "tars/x.tar", tmp_path / "tars/001.tar")
     swap = {"001": "002", "002": "001"}
     swapped = {key: ids[f"{swap.get(key[:3], key[:3])}{key[3:]}"] for key in ids}
     clipray.run(job)
-    assert encoded(tmp_path / "out") == 120
+    assert encoded(tmp_path / "out") == 180
     assert_right(f"{tmp_path}/out", swapped, expected)
     source = read_table(f"{tmp_path}/out/images")["uri"][0].as_py()
     assert Thumbnails(32, 2_000).of_uri(ImageSource("a", source, (64, 64)))[0]

@@ -103,6 +103,8 @@ class Comparison:
             unseen, rows = self._looked[1], len(self.scan.keys)
             note = f"`check_sources`: {unseen} of {rows} files cannot be seen: gone, not listed, or over http"
             return note if unseen else ""
+        if self.contents and self.contents.version:
+            return "`check_sources` looks at no file, as the manifest has their versions, which are compared"
         if self.contents:
             return "`check_sources` looks at no file, as the manifest has a column of inline content, which is compared"
         return "`check_sources` looks at no file, as the table was begun without it; `--fresh` makes it anew"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from clipray.inputs.tar_index import FOLDER, Group, IndexFile, index_group, index_tars, remove_outdated
+from clipray.inputs.tar_index import FOLDER, Group, IndexFile, index_group, index_tars
 from clipray.inputs.tar_listing import list_tars
 from clipray.inputs.tar_samples import Wanted
 from clipray.job import Encoding, ManifestColumns
@@ -23,9 +23,8 @@ def with_indexed_tars(settings: Encoding, context: StepContext) -> Encoding:
         return settings
     tars, folder = list_tars(source.tars), context.output.sub(FOLDER)
     wanted = Wanted(source.image or "", tuple(source.texts))
-    urls = index_tars(tars, wanted, folder, partial(_index, settings.name, context))
-    if context.cluster:  # a plan leaves alone what a run may be reading
-        remove_outdated(folder, tars)
+    running = context.cluster is not None  # a plan leaves alone what a run may be reading
+    urls = index_tars(tars, wanted, folder, partial(_index, settings.name, context), tidy=running)
     columns = {**source.columns, **source.made, "version": "version"}
     return settings.model_copy(update={"manifest": ManifestColumns.model_validate({"path": urls, **columns})})
 

@@ -12,10 +12,10 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import ObjectStore
+from support import Answer, ObjectStore, Website
 
 from clipray.errors import ManifestError
-from clipray.inputs.tar_index import Group, IndexFile, index_group, index_tars, remove_outdated
+from clipray.inputs.tar_index import Group, IndexFile, index_group, index_tars
 from clipray.inputs.tar_listing import expand_braces, list_tars
 from clipray.inputs.tar_samples import Wanted, read_samples
 from clipray.storage.folder import Folder
@@ -72,7 +72,7 @@ def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "d.tar").mkdir()
     wrong = {
         f"{tmp_path}/a/*.tarx": f"{tmp_path}/a/*.tarx: no tars there: expected a .tar, a glob, braces",
-        f"{tmp_path}/a/{{0..2}}.tar": f"{tmp_path}/a/1.tar: no such tar, nor 1 other",
+        f"{tmp_path}/a/{{0..2}}.tar": f"{tmp_path}/a/1.tar: no such tar, and 1 more are not there",
         f"{tmp_path}/x.tar": f"{tmp_path}/x.tar: no such tar",
         f"{tmp_path}/c": f"{tmp_path}/c/0.tar.gz: a compressed tar, in which no image can be read alone",
         f"{tmp_path}/c/0.tar.gz": f"{tmp_path}/c/0.tar.gz: a compressed tar",
@@ -144,9 +144,7 @@ def indexed(home: Path, wanted: Wanted | None = None) -> tuple[list[str], list[s
         return [index_group(group) for group in groups]
 
     tars = list_tars(str(home / "tars"))
-    urls = index_tars(tars, wanted or Wanted(), Folder(str(home / "index")), index)
-    remove_outdated(Folder(str(home / "index")), tars)
-    return urls, read
+    return index_tars(tars, wanted or Wanted(), Folder(str(home / "index")), index, tidy=True), read
 
 
 def ids(urls: list[str]) -> list[str]:
@@ -190,6 +188,23 @@ def test_no_images_and_no_such_members_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"no member \.caption in these 2 tars, found: \.txt"):
         indexed(tmp_path, Wanted(columns=("caption",)))
     assert ids(indexed(tmp_path, Wanted(columns=("txt",)))[0]) == ["1/0", "1/1"]
+
+
+def test_over_http_a_server_must_send_parts() -> None:
+    site = Website()
+    try:
+        data = tar_of({f"{n}.jpg": bytes(1_000) for n in range(300)})
+        site.answers |= {f"/a/{n}.tar": [Answer(data, in_parts=True)] for n in range(2)}
+        site.answers["/whole.tar"] = [Answer(data)]
+        tars = list_tars(f"{site.url}/a/{{0..1}}.tar")
+        assert [tar.name for tar in tars] == ["0", "1"]
+        assert len(read_samples(tars[1], Wanted()).table) == 300
+        with pytest.raises(ManifestError, match="the server sends whole files only"):
+            read_samples(list_tars(f"{site.url}/whole.tar")[0], Wanted())
+        with pytest.raises(ManifestError, match=r"/a/2.tar: no such tar$"):
+            list_tars(f"{site.url}/a/{{0..2}}.tar")
+    finally:
+        site.stop()
 
 
 def test_on_object_storage_small_members_are_read_through(object_store: ObjectStore, s3: str) -> None:

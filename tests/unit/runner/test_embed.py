@@ -63,6 +63,10 @@ def test_tars_are_recognised_by_their_names_and_in_folders(tmp_path: Path) -> No
     for source in (shards, packed, f"{shards}/{{0..9}}.tar", "s3://bucket/*.tar", "https://host/{a,b}.TAR"):
         assert manifest(source, "a") == ManifestColumns(tars=str(source))
     assert manifest(shards, "b", keep=[".TXT", "json"]) == ManifestColumns(tars=str(shards), columns=["txt", "json"])
+    write_started(Folder(str(tmp_path / "b" / "images")), {"settings": {}, "fingerprint": "00"})
+    assert manifest(shards, "b", keep=["txt", "json"]) == manifest(shards, "b", keep=[".TXT", "json"])
+    with pytest.raises(StaleTableError, match="says manifest"):
+        manifest(shards, "b")
     assert manifest(mixed, "c") == str(tmp_path / "c" / "manifest.parquet")
     for option in ({"label": "folder"}, {"columns": ListOptions(image_id="key")}):
         with pytest.raises(JobError, match="goes with other sources; "):
