@@ -11,7 +11,15 @@ from typing import Any
 import timm
 import timm.data
 import torch
-from timm.models import PretrainedCfg, get_pretrained_cfg, is_model, list_models, list_pretrained, load_state_dict
+from timm.models import (
+    PretrainedCfg,
+    get_deprecated_models,
+    get_pretrained_cfg,
+    is_model,
+    list_models,
+    list_pretrained,
+    load_state_dict,
+)
 
 from clipray.errors import ModelError
 from clipray.models.dry_run import trial, without_weights
@@ -118,10 +126,11 @@ def own_checkpoint(name: str) -> str:
         ModelError: there are none, or they could not be downloaded.
     """
     if name.startswith(PREFIX):
-        config: Any = get_pretrained_cfg(name.removeprefix(PREFIX)) or PretrainedCfg()
+        plain = name.removeprefix(PREFIX)
+        config: Any = get_pretrained_cfg(get_deprecated_models().get(plain) or plain) or PretrainedCfg()
         repo, file = config.hf_hub_id, config.hf_hub_filename or BIN
         if not repo:
-            raise ModelError(f"model.pretrained: timm has no weights for {name}; {_offer(name)}")
+            raise ModelError(f"model.pretrained: the hub has no weights for {name}; {_offer(name, config.url)}")
     else:
         repo, file = name.partition(":")[2], BIN
     return downloaded(name, lambda: _from_hub(repo, file))
@@ -145,7 +154,9 @@ def best_weights(folder: Path) -> str:
     return str(min(folder_weights(folder), key=lambda path: (order.get(path.name, 2), path.suffix != ".safetensors")))
 
 
-def _offer(name: str) -> str:
+def _offer(name: str, url: str | None) -> str:
+    if url:
+        return f"they are at {url}: give that as `pretrained`, or a checkpoint's path"
     tags = list_pretrained(f"{name.removeprefix(PREFIX).partition('.')[0]}.*")[:8]
     tagged = f"; it has weights as {', '.join(PREFIX + tag for tag in tags)}" if tags else ""
     return f"name a checkpoint's path, or `random` with a `seed`{tagged}"

@@ -171,7 +171,8 @@ def test_layers_are_the_trunks_modules() -> None:
         ({"name": "timm/test_vit.r160"}, "timm has no model 'test_vit.r160'; nearest: timm/test_vit.r160_in1k"),
         ({"name": "timm/xyzzy"}, "timm has no model 'xyzzy'; nearest: none"),
         ({"name": "timm/test_vit", "pretrained": "imagenet"}, "'imagenet' is no file; expected `true` for timm's own weights"),
-        ({"name": "timm/test_byobnet.none"}, "timm has no model"),
+        ({"name": "timm/legacy_seresnet18"}, "the hub has no weights for timm/legacy_seresnet18; they are at https://"),
+        ({"name": "timm/resnet10t_v"}, "timm has no model 'resnet10t_v'; nearest: timm/resnet10t"),
     ],
 )  # fmt: skip
 def test_refusals(settings: dict[str, Any], message: str) -> None:
