@@ -41,7 +41,7 @@ def try_name(name: str) -> str:
         image = _image(model)
         return f"| `{name}` | {image} | {_text(model) if model.has_text else 'no text tower'} |"
     except ModelError as error:
-        return f"| `{name}` | not loaded: {_short(error)} | |"
+        return f"| `{name}` | not loaded: {_reason(name, error)} | |"
 
 
 def _image(model: Any) -> str:
@@ -81,13 +81,21 @@ def _text(model: Any) -> str:
 
 
 def _tokenizer(name: str) -> str:
+    return f"`{_text_config(name).get('hf_tokenizer_name')}`"
+
+
+def _reason(name: str, error: ModelError) -> str:
+    base = _text_config(name).get("hf_model_name")
+    if base and "its weights could not be loaded" in str(error):
+        return f"the configuration of its text tower, `{base}`, is not on this machine"
+    return str(error).replace("|", "/")[:160]
+
+
+def _text_config(name: str) -> dict[str, Any]:
     import open_clip
 
-    return f"`{open_clip.get_model_config(name)['text_cfg'].get('hf_tokenizer_name')}`"
-
-
-def _short(error: Exception) -> str:
-    return str(error).replace("|", "/")[:160]
+    config = open_clip.get_model_config(name) or {}
+    return dict(config.get("text_cfg", {}))
 
 
 def main(names: list[str]) -> None:
