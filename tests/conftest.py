@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PHOTOS, PYTHONPATH, TINY_VIT, ObjectStore, draw_pictures, forking_python
+from support import PHOTOS, PYTHONPATH, TINY_VIT, ForkedWorkers, ObjectStore, draw_pictures, forking_python
 
 OWN_RAYS = ("test_kill", "test_nodes", "test_submit")
 """Files whose tests start Rays of their own: one at a time, and first, for two at once overload two cores."""
@@ -96,29 +97,39 @@ def s3(object_store: ObjectStore) -> str:
 
 
 @pytest.fixture(scope="session")
-def ray_here(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStore) -> Iterator[object]:
-    """One Ray of 4 logical CPUs for all tests that run in this process.
+def forked_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedWorkers]:
+    """Within `with forked_workers():`, a Ray that starts has workers that are forked, see `lib/forked.py`.
 
-    Its workers are forked, see `lib/forked.py`; they know the server of `object_store` and the filesystems of
-    `lib/testfs.py`.
+    They know the filesystems of `lib/testfs.py`.
     """
+    from clipray.engine.connect import WORKER_ENV
+
+    environment = {**WORKER_ENV, "PYTHONPATH": PYTHONPATH}
+
+    @contextlib.contextmanager
+    def forking() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "executable", python)  # by which Ray starts its workers
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            yield
+
+    with forking_python(tmp_path_factory.mktemp("forked"), {**os.environ, **environment}) as python:
+        yield forking
+
+
+@pytest.fixture(scope="session")
+def ray_here(forked_workers: ForkedWorkers, object_store: ObjectStore) -> Iterator[object]:
+    """One Ray of 4 logical CPUs for all tests that run in this process; its workers know the server of `object_store`."""
     import logging
 
-    from clipray.engine.connect import WORKER_ENV, _quiet_ray, _silent_stderr, ray
+    from clipray.engine.connect import _quiet_ray, _silent_stderr, ray
     from clipray.engine.ray_internals import quiet_raylet, without_driver_path, without_helpers
 
     _quiet_ray()
     options = {"num_cpus": 4, "include_dashboard": False}
-    environment = {**WORKER_ENV, "PYTHONPATH": PYTHONPATH}
-    with forking_python(tmp_path_factory.mktemp("forked"), {**os.environ, **environment}) as python:
-        with (
-            pytest.MonkeyPatch.context() as patch, _silent_stderr(), without_helpers(),
-            without_driver_path(options) as safe_options,
-        ):  # fmt: skip
-            patch.setattr(sys, "executable", python)  # by which Ray starts its workers
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            ray.init("local", **safe_options, log_to_driver=False, logging_level=logging.ERROR)
-        with quiet_raylet():
-            yield ray
-        ray.shutdown()
+    with forked_workers(), _silent_stderr(), without_helpers(), without_driver_path(options) as safe_options:
+        ray.init("local", **safe_options, log_to_driver=False, logging_level=logging.ERROR)
+    with quiet_raylet():
+        yield ray
+    ray.shutdown()

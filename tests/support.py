@@ -171,6 +171,10 @@ class Website:
         self._server.server_close()
 
 
+ForkedWorkers = Callable[[], contextlib.AbstractContextManager[None]]
+"""Within it, a Ray that starts has workers that are forked."""
+
+
 class ObjectStore:
     """An S3 server on loopback.
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from run.test_embed import vectors
 from run.test_kill import ENVIRONMENT, wait_for_rows
-from support import CLIPRAY, PYTHONPATH, write_job
+from support import CLIPRAY, PYTHONPATH, ForkedWorkers, write_job
 
 from clipray.engine.connect import without_helpers
 
@@ -31,18 +31,19 @@ QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "hea
 class Nodes:
     """A cluster without a job server, and its nodes by name."""
 
-    def __init__(self, folder: Path, hold: Path) -> None:
+    def __init__(self, folder: Path, hold: Path, forked_workers: ForkedWorkers) -> None:
         from ray.cluster_utils import Cluster
 
+        self._forked_workers = forked_workers
         head = {"num_cpus": 1, "labels": {"tier": "head"}, "temp_dir": str(folder), "_system_config": QUICK}
-        with without_helpers():
+        with without_helpers(), forked_workers():
             self._cluster = Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": False})
         self.address = self._cluster.address
         self.hold = hold  # while this file is there, pictures come very slowly; see `testfs`
         self._nodes: dict[str, Any] = {}
 
     def add(self, name: str, **offered: Any) -> None:
-        with without_helpers():
+        with without_helpers(), self._forked_workers():
             self._nodes[name] = self._cluster.add_node(**offered)
 
     def ids(self, name: str) -> str:
@@ -56,14 +57,14 @@ class Nodes:
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+def nodes(tmp_path_factory: pytest.TempPathFactory, forked_workers: ForkedWorkers) -> Iterator[Nodes]:
     """A head, a node to decode and a node with a GPU."""
     # The tests' own Ray, where it runs already, has switched tokens on for all that this process starts.
     hold = tmp_path_factory.mktemp("nodes") / "hold"
     ours = {**AS_NEEDED, "PYTHONPATH": PYTHONPATH, "RAY_AUTH_MODE": "disabled", "TESTFS_HOLD": str(hold)}
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
-    started = Nodes(Path("/tmp") / f"clipray-nodes-{os.getpid()}", hold)  # a socket's path is short
+    started = Nodes(Path("/tmp") / f"clipray-nodes-{os.getpid()}", hold, forked_workers)  # a socket's path is short
     try:
         started.add("decode", num_cpus=2, labels=CPU)
         started.add("gpu", num_cpus=1, num_gpus=1, labels=GPU)
