@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 from run.test_embed import vectors
 from run.test_kill import ENVIRONMENT, rows_on_disk
-from support import CLIPRAY, ROOT, ObjectStore, draw_pictures, follow, write_job
+from support import CLIPRAY, ROOT, ForkedWorkers, ObjectStore, draw_pictures, follow, write_job
 
 from clipray.cli import main
 from clipray.engine import job_client
@@ -36,6 +36,13 @@ from clipray.runner.status import status
 
 ROWS = 400
 TOKEN = "the-token-of-this-test"
+PYTHON = sys.executable
+RAY_START = """
+import sys
+from ray.scripts.scripts import cli
+sys.executable = sys.argv[1]  # by which Ray starts its workers
+cli(["start", *sys.argv[2:]])
+"""
 
 
 @dataclass(frozen=True)
@@ -64,8 +71,10 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStore) -> Iterator[Head]:
-    """`ray start --head` with everything of its own: ports, folder, token. Ended by its id."""
+def head(
+    tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStore, forked_workers: ForkedWorkers
+) -> Iterator[Head]:
+    """`ray start --head` with everything of its own: ports, folder, token; its workers are forked. Ended by its id."""
     gcs, board, client, agent, metrics = free_ports(5)
     folder, log = Path("/tmp") / f"clipray-head-{os.getpid()}", tmp_path_factory.mktemp("head") / "log"
     options = {
@@ -74,13 +83,12 @@ def head(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStore) ->
         "temp-dir": folder, "num-cpus": 3, "object-store-memory": 200_000_000,
         "system-config": json.dumps({"metrics_report_interval_ms": 3000}),  # each report looks at all processes
     }  # fmt: skip
-    ray = str(Path(sys.executable).parent / "ray")
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**ENVIRONMENT, **object_store.environment, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "TESTFS_HOLD": str(log.with_name("hold"))}  # fmt: skip
-    with open(log, "w") as out:
+    with open(log, "w") as out, forked_workers():
         process = subprocess.Popen(
-            [ray, "start", "--head", "--block", "--disable-usage-stats", *words],
+            [PYTHON, "-c", RAY_START, sys.executable, "--head", "--block", "--disable-usage-stats", *words],
             stdout=out,
             stderr=out,
             env=environment,
