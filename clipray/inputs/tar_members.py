@@ -121,13 +121,14 @@ def read_members(tar: TarBytes) -> Iterator[Member]:
         data, flag = offset + BLOCK_BYTES, header[156:157]
         if flag in REGULAR:
             records = {**common, **records}
-            size = int(records.get("size", size))
+            size = _size_of(records.get("size"), size)
         offset = data if flag in WITHOUT_DATA else data + -(-size // BLOCK_BYTES) * BLOCK_BYTES
+        if size < 0:
+            raise ManifestError(f"{tar.url}: damaged: a member at byte {data} has {size} bytes")
         if data + size > tar.size and flag not in WITHOUT_DATA:
             raise ManifestError(f"{tar.url}: truncated: a member at byte {data} has {size} bytes, the tar {tar.size}")
         if flag in (LONG_NAME, PAX, PAX_FOR_ALL):
-            found = _records(tar, flag, data, size)
-            (common if flag == PAX_FOR_ALL else records).update(found)
+            (common if flag == PAX_FOR_ALL else records).update(_records(tar, flag, data, size))
             continue
         if flag == SPARSE or any(key.startswith("GNU.sparse.") for key in records):
             raise ManifestError(
@@ -137,6 +138,15 @@ def read_members(tar: TarBytes) -> Iterator[Member]:
         records = {}
         if flag in REGULAR and not name.endswith("/"):  # which old tars call folders
             yield Member(name, data, size)
+    if records or offset > tar.size:  # writers that forget the end of a tar still end with a whole member
+        raise ManifestError(f"{tar.url}: truncated: expected a member at byte {offset}, the tar has {tar.size}")
+
+
+def _size_of(record: str | None, size: int) -> int:
+    """The size in a pax record, or that of the header; -1 for a record that is no number."""
+    if record is None:
+        return size
+    return int(record) if record.isascii() and record.isdigit() else -1
 
 
 def _checked_size(tar: TarBytes, offset: int, header: bytes) -> int:

@@ -114,6 +114,13 @@ def test_what_is_no_plain_tar_is_one_line(tmp_path: Path) -> None:
     assert refusal(path, b"short") == "no tar: it starts with b'short'"
     assert refusal(path, b"") == "no tar: 0 bytes"
     assert refusal(path, good[:1_000]) == "truncated: a member at byte 512 has 1000 bytes, the tar 1000"
+    assert refusal(path, good[:1_530]) == "truncated: expected a member at byte 1536, the tar has 1530"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        add(tar, "a.jpg", 10, pax_headers={"path": "b.jpg"})
+    assert refusal(path, path.read_bytes()[:1_024]) == "truncated: expected a member at byte 1024, the tar has 1024"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        add(tar, "a.jpg", 10, pax_headers={"size": "-9999"})
+    assert refusal(path, path.read_bytes()) == "damaged: a member at byte 1536 has -1 bytes"
     assert refusal(path, good[:1_600]) == "truncated: expected the header of a member at byte 1536 of 1600"
     assert refusal(path, good[:1_536] + b"x" + good[1_537:]) == (
         f"damaged: expected the header of a member at byte 1536 of {len(good)}"
