@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PHOTOS, PYTHONPATH, TINY_VIT, ForkedWorkers, ObjectStore, draw_pictures, forking_python
+from support import PHOTOS, PYTHONPATH, TINY_VIT, ForkedWorkers, ObjectStore, draw_pictures
 
 OWN_RAYS = ("test_kill", "test_nodes", "test_submit")
 """Files whose tests start Rays of their own: one at a time, and first, for two at once overload two cores."""
@@ -97,12 +97,13 @@ def s3(object_store: ObjectStore) -> str:
 
 
 @pytest.fixture(scope="session")
-def forked_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedWorkers]:
-    """Within `with forked_workers():`, a Ray that starts has workers that are forked, see `lib/forked.py`.
+def forked_workers() -> Iterator[ForkedWorkers]:
+    """Within `with forked_workers():`, a Ray that starts has workers that are forked, all from one process.
 
     They know the filesystems of `lib/testfs.py`.
     """
     from clipray.engine.connect import WORKER_ENV
+    from clipray.engine.fork_server import AHEAD, forking_python
 
     environment = {**WORKER_ENV, "PYTHONPATH": PYTHONPATH}
 
@@ -114,7 +115,7 @@ def forked_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedW
                 patch.setenv(name, value)
             yield
 
-    with forking_python(tmp_path_factory.mktemp("forked"), {**os.environ, **environment}) as python:
+    with forking_python({**os.environ, **environment}, (*AHEAD, "sklearn.cluster")) as python:
         yield forking
 
 

@@ -9,11 +9,9 @@ import itertools
 import os
 import re
 import shlex
-import socket
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -237,22 +235,6 @@ class ObjectStore:
     def stop(self) -> None:
         self._ended.set()
         self._server.shutdown()
-
-
-@contextlib.contextmanager
-def forking_python(folder: Path, environment: Mapping[str, str]) -> Iterator[str]:
-    """The path of a Python for Ray to start its workers with: they are forked from one process, see `lib/forked.py`."""
-    script, server, python = ROOT / "tests" / "lib" / "forked.py", folder / "server", folder / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {script} ask {server} "$@"\n')
-    python.chmod(0o700)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(server))
-        listener.listen()
-        number = listener.fileno()
-        words = [sys.executable, "-P", str(script), "serve", str(number)]
-        process = subprocess.Popen(words, stdin=subprocess.PIPE, pass_fds=[number], env=environment)
-    with process:  # it ends when its standard input does
-        yield str(python)
 
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)

@@ -30,6 +30,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core writes t
 import ray
 
 from clipray.engine.cluster import ClusterResources, Node
+from clipray.engine.fork_server import forking_python
 from clipray.engine.ray_internals import nodes_to_come, quiet_raylet, without_driver_path, without_helpers
 from clipray.errors import PlanError, one_line
 from clipray.storage.environment import need_room
@@ -81,21 +82,42 @@ def connected(address: str | None = None, say: Callable[[str], None] = lambda _:
         raise PlanError(
             f"{address} is a job server: `clipray submit JOB --address {address}`; expected auto or HOST:PORT"
         )
-    options: dict[str, Any] = {"runtime_env": {"env_vars": WORKER_ENV}}
-    prepared: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    bare: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if address == "local":
-        prepared, bare = ready_for_ray(say), without_helpers()
-        # One core must still hold an encoder and a decoding task at once.
-        options = {"num_cpus": max(2, local_cpus()), "include_dashboard": False}
-        os.environ.update({**WORKER_ENV, **os.environ})  # inherited: workers that Ray has started ahead can be used
     if address not in ("local", "auto"):
         _knock(address)
+    local = address == "local"
+    with contextlib.ExitStack() as until_the_end:
+        if local:
+            os.environ.update({**WORKER_ENV, **os.environ})  # inherited: workers that Ray has started ahead can be used
+            with ready_for_ray(say), without_helpers(), _forked_workers(until_the_end):
+                _join(address)
+        else:
+            _join(address)
+        try:
+            with quiet_raylet():
+                yield cluster_now(local=local)
+        finally:
+            if not abandoned():
+                ray.shutdown()
+
+
+@contextlib.contextmanager
+def _forked_workers(until: contextlib.ExitStack) -> Iterator[None]:
+    """A Ray that starts within the block has its workers forked by a process that lives as long as `until`."""
+    before = sys.executable
+    sys.executable = until.enter_context(forking_python(os.environ))
     try:
-        with (
-            _silent_stderr(), _own_sigterm(), _in_time(address), prepared, bare,
-            without_driver_path(options) as safe_options,
-        ):  # fmt: skip
+        yield
+    finally:
+        sys.executable = before
+
+
+def _join(address: str) -> None:
+    """Start Ray on this machine, or join a cluster. Raises PlanError."""
+    options: dict[str, Any] = {"runtime_env": {"env_vars": WORKER_ENV}}
+    if address == "local":  # one core must still hold an encoder and a decoding task at once
+        options = {"num_cpus": max(2, local_cpus()), "include_dashboard": False}
+    try:
+        with _silent_stderr(), _own_sigterm(), _in_time(address), without_driver_path(options) as safe_options:
             ray.init(address, **safe_options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         if "AuthenticationError" in f"{type(error)} {error.__cause__}":  # as text: Ray words what its client raised
@@ -110,12 +132,6 @@ def connected(address: str | None = None, say: Callable[[str], None] = lambda _:
         raise PlanError(
             "Ray did not start within its 30 s: this machine is too busy; run again when it is less so"
         ) from error
-    try:
-        with quiet_raylet():
-            yield cluster_now(local=address == "local")
-    finally:
-        if not abandoned():
-            ray.shutdown()
 
 
 def answers() -> bool:
