@@ -18,6 +18,7 @@ from clipray.inputs.row_index import scan
 from clipray.inputs.usual_columns import usual_columns
 from clipray.job import ManifestColumns
 from clipray.job.row_spec import IMAGES, PAIRS, TEXTS, RowSpec
+from clipray.steps.base.comparison import Comparison
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -256,3 +257,13 @@ def test_a_layout_comes_back_from_the_facts_that_a_table_notes(tmp_path: Path) -
     layout = opened(path).layout
     assert Layout.of_facts(layout.facts) == layout
     assert Layout().facts == {}
+
+
+def test_a_version_of_the_file_behind_a_uri_is_its_content(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"image_id": ["a", "b"], "uri": ["/1", "/2"], "etag": ["x", None]})
+    manifest = opened(path, version="etag")
+    contents = Comparison(manifest, scan(manifest), None, frozenset(), ()).contents
+    assert contents
+    assert [contents.hashes(pa.Table.from_pylist([row])).to_pylist() for row in rows(manifest)] == [["x"], [None]]
+    plain = opened(path)
+    assert Comparison(plain, scan(plain), None, frozenset(), ()).contents is None
