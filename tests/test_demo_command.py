@@ -1,16 +1,15 @@
-"""`clipray demo`: the whole product on the built-in world, in its own process."""
+"""`clipray demo`: the whole product on the built-in world."""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import yaml
 from PIL import Image
-from support import CLIPRAY, ROOT, clipray_here, python_here, write_traps
+from support import ROOT, clipray_here, python_here
 
 from clipray.demo.tour import look_at_clusters, nearest_images, style_figures
 from clipray.storage.folder import Folder
@@ -19,12 +18,9 @@ from clipray.tables import read_record, read_table
 PAGE = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
 
 
-def test_demo_makes_tables_that_are_right(tmp_path: Path) -> None:
-    imported = write_traps(tmp_path)
-    done = subprocess.run([CLIPRAY, "demo"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert not imported.exists(), imported.read_text()
-    assert "Look next at:" in done.stdout
+def test_demo_makes_tables_that_are_right(tmp_path: Path, ray_here: object) -> None:
+    printed = clipray_here(["demo"], tmp_path)
+    assert "Look next at:" in printed
     demo = tmp_path / "runs" / "demo"
     record = read_record(Folder(str(demo / "images")))
     assert record is not None
@@ -48,10 +44,10 @@ def test_demo_makes_tables_that_are_right(tmp_path: Path) -> None:
     figures = {(kind, style): found["top1"] for kind, style, _, found in style_figures(str(demo / "label_figures"))}
     assert {kind for kind, _ in figures} == {"single", "word"}
     assert all(figures["single", style] >= 0.95 for style in ("template", "definition", "name_is_definition"))
-    assert "Zero-shot labels, 64 classes" in done.stdout
+    assert "Zero-shot labels, 64 classes" in printed
     _look_at_duplicates(demo)
-    _search_as_it_says(done.stdout, tmp_path)
-    last = done.stdout.strip().splitlines()[-1]
+    _search_as_it_says(printed, tmp_path)
+    last = printed.strip().splitlines()[-1]
     assert last == f"report: {demo}/report/report.html"
     page = Path(last.removeprefix("report: ")).read_text(encoding="utf-8")
     assert page.count('class="sheet"') == 16

@@ -44,7 +44,7 @@ def gone(purpose: str) -> dict[str, str]:
 
 
 def test_a_run_without_any_of_the_names(tmp_path: Path, tiny_model: str) -> None:
-    """With relative paths, in a directory whose modules nothing may import; the demo's run has all names."""
+    """With relative paths, in a directory whose modules nothing may import; runs of the kill chain have all names."""
     draw_pictures(tmp_path / "images", 30)
     make_manifest(str(tmp_path / "images"), str(tmp_path / "m.parquet"))
     write_job(tmp_path / "job.yaml", "m.parquet", tiny_model, output="out", batch_size=8)
