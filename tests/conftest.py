@@ -103,7 +103,7 @@ def forked_workers() -> Iterator[ForkedWorkers]:
     They know the filesystems of `lib/testfs.py`.
     """
     from clipray.engine.connect import WORKER_ENV
-    from clipray.engine.fork_server import AHEAD, forking_python
+    from clipray.engine.fork_server import MODELS, VECTORS, forking_python
 
     environment = {**WORKER_ENV, "PYTHONPATH": PYTHONPATH}
 
@@ -115,7 +115,7 @@ def forked_workers() -> Iterator[ForkedWorkers]:
                 patch.setenv(name, value)
             yield
 
-    with forking_python({**os.environ, **environment}, (*AHEAD, "sklearn.cluster")) as python:
+    with forking_python({**os.environ, **environment}, (*MODELS, *VECTORS, "sklearn.cluster")) as python:
         yield forking
 
 

@@ -30,7 +30,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core writes t
 import ray
 
 from clipray.engine.cluster import ClusterResources, Node
-from clipray.engine.fork_server import forking_python
+from clipray.engine.fork_server import MODELS, VECTORS, forking_python
 from clipray.engine.ray_internals import nodes_to_come, quiet_raylet, without_driver_path, without_helpers
 from clipray.errors import PlanError, one_line
 from clipray.storage.environment import need_room
@@ -58,12 +58,15 @@ def local_cpus() -> int:
 
 
 @contextlib.contextmanager
-def connected(address: str | None = None, say: Callable[[str], None] = lambda _: None) -> Iterator[ClusterResources]:
+def connected(
+    address: str | None = None, say: Callable[[str], None] = lambda _: None, *, encodes: bool = True
+) -> Iterator[ClusterResources]:
     """Ray for the time of the block: the running instance of this process, the cluster at `address` (or in
     RAY_ADDRESS), else a new one on this machine, which ends with the block.
 
     Args:
         say: takes one line for each thing a person should know.
+        encodes: whether workers will load models.
 
     Raises:
         PlanError: no cluster answers at the address. RunError: this machine has no room for one.
@@ -88,7 +91,7 @@ def connected(address: str | None = None, say: Callable[[str], None] = lambda _:
     with contextlib.ExitStack() as until_the_end:
         if local:
             os.environ.update({**WORKER_ENV, **os.environ})  # inherited: workers that Ray has started ahead can be used
-            with ready_for_ray(say), without_helpers(), _forked_workers(until_the_end):
+            with ready_for_ray(say), without_helpers(), _forked_workers(until_the_end, encodes):
                 _join(address)
         else:
             _join(address)
@@ -101,10 +104,10 @@ def connected(address: str | None = None, say: Callable[[str], None] = lambda _:
 
 
 @contextlib.contextmanager
-def _forked_workers(until: contextlib.ExitStack) -> Iterator[None]:
+def _forked_workers(until: contextlib.ExitStack, encodes: bool) -> Iterator[None]:
     """A Ray that starts within the block has its workers forked by a process that lives as long as `until`."""
     before = sys.executable
-    sys.executable = until.enter_context(forking_python(os.environ))
+    sys.executable = until.enter_context(forking_python(os.environ, (*MODELS, *VECTORS) if encodes else VECTORS))
     try:
         yield
     finally:

@@ -18,6 +18,7 @@ import json
 import os
 import runpy
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -26,12 +27,13 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
-AHEAD = (
+VECTORS = ("clipray.analysis.vector_partition", "faiss", "pydantic.v1", "prometheus_client", "aiohttp", "click")
+"""What workers use that work on vectors, and what Ray uses in each; imported while Ray starts."""
+MODELS = (
     "open_clip", "clipray.pipelines.image_loader", "clipray.pipelines.region", "clipray.pipelines.attack",
     "clipray.pipelines.point_cloud", "clipray.pipelines.text", "clipray.pipelines.caption", "clipray.pipelines.class_texts",
-    "clipray.analysis.vector_partition", "faiss", "pydantic.v1", "prometheus_client", "aiohttp", "click",
 )  # fmt: skip
-"""What the workers of most steps use, and Ray's own; imported while Ray starts."""
+"""What workers use that encode."""
 RAY = (
     "ray._private.workers.default_worker", "ray.data", "ray.dashboard.utils",
     "clipray.engine.stream", "clipray.engine.vector_actors", "clipray.engine.index_builder",
@@ -43,7 +45,7 @@ IDS = 4_096  # that a worker may draw
 
 
 @contextlib.contextmanager
-def forking_python(environment: Mapping[str, str], ahead: Sequence[str] = AHEAD) -> Iterator[str]:
+def forking_python(environment: Mapping[str, str], ahead: Sequence[str]) -> Iterator[str]:
     """The path of a Python for Ray to start its workers with, for the time of the block.
 
     Where there is no server, or none any more, it is the Python of now. Forked workers live on after the block.
@@ -59,7 +61,8 @@ def forking_python(environment: Mapping[str, str], ahead: Sequence[str] = AHEAD)
     server, python = f"{folder}/server", f"{folder}/python"
     try:
         with open(python, "w") as file:
-            file.write(f'#!/bin/sh\nexec "{sys.executable}" -IS "{__file__}" ask "{server}" "$@"\n')
+            words = [sys.executable, "-IS", __file__, "ask", server]
+            file.write(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
         os.chmod(python, 0o700)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(server)
@@ -117,6 +120,7 @@ def serve(listener: socket.socket, ahead: Sequence[str]) -> None:
         socket.send_fds(jobs[job], [request], descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
+    shutil.rmtree(os.path.dirname(listener.getsockname()), ignore_errors=True)  # of a run that was killed
     os._exit(0)  # at once: there is nothing to finalize
 
 

@@ -86,7 +86,7 @@ def _run_steps(job: Job, events: Events, retry: bool, address: str | None, watch
     output, steps = Folder(job.output), steps_of(job)
     repair_metrics(output)
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as aside:
-        connect = functools.cache(lambda: stack.enter_context(_connected(address or job.address, say)))
+        connect = functools.cache(lambda: stack.enter_context(_connected(address or job.address, say, encodes)))
         models = {model: aside.submit(resolve, model) for model in models_of(job, steps)}
 
         def cluster() -> ClusterResources:
@@ -94,6 +94,7 @@ def _run_steps(job: Job, events: Events, retry: bool, address: str | None, watch
 
         context = StepContext(job, output, lambda model: models[model].result(), retry, cluster, say)
         unfinished = [s for s in steps if _is_unfinished(output.sub(s.primary_table), retry)]
+        encodes = bool(models_of(job, unfinished or steps))
         if any(s.needs_architecture for s in unfinished):
             aside.submit(importlib.import_module, "clipray.models.layers")  # and torch: seconds, in which Ray starts
         if any(s.needs_cluster for s in unfinished):
@@ -131,10 +132,10 @@ def _finish_step(step: AnyStep, run: RunContext, names: Sequence[str]) -> Iterat
         yield TableStatus(name, "finished", done.rows, done.rejects, total, note=note, record=done, page=step.page)
 
 
-def _connected(address: str | None, say: Say) -> AbstractContextManager[ClusterResources]:
+def _connected(address: str | None, say: Say, encodes: bool) -> AbstractContextManager[ClusterResources]:
     from clipray.engine.connect import connected
 
-    return connected(address, say)
+    return connected(address, say, encodes=encodes)
 
 
 def _as_it_is(cluster: ClusterResources) -> ClusterResources:
