@@ -141,8 +141,8 @@ def test_a_killed_run_goes_on_and_every_row_is_there_once(
     monkeypatch.syspath_prepend(str(ROOT / "tests/lib"))
     fsspec.register_implementation("slow", "testfs.SlowFileSystem", clobber=True)
     ids = write_tars(tmp_path / "tars", pictures, 4)
-    often = {"rows_per_block": 4, "batch_size": 4, "flush_s": 0, "schemes": ["slow"]}
-    job = job_of(tmp_path, f"slow://{tmp_path}/tars/{{000..003}}.tar", tiny_model, **often)
+    tars = f"slow://{tmp_path}/tars/{{000..003}}.tar"
+    job = job_of(tmp_path, tars, tiny_model, rows_per_block=4, flush_s=0, schemes=["slow"])
     images, index = tmp_path / "out/images", tmp_path / "out/_tars"
     address = ray_here.get_runtime_context().gcs_address  # type: ignore[attr-defined]
     with open(tmp_path / "log", "w") as log:
@@ -165,7 +165,7 @@ def test_a_killed_run_goes_on_and_every_row_is_there_once(
     left = {path: path.stat().st_mtime_ns for path in (*images.glob("*.parquet"), *index.glob("*.parquet"))}
     removed = min(index.glob("*.parquet"))
     removed.unlink()  # as if it had been killed before
-    (report,) = clipray.run(job)
+    (report,) = clipray.run(job_of(tmp_path, tars, tiny_model, schemes=["slow"]))
     assert report.rows == 300
     assert encoded(tmp_path / "out") < 300
     assert_right(f"{tmp_path}/out", ids, expected)
