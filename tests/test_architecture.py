@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -169,6 +170,16 @@ def test_no_verb_is_named_as_a_module() -> None:
     import clipray
 
     assert not set(clipray.__all__) & {path.stem for path in PACKAGE.glob("*")}
+
+
+def test_what_workers_return_needs_no_torch_in_the_driver() -> None:
+    """A result is unpickled by the module of its class: that of encoded classes once cost the driver five seconds."""
+    from clipray.pipelines.class_texts import encode_classes
+
+    (module,) = {get_type_hints(encode_classes)["return"].__module__}
+    code = f"import sys, {module}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_reading_a_picture_needs_no_torch() -> None:

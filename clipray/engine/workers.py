@@ -24,8 +24,7 @@ from clipray.inputs.vector_lookup import Gatherer, Lookup
 from clipray.storage.parquet import RowGroup
 
 if TYPE_CHECKING:
-    from clipray.pipelines.class_texts import EncodedClasses
-    from clipray.pipelines.spec import BlockFunction, ClassTexts, EncoderSpec, ImageSpec
+    from clipray.pipelines.spec import BlockFunction, ClassTexts, EncodedClasses, EncoderSpec, ImageSpec
 
 GATHERED = "gathered"
 GATHER_ROWS = 16_384  # whose vectors are looked up together: pairs in any order read each row group once for so many

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,17 +10,9 @@ import torch
 from clipray.analysis.prompts import PromptStyle
 from clipray.analysis.zero_shot import class_vectors
 from clipray.models.text_encoder import TextEncoder
-from clipray.pipelines.spec import ClassTexts
+from clipray.pipelines.spec import ClassTexts, EncodedClasses
 
 TEXTS_AT_ONCE = 4_096
-
-
-@dataclass(frozen=True)
-class EncodedClasses:
-    """For each range the class vectors (k, d) float32 and the numbers of texts (k,) int64; and facts about the tower."""
-
-    parts: list[tuple[np.ndarray, np.ndarray]]
-    facts: dict[str, Any]
 
 
 def encode_classes(work: ClassTexts) -> EncodedClasses:

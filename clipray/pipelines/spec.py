@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from clipray.analysis.prompts import PromptStyle
@@ -184,3 +185,11 @@ class ClassTexts:
     precision: str
     threads: int
     ranges: tuple[tuple[PromptStyle, int, int], ...]
+
+
+@dataclass(frozen=True)
+class EncodedClasses:
+    """For each range the class vectors (k, d) float32 and the numbers of texts (k,) int64; and facts about the tower."""
+
+    parts: list[tuple[np.ndarray, np.ndarray]]
+    facts: dict[str, Any]
