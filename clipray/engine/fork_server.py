@@ -34,10 +34,7 @@ MODELS = (
     "clipray.pipelines.point_cloud", "clipray.pipelines.text", "clipray.pipelines.caption", "clipray.pipelines.class_texts",
 )  # fmt: skip
 """What workers use that encode."""
-RAY = (
-    "ray._private.workers.default_worker", "ray.data", "ray.dashboard.utils",
-    "clipray.engine.stream", "clipray.engine.vector_actors", "clipray.engine.index_builder",
-)  # fmt: skip
+RAY = ("ray.data", "clipray.engine.stream", "clipray.engine.vector_actors", "clipray.engine.index_builder")
 WORKER = "default_worker.py"  # the script that Ray's workers run
 CONTEXT, LANGUAGE = "--serialized-runtime-env-context=", "--language="  # for Ray's script that becomes the worker's
 REQUEST_BYTES = 1 << 18
