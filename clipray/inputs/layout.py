@@ -178,12 +178,18 @@ def layout_of(spec: RowSpec, source: ManifestColumns | None, files: Sequence[Fil
     if image:
         columns.setdefault("bytes", f"{image}.bytes")
         made_id = made_id or ("" if {spec.key} & (set(columns) | names) else "row")
-    ranged = {OFFSET, SIZE} <= set(columns) | names and "uri" in spec.sources
+    ranged = "uri" in spec.sources and all(_is_integer(files[0], columns.get(name, name)) for name in (OFFSET, SIZE))
     version = VERSION if VERSION in columns else ""
     layout = Layout(spec, columns, made_id, tuple(roots) if made_id == "row" else (), image, ranged, version)
     if made_id == "row":
         _check_names(layout, files)
     return layout
+
+
+def _is_integer(file: File, path: str) -> bool:
+    """Whether a file has such a column, nested by dots, and it holds whole numbers."""
+    there = path.split(".", maxsplit=1)[0] in file.schema.names or path in file.schema.names
+    return there and pa.types.is_integer(_type_at(file, path, path))
 
 
 def _check_names(layout: Layout, files: Sequence[File]) -> None:

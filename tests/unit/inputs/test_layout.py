@@ -204,6 +204,10 @@ def test_parts_of_files_are_addresses_of_their_own(tmp_path: Path) -> None:
     columns = {"image_id": ["a", "b"], "uri": ["p.tar", "s3://b/p.tar"], "offset": [512, None], "size": [100, None]}
     manifest = opened(write(tmp_path / "a.parquet", columns))
     assert [row["uri"] for row in rows(manifest)] == [f"{tmp_path}/p.tar#bytes=512-611", "s3://b/p.tar"]
+    named = {"id": ["a"], "m": [{"at": 7}], "n": [3], "u": ["/p"], "offset": ["x"], "size": ["y"]}
+    path = write(tmp_path / "b.parquet", named)
+    assert rows(opened(path, image_id="id", uri="u")) == [{"image_id": "a", "uri": "/p"}]
+    assert rows(opened(path, image_id="id", uri="u", offset="m.at", size="n"))[0]["uri"] == "/p#bytes=7-9"
 
 
 def test_rows_that_img2dataset_could_not_download_are_no_fault(tmp_path: Path) -> None:
