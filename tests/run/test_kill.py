@@ -26,7 +26,7 @@ from clipray.inputs.make_manifest import make_manifest
 from clipray.tables import read_table
 
 ROWS, MORE = 800, 50
-TEXTS = [f"a {size} circle number {n}" for n in range(3_000) for size in ("small", "large")]
+TEXTS = [f"a {size} circle number {n}" for n in range(1_500) for size in ("small", "large")]
 TABLES = (
     ("images", "image_id", "clip"),
     ("regions", "region_id", "local"),

@@ -270,7 +270,7 @@ def test_a_token_is_asked_for(
     code, said = clipray(["status", str(here / "out"), "--address", head.address], capfd, monkeypatch)
     assert (code, len(said.splitlines())) == (2, 1)
     assert "the cluster asks for a token, and there is none here (401)" in said
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_gcs_server_port_wait_time_s": "1"}  # not 20
     done = subprocess.run(
         [CLIPRAY, "plan", job, "--address", head.gcs], capture_output=True, text=True, env=environment, check=False
     )
