@@ -33,7 +33,7 @@ MODELS = (
     "open_clip", "clipray.pipelines.image_loader", "clipray.pipelines.region", "clipray.pipelines.attack",
     "clipray.pipelines.point_cloud", "clipray.pipelines.text", "clipray.pipelines.caption", "clipray.pipelines.class_texts",
 )  # fmt: skip
-"""What workers use that encode."""
+"""What workers use that encode. None of it may look for a GPU when it is imported: CUDA does not survive a fork."""
 RAY = ("ray.data", "clipray.engine.stream", "clipray.engine.vector_actors", "clipray.engine.index_builder")
 WORKER = "default_worker.py"  # the script that Ray's workers run
 CONTEXT, LANGUAGE = "--serialized-runtime-env-context=", "--language="  # for Ray's script that becomes the worker's
