@@ -33,7 +33,7 @@ def test_the_lowest_versions_are_those_that_are_allowed() -> None:
     tested = [*project["dependencies"], *project["optional-dependencies"]["test"]]
     bounds = dict(found.groups() for line in tested if (found := re.match(r"([\w-]+)(?:\[.*\])?>=([\d.]+)", line)))
     lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
-    lowest = dict(line.split("==") for line in lines if not line.startswith("#"))
+    lowest = dict(re.split("={2,3}", line) for line in lines if not line.startswith("#"))
     assert lowest.keys() == bounds.keys()
     assert {name: version for name, version in lowest.items() if not f"{version}.".startswith(f"{bounds[name]}.")} == {}
 

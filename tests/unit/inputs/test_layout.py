@@ -89,6 +89,8 @@ def test_texts_and_pairs_are_read_by_name_too(tmp_path: Path) -> None:
     assert rows(opened(path, spec=TEXTS, text_id="n", text="TEXT")) == [
         {"text_id": "7", "text": "a"}, {"text_id": "8", "text": "b"},
     ]  # fmt: skip
+    of_images = opened(path, ("image_id",), TEXTS, text_id="n", text="TEXT", image_id="picture")
+    assert [row["image_id"] for row in rows(of_images, ("image_id",))] == ["1", "2"]
     pairs = rows(opened(path, spec=PAIRS, image_id="picture", caption="TEXT"))
     assert [(row["image_id"], row["caption"]) for row in pairs] == [("1", "a"), ("2", "b")]
     with pytest.raises(ManifestError, match="`from: content` needs rows with bytes, which texts have not"):
