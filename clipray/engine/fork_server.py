@@ -37,6 +37,7 @@ MODELS = (
 RAY = ("ray.data", "clipray.engine.stream", "clipray.engine.vector_actors", "clipray.engine.index_builder")
 WORKER = "default_worker.py"  # the script that Ray's workers run
 CONTEXT, LANGUAGE = "--serialized-runtime-env-context=", "--language="  # for Ray's script that becomes the worker's
+NO_JOB = "ffffffff"  # of a worker that Ray starts ahead; it serves any job
 REQUEST_BYTES = 1 << 18
 IDS = 4_096  # that a worker may draw
 
@@ -100,13 +101,14 @@ def serve(listener: socket.socket, ahead: Sequence[str]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the run ends its workers
     _import(ahead)
-    jobs: dict[tuple[str | None, ...], socket.socket] = {}
+    jobs: dict[tuple[str | None, str | None], socket.socket] = {}
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
         request, descriptors, *_ = socket.recv_fds(connection, REQUEST_BYTES, 3)
         connection.close()
         environment = json.loads(request)[1]
-        job = tuple(map(environment.get, ("RAY_JOB_ID", "RAY_RAYLET_PID")))
+        raylet = environment.get("RAY_RAYLET_PID")
+        job = (NO_JOB if (NO_JOB, raylet) in jobs else environment.get("RAY_JOB_ID"), raylet)
         if job not in jobs:
             jobs[job], theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             if os.fork() == 0:
