@@ -144,12 +144,12 @@ def test_two_models_share_a_gpu(nodes: Nodes, manifest: Path, tiny_model: str, t
 
 def test_nodes_come_and_go(nodes: Nodes, manifest: Path, tiny_model: str, pictures: Path, tmp_path: Path) -> None:
     job = job_for(tmp_path, manifest, tiny_model, gpus_per_actor=1, actors=[1, 2], encode_on=GPU, decode_on=CPU)
+    nodes.hold.touch()  # at once: rows are decoded while the encoder starts
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(
             [CLIPRAY, "run", job, "--address", nodes.address], env=ENVIRONMENT, stdout=log, stderr=log, text=True
         )
     wait_for_rows(job, 1, process)
-    nodes.hold.touch()
     nodes.add("new-decode", num_cpus=2, labels=CPU)
     nodes.add("new-gpu", num_cpus=1, num_gpus=1, labels=GPU)
     nodes.kill("decode")

@@ -158,14 +158,14 @@ def driver(folder: Path) -> int:
 
 @contextlib.contextmanager
 def held_at_first_rows(head: Head, job: Path) -> Iterator[None]:
-    """Once the submitted job has written rows, in the midst of it; it cannot finish before the end of this."""
+    """Once the job that was just submitted has written rows, in the midst of it; it cannot finish before the end of this."""
+    head.hold.touch()  # at once: rows are decoded while the encoder starts
     try:
         for _ in range(1200):
             if rows_on_disk(str(job)):
                 break
             time.sleep(0.1)
         assert rows_on_disk(str(job))
-        head.hold.touch()
         yield
     finally:
         head.hold.unlink(missing_ok=True)
