@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import DOCS, Answer, Website, draw_pictures, follow
+from support import DOCS, Answer, Website, clipray_here, draw_pictures, follow
 
 from clipray.tables import read_table
 
@@ -204,3 +204,11 @@ def test_a_source_becomes_a_table_in_one_command(
         rejects = read_table(str(tmp_path / "runs/downloaded/rejects/images"))
         assert rejects["reason"].to_pylist() == ["not_downloaded"] * 2
         assert "HTTP Error 404: Not Found" in rejects["message"][0].as_py()
+
+
+def test_ids_may_be_whole_numbers(photos: list[Path], expected: np.ndarray, tmp_path: Path) -> None:
+    write(tmp_path / "m.parquet", {"image_id": list(range(COUNT)), "uri": [str(photo) for photo in photos]})
+    clipray_here(["embed", "m.parquet", "out", "--model", "demo"], tmp_path)
+    table = read_table(str(tmp_path / "out/images")).sort_by("image_id")
+    assert table["image_id"].to_pylist() == NUMBERS
+    assert np.abs(np.stack(table["clip"].to_numpy()) - expected).max() <= 1e-6
