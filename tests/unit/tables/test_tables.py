@@ -120,7 +120,7 @@ def test_the_arrow_schema_is_the_schema_file() -> None:
     assert schema.field("height").type == pa.int32()
     assert schema.field("clip").type == pa.list_(pa.field("element", pa.float32(), nullable=False), 512)
     assert schema.field("height").metadata[b"unit"] == b"px"
-    assert schema.field("image_id").metadata[b"doc"].startswith(b"Identity of the picture")
+    assert schema.field("image_id").metadata[b"doc"].startswith(b"Identity of the image")
     half = tables.arrow_schema("images", {"clip": 4}, element="float16").field("clip").type
     assert (half.list_size, half.value_type, half.value_field.nullable) == (4, pa.float16(), False)
 
