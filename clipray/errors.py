@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 
 
@@ -9,6 +10,13 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     """The first of some names, for a message: `'a', 'b' and 3 more`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more
+
+
+def no_such(what: str, name: str, names: Sequence[str]) -> str:
+    """That something of this name is not there, with the nearest one, for a message."""
+    nearest = difflib.get_close_matches(name, names, 1)
+    meant = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"no {what} {name!r}, found: {', '.join(names)}{meant}"
 
 
 class ClipRayError(Exception):

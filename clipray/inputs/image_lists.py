@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import os
 import posixpath
@@ -13,7 +12,7 @@ from urllib.parse import quote
 
 import polars as pl
 
-from clipray.errors import ManifestError, one_line
+from clipray.errors import ManifestError, no_such, one_line
 from clipray.inputs.coco import coco_images
 from clipray.inputs.image_listing import IMAGE_SUFFIXES, is_hidden, left_out_sentence, utf8_name
 from clipray.storage.folder import explained, filesystem, split
@@ -87,7 +86,7 @@ def with_metadata(rows: pl.DataFrame, root: str, files: Sequence[str], read: Cal
         frame = _table(path, read(path))
         if FILE_NAME not in frame.columns:
             raise ManifestError(
-                f"{path}: {_without(FILE_NAME, frame.columns)}; it names the images that a row is about"
+                f"{path}: {no_such('column', FILE_NAME, frame.columns)}; it names the images that a row is about"
             )
         within = posixpath.relpath(posixpath.dirname(path), root)
         names = _texts(path, frame, FILE_NAME)
@@ -182,16 +181,10 @@ def _column(source: str, frame: pl.DataFrame, named: str | None, usual: Sequence
     """The column of this name, or the first of a usual one."""
     if named is not None:
         if named not in frame.columns:
-            raise ManifestError(f"{source}: {_without(named, frame.columns)}")
+            raise ManifestError(f"{source}: {no_such('column', named, frame.columns)}")
         return named
     by_name = {name.lower(): name for name in reversed(frame.columns)}
     return next((by_name[name] for name in usual if name in by_name), None)
-
-
-def _without(column: str, columns: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(column, columns, 1)
-    meant = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"no column {column!r}, found: {', '.join(columns)}{meant}"
 
 
 def _of_paths(source: str, data: bytes, options: ListOptions) -> ImageList:

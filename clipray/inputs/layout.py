@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipray.errors import ManifestError
+from clipray.errors import ManifestError, no_such
 from clipray.inputs.image_listing import utf8_name
 from clipray.inputs.parquet_files import File, is_binary, is_text
 from clipray.job import ManifestColumns
@@ -158,15 +157,15 @@ def layout_of(spec: RowSpec, source: ManifestColumns | None, files: Sequence[Fil
     no `uri` and no `bytes`. Its rows have ids made of file and row, unless there are ids.
 
     Raises:
-        ManifestError: an id from something else than rows or contents, several columns of images, or two files of one name
-            in made ids.
+        ManifestError: an id from something else than rows or contents, several columns of images, two files of one name in
+            made ids, or an offset without a size.
     """
     columns = dict(source.columns) if source else {}
-    made = dict(source.made) if source else {}
+    made_ids = dict(source.made_ids) if source else {}
     names = set(files[0].schema.names)
-    if wrong := sorted(set(made) - {spec.key}):
+    if wrong := sorted(set(made_ids) - {spec.key}):
         raise ManifestError(f"manifest: {wrong[0]}: only ids are made `from` something; expected the name of a column")
-    made_id: Literal["", "row", "content"] = made.get(spec.key, "")
+    made_id: Literal["", "row", "content"] = made_ids.get(spec.key, "")
     if made_id == "content" and not spec.inline:
         raise ManifestError(f"manifest: {spec.key}: `from: content` needs rows with bytes, which {spec.table} have not")
     image = _image_column(spec, columns, files[0])
@@ -178,7 +177,7 @@ def layout_of(spec: RowSpec, source: ManifestColumns | None, files: Sequence[Fil
     if image:
         columns.setdefault("bytes", f"{image}.bytes")
         made_id = made_id or ("" if {spec.key} & (set(columns) | names) else "row")
-    ranged = "uri" in spec.sources and all(_is_integer(files[0], columns.get(name, name)) for name in (OFFSET, SIZE))
+    ranged = "uri" in spec.sources and _is_ranged(columns, files[0])
     version = VERSION if VERSION in columns else ""
     layout = Layout(spec, columns, made_id, tuple(roots) if made_id == "row" else (), image, ranged, version)
     if made_id == "row":
@@ -186,10 +185,21 @@ def layout_of(spec: RowSpec, source: ManifestColumns | None, files: Sequence[Fil
     return layout
 
 
-def _is_integer(file: File, path: str) -> bool:
-    """Whether a file has such a column, nested by dots, and it holds whole numbers."""
-    there = path.split(".", maxsplit=1)[0] in file.schema.names or path in file.schema.names
-    return there and pa.types.is_integer(_type_at(file, path, path))
+def _is_ranged(columns: Mapping[str, str], file: File) -> bool:
+    """Whether rows are parts of files. Raises ManifestError: the job names an offset or a size, and they are not both numbers."""
+    named = [name for name in (OFFSET, SIZE) if name in columns]
+    for name in (OFFSET, SIZE):
+        path = columns.get(name, name)
+        arrow_type = _type_at(file, name, path) if name in columns else file.type_of(path)
+        if arrow_type is None or not pa.types.is_integer(arrow_type):
+            if named:
+                actual = "is not there" if arrow_type is None else f"is {arrow_type}"
+                raise ManifestError(
+                    f"{file.url}: `manifest` names `{named[0]}`, but {path!r} {actual}; expected whole numbers in both "
+                    f"`{OFFSET}` and `{SIZE}`"
+                )
+            return False
+    return True
 
 
 def _check_names(layout: Layout, files: Sequence[File]) -> None:
@@ -242,7 +252,7 @@ def _type_at(file: File, name: str, path: str) -> pa.DataType:
     if first not in file.schema.names:
         if path in keys:
             return pa.string()
-        raise ManifestError(f"{where}: {_no_such('column', first, [*file.schema.names, *keys])}")
+        raise ManifestError(f"{where}: {no_such('column', first, [*file.schema.names, *keys])}")
     file.refuse_without([first], f"`manifest` reads {name!r} from it: ", ManifestError)
     arrow_type, above = file.schema.field(first).type, first
     for part in rest:
@@ -250,15 +260,9 @@ def _type_at(file: File, name: str, path: str) -> pa.DataType:
             raise ManifestError(f"{where}: {above!r} is {arrow_type}; expected a struct with a field {part!r}")
         fields = [one.name for one in arrow_type]
         if part not in fields:
-            raise ManifestError(f"{where}: {_no_such('field', part, fields)}")
+            raise ManifestError(f"{where}: {no_such('field', part, fields)}")
         arrow_type, above = arrow_type.field(part).type, f"{above}.{part}"
     return arrow_type
-
-
-def _no_such(what: str, name: str, names: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(name, names, 1)
-    meant = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"no {what} {name!r}, found: {', '.join(names)}{meant}"
 
 
 def _column_at(part: pa.Table, path: str) -> pa.ChunkedArray | None:

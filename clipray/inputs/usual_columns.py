@@ -11,7 +11,8 @@ from clipray.errors import ManifestError
 from clipray.inputs.image_listing import IMAGE_SUFFIXES
 from clipray.inputs.image_lists import IDS, URIS
 from clipray.inputs.layout import STATUS, WHY, is_image
-from clipray.inputs.parquet_files import File, is_binary, is_id, is_text, open_files
+from clipray.inputs.parquet_files import File, expand_parquet, is_binary, is_id, is_text, read_footer
+from clipray.storage.folder import absolute
 
 BYTES = ("bytes", "image_bytes", "image", "img", *(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
 """Names, in small letters, of the column that holds images."""
@@ -29,7 +30,9 @@ def usual_columns(source: str, uri: str | None = None, image_id: str | None = No
     Raises:
         ManifestError: no Parquet, or no column that says where the images are.
     """
-    file = open_files(source)[0]
+    files = (read_footer(url) for url in expand_parquet(absolute(source)))
+    first = next(files)
+    file = first if first.rows else next((one for one in files if one.rows), first)
     names = file.schema.names
     for column in filter(None, (uri, image_id)):
         file.refuse_without([column], error=ManifestError)

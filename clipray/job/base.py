@@ -215,9 +215,9 @@ class ManifestColumns(Settings):
         return {name: column for name, column in self.__pydantic_extra__.items() if isinstance(column, str)}
 
     @property
-    def made(self) -> dict[str, Literal["row", "content"]]:
+    def made_ids(self) -> dict[str, Literal["row", "content"]]:
         """Name of each id that is made -> what it is made from."""
-        return {name: made.source for name, made in self.__pydantic_extra__.items() if isinstance(made, MadeId)}
+        return {name: how.source for name, how in self.__pydantic_extra__.items() if isinstance(how, MadeId)}
 
 
 class ModelStep(StepSettings):

@@ -206,9 +206,9 @@ def _scaling(processor: Any, where: str) -> tuple[list[int], str]:
         if edge >= CONVNEXT_SQUASH_PX:
             return [edge, edge], "squash"
         return [int(edge / processor.crop_pct)] * 2, "shortest"
-    found = f"do_resize={processor.do_resize}, size={size}"
+    actual = f"do_resize={processor.do_resize}, size={size}"
     raise ModelError(
-        f"model.name: {where}: expected an image processor that scales to one height and width, found {found}"
+        f"model.name: {where}: expected an image processor that scales to one height and width, found {actual}"
     )
 
 
@@ -221,7 +221,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ModelError('models of transformers need it: pip install "clipray[hf]"') from error
+        raise ModelError('a model `hf:…` needs transformers: pip install "clipray[hf]"') from error
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers

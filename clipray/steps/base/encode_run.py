@@ -277,9 +277,10 @@ class EncodeRun:
         """Write the records of all tables of the step, that of its own table last."""
         step, provenance = self.step, self._shard_metadata()
         versions = step.comparison.facts(step.scan.versions)
-        facts_of_layout = {"layout": step.manifest.layout.facts} if step.manifest.layout.facts else {}
         inputs = {"rows": step.total, "digest": step.digest, "manifest": list(step.manifest.urls), **versions}
-        facts = {"inputs": inputs | facts_of_layout, "provenance": provenance, "rejects_by_reason": committed.rejects}
+        if layout := step.manifest.layout.facts:
+            inputs["layout"] = layout
+        facts = {"inputs": inputs, "provenance": provenance, "rejects_by_reason": committed.rejects}
         step.commit(step.rejects, "rejects", step.rejects_schema, committed.reject_files, **facts)
         if step.regions:
             self._commit_regions(step.regions, committed, provenance)

@@ -25,7 +25,7 @@ def with_indexed_tars(settings: Encoding, context: StepContext) -> Encoding:
     wanted = Wanted(source.image or "", tuple(source.texts))
     running = context.cluster is not None  # a plan leaves alone what a run may be reading
     urls = index_tars(tars, wanted, folder, partial(_index, settings.name, context), tidy=running)
-    columns = {**source.columns, **source.made, "version": "version"}
+    columns = {**source.columns, **source.made_ids, "version": "version"}
     return settings.model_copy(update={"manifest": ManifestColumns.model_validate({"path": urls, **columns})})
 
 

@@ -74,6 +74,11 @@ def test_a_literal_name_goes_before_a_nested_one(tmp_path: Path) -> None:
         ({"image_id": "key", "uri": "m.size"}, "column `uri` is int64; expected string"),
         ({"image_id": "key", "bytes": "URL"}, "column `bytes` is string; expected binary"),
         ({"image_id": "m", "uri": "URL"}, "column `image_id` is struct.*expected strings, whole numbers or UUIDs"),
+        (
+            {"image_id": "key", "uri": "URL", "offset": "URL", "size": "m.size"},
+            "'URL' is string; expected whole numbers in both",
+        ),
+        ({"image_id": "key", "uri": "URL", "offset": "m.size"}, "names `offset`, but 'size' is not there"),
         ({"image_id": "key", "uri": {"from": "row"}}, "manifest: uri: only ids are made `from` something"),
     ],
 )
