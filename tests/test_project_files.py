@@ -30,7 +30,8 @@ def test_the_workflow_calls_targets_of_make() -> None:
 
 def test_the_lowest_versions_are_those_that_are_allowed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    tested = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    extras = project["optional-dependencies"]
+    tested = [*project["dependencies"], *extras["test"], *extras["serve"], *extras["umap"]]
     bounds = dict(found.groups() for line in tested if (found := re.match(r"([\w-]+)(?:\[.*\])?>=([\d.]+)", line)))
     lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
     lowest = dict(re.split("={2,3}", line) for line in lines if not line.startswith("#"))
