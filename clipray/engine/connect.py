@@ -59,14 +59,17 @@ def local_cpus() -> int:
 
 @contextlib.contextmanager
 def connected(
-    address: str | None = None, say: Callable[[str], None] = lambda _: None, *, encodes: bool = True
+    address: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    ahead: Sequence[str] = (*MODELS, *VECTORS),
 ) -> Iterator[ClusterResources]:
     """Ray for the time of the block: the running instance of this process, the cluster at `address` (or in
     RAY_ADDRESS), else a new one on this machine, which ends with the block.
 
     Args:
         say: takes one line for each thing a person should know.
-        encodes: whether workers will load models.
+        ahead: modules that workers of this machine have imported when they start; none: each imports what it uses.
 
     Raises:
         PlanError: no cluster answers at the address. RunError: this machine has no room for one.
@@ -91,7 +94,7 @@ def connected(
     with contextlib.ExitStack() as until_the_end:
         if local:
             os.environ.update({**WORKER_ENV, **os.environ})  # inherited: workers that Ray has started ahead can be used
-            with ready_for_ray(say), without_helpers(), _forked_workers(until_the_end, encodes):
+            with ready_for_ray(say), without_helpers(), _forked_workers(until_the_end, ahead):
                 _join(address)
         else:
             _join(address)
@@ -104,10 +107,14 @@ def connected(
 
 
 @contextlib.contextmanager
-def _forked_workers(until: contextlib.ExitStack, encodes: bool) -> Iterator[None]:
-    """A Ray that starts within the block has its workers forked by a process that lives as long as `until`."""
+def _forked_workers(until: contextlib.ExitStack, ahead: Sequence[str]) -> Iterator[None]:
+    """A Ray that starts within the block has its workers forked by a process that lives as long as `until`.
+
+    Not if there is nothing to import `ahead`.
+    """
     before = sys.executable
-    sys.executable = until.enter_context(forking_python(os.environ, (*MODELS, *VECTORS) if encodes else VECTORS))
+    if ahead:
+        sys.executable = until.enter_context(forking_python(os.environ, ahead))
     try:
         yield
     finally:

@@ -128,6 +128,8 @@ class StepSettings(Settings):
     """
 
     needs_cluster: ClassVar[bool] = True
+    uses_torch: ClassVar[bool] = False
+    """Whether its workers import torch though they load no model."""
     companion: ClassVar[str] = ""
     """Of a step that writes two tables: the second is called `NAME_companion`."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -23,6 +23,8 @@ class Index(StepSettings):
         rows_per_task: the rows that a task adds to the index.
         memory_gib: what the index may take in memory; a larger one keeps its lists on disk. None: half of what Ray has.
     """
+
+    uses_torch: ClassVar[bool] = True
 
     name: str = Field("index", pattern=TABLE_NAME)
     input: Annotated[str | Column, ColumnInput]

@@ -93,6 +93,8 @@ class Cluster(StepSettings):
 
     companion: ClassVar[str] = "centroids"
 
+    uses_torch: ClassVar[bool] = True
+
     name: str = Field("clusters", pattern=TABLE_NAME)
     input: Annotated[str | Column, ColumnInput]
     clusters: Annotated[int, Field(ge=1)]

@@ -86,7 +86,7 @@ def _run_steps(job: Job, events: Events, retry: bool, address: str | None, watch
     output, steps = Folder(job.output), steps_of(job)
     repair_metrics(output)
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as aside:
-        connect = functools.cache(lambda: stack.enter_context(_connected(address or job.address, say, encodes)))
+        connect = functools.cache(lambda: stack.enter_context(_connected(address or job.address, say, ahead)))
         models = {model: aside.submit(resolve, model) for model in models_of(job, steps)}
 
         def cluster() -> ClusterResources:
@@ -94,7 +94,7 @@ def _run_steps(job: Job, events: Events, retry: bool, address: str | None, watch
 
         context = StepContext(job, output, lambda model: models[model].result(), retry, cluster, say)
         unfinished = [s for s in steps if _is_unfinished(output.sub(s.primary_table), retry)]
-        encodes = bool(models_of(job, unfinished or steps))
+        ahead = imported_ahead(job, unfinished or steps)
         if any(s.needs_architecture for s in unfinished):
             aside.submit(importlib.import_module, "clipray.models.layers")  # and torch: seconds, in which Ray starts
         if any(s.needs_cluster for s in unfinished):
@@ -132,10 +132,19 @@ def _finish_step(step: AnyStep, run: RunContext, names: Sequence[str]) -> Iterat
         yield TableStatus(name, "finished", done.rows, done.rejects, total, note=note, record=done, page=step.page)
 
 
-def _connected(address: str | None, say: Say, encodes: bool) -> AbstractContextManager[ClusterResources]:
+def imported_ahead(job: Job, steps: Sequence[StepSettings]) -> tuple[str, ...]:
+    """What the workers of these steps are to have imported. Without torch it takes longer ahead than in each of them."""
+    from clipray.engine.fork_server import MODELS, VECTORS
+
+    if models_of(job, steps):
+        return *MODELS, *VECTORS
+    return VECTORS if any(s.uses_torch for s in steps) else ()
+
+
+def _connected(address: str | None, say: Say, ahead: Sequence[str]) -> AbstractContextManager[ClusterResources]:
     from clipray.engine.connect import connected
 
-    return connected(address, say, encodes=encodes)
+    return connected(address, say, ahead=ahead)
 
 
 def _as_it_is(cluster: ClusterResources) -> ClusterResources:
