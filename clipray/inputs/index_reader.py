@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class OpenIndex:
     record: tables.Record
     ids: pa.Table
     index: Any
+    _mapping: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def metric(self) -> str:
@@ -59,12 +61,17 @@ class OpenIndex:
 
     def vector(self, number: int) -> np.ndarray:
         """The vector (d,) float32 of a row, as the index stores it: rounded, if it stores codes."""
+        self.map_rows()
+        return self.index.reconstruct(number)
+
+    def map_rows(self) -> None:
+        """Let `reconstruct` find rows in inverted lists, by 8 bytes a row. Thread-safe."""
         import faiss
 
         ivf = faiss.try_extract_index_ivf(self.index)
         if ivf is not None:
-            ivf.make_direct_map()
-        return self.index.reconstruct(number)
+            with self._mapping:
+                ivf.make_direct_map()
 
     def others(self, numbers: np.ndarray, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """(q, t) bool: whether each of the rows `numbers` (q, t) is another than the row `ids` (q,) of its query."""

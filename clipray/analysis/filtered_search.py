@@ -1,0 +1,91 @@
+"""Search among some of the rows of a FAISS index.
+
+FAISS skips the rows that a selector leaves out. Where few rows are left, or where they lie far from the query, the lists
+or the edges that an unfiltered search follows lead to none of them. So every row that is left is compared with the query
+as long as their codes are few bytes; beyond that the search is widened by the share of the rows that are left.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import faiss as typed_faiss
+import numpy as np
+
+faiss: Any = typed_faiss  # its stubs lack most search parameters
+EXACT_BYTES = 512 * 2**20  # of codes that are compared with each query, in about 0.1 s
+ID_BYTES = 8  # of a row in an inverted list, which are read to see whether it is left
+WIDER = 2  # than the share of the rows that are left asks for
+
+
+def search_among(
+    index: typed_faiss.Index, queries: np.ndarray, top: int, mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `index.search`, among the rows that are left by a filter. Thread-safe.
+
+    Args:
+        queries: (q, d) float32, as the index compares them. mask: (n,) bool, the rows that are left.
+
+    Returns:
+        Scores (q, t) float32 and numbers (q, t) int64, the best first, t = `top` or the number of rows that are left; a
+        number is -1 where the index finds no more.
+    """
+    inner = faiss.downcast_index(index)
+    while isinstance(inner, faiss.IndexPreTransform):
+        for number in range(inner.chain.size()):
+            queries = faiss.downcast_VectorTransform(inner.chain.at(number)).apply(queries)
+        inner = faiss.downcast_index(inner.index)
+    rows = int(np.count_nonzero(mask))
+    top = min(top, rows)
+    if not top:
+        return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+    selector = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+    if isinstance(inner, faiss.IndexIVF):
+        return _in_lists(inner, queries, top, rows, selector)
+    if isinstance(inner, faiss.IndexHNSW | faiss.IndexNSG):
+        return _in_graph(inner, queries, top, rows, selector)
+    if isinstance(inner, faiss.IndexFlat | faiss.IndexScalarQuantizer):
+        return inner.search(queries, top, params=faiss.SearchParameters(sel=selector))
+    return _widened(inner, queries, top, mask)
+
+
+def first_kept(scores: np.ndarray, numbers: np.ndarray, kept: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first `top` answers of each query that are `kept`, all (q, t); a number is -1 where there are no more."""
+    order = np.argsort(~kept, axis=1, kind="stable")[:, :top]
+    numbers = np.where(kept, numbers, -1)
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(numbers, order, 1)
+
+
+def _in_lists(ivf: Any, queries: np.ndarray, top: int, rows: int, selector: Any) -> tuple[np.ndarray, np.ndarray]:
+    nprobe = ivf.nlist
+    if rows * ivf.code_size + ivf.ntotal * ID_BYTES > EXACT_BYTES:
+        nprobe = min(ivf.nlist, math.ceil(WIDER * ivf.nprobe * ivf.ntotal / rows))
+    scores, numbers = ivf.search(queries, top, params=faiss.SearchParametersIVF(sel=selector, nprobe=nprobe))
+    if nprobe < ivf.nlist and (numbers < 0).any():  # what is left lies in other lists
+        return ivf.search(queries, top, params=faiss.SearchParametersIVF(sel=selector, nprobe=ivf.nlist))
+    return scores, numbers
+
+
+def _in_graph(graph: Any, queries: np.ndarray, top: int, rows: int, selector: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A graph leads from row to row, also through those that are left out; its storage compares with all that are left."""
+    if isinstance(graph, faiss.IndexHNSW) and rows * graph.storage.sa_code_size() > EXACT_BYTES:
+        effort, share = max(graph.hnsw.efSearch, top), rows / graph.ntotal
+        params = faiss.SearchParametersHNSW(sel=selector, efSearch=math.ceil(WIDER * effort / share))
+        scores, numbers = graph.search(queries, effort, params=params)
+        if (numbers >= 0).all():  # as many as where the rows that are left are spread evenly
+            return scores[:, :top], numbers[:, :top]
+    storage = faiss.downcast_index(graph.storage)
+    return storage.search(queries, top, params=faiss.SearchParameters(sel=selector))
+
+
+def _widened(index: Any, queries: np.ndarray, top: int, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By asking for more answers until enough of them are left: an index of any type can do that."""
+    rows = int(np.count_nonzero(mask))
+    wanted = WIDER * top * len(mask) / rows
+    while True:
+        scores, numbers = index.search(queries, min(math.ceil(wanted), len(mask)))
+        kept = (numbers >= 0) & mask[numbers]
+        if wanted >= len(mask) or (kept.sum(axis=1) >= top).all():
+            return first_kept(scores, numbers, kept, top)
+        wanted *= 4
