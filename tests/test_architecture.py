@@ -24,7 +24,7 @@ FLOORS = [
     {"models", "inputs"},
     {"pipelines"},
     {"engine", "report", "queries"},
-    {"steps", "demo"},
+    {"steps", "demo", "serve"},
     {"runner"},
     {"cli", "__init__"},
     {"__main__"},

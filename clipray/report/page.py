@@ -69,7 +69,7 @@ def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("clipray.report", "pages"), autoescape=True, finalize=_shown, undefined=StrictUndefined,
+        loader=PackageLoader("clipray.report", "pages"), autoescape=True, finalize=shown_value, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters |= {"figure": figure, "seconds": seconds, "whole": _Whole, "breaking": _breaking}
@@ -80,7 +80,7 @@ class _Whole(str):
     """Text that is escaped but not cut."""
 
 
-def _shown(value: Any) -> Any:
+def shown_value(value: Any) -> Any:
     """A value as the page shows it: other strings than markup and `_Whole` are cut and lose control characters."""
     if not isinstance(value, str) or isinstance(value, _Whole) or hasattr(value, "__html__"):
         return value
@@ -92,7 +92,7 @@ def _breaking(value: str) -> Markup:
     """A name that may be broken into lines after each `_`."""
     from markupsafe import Markup, escape
 
-    return escape(_shown(value)).replace("_", Markup("_<wbr>"))
+    return escape(shown_value(value)).replace("_", Markup("_<wbr>"))
 
 
 def figure(value: float) -> str:

@@ -74,13 +74,17 @@ class Thumbnails:
 
     def of_bytes(self, data: bytes, source: ImageSource) -> tuple[str | None, str]:
         try:
-            image = decode(data, LIMITS, draft_px=2 * self._side_px)
+            return f"data:image/webp;base64,{base64.b64encode(self.webp(data, source)).decode()}", ""
         except Rejected as rejected:
             return None, _reason(rejected)
+
+    def webp(self, data: bytes, source: ImageSource) -> bytes:
+        """The thumbnail as WebP. Raises Rejected."""
+        image = decode(data, LIMITS, draft_px=2 * self._side_px)
         image.thumbnail((self._side_px, self._side_px), Image.Resampling.LANCZOS)
         if source.box is not None:
             _draw_box(image, source)
-        return f"data:image/webp;base64,{base64.b64encode(self._encoded(image)).decode()}", ""
+        return self._encoded(image)
 
     def _encoded(self, image: Image.Image) -> bytes:
         """WebP of lower and lower quality, then smaller, until it fits."""

@@ -1,0 +1,40 @@
+"""The verb that serves runs to a browser."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from clipray.cli.app import app, err
+
+
+@app.command(rich_help_panel="Look")
+def serve(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Output folders of jobs.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Any but this machine's own asks for a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0: any that is free.")] = 8000,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    index: Annotated[str, typer.Option(help="Table of the index to search, where a run has several.")] = "",
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Search with images by URL, which the server fetches.")
+    ] = False,
+    token: Annotated[
+        str,
+        typer.Option(
+            help="Secret that each request must carry. [default: a new one, if needed]", envvar="CLIPRAY_TOKEN"
+        ),
+    ] = "",
+) -> None:
+    """Look at runs in a browser: search, filter, clusters, labels, duplicates."""
+    from clipray.serve import refuse_missing
+    from clipray.serve.options import ServeOptions
+
+    refuse_missing()
+    from clipray.serve.server import Address
+    from clipray.serve.server import serve as serve_runs
+
+    options = ServeOptions(token=token, allow_urls=allow_urls, index=index)
+    serve_runs(runs, Address(host, port), options, open_browser=open_browser, say=err.print)

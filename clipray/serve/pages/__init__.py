@@ -1,0 +1,1 @@
+"""The pages: views of tables as HTML."""

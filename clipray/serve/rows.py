@@ -1,0 +1,38 @@
+"""Everything that the tables of a run say of one row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clipray.report.run_tables import RunTable
+from clipray.serve.responses import HttpError
+from clipray.serve.state import ServedRun
+
+MOST_ROWS = 200  # of one table that are shown for an id: regions, labels in several styles
+VECTORS = ("fixed_size_list", "list<element: float", "large_binary", "binary")
+
+
+def everything_of(run: ServedRun, row_id: str) -> dict[str, Any]:
+    """The rows of all tables that name `row_id`: `{"id", "tables": {table: [{column: value}]}}`, without vectors.
+
+    Raises:
+        HttpError 404: no table has such a row.
+    """
+    rows = {table.name: _rows_of(table, row_id) for table in run.tables.tables}
+    named = {name: of_table for name, of_table in rows.items() if of_table}
+    if not named:
+        raise HttpError(404, f"no row {row_id[:200]!r} in run {run.name}")
+    return {"id": row_id, "run": run.name, "tables": named}
+
+
+def _rows_of(table: RunTable, row_id: str) -> list[dict[str, Any]]:
+    columns = plain_columns(table)
+    for key in [name for name in ("image_id", *reversed(table.ids)) if name in table.record.columns]:
+        if rows := table.where(key, [row_id], *columns):
+            return rows[:MOST_ROWS]
+    return []
+
+
+def plain_columns(table: RunTable) -> list[str]:
+    """The columns of a table but its vectors."""
+    return [name for name, dtype in table.record.columns.items() if not dtype.startswith(VECTORS)]

@@ -1,0 +1,150 @@
+"""The runs of a server: their finished tables, and what is open for queries. Shared by all threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from starlette.requests import HTTPConnection
+
+from clipray.errors import ClipRayError, JobError, no_such
+from clipray.report.run_tables import RunTable, RunTables, finished_tables, open_run
+from clipray.serve.batched_searcher import BatchedSearcher
+from clipray.serve.images import RunImages
+from clipray.serve.responses import HttpError
+from clipray.storage.folder import Folder, absolute
+
+TABLES_S = 5.0  # how long tables are taken to be as they were
+
+
+@dataclass(eq=False)
+class ServedRun:
+    """A run.
+
+    Attributes:
+        name: in addresses and on pages. index: the one that is searched where a run has several; "": the only one.
+    """
+
+    name: str
+    output: Folder
+    index: str = ""
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _tables: tuple[float, RunTables] | None = None
+    _searchers: dict[str, BatchedSearcher] = field(default_factory=dict)
+
+    @property
+    def tables(self) -> RunTables:
+        """Its finished tables, read again after TABLES_S."""
+        with self._lock:
+            if self._tables is None or time.monotonic() - self._tables[0] > TABLES_S:
+                self._tables = time.monotonic(), open_run(self.output, finished_tables(self.output), "label")
+            return self._tables[1]
+
+    def table(self, name: str) -> RunTable:
+        """A finished table. Raises HttpError 404: there is none of this name."""
+        tables = {table.name: table for table in self.tables.tables}
+        if name not in tables:
+            raise HttpError(404, f"run {self.name}: {no_such('finished table', name, list(tables))}")
+        return tables[name]
+
+    @property
+    def indexes(self) -> list[RunTable]:
+        return self.tables.of_type("index")
+
+    def searcher(self, index: str = "") -> BatchedSearcher:
+        """The open index of this name; opened again where it was built anew.
+
+        Raises:
+            HttpError: there is none, or more than one and no name.
+            SchemaError: it is damaged or stale.
+        """
+        table = self._index(index or self.index)
+        with self._lock:
+            opened = self._searchers.get(table.name)
+            if opened is None or opened.built != table.record.finished_at:
+                self._searchers[table.name] = opened = BatchedSearcher(self.output.url, table)
+            return opened
+
+    def _index(self, name: str) -> RunTable:
+        indexes = {table.name: table for table in self.indexes}
+        if name in indexes:
+            return indexes[name]
+        if name:
+            raise HttpError(404, f"run {self.name}: {no_such('index', name, list(indexes))}")
+        whole = [table for table in indexes.values() if "region_id" not in table.record.columns]
+        if not indexes:
+            raise HttpError(
+                404, f"run {self.name} has no finished index: a job's step `index: {{input: images.clip}}` makes one"
+            )
+        return (whole or list(indexes.values()))[0]
+
+    @cached_property
+    def images(self) -> RunImages:
+        return RunImages(self.name, lambda: self.tables)
+
+    def warm_up(self) -> None:
+        """Open the index and load its model, so that the first query need not wait."""
+        if self.indexes:
+            self.searcher().load_model()
+
+
+class ServedRuns:
+    """The runs of a server, by name, in the order in which they were given."""
+
+    def __init__(self, urls: Sequence[str], index: str = "") -> None:
+        if not urls:
+            raise JobError("expected the output folder of at least one run")
+        self._runs: dict[str, ServedRun] = {}
+        self.problems: dict[str, str] = {}
+        for url in urls:
+            output = Folder(absolute(url))
+            if not finished_tables(output):
+                raise JobError(f"{url}: expected the output folder of a run with a finished table, found none")
+            name = _name(output.url, self._runs)
+            self._runs[name] = ServedRun(name, output, index)
+
+    def __iter__(self) -> Iterator[ServedRun]:
+        return iter(self._runs.values())
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def run(self, name: str | None) -> ServedRun:
+        """The run of this name; the first, if None. Raises HttpError 404."""
+        if not name:
+            return next(iter(self))
+        if name not in self._runs:
+            raise HttpError(404, no_such("run", name, list(self._runs)))
+        return self._runs[name]
+
+    def warm_up(self) -> None:
+        """Get all runs ready for queries. What fails is kept, to be said to those who ask."""
+        for run in self:
+            try:
+                run.warm_up()
+            except ClipRayError as error:
+                self.problems[run.name] = str(error)
+
+
+def _name(url: str, taken: dict[str, ServedRun]) -> str:
+    """The folder's name, with the one above it where another run has the same."""
+    parts = [part for part in url.split("/") if part]
+    for depth in range(1, len(parts) + 1):
+        name = "/".join(parts[-depth:])
+        if name not in taken:
+            return name
+    raise JobError(f"{url}: the run is named twice")
+
+
+def runs_of(connection: HTTPConnection) -> ServedRuns:
+    runs = connection.app.state.runs
+    assert isinstance(runs, ServedRuns)
+    return runs
+
+
+def run_of(connection: HTTPConnection) -> ServedRun:
+    """The run that a request names with `run=`, or the first. Raises HttpError 404."""
+    return runs_of(connection).run(connection.query_params.get("run"))

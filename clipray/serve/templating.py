@@ -1,0 +1,34 @@
+"""Jinja templates of the served pages: all values are escaped, and lose control characters."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from clipray import __version__
+from clipray.report.page import figure, seconds, shown_value
+
+
+@functools.cache
+def environment() -> Environment:
+    templates = Environment(
+        loader=PackageLoader("clipray.serve", "templates"), autoescape=True, finalize=shown_value,
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    templates.filters |= {"figure": figure, "seconds": seconds, "path": path_of}
+    templates.globals |= {"version": __version__}
+    return templates
+
+
+def path_of(name: str) -> str:
+    """A name as the end of a URL's path. Its slashes stay, unless a browser would take its dots for folders."""
+    dots = {".", "..", ""} & set(str(name).split("/"))
+    return quote(str(name), safe="" if dots else "/")
+
+
+def render(template: str, **values: Any) -> str:
+    """The page as HTML."""
+    return environment().get_template(template).render(**values)
