@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
 
 from clipray.engine.connect import abandoned
-from clipray.engine.health import Health, unwrapped
+from clipray.engine.health import Health, answers_of, unwrapped
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -60,3 +61,27 @@ def map_tasks(
         if running and not abandoned():
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.wait(list(running), num_returns=len(running), timeout=STOP_S)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a task made, kept in Ray's object store: the driver hands it on and never holds it."""
+
+    ref: Any
+
+    def read(self) -> Any:
+        """The object itself, whose arrays are read-only. Raises ClipRayError: it was lost."""
+        (value,) = answers_of([self.ref])
+        return value
+
+
+def make_and_keep(work: Callable[..., tuple[Any, Any]], *arguments: Any) -> tuple[Any, Kept]:
+    """`work(*arguments)` in a task of one CPU: the first of its two results, and the second, kept.
+
+    Raises:
+        ClipRayError: what the task raised. RunError: workers or Ray died.
+    """
+    task: Any = ray.remote(num_cpus=TASK_CPUS, max_retries=3, num_returns=2)(work)
+    first, second = task.remote(*arguments)
+    (value,) = answers_of([first])
+    return value, Kept(second)

@@ -25,7 +25,7 @@ from clipray.job.report import Report
 from clipray.job.search import Augment, EvaluateRetrieval, Index, Search
 from clipray.job.texts import EmbedTexts, ScoreCaptions
 from clipray.job.typographic_attack import Attack, Lettering
-from clipray.job.vectors import Cluster, Column, Deduplicate, Reduce
+from clipray.job.vectors import Cluster, Column, Deduplicate, Project, Reduce
 
 STEPS: dict[str, type[StepSettings]] = {
     "embed_images": EmbedImages,
@@ -36,6 +36,7 @@ STEPS: dict[str, type[StepSettings]] = {
     "cluster": Cluster,
     "deduplicate": Deduplicate,
     "index": Index,
+    "project": Project,
     "augment": Augment,
     "search": Search,
     "evaluate_retrieval": EvaluateRetrieval,
@@ -72,6 +73,6 @@ class Job(Settings):
 __all__ = [
     "CLASS_SETS", "FIXED_COLUMNS", "OF_BOXES", "SCHEMES", "STEPS", "USER_AGENT", "VECTOR", "Attack", "Augment", "Blur", "Circle", "Classes", "Cluster", "Column",
     "Deduplicate", "EmbedImages", "EmbedRegions", "EmbedTexts", "Encoding", "EvaluateLabels", "EvaluateRetrieval", "Execution", "Feature", "FileEncoding",
-    "Foveal", "Index", "Job", "Label", "LabelSet", "Lettering", "ManifestColumns", "Model", "ModelStep", "MultiLabel", "Probe", "Reduce", "Refer", "RenderDepth", "Report", "ScoreCaptions", "Search", "Settings",
+    "Foveal", "Index", "Job", "Label", "LabelSet", "Lettering", "ManifestColumns", "Model", "ModelStep", "MultiLabel", "Probe", "Project", "Reduce", "Refer", "RenderDepth", "Report", "ScoreCaptions", "Search", "Settings",
     "StepSettings", "Style", "distinct", "with_place",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Settings of the steps that take a vector column: `reduce`, `cluster` and `deduplicate`."""
+"""Settings of the steps that take a vector column: `reduce`, `cluster`, `deduplicate` and `project`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from clipray.job.base import (
     TableInput,
     added_later,
 )
+
+OF_UMAP = ("sample_rows", "n_neighbors", "min_dist", "metric")
+"""Settings of `project` that go with `method: umap`."""
 
 
 class Column(Settings):
@@ -139,3 +142,44 @@ class Deduplicate(StepSettings):
     similarity: Annotated[float, Field(gt=0, le=1)] = 0.95
     keep: Literal["farthest", "nearest", "first"] = "farthest"
     rows_per_block: Annotated[int, Execution, Field(ge=1)] = 32_768
+
+
+class Project(StepSettings):
+    """Vector column -> `map` table: a place on a plane for each row, by its principal components or by UMAP.
+
+    Attributes:
+        method: `pca`: the first two principal components; `umap`: UMAP, which keeps neighbours together (McInnes et al.
+            2018, arXiv 1802.03426).
+        sample_rows: UMAP is fitted on so many rows; the others are placed among them.
+        n_neighbors, min_dist, metric: as umap-learn calls them.
+        index: an index of the same column, of this run or `FOLDER/table` of another, for the nearest rows of each row.
+        neighbours: how many of them, without the row itself.
+    """
+
+    name: str = Field("map", pattern=TABLE_NAME)
+    input: Annotated[str | Column, ColumnInput]
+    method: Literal["pca", "umap"] = "pca"
+    sample_rows: Count = 50_000
+    n_neighbors: Annotated[int, Field(ge=2)] = 15
+    min_dist: Annotated[float, Field(ge=0, le=1)] = 0.1
+    metric: Literal["cosine", "euclidean", "manhattan", "correlation"] = "cosine"
+    random_state: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    index: Annotated[str | None, TableInput] = None
+    neighbours: Count = 15
+    rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
+
+    @model_validator(mode="after")
+    def _settings_go_together(self) -> Project:
+        for name in OF_UMAP:
+            self.refuse_without(name, "method", "umap")
+        if self.index is None and "neighbours" in self.model_fields_set:
+            raise ValueError("`neighbours` goes with `index`, in which they are found")
+        if self.sample_rows <= self.n_neighbors:
+            raise ValueError(
+                f"`sample_rows` is {self.sample_rows}, expected more than `n_neighbors`, {self.n_neighbors}"
+            )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        unused = {*(() if self.method == "umap" else OF_UMAP), *(() if self.index else ("neighbours",))}
+        return {name: value for name, value in super().identity().items() if name not in unused}

@@ -16,7 +16,7 @@ from clipray.tables import Record
 
 _THEMES = {
     "encode": ["embed_images", "embed_regions", "render_depth", "embed_texts", "score_captions", "attack"],
-    "vectors": ["reduce", "cluster", "deduplicate", "index", "augment", "search"],
+    "vectors": ["reduce", "cluster", "deduplicate", "index", "project", "augment", "search"],
     "labels": ["label", "probe", "evaluate_labels", "refer"],
     "retrieval": ["evaluate_retrieval"],
 }

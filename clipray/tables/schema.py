@@ -22,6 +22,10 @@ ARROW_TYPES = {
     "ranking": pa.list_(
         pa.field("element", pa.struct([pa.field("label", pa.string(), False), pa.field("probability", pa.float32(), False)]), False)
     ),
+    "neighbors": pa.struct([
+        pa.field("ids", pa.list_(pa.field("element", pa.string(), nullable=False))),
+        pa.field("distances", pa.list_(pa.field("element", pa.float32(), nullable=False))),
+    ]),
 }  # fmt: skip
 ELEMENTS = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}
 

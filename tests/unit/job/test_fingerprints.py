@@ -22,6 +22,7 @@ OF_BEFORE: dict[str, tuple[dict[str, Any], str]] = {
     "cluster": ({**VECTORS, "clusters": 2}, "b46ed71f0985423e"),
     "deduplicate": ({**VECTORS, "clusters": "clusters"}, "970d4006be4dde6a"),
     "index": (VECTORS, "c95d4328bd431969"),
+    "project": (VECTORS, "304e8e9807677a1d"),
     "augment": ({**VECTORS, "index": "index"}, "471733e89c82c071"),
     "search": ({"index": "index", "queries": "texts.embedding"}, "da9ec1b0c98c400f"),
     "evaluate_retrieval": ({**VECTORS, "ground_truth": "q.parquet"}, "1c86c6afa41a9511"),
