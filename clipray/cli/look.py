@@ -43,7 +43,8 @@ def search(
         Folder(folder).write(name, search_page(answer, title).encode())
         err.print(f"{html}: {len(answer.hits)} answers")
     if as_json:
-        print(json.dumps([asdict(hit) for hit in answer.hits], indent=2, ensure_ascii=False))
+        hits = [{name: value for name, value in asdict(hit).items() if name != "values"} for hit in answer.hits]
+        print(json.dumps(hits, indent=2, ensure_ascii=False))
         return
     listing = PlainTable(
         "", "image", "l2" if answer.metric == "l2" else answer.metric, "region" if by_region else "", "where"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from clipray import tables
 from clipray.analysis.filtered_search import first_kept, search_among
@@ -18,10 +16,11 @@ from clipray.errors import JobError
 from clipray.inputs.index_reader import index_record, open_index, refuse_stale_index
 from clipray.job import Model
 from clipray.queries.query_encoder import QueryEncoder
+from clipray.queries.row_columns import RowColumns
 from clipray.queries.row_numbers import RowNumbers
+from clipray.queries.run_columns import Column
 from clipray.storage.folder import Folder, absolute
 from clipray.storage.uris import is_relative
-from clipray.tables.scan import scan_table
 
 Box = tuple[float, float, float, float]
 
@@ -49,6 +48,7 @@ class Hit:
         score: cosine or dot product, the larger the nearer; by `metric: l2` the squared distance.
         uri: path or URL of the image, "" where no table of the run knows it.
         region_id, box: of a region: its id and x1, y1, x2, y2 in px of the image.
+        values: of the columns that were asked for.
     """
 
     rank: int
@@ -57,6 +57,7 @@ class Hit:
     uri: str = ""
     region_id: str | None = None
     box: Box | None = None
+    values: dict[str, Any] = field(default_factory=dict)
 
 
 class Searcher:
@@ -70,6 +71,7 @@ class Searcher:
     Attributes:
         name: of the index. metric: `cosine`, `dot` or `l2`.
         encoder: of queries that are no rows of the index.
+        columns: of the run's tables that describe the indexed rows.
 
     Raises:
         JobError: no such index, or more than one.
@@ -87,8 +89,7 @@ class Searcher:
         self._opened = open_index(self.name, self.output.sub(self.name))
         self.metric = self._opened.metric
         self.encoder = QueryEncoder(self.name, record, model, precision)
-        self._row_numbers: RowNumbers | None = None
-        self._hashing = threading.Lock()
+        self.columns = RowColumns(self.output, self._opened.ids)
 
     @property
     def n_rows(self) -> int:
@@ -138,10 +139,7 @@ class Searcher:
     @property
     def row_numbers(self) -> RowNumbers:
         """Of the indexed rows, by the id that names them."""
-        with self._hashing:
-            if self._row_numbers is None:
-                self._row_numbers = RowNumbers.of(self._opened.ids[self._opened.ids.column_names[-1]])
-            return self._row_numbers
+        return self.columns.numbers_by(self._opened.ids.column_names[-1])
 
     def vector_of(self, row_id: str) -> np.ndarray:
         """The vector (d,) float32 of an indexed row, as the index stores it. Raises JobError: there is no such row."""
@@ -203,29 +201,49 @@ class Searcher:
             mask[out] = False
         return search_among(self._opened.index, self._opened.prepared(queries), top, mask)
 
-    def hits(self, scores: np.ndarray, numbers: np.ndarray) -> list[Hit]:
+    def hits(self, scores: np.ndarray, numbers: np.ndarray, columns: Sequence[str] = ()) -> list[Hit]:
         """The answers to one query.
 
         Args:
             scores, numbers: (t,) of `search`; rows of number -1 are left out.
+            columns: whose values hits should have; see `RowColumns`.
+
+        Raises:
+            JobError: there is no such column.
         """
-        nearest = [(float(s), int(n)) for s, n in zip(scores, numbers, strict=True) if n >= 0]
-        ids = self._opened.ids
-        rows = [ids.slice(number, 1).to_pylist()[0] for _, number in nearest]  # `take` imports pandas, in 0.2 s
-        images = [row.get("image_id", next(iter(row.values()))) for row in rows]
-        regions = [row.get("region_id") for row in rows]
-        uris, boxes = _uris(self.output, images), self._boxes(regions)
+        rows = numbers[numbers >= 0].tolist()
+        ids = [self._opened.ids.slice(row, 1).to_pylist()[0] for row in rows]  # `take` imports pandas, in 0.2 s
+        regions = [names.get("region_id") for names in ids]
+        uris, boxes = self._uris(rows), self._boxes(rows)
+        values = self.columns.rows(rows, columns) if columns else [{} for _ in rows]
         return [
-            Hit(n + 1, images[n], score, uris.get(images[n], ""), regions[n], boxes.get(regions[n]))
-            for n, (score, _) in enumerate(nearest)
+            Hit(n + 1, _image_of(ids[n]), float(score), uris[n], regions[n], boxes[n], values[n])
+            for n, score in enumerate(scores[numbers >= 0])
         ]
 
-    def _boxes(self, regions: list[str | None]) -> dict[str | None, Box]:
-        if not self.is_by_region:
-            return {}
-        source = str(self._opened.record.inputs["input"]).rpartition(".")[0]
-        rows = _rows(self.output.sub(source or "regions"), "region_id", regions, "box_xyxy")
-        return {region: tuple(box) for region, box in rows}
+    def _uris(self, rows: list[int]) -> list[str]:
+        """URIs of images from the run's first table of images. Relative ones are resolved against the manifest."""
+        column = self._column("images", "uri")
+        if column is None:
+            return [""] * len(rows)
+        record = tables.finished(self.output.sub(column.table), column.table)
+        home = os.path.dirname(str((record.inputs.get("manifest") or [""])[0]))
+        uris = self.columns.values(column, rows)
+        return [f"{home}/{uri}" if uri and is_relative(uri) else uri or "" for uri in uris]
+
+    def _boxes(self, rows: list[int]) -> list[Box | None]:
+        column = self._column("regions", "box_xyxy") if self.is_by_region else None
+        return [None] * len(rows) if column is None else [tuple(box) for box in self.columns.values(column, rows)]
+
+    def _column(self, table_type: str, source: str) -> Column | None:
+        """That of the table that was indexed, or of the first one of this type."""
+        indexed = str(self._opened.record.inputs["input"]).rpartition(".")[0]
+        columns = [c for c in self.columns.columns.all.values() if (c.table_type, c.source) == (table_type, source)]
+        return min(columns, key=lambda column: column.table != indexed, default=None)
+
+
+def _image_of(ids: dict[str, Any]) -> str:
+    return str(ids.get("image_id", next(iter(ids.values()))))
 
 
 def _only_index(output: Folder, by_region: bool) -> str:
@@ -246,20 +264,3 @@ def _mixture(vectors: np.ndarray, weights: np.ndarray) -> np.ndarray:
         raise JobError("the parts of the query cancel each other out; expected a sum that is not zero")
     length = max(float(np.linalg.norm(vectors, axis=1).mean()), SHORTEST)
     return l2_normalize(total[None])[0] * np.float32(length)
-
-
-def _uris(output: Folder, images: list[str]) -> dict[str, str]:
-    """URIs of images from the run's first table of images. Relative ones are resolved against the manifest."""
-    for name in output.folders():
-        record = tables.read_record(output.sub(name))
-        if record is not None and record.table == "images":
-            home = os.path.dirname(str((record.inputs.get("manifest") or [""])[0]))
-            rows = _rows(output.sub(name), "image_id", images, "uri")
-            return {image: f"{home}/{uri}" if is_relative(uri) else uri for image, uri in rows if uri}
-    return {}
-
-
-def _rows(table: Folder, key: str, names: list[Any], column: str) -> Iterator[tuple[Any, Any]]:
-    """Name and value of the rows with these names."""
-    rows = scan_table(table.url, [key, column]).filter(pl.col(key).is_in(names)).select(key, column)
-    return rows.collect(engine="streaming").iter_rows()

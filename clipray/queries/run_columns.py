@@ -1,0 +1,117 @@
+"""Which columns of a run's tables describe the rows of an index, and by which names people ask for them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from clipray import tables
+from clipray.errors import JobError, no_such
+from clipray.inputs.vector_column import IDENTITIES
+from clipray.storage.folder import Folder
+from clipray.tables.scan import scan_table
+
+ROW_TABLES = ("images", "regions", "texts", "clouds", "region_pictures", "labels", "clusters", "duplicates", "map")
+"""Types of tables that have at most one row for a row of an index: of each style, where a table has several."""
+ELSEWHERE = {("duplicates", "cluster_id")}  # `clusters` has it for all rows
+FILLED = {("duplicates", "kept"): True}
+"""What a column holds for rows that its table does not have."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that describes rows.
+
+    Attributes:
+        name: `images.width`; `labels.label_photo` of another style than the first one; an id has no table: `image_id`.
+        bare: `width`, by which it is called too where no other table has such a column.
+        table: the name of its table; "" of an id. table_type: of `ROW_TABLES`.
+        source: its name in the table. key: the id that rows are joined by. style: of the rows, "" where there are none.
+    """
+
+    name: str
+    bare: str
+    dtype: pl.DataType
+    table: str = ""
+    table_type: str = ""
+    source: str = ""
+    key: str = ""
+    style: str = ""
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether it can be filtered by."""
+        return not self.dtype.is_nested() and self.dtype not in (pl.Binary, pl.Object)
+
+
+class RunColumns:
+    """The columns of the run at `output` that describe rows with these ids.
+
+    Attributes:
+        all: by name; ids first. names: by which to show those that can be filtered by, to `Column.name`: bare ones, where
+            they are unique.
+    """
+
+    def __init__(self, output: Folder, ids: Sequence[str]) -> None:
+        columns = [Column(name, name, pl.String()) for name in ids]
+        columns += [column for table in _tables(output, ids) for column in _columns(output, *table, ids)]
+        self.all = {column.name: column for column in columns}
+        self._by_bare = {bare: [c.name for c in columns if c.bare == bare] for bare in {c.bare for c in columns}}
+        shared = Counter(column.bare for column in columns if column.is_scalar)
+        self.names = {
+            column.bare if shared[column.bare] == 1 and column.bare not in self.all else column.name: column.name
+            for column in columns
+            if column.is_scalar
+        }
+
+    def resolve(self, name: str) -> Column:
+        """The column that `name` stands for. Raises JobError: none, one of another sort, or one of several tables."""
+        column = self.all.get(self.names.get(name, name))
+        if column is not None and column.is_scalar:
+            return column
+        choice = [each for each in self._by_bare.get(name, ()) if self.all[each].is_scalar]
+        if len(choice) > 1:
+            raise JobError(f"column {name!r} is in several tables; choose one: {', '.join(choice)}")
+        if column is not None or self._by_bare.get(name):
+            raise JobError(f"column {name!r} holds lists; expected one of numbers, strings, truth values or times")
+        raise JobError(no_such("column", name, list(self.names)))
+
+
+def _tables(output: Folder, ids: Sequence[str]) -> list[tuple[str, tables.Record]]:
+    """The run's tables that describe such rows, those that were encoded first."""
+    records = {name: tables.read_record(output.sub(name)) for name in output.folders()}
+    named = [(name, record) for name, record in records.items() if record is not None and _is_of(record, ids)]
+    if any(record.table == "images" for _, record in named):
+        named = [(name, record) for name, record in named if record.table != "region_pictures"]
+    return sorted(named, key=lambda each: ROW_TABLES.index(each[1].table))
+
+
+def _is_of(record: tables.Record, ids: Sequence[str]) -> bool:
+    named_by = [name for name in (*IDENTITIES, *ids) if name in record.columns]
+    return record.table in ROW_TABLES and bool(named_by) and set(named_by) <= set(ids)
+
+
+def _columns(output: Folder, table: str, record: tables.Record, ids: Sequence[str]) -> Iterator[Column]:
+    key = [name for name in ids if name in record.columns][-1]
+    types = scan_table(output.sub(table).url).collect_schema()
+    styles = _styles(output, table, record)
+    for number, style in enumerate(styles or [""]):
+        for source, dtype in types.items():
+            is_vector = isinstance(dtype, pl.Array) and source != "box_xyxy"
+            if source not in ids and source != "style" and not is_vector and (record.table, source) not in ELSEWHERE:
+                bare = f"{source}_{style}" if number else source
+                yield Column(f"{table}.{bare}", bare, dtype, table, record.table, source, key, style)
+
+
+def _styles(output: Folder, table: str, record: tables.Record) -> list[str]:
+    """The prompt styles of a table of labels; empty of another table."""
+    if "style" not in record.columns or record.table != "labels":
+        return []
+    named = record.summary.get("styles")
+    if named:
+        return list(named)
+    styles = scan_table(output.sub(table).url, ["style"]).select(pl.col("style").unique(maintain_order=True))
+    return styles.collect(engine="streaming")["style"].to_list()
