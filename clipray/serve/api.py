@@ -46,7 +46,7 @@ def api_routes() -> list[BaseRoute]:
 async def search_one(request: Request) -> Response:
     """GET /api/search?text=a+red+circle&top=5"""
     query = SearchRequest.of_query(request.query_params)
-    return Json(await _answered(request, query))
+    return Json(await answered(request, query))
 
 
 async def search_batch(request: Request) -> Response:
@@ -54,14 +54,14 @@ async def search_batch(request: Request) -> Response:
     body = await _json(request)
     queries = body.get("queries") if isinstance(body, dict) and "queries" in body else None
     if queries is None:
-        return Json(await _answered(request, SearchRequest.of_json(body)))
+        return Json(await answered(request, SearchRequest.of_json(body)))
     if not isinstance(queries, list) or len(queries) > MOST_QUERIES:
         raise JobError(f"queries: expected a list of at most {MOST_QUERIES} queries")
     parsed = [SearchRequest.of_json(query) for query in queries]
-    return Json({"answers": [await _answered(request, query) for query in parsed]})
+    return Json({"answers": [await answered(request, query) for query in parsed]})
 
 
-async def _answered(request: Request, query: SearchRequest) -> dict[str, Any]:
+async def answered(request: Request, query: SearchRequest) -> dict[str, Any]:
     if query.url and not request.app.state.options.allow_urls:
         raise HttpError(
             403, "images by URL are not allowed here: start the server with --allow-urls, or upload the image"
@@ -74,7 +74,7 @@ async def _answered(request: Request, query: SearchRequest) -> dict[str, Any]:
 async def export_hits(request: Request) -> Response:
     """GET /api/export?format=csv|parquet|manifest and the parameters of /api/search."""
     query = SearchRequest.of_query(request.query_params)
-    hits = (await _answered(request, query))["hits"]
+    hits = (await answered(request, query))["hits"]
     run = runs_of(request).run(query.run)
     return await run_in_threadpool(export, run, hits, request.query_params.get("format", "csv"))
 

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from clipray import __version__
 from clipray.report.page import figure, seconds, shown_value
@@ -18,7 +19,7 @@ def environment() -> Environment:
         loader=PackageLoader("clipray.serve", "templates"), autoescape=True, finalize=shown_value,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    templates.filters |= {"figure": figure, "seconds": seconds, "path": path_of}
+    templates.filters |= {"figure": figure, "seconds": seconds, "path": path_of, "exact": exact}
     templates.globals |= {"version": __version__}
     return templates
 
@@ -27,6 +28,11 @@ def path_of(name: str) -> str:
     """A name as the end of a URL's path. Its slashes stay, unless a browser would take its dots for folders."""
     dots = {".", "..", ""} & set(str(name).split("/"))
     return quote(str(name), safe="" if dots else "/")
+
+
+def exact(value: object) -> Markup:
+    """Text that is escaped but neither cut nor changed."""
+    return escape(str(value))
 
 
 def render(template: str, **values: Any) -> str:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from clipray.serve.state import run_of, runs_of
-from clipray.serve.templating import render
+from clipray.serve.pages.overview import overview
+from clipray.serve.pages.search_page import search_page
+from clipray.serve.responses import HttpError
 
 
 def page_routes() -> list[BaseRoute]:
-    return [Route("/", overview)]
+    return [
+        Route("/", overview),
+        Route("/search", search_page),
+        Route("/{path:path}", nothing_there),
+    ]
 
 
-def overview(request: Request) -> HTMLResponse:
-    run = run_of(request)
-    return HTMLResponse(render("overview.html", run=run, runs=list(runs_of(request)), tables=run.tables.tables))
+def nothing_there(request: Request) -> Response:
+    """Any other address."""
+    raise HttpError(HTTPStatus.NOT_FOUND, f"there is no page {request.url.path[:200]!r}")
