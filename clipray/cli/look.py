@@ -16,8 +16,19 @@ from clipray.runner.printing import PlainTable, shown
 def search(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Output folder of a job with an `index` step.")],
     query: Annotated[str | None, typer.Argument(help="What the image should show.")] = None,
-    image: Annotated[str | None, typer.Option(help="Search with an image: its path or URL.")] = None,
-    like: Annotated[str | None, typer.Option(help="Search with a row of the index: its id.")] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="Search with an image: its path or URL; may be repeated.")
+    ] = None,
+    like: Annotated[
+        list[str] | None, typer.Option(help="Search with a row of the index: its id; may be repeated.")
+    ] = None,
+    minus: Annotated[
+        list[str] | None, typer.Option(help="Words that the answers should not be like; may be repeated.")
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Answer with rows for which this is true: \"label = 'cat' and width > 500\".")
+    ] = None,
+    columns: Annotated[str, typer.Option(help="Show these columns of each answer: label,width.")] = "",
     index: Annotated[str | None, typer.Option(help="Table of the index, where there are several.")] = None,
     by_region: Annotated[bool, typer.Option("--by-region", help="Search an index over regions.")] = False,
     top: Annotated[int, typer.Option(min=1, help="Number of answers.")] = 12,
@@ -33,25 +44,37 @@ def search(
     from clipray.queries.search import search as find
 
     spec = Model(name=model, pretrained=pretrained) if model else None
-    answer = find(run, query, image=image, like=like, index=index, by_region=by_region, top=top, model=spec)
+    names = [name.strip() for name in columns.split(",") if name.strip()]
+    answer = find(
+        run, query, image=image, like=like, minus=minus or (), where=where, columns=names, index=index,
+        by_region=by_region, top=top, model=spec,
+    )  # fmt: skip
     if html:
         from clipray.queries.search_page import search_page
         from clipray.storage.folder import Folder, split
 
-        title = query or (f"like {like}" if like else f"like the image {image}")
+        title = query or (f"like {', '.join(like)}" if like else f"like the image {', '.join(image or ())}")
         folder, name = split(html)
         Folder(folder).write(name, search_page(answer, title).encode())
         err.print(f"{html}: {len(answer.hits)} answers")
     if as_json:
-        hits = [{name: value for name, value in asdict(hit).items() if name != "values"} for hit in answer.hits]
-        print(json.dumps(hits, indent=2, ensure_ascii=False))
+        hits = [
+            {name: value for name, value in asdict(hit).items() if names or name != "values"} for hit in answer.hits
+        ]
+        print(json.dumps(hits, indent=2, ensure_ascii=False, default=str))
         return
     listing = PlainTable(
-        "", "image", "l2" if answer.metric == "l2" else answer.metric, "region" if by_region else "", "where"
+        "",
+        "image",
+        "l2" if answer.metric == "l2" else answer.metric,
+        "region" if by_region else "",
+        "where",
+        *map(shown, names),
     )
     for hit in answer.hits:
         box = "" if hit.box is None else f"{hit.region_id} [" + ", ".join(f"{side:.0f}" for side in hit.box) + "]"
-        listing.add_row(str(hit.rank), hit.image_id, f"{hit.score:.4f}", box, hit.uri)
+        values = ["" if hit.values[name] is None else str(hit.values[name]) for name in names]
+        listing.add_row(str(hit.rank), hit.image_id, f"{hit.score:.4f}", box, hit.uri, *values)
     out.print(listing)
 
 

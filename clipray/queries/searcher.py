@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,11 +149,16 @@ class Searcher:
             raise JobError(f"{row_id}: index {self.name} has no such row; it has {there!r}, …")
         return self._opened.vector(number)
 
-    def vector(self, parts: Sequence[Part]) -> np.ndarray:
+    def vector(
+        self, parts: Sequence[Part], encode_texts: Callable[[list[str]], np.ndarray] | None = None
+    ) -> np.ndarray:
         """The vector (d,) float32 of a query.
 
         Several parts are mixed: their unit vectors are summed by weight, and the sum is made as long as they are on
         average.
+
+        Args:
+            encode_texts: what encodes words in place of `encode_texts`, such as in batches with those of other queries.
 
         Raises:
             JobError: no parts, one that is not of one sort, or parts that cancel each other out; else as `encode_texts`,
@@ -163,7 +168,7 @@ class Searcher:
             raise JobError("expected a query of words, an image or a row's id")
         texts = [part.text for part in parts if part.text is not None]
         images = [part.image for part in parts if part.image is not None]
-        of_texts = iter(self.encode_texts(texts) if texts else ())
+        of_texts = iter((encode_texts or self.encode_texts)(texts) if texts else ())
         of_images = iter(self.encode_images(images) if images else ())
         vectors = [
             next(of_texts) if part.text is not None

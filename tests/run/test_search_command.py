@@ -63,6 +63,21 @@ def test_words_find_what_brute_force_finds(run: str) -> None:
     assert all(Path(hit.uri).is_file() for hit in answer.hits)
 
 
+def test_a_mixture_among_some_rows_finds_what_brute_force_finds(run: str) -> None:
+    known = vectors(run, "images", "clip")
+    names = list(known)
+    encoder = TextEncoder(resolve(Model(name="demo")), precision="fp32", batch_size=2)
+    red, word = encoder.encode(["a red circle", "a word"])[0]
+    query = red - word + known[names[0]] + known[names[1]]
+    where = f"image_id in ({', '.join(map(repr, names[::2]))}) and width > 1"
+    options = {"like": names[:2], "minus": ["a word"], "where": where, "columns": ["width"]}
+    answer = search(run, "a red circle", index="index", top=5, **options)
+    cosines = {key: float(known[key] @ query) / np.linalg.norm(query) for key in names[2::2]}
+    assert [hit.score for hit in answer.hits] == pytest.approx(sorted(cosines.values(), reverse=True)[:5], abs=1e-5)
+    assert all(hit.score == pytest.approx(cosines[hit.image_id], abs=1e-5) for hit in answer.hits)
+    assert {hit.values["width"] for hit in answer.hits} == {192}
+
+
 def test_a_picture_finds_itself_and_a_row_does_not(run: str) -> None:
     first = search(run, "a red circle", index="index", top=1).hits[0]
     again = search(run, image=first.uri, index="index", top=2).hits
@@ -110,6 +125,10 @@ def test_the_command_and_its_page(run: str, tmp_path: Path) -> None:
     hits = json.loads(clipray_here(words, tmp_path))
     assert [hit["rank"] for hit in hits] == [1, 2, 3]
     assert set(hits[0]) == {"rank", "image_id", "score", "uri", "region_id", "box"}
+    kept = ["--where", "height < 9999", "--columns", "width, image_id", "--minus", "a word"]
+    for hit in json.loads(clipray_here([*words, *kept], tmp_path)):
+        assert hit["values"] == {"width": 192, "image_id": hit["image_id"]}
+    assert "│ 192 " in clipray_here([*words[:7], *kept], tmp_path)
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert "<script>" not in page
     pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
@@ -126,8 +145,14 @@ def test_the_command_and_its_page(run: str, tmp_path: Path) -> None:
             {"text": "x", "index": "deep"},
             "index deep holds vectors of layer 'block.2': words and new images cannot be",
         ),
-        ({"text": "x", "like": "y"}, "expected one query"),
-        ({"text": " "}, "expected one query"),
+        ({}, "expected a query: words, --image PATH or --like ID"),
+        ({"text": " "}, "expected a query"),
+        ({"text": "x", "minus": [""]}, "expected a query"),
+        ({"minus": ["x"]}, "expected a query"),
+        ({"text": "x", "like": "y", "index": "index"}, "--like y: index index has no such row"),
+        ({"text": "x", "where": "hue = 1", "index": "index"}, "no column 'hue', found: image_id, uri, "),
+        ({"text": "x", "where": "width in (select 1)", "index": "index"}, "where: SELECT is not allowed"),
+        ({"text": "x", "columns": ["hue"], "index": "index"}, "no column 'hue'"),
         ({"text": "x"}, "there are several: deep, index; choose one with --index"),
         ({"text": "x", "index": "images"}, "holds no finished index"),
         ({"like": "nobody", "index": "index"}, "--like nobody: index index has no such row; it has '"),
