@@ -19,7 +19,7 @@ def environment() -> Environment:
         loader=PackageLoader("clipray.serve", "templates"), autoescape=True, finalize=shown_value,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    templates.filters |= {"figure": figure, "seconds": seconds, "path": path_of, "exact": exact}
+    templates.filters |= {"figure": figure, "seconds": seconds, "path": path_of, "exact": exact, "number": number}
     templates.globals |= {"version": __version__}
     return templates
 
@@ -28,6 +28,11 @@ def path_of(name: str) -> str:
     """A name as the end of a URL's path. Its slashes stay, unless a browser would take its dots for folders."""
     dots = {".", "..", ""} & set(str(name).split("/"))
     return quote(str(name), safe="" if dots else "/")
+
+
+def number(value: object) -> object:
+    """A number with four digits; another value as it is."""
+    return figure(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def exact(value: object) -> Markup:

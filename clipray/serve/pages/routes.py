@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from clipray.serve.pages.filters import filters
 from clipray.serve.pages.overview import overview
 from clipray.serve.pages.search_page import search_page
 from clipray.serve.responses import HttpError
@@ -17,6 +18,7 @@ def page_routes() -> list[BaseRoute]:
     return [
         Route("/", overview),
         Route("/search", search_page),
+        Route("/search/filters", filters),
         Route("/{path:path}", nothing_there),
     ]
 
