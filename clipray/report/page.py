@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from clipray import __version__, tables
 from clipray.job import Report
 from clipray.report.clusters import clusters_section
+from clipray.report.duplicates import duplicates_section
 from clipray.report.label_accuracy import right_section
 from clipray.report.labels import labels_section
+from clipray.report.links import Links
 from clipray.report.retrieval import retrieval_section
 from clipray.report.run_tables import RunTables
 from clipray.report.scatter import plot_section
@@ -36,8 +38,11 @@ class Page:
     left_out: list[str]
 
 
-def make_page(run: RunTables, title: str, settings: Report) -> Page:
+def make_page(run: RunTables, title: str, settings: Report, links: Links | None = None) -> Page:
     """Read the tables of a run and lay them out.
+
+    Args:
+        links: where images and clusters link to; None: nowhere, as in a file.
 
     Raises:
         SchemaError: a table is not whole.
@@ -47,6 +52,7 @@ def make_page(run: RunTables, title: str, settings: Report) -> Page:
         ran_section(run),
         plot_section(run, settings.points),
         clusters_section(run, album, examples),
+        duplicates_section(run, album, examples),
         labels_section(run, album, examples),
         right_section(run),
         retrieval_section(run, album, examples),
@@ -57,14 +63,14 @@ def make_page(run: RunTables, title: str, settings: Report) -> Page:
     shown = [section for section in sections if isinstance(section, Section)]
     left_out = [section for section in sections if isinstance(section, LeftOut)]
     headlines = [line for section in shown for line in section.headlines]
-    html = _environment().get_template("report/page.html").render(
+    html = _environment(links).get_template("report/page.html").render(
         title=title, sections=shown, left_out=left_out, headlines=headlines, made=tables.now(), version=__version__,
     )  # fmt: skip
     names = {table.name: [s.title for s in shown if table.name in s.tables] for table in run.tables}
     return Page(html, names, [section.title for section in left_out])
 
 
-def _environment() -> Environment:
+def _environment(links: Links | None) -> Environment:
     """Jinja that escapes all values, cuts strings at LONGEST and removes their control characters."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -73,6 +79,7 @@ def _environment() -> Environment:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters |= {"figure": figure, "seconds": seconds, "whole": _Whole, "breaking": _breaking}
+    environment.globals["links"] = links  # macros see it, too
     return environment
 
 

@@ -1,4 +1,4 @@
-"""The scatter plots: the first two components of a sample of rows, coloured by cluster and label, as inline SVG."""
+"""The scatter plots: a map of a sample of rows, or their first two components, by cluster and label, as inline SVG."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import polars as pl
 import pyarrow as pa
 
 from clipray.inputs.vector_column import VectorColumn, open_vectors, read_vectors
-from clipray.report.label_source import first_labels
+from clipray.report.label_source import draw, first_labels
 from clipray.report.run_tables import RunTable, RunTables
 from clipray.report.section import LeftOut, Section
 
-TITLE = "The first two components"
+MAP, COMPONENTS = "Map", "The first two components"
 WIDTH, HEIGHT, MARGIN = 640.0, 480.0, 14.0
 ROW_GROUPS = 64  # row groups that a sample is drawn from, at most
-PLOTS = 3  # pairs of a table of components and one of clusters
+PLOTS = 3  # pairs of a table of places and one of clusters
 NAMED_LABELS = 11
 SEED = 0
 FAR = 0.002  # share of the points on each side that may lie outside the frame, where they are drawn on its edge
@@ -43,42 +43,43 @@ class Group:
 
 @dataclass(frozen=True)
 class Plot:
-    """A sample of points, in one or more colourings: `panels`, each with its title."""
+    """A sample of points, in one or more colourings: `panels`, each with its title. zero: the origin; None: it says nothing."""
 
     note: str
     axes: tuple[str, str]
     panels: list[tuple[str, list[Group]]]
-    zero: tuple[float, float]
+    zero: tuple[float, float] | None
     size: tuple[float, float] = (WIDTH, HEIGHT)
 
 
 def plot_section(run: RunTables, points: int) -> Section | LeftOut:
-    """Scatter plots of the run's reduced tables, with clusters of them or of the same rows."""
-    pairs = _pairs(run)
+    """Scatter plots of the run's maps, else of its reduced tables, with clusters of them or of the same rows."""
+    maps = run.of_type("map")
+    title, pairs = MAP if maps else COMPONENTS, _pairs(run, maps or run.of_type("reduced"))
     if not pairs:
-        return LeftOut(TITLE, "no table of components; a step `reduce` makes one")
-    plots = [_plot(run, reduced, clusters, points) for reduced, clusters in pairs[:PLOTS]]
+        return LeftOut(MAP, "no map and no table of components; a step `project` or `reduce` makes one")
+    plots = [_plot(run, places, clusters, points) for places, clusters in pairs[:PLOTS]]
     shown = [table.name for pair in pairs[:PLOTS] for table in pair if table is not None]
     values = {"plots": plots, "more": len(pairs) - len(plots)}
-    return Section("plot", TITLE, values, tuple(dict.fromkeys(shown)))
+    return Section("plot", title, values, tuple(dict.fromkeys(shown)))
 
 
-def _pairs(run: RunTables) -> list[tuple[RunTable, RunTable | None]]:
-    reduced = run.of_type("reduced")
+def _pairs(run: RunTables, places: list[RunTable]) -> list[tuple[RunTable, RunTable | None]]:
+    """Tables of places, each with the clusters that colour it: a table of clusters goes with what it was made of."""
     pairs: list[tuple[RunTable, RunTable | None]] = []
     for clusters in run.of_type("clusters"):
-        made_of = str(clusters.record.inputs.get("input", "")).rpartition(".")[0]
-        fitting = [table for table in reduced if table.ids == clusters.ids]
-        fitting.sort(key=lambda table: table.name != made_of)
+        made_of = str(clusters.record.inputs.get("input", ""))
+        fitting = [table for table in places if table.ids == clusters.ids]
+        fitting.sort(
+            key=lambda table: made_of not in (f"{table.name}.{_vectors(table)}", table.record.inputs.get("input"))
+        )
         pairs += [(table, clusters) for table in fitting[:1]]
-    alone = [table for table in reduced if table not in [pair[0] for pair in pairs]]
+    alone = [table for table in places if table not in [pair[0] for pair in pairs]]
     return [*pairs, *((table, None) for table in alone)]
 
 
-def _plot(run: RunTables, reduced: RunTable, clusters: RunTable | None, points: int) -> Plot:
-    column = next(name for name, dtype in reduced.record.columns.items() if dtype.startswith("fixed_size_list"))
-    vectors = open_vectors(f"{reduced.name}.{column}", run.output)
-    rows, xy = sample(vectors, points)
+def _plot(run: RunTables, places: RunTable, clusters: RunTable | None, points: int) -> Plot:
+    rows, xy = _sample_of_map(places, points) if places.type == "map" else _sample_of_components(run, places, points)
     spots, zero = _spots(xy)
     panels = []
     if clusters is not None:
@@ -91,9 +92,27 @@ def _plot(run: RunTables, reduced: RunTable, clusters: RunTable | None, points: 
         panels.append((f"by {title}", _by_label(spots, labels.to_list())))
     if not panels:
         panels.append(("", [Group("all", len(spots), _path(spots), 250.0)]))
-    n = vectors.n_samples
-    note = f"all {n:,} rows of {reduced.name}" if len(xy) == n else f"{len(xy):,} of the {n:,} rows of {reduced.name}"
-    return Plot(note, _axes(run, reduced), panels, zero)
+    n = places.record.rows
+    note = f"all {n:,} rows of {places.name}" if len(xy) == n else f"{len(xy):,} of the {n:,} rows of {places.name}"
+    return Plot(note, _axes(run, places), panels, None if _is_umap(places) else zero)
+
+
+def _vectors(reduced: RunTable) -> str:
+    return next((name for name, dtype in reduced.record.columns.items() if dtype.startswith("fixed_size_list")), "")
+
+
+def _is_umap(places: RunTable) -> bool:
+    return places.record.summary.get("method") == "umap"
+
+
+def _sample_of_map(places: RunTable, points: int) -> tuple[pl.DataFrame, np.ndarray]:
+    """About `points` rows of a map, the same ones each time: identity columns, and (n, 2) float64."""
+    rows = places.scan(*places.ids, "x", "y").bottom_k(points, by=draw(places.ids[-1])).collect(engine="streaming")
+    return rows.select(places.ids), rows.select("x", "y").cast(pl.Float64).to_numpy()
+
+
+def _sample_of_components(run: RunTables, reduced: RunTable, points: int) -> tuple[pl.DataFrame, np.ndarray]:
+    return sample(open_vectors(f"{reduced.name}.{_vectors(reduced)}", run.output), points)
 
 
 def sample(vectors: VectorColumn, points: int) -> tuple[pl.DataFrame, np.ndarray]:
@@ -170,9 +189,11 @@ def _middle(spots: np.ndarray) -> tuple[float, float]:
     return round(float(x), 1), round(float(y), 1)
 
 
-def _axes(run: RunTables, reduced: RunTable) -> tuple[str, str]:
-    """Names of the axes, with each one's share of the variance."""
-    components = run.companion(reduced, "components")
+def _axes(run: RunTables, places: RunTable) -> tuple[str, str]:
+    """Names of the axes, of components with each one's share of the variance."""
+    if _is_umap(places):
+        return "UMAP 1", "UMAP 2"
+    components = run.companion(places, "components")
     shares = dict(components.scan("component", "variance_ratio").collect().iter_rows()) if components else {}
     of_variance = [f", {shares[n]:.1%} of the variance" if shares.get(n) is not None else "" for n in (0, 1)]
     return f"component 1{of_variance[0]}", f"component 2{of_variance[1]}"

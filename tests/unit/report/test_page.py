@@ -27,8 +27,10 @@ from clipray.errors import ClipRayError, JobError, SchemaError
 from clipray.inputs.manifest import open_manifest
 from clipray.inputs.vector_column import open_vectors
 from clipray.job import Column, Job, Report
+from clipray.report.links import Links
+from clipray.report.page import make_page
 from clipray.report.retrieval import listed, ranked
-from clipray.report.run_tables import open_table
+from clipray.report.run_tables import finished_tables, open_run, open_table
 from clipray.report.thumbnails import ImageSource, Thumbnails
 from clipray.runner.report import write_report
 from clipray.steps.base.step import StepContext
@@ -198,6 +200,23 @@ def write_run(out: Path, names: list[str], uris: list[str | None], labels: list[
     )
 
 
+def write_duplicates(out: Path, groups: dict[int, list[str]]) -> None:
+    """Groups of rows, of each the first one kept, and the others less and less like it."""
+    schema = pa.schema([*ids(), *tables.arrow_schema("duplicates")])
+    rows = [
+        {"image_id": name, "group_id": group, "cluster_id": 0, "keeper_id": names[0], "kept": n == 0,
+         "similarity": 1 - n / 100, "nearest": 0.99}
+        for group, names in groups.items() for n, name in enumerate(names)
+    ]  # fmt: skip
+    write(out, "duplicates", "duplicates", rows[::-1], schema, settings={"similarity": 0.95})
+
+
+def write_map(out: Path, names: list[str], method: str) -> None:
+    schema = pa.schema([*ids(), *tables.arrow_schema("map")])
+    rows = [{"image_id": name, "x": n, "y": n % 3, "neighbors": None} for n, name in enumerate(names)]
+    write(out, "map", "map", rows, schema, inputs={"input": "images.clip"}, summary={"method": method})
+
+
 def page_of(out: Path) -> str:
     return Path(write_report(str(out))).read_text(encoding="utf-8")
 
@@ -244,6 +263,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         inputs={"input": "images.clip", "rows": 1},
         settings={"queries": VECTORS},
     )
+    write_duplicates(out, {0: list(HOSTILE[:3]), 1: list(HOSTILE[3:5])})
+    write_map(out, list(HOSTILE), "umap")
     (out / "events.jsonl").write_text(
         '{"time": "2026-01-01T00:00:00+00:00", "event": "run_started", "job": "<b>bold</b>"}\n', encoding="utf-8"
     )
@@ -283,7 +304,7 @@ def test_pictures_that_cannot_be_had_are_placeholders(hostile: tuple[Path, str])
 
 def test_the_table_beside_the_page_says_where_tables_are_shown(hostile: tuple[Path, str]) -> None:
     rows = {row["table"]: row for row in tables.read_table(str(hostile[0] / "report")).to_pylist()}
-    assert rows["clusters"]["sections"] == "What ran, The first two components, Clusters"
+    assert rows["clusters"]["sections"] == "What ran, Map, Clusters"
     assert rows["images"]["rejects"] == 2
     assert rows["images"]["sections"].endswith("Rejected rows")
     record = tables.read_record(Folder(str(hostile[0] / "report")))
@@ -319,6 +340,40 @@ def test_sheets_hold_the_nearest_pictures_in_order(small: Path) -> None:
     assert colours["p5"] == pytest.approx((250, 0, 250), abs=12)
     said = " ".join(re.sub(r"<[^>]+>", "", sheets[0].split("<h4>")[1].split("</h4>")[0]).split())
     assert said == "Cluster 0 3 rows, 42.9 % · red 3 of 3 labelled"
+
+
+def section(page: str, name: str) -> str:
+    return page.split(f'<section id="{name}">')[1].split("</section>", maxsplit=1)[0]
+
+
+def test_groups_of_duplicates_stand_side_by_side_the_kept_one_first(small: Path) -> None:
+    write_duplicates(small, {0: ["p1", "p0"], 1: ["p5", "p2", "p4", "p3"]})
+    shown = section(page_of(small), "duplicates")
+    sheets = [[name for name, _ in tiles(sheet)] for sheet in shown.split('class="sheet"')[1:]]
+    assert sheets == [["p5", "p2", "p4", "p3"], ["p1", "p0"]]
+    assert re.findall(r'class="tile (\w*) " title="(p\d)[^:]*: ([\w.]+)"', shown) == [
+        ("hit", "p5", "kept"), ("", "p2", "0.990"), ("", "p4", "0.980"), ("", "p3", "0.970"), ("hit", "p1", "kept"), ("", "p0", "0.990"),
+    ]  # fmt: skip
+    assert "6 rows in 2 groups, of a cosine of 0.95 and more; 4 to drop" in Reader(shown).text
+
+
+@pytest.mark.parametrize(("method", "axis"), [("umap", "UMAP 1"), ("pca", "component 1")])
+def test_a_map_is_shown_in_place_of_components(small: Path, method: str, axis: str) -> None:
+    assert "Across: component 1; upwards: component 2." in section(page_of(small), "plot")
+    write_map(small, [f"p{n}" for n in range(7)], method)
+    shown = section(page_of(small), "plot")
+    assert f"all 7 rows of map. Across: {axis}; upwards:" in shown
+    assert "by cluster, clusters" in shown
+    assert len(re.findall(r"M\d+ \d+h0", shown)) == 2 * 7
+    assert ('class="zero"' in shown) == (method == "pca")
+
+
+def test_images_and_clusters_link_into_the_served_page_only_from_there(small: Path) -> None:
+    run = open_run(Folder(str(small)), finished_tables(Folder(str(small))), "label")
+    assert "<a href=" not in section(make_page(run, "a", Report()).html, "clusters")
+    linked = section(make_page(run, "a", Report(), Links("/r")).html, "clusters")
+    assert re.findall('<a href="([^"]+)">', linked)[:3] == ["/r/clusters/clusters/0", "/r/rows/p0", "/r/rows/p6"]
+    assert Links().row('a/"b?.png') == "/rows/a%2F%22b%3F.png"
 
 
 def test_labels_are_counted_and_held_against_what_is_known(small: Path) -> None:
