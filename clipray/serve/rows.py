@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from clipray.inputs.vector_column import IDENTITIES
 from clipray.report.run_tables import RunTable
 from clipray.serve.responses import HttpError
 from clipray.serve.state import ServedRun
@@ -27,7 +28,8 @@ def everything_of(run: ServedRun, row_id: str) -> dict[str, Any]:
 
 def _rows_of(table: RunTable, row_id: str) -> list[dict[str, Any]]:
     columns = plain_columns(table)
-    for key in [name for name in ("image_id", *reversed(table.ids)) if name in table.record.columns]:
+    named_by = [name for name in IDENTITIES if name in table.record.columns]
+    for key in named_by or table.ids[-1:]:
         if rows := table.where(key, [row_id], *columns):
             return rows[:MOST_ROWS]
     return []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import math
 from typing import Any
 from urllib.parse import quote
 
@@ -19,8 +21,8 @@ def environment() -> Environment:
         loader=PackageLoader("clipray.serve", "templates"), autoescape=True, finalize=shown_value,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    templates.filters |= {"figure": figure, "seconds": seconds, "path": path_of, "exact": exact, "number": number}
-    templates.globals |= {"version": __version__}
+    templates.filters |= {"figure": figure, "seconds": seconds, "path": path_of, "exact": exact, "cell": cell}
+    templates.globals |= {"version": __version__, "zip": zip}
     return templates
 
 
@@ -30,9 +32,17 @@ def path_of(name: str) -> str:
     return quote(str(name), safe="" if dots else "/")
 
 
-def number(value: object) -> object:
-    """A number with four digits; another value as it is."""
-    return figure(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+def cell(value: Any) -> Any:
+    """A value of a table as text: numbers with four digits, lists and structs as JSON, bytes as their number."""
+    if value is None:
+        return "–"
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return figure(value) if math.isfinite(value) else str(value)
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
 
 
 def exact(value: object) -> Markup:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from clipray.queries.facets import Facet
-from clipray.serve.pages.conditions import between, contains, equals, has, toggled
+from clipray.serve.pages.conditions import between, column_name, contains, equals, has, toggled
 from clipray.serve.pages.layout import Site, page
 from clipray.serve.pages.search_page import Query
 
@@ -62,9 +62,19 @@ def _facets(request: Request, site: Site, query: Query) -> HTMLResponse:
     where = query.first("where")
     facets = columns.facets(mask=columns.mask(where) if where else None, top=MOST_VALUES)
     texts = [name for name, dtype in columns.schema.items() if dtype == pl.String]
-    shown = [_column(query, where, name, facet, name in texts) for name, facet in facets.items() if facet.rows]
+    shown = [
+        _column(query, where, name, facet, name in texts)
+        for name, facet in facets.items()
+        if _tells(name, facet, where)
+    ]
     shown += [Column(name, Facet(0, 0), True) for name in texts if name not in facets]
     return page(request, "filters.html", query=query, columns=shown)
+
+
+def _tells(name: str, facet: Facet, where: str) -> bool:
+    """Whether a column can narrow the query, or does."""
+    is_constant = facet.n_values == 1 and not facet.nulls
+    return bool(facet.rows) and (not is_constant or column_name(name) in where)
 
 
 def _column(query: Query, where: str, name: str, facet: Facet, is_text: bool) -> Column:

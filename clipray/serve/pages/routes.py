@@ -8,8 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from clipray.serve.pages.clusters_page import cluster_page, clusters_page
 from clipray.serve.pages.filters import filters
 from clipray.serve.pages.overview import overview
+from clipray.serve.pages.row_page import row_page
 from clipray.serve.pages.search_page import search_page
 from clipray.serve.responses import HttpError
 
@@ -19,6 +21,9 @@ def page_routes() -> list[BaseRoute]:
         Route("/", overview),
         Route("/search", search_page),
         Route("/search/filters", filters),
+        Route("/rows/{id:path}", row_page),
+        Route("/clusters/{table}", clusters_page),
+        Route("/clusters/{table}/{cluster_id:int}", cluster_page),
         Route("/{path:path}", nothing_there),
     ]
 
