@@ -50,7 +50,8 @@ def test_demo_makes_tables_that_are_right(tmp_path: Path, ray_here: object) -> N
     last = printed.strip().splitlines()[-1]
     assert last == f"report: {demo}/report/report.html"
     page = Path(last.removeprefix("report: ")).read_text(encoding="utf-8")
-    assert page.count('class="sheet"') == 16
+    assert page.count('class="sheet"') == 16 + 24  # of clusters, and of near duplicates
+    assert "all 464 rows of map" in page
     assert page.count('class="ranking"') == 10  # of places, and of pictures by their captions
     assert len(page.encode()) < 1_500_000
     _follow_the_page(tmp_path)
