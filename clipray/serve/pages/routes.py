@@ -9,7 +9,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from clipray.serve.pages.clusters_page import cluster_page, clusters_page
+from clipray.serve.pages.duplicates_page import duplicate_group_page, duplicates_page
 from clipray.serve.pages.filters import filters
+from clipray.serve.pages.labels_page import label_rows_page, labels_page
 from clipray.serve.pages.overview import overview
 from clipray.serve.pages.row_page import row_page
 from clipray.serve.pages.search_page import search_page
@@ -24,6 +26,10 @@ def page_routes() -> list[BaseRoute]:
         Route("/rows/{id:path}", row_page),
         Route("/clusters/{table}", clusters_page),
         Route("/clusters/{table}/{cluster_id:int}", cluster_page),
+        Route("/labels/{table}", labels_page),
+        Route("/labels/{table}/rows", label_rows_page),
+        Route("/duplicates/{table}", duplicates_page),
+        Route("/duplicates/{table}/{group_id:int}", duplicate_group_page),
         Route("/{path:path}", nothing_there),
     ]
 
