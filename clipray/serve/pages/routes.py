@@ -8,13 +8,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from clipray.serve.pages.api_page import api_page
 from clipray.serve.pages.clusters_page import cluster_page, clusters_page
 from clipray.serve.pages.duplicates_page import duplicate_group_page, duplicates_page
 from clipray.serve.pages.filters import filters
 from clipray.serve.pages.labels_page import label_rows_page, labels_page
 from clipray.serve.pages.overview import overview
+from clipray.serve.pages.rejects_page import first_bytes_page, rejects_page
+from clipray.serve.pages.report_page import report_page
 from clipray.serve.pages.row_page import row_page
 from clipray.serve.pages.search_page import search_page
+from clipray.serve.pages.tables_page import table_page, tables_page
 from clipray.serve.responses import HttpError
 
 
@@ -30,6 +34,12 @@ def page_routes() -> list[BaseRoute]:
         Route("/labels/{table}/rows", label_rows_page),
         Route("/duplicates/{table}", duplicates_page),
         Route("/duplicates/{table}/{group_id:int}", duplicate_group_page),
+        Route("/rejects", rejects_page),
+        Route("/rejects/{table}/{id:path}", first_bytes_page),
+        Route("/tables", tables_page),
+        Route("/tables/{name}", table_page),
+        Route("/report", report_page),
+        Route("/api", api_page),
         Route("/{path:path}", nothing_there),
     ]
 

@@ -1,10 +1,11 @@
-// What all pages do: keys, images that cannot be shown, and grids that go on.
+// What all pages do: keys, images that cannot be shown, parts that are loaded when they are opened, and grids that go on.
 
 const TYPING = "input, select, textarea, [contenteditable]";
 
 document.documentElement.classList.add("scripted");
 document.addEventListener("keydown", onKey);
 document.addEventListener("error", onBrokenImage, true);
+document.addEventListener("toggle", (event) => event.target.matches?.("details.lazy[open]") && loadPart(event.target), true);
 document.querySelectorAll("img").forEach((image) => {
   if (image.complete && image.naturalWidth === 0 && image.src) showReason(image);
 });
@@ -82,6 +83,20 @@ async function showReason(image) {
     reason.textContent = message.split(": ").pop().replaceAll("_", " ") || reason.textContent;
   } catch {
     // The server is gone, or the bytes are none of an image: the first words stay.
+  }
+}
+
+// Fills a box that is opened with the part of another page.
+async function loadPart(box) {
+  if (box.dataset.asked) return;
+  box.dataset.asked = "yes";
+  try {
+    const answer = await fetch(box.dataset.from);
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const part = page.querySelector("#part") ?? page.querySelector(".error");
+    if (part) box.querySelector(".inside").replaceChildren(document.adoptNode(part));
+  } catch {
+    // The link that stands there leads to the same.
   }
 }
 

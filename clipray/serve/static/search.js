@@ -1,4 +1,4 @@
-// The search page: images that are chosen, dropped or pasted, the wait for the model, and filters beside the results.
+// The search page: images that are chosen, dropped or pasted, and the wait for the model.
 
 const form = document.getElementById("search");
 
@@ -8,7 +8,7 @@ for (const name of ["dragenter", "dragover"]) document.addEventListener(name, on
 for (const name of ["dragleave", "drop"]) document.addEventListener(name, onDrag);
 document.addEventListener("drop", (event) => searchWith(event.dataTransfer.files));
 if (document.querySelector("[data-waits]")) waitForModel();
-loadFilters();
+if (matchMedia("(min-width: 52rem)").matches) document.querySelector("#filters details").open = true;
 
 function onDrag(event) {
   if (![...event.dataTransfer.types].includes("Files")) return;
@@ -69,20 +69,6 @@ async function waitForModel() {
     } catch {
       say("The server does not answer. Is it still running?", true);
     }
-  }
-}
-
-async function loadFilters() {
-  const filters = document.getElementById("filters");
-  const folded = filters.querySelector(".foldable");
-  if (matchMedia("(min-width: 52rem)").matches) folded.open = true;
-  try {
-    const answer = await fetch(filters.dataset.from);
-    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-    const inside = page.querySelector("#facets") ?? page.querySelector(".error");
-    if (inside) folded.querySelector(".inside").replaceChildren(document.adoptNode(inside));
-  } catch {
-    // The link that stands there instead leads to the same filters.
   }
 }
 
