@@ -81,7 +81,7 @@ class Site:
         return self.path.split("/")[1] == path.split("/")[1]
 
 
-TYPES = {"Clusters": "clusters", "Labels": "labels", "Duplicates": "duplicates"}
+TYPES = {"Map": "map", "Clusters": "clusters", "Labels": "labels", "Duplicates": "duplicates"}
 """Places for tables of a type, which is the page's first word too."""
 
 

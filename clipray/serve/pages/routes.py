@@ -13,6 +13,7 @@ from clipray.serve.pages.clusters_page import cluster_page, clusters_page
 from clipray.serve.pages.duplicates_page import duplicate_group_page, duplicates_page
 from clipray.serve.pages.filters import filters
 from clipray.serve.pages.labels_page import label_rows_page, labels_page
+from clipray.serve.pages.map_page import map_codes, map_legend, map_page, map_points, map_rows
 from clipray.serve.pages.overview import overview
 from clipray.serve.pages.rejects_page import first_bytes_page, rejects_page
 from clipray.serve.pages.report_page import report_page
@@ -34,6 +35,11 @@ def page_routes() -> list[BaseRoute]:
         Route("/labels/{table}/rows", label_rows_page),
         Route("/duplicates/{table}", duplicates_page),
         Route("/duplicates/{table}/{group_id:int}", duplicate_group_page),
+        Route("/map/{table}", map_page),
+        Route("/map/{table}/rows", map_rows),
+        Route("/api/map/points", map_points),
+        Route("/api/map/codes", map_codes),
+        Route("/api/map/legend", map_legend),
         Route("/rejects", rejects_page),
         Route("/rejects/{table}/{id:path}", first_bytes_page),
         Route("/tables", tables_page),

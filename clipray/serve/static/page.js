@@ -94,7 +94,7 @@ async function loadPart(box) {
     const answer = await fetch(box.dataset.from);
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     const part = page.querySelector("#part") ?? page.querySelector(".error");
-    if (part) box.querySelector(".inside").replaceChildren(document.adoptNode(part));
+    if (part) box.querySelector(".inside").replaceChildren(part);
   } catch {
     // The link that stands there leads to the same.
   }
@@ -123,7 +123,7 @@ function continueGrid() {
       if (!answer.ok) throw new Error(answer.statusText);
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const tiles = page.querySelectorAll("#results .tile");
-      results.querySelector(".tiles").append(...document.adoptNode(page).querySelectorAll("#results .tile"));
+      results.querySelector(".tiles").append(...tiles);
       const more = page.querySelector("#results .next");
       next.closest(".next").replaceWith(...(more ? [more] : []));
       document.getElementById("news").textContent = `${tiles.length} more rows`;
