@@ -15,7 +15,7 @@ from typing import TextIO
 from clipray import __version__
 
 # isort: off
-from clipray.cli import runs, look, serve, data, cluster  # noqa: F401 - each adds its commands, in the order in which help shows them
+from clipray.cli import runs, look, serve, atlas, data, cluster  # noqa: F401 - each adds its commands, in the order in which help shows them
 
 # isort: on
 from clipray.cli.app import app, err

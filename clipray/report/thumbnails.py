@@ -1,4 +1,4 @@
-"""Thumbnails as data URIs of limited size, or the reason why an image has none."""
+"""Thumbnails of limited size, or the reason why an image has none."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ class ImageSource:
 class Thumbnails:
     """Makes thumbnails of at most `side_px` and `most_bytes`. Safe to use in several threads.
 
-    Each result is (data URI, ""), or (None, why there is none).
+    Each result is (WebP, ""), or (None, why there is none).
     """
 
     def __init__(self, side_px: int, most_bytes: int) -> None:
         self._side_px, self._most_bytes = side_px, most_bytes
         self._slow = Counter[str]()
 
-    def of_uri(self, source: ImageSource) -> tuple[str | None, str]:
+    def of_uri(self, source: ImageSource) -> tuple[bytes | None, str]:
         place = "" if is_local(str(source.uri)) else "://".join(parse(str(source.uri))).split("/")[2]
         if place and self._slow[place] >= PATIENCE:
             return None, "its storage does not answer"
@@ -72,9 +72,9 @@ class Thumbnails:
         self._slow[place] = 0
         return self.of_bytes(data, source)
 
-    def of_bytes(self, data: bytes, source: ImageSource) -> tuple[str | None, str]:
+    def of_bytes(self, data: bytes, source: ImageSource) -> tuple[bytes | None, str]:
         try:
-            return f"data:image/webp;base64,{base64.b64encode(self.webp(data, source)).decode()}", ""
+            return self.webp(data, source), ""
         except Rejected as rejected:
             return None, _reason(rejected)
 
@@ -97,6 +97,10 @@ class Thumbnails:
             if max(image.size) <= LEAST_PX:
                 return sink.getvalue()
             image.thumbnail((max(image.width * 3 // 4, 1), max(image.height * 3 // 4, 1)))
+
+
+def data_uri(webp: bytes) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
 
 
 def _reason(rejected: Rejected) -> str:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from clipray.inputs.layout import Layout
+from clipray.report.image_sources import Key, image_sources, thumbnails_of
 from clipray.report.run_tables import RunTables
-from clipray.report.thumbnails import ImageSource, Thumbnails, inline_images
+from clipray.report.thumbnails import Thumbnails, data_uri
 
 TOTAL_BYTES = 1_100_000  # of all images of a page, before base64
 LARGEST_BYTES = 12_000  # of one of them
-THREADS = 4
 
 
 @dataclass(eq=False)
@@ -47,6 +45,10 @@ class Tile:
         return self.ids.get("image_id", self.name)
 
     @property
+    def key(self) -> Key:
+        return self.image_id, self.ids.get("region_id", "")
+
+    @property
     def verdict(self) -> str:
         """Whether the given label is the known one."""
         if self.predicted is None or self.known is None:
@@ -72,18 +74,12 @@ class Album:
         """
         self._read_texts(run)
         with_image = [tile for tile in self.tiles if tile.text is None]
-        sources = self._sources(run, with_image)
+        sources, labels = image_sources(run, [tile.key for tile in with_image])
         thumbnails = Thumbnails(self._side_px, min(LARGEST_BYTES, TOTAL_BYTES // max(len(with_image), 1)))
-        inline = {key: source for key, source in sources.items() if source.manifests}
-        thumbnails_of: dict[tuple[str, str], tuple[str | None, str]] = {}
-        for image_id, data in inline_images(inline.values()):
-            for key in (key for key in inline if key[0] == image_id):
-                thumbnails_of[key] = thumbnails.of_bytes(data, inline[key])
-        placed = {key: source for key, source in sources.items() if source.uri}
-        with ThreadPoolExecutor(THREADS) as pool:
-            thumbnails_of |= zip(placed, pool.map(thumbnails.of_uri, placed.values()), strict=True)
+        webp = thumbnails_of(sources, thumbnails)
         for tile in with_image:
-            tile.image, tile.missing = thumbnails_of.get(_key(tile), (None, "no image is known"))
+            data, tile.missing = webp.get(tile.key, (None, "no image is known"))
+            tile.image, tile.known = data_uri(data) if data else None, labels.get(tile.image_id)
 
     def _read_texts(self, run: RunTables) -> None:
         """The words of rows that may be texts."""
@@ -93,34 +89,3 @@ class Album:
         texts = {row["text_id"]: row["text"] for row in rows}
         for tile in maybe:
             tile.text = texts.get(tile.name)
-
-    def _sources(self, run: RunTables, tiles: list[Tile]) -> dict[tuple[str, str], ImageSource]:
-        """Where the images lie that a table knows, by image and region; and what they are known to show."""
-        sources: dict[str, ImageSource] = {}
-        known: dict[str, str] = {}
-        for table in run.known("images"):
-            labelled = [run.label] if run.has_label(table) else []
-            columns = ("image_id", "uri", "height", "width", *labelled)
-            layout = Layout.of_facts(table.record.inputs.get("layout", {}))
-            for row in table.where("image_id", {tile.image_id for tile in tiles}, *columns):
-                manifests = () if row["uri"] else tuple(map(str, table.record.inputs.get("manifest", ())))
-                size = row["width"], row["height"]
-                sources[row["image_id"]] = ImageSource(row["image_id"], row["uri"], size, manifests, layout)
-                if labelled and row[run.label] is not None:
-                    known[row["image_id"]] = str(row[run.label])
-        for tile in tiles:
-            tile.known = known.get(tile.image_id)
-        boxes, keys = self._boxes(run, tiles), dict.fromkeys(map(_key, tiles))
-        return {key: replace(sources[key[0]], box=boxes.get(key[1])) for key in keys if key[0] in sources}
-
-    def _boxes(self, run: RunTables, tiles: list[Tile]) -> dict[str, tuple[float, ...]]:
-        wanted = {tile.ids["region_id"] for tile in tiles if "region_id" in tile.ids}
-        return {
-            row["region_id"]: tuple(row["box_xyxy"])
-            for table in run.known("regions")
-            for row in table.where("region_id", wanted, "region_id", "box_xyxy")
-        }
-
-
-def _key(tile: Tile) -> tuple[str, str]:
-    return tile.image_id, tile.ids.get("region_id", "")

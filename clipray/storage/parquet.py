@@ -6,10 +6,12 @@ A file is often opened once per row group, and its footer grows with their numbe
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import stat
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from clipray.storage.folder import Folder, absolute, explained, filesystem, split
+from clipray.storage.folder import TEMPORARY, Folder, absolute, explained, filesystem, split
 
 FOOTERS, FOOTER_BYTES = 8, 32 * 2**20  # cached; the last one whatever its size
 SETTLED_S = 2.0  # a file that changed more recently may change again with the same timestamp
@@ -98,6 +100,22 @@ def write_parquet(table: pa.Table, url: str) -> None:
     pq.write_table(table, sink, compression="zstd", row_group_size=65_536)
     folder, name = split(absolute(url))
     Folder(folder).write(name, sink.getvalue().to_pybytes())
+
+
+def write_parquet_parts(parts: Iterable[pa.Table], path: str) -> None:
+    """Write tables of one schema, at least one, as the row groups of a local file, which is seen whole or not at all."""
+    aside = f"{path}{TEMPORARY}{uuid.uuid4().hex}"
+    coming = iter(parts)
+    first = next(coming)
+    try:
+        with pq.ParquetWriter(aside, first.schema, compression="zstd") as writer:
+            for part in itertools.chain([first], coming):
+                writer.write_table(part, max(len(part), 1))
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(aside)
+        raise
 
 
 @contextlib.contextmanager
