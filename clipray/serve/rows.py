@@ -36,5 +36,6 @@ def _rows_of(table: RunTable, row_id: str) -> list[dict[str, Any]]:
 
 
 def plain_columns(table: RunTable) -> list[str]:
-    """The columns of a table but its vectors."""
-    return [name for name, dtype in table.record.columns.items() if not dtype.startswith(VECTORS)]
+    """The columns of a table but its vectors. Boxes are none."""
+    columns = table.record.columns.items()
+    return [name for name, dtype in columns if name == "box_xyxy" or not dtype.startswith(VECTORS)]

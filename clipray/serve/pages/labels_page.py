@@ -81,9 +81,9 @@ def label_rows_page(request: Request) -> HTMLResponse:
     for name, value in asked.items():
         if value is not None:
             rows = rows.filter(pl.col(name).is_null() if value == NO_LABEL else pl.col(name) == value)
-    rows = rows.sort("probability", table.ids[-1], descending=[True, False]).collect(engine="streaming")
-    pager = Pager.of(request, ROWS, len(rows))
-    tiles = [_tile(table.ids, row) for row in rows.slice(pager.offset, ROWS).iter_rows(named=True)]
+    matching = rows.sort("probability", table.ids[-1], descending=[True, False]).collect(engine="streaming")
+    pager = Pager.of(request, ROWS, len(matching))
+    tiles = [_tile(table.ids, row) for row in matching.slice(pager.offset, ROWS).iter_rows(named=True)]
     return page(
         request, "label_rows.html", table=table, style=style, asked=asked, pager=pager,
         tiles=with_texts(site.run.tables, tiles), more=_more(site, table, pager, {**asked, "style": style}),

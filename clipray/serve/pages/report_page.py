@@ -44,4 +44,4 @@ def report_page(request: Request) -> HTMLResponse:
 @functools.lru_cache(KEPT)
 def _report(site: Site, _versions: tuple[tuple[str, str], ...]) -> str:
     tables = site.run.tables
-    return make_page(tables, site.run.name, Report(), SiteLinks(site=site)).html
+    return make_page(tables, site.run.name, Report(name="report", of=None), SiteLinks(site=site)).html

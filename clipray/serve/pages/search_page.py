@@ -119,12 +119,12 @@ async def search_page(request: Request) -> HTMLResponse:
     """GET /search with the parameters of /api/search."""
     site = Site.of(request)
     query = Query(site, request)
-    state = await run_in_threadpool(lambda: state_of(site.run, query.first("index"))[0])
+    state, opened = await run_in_threadpool(state_of, site.run, query.first("index"))
     waits = state == "loading" and any(query.first(name) for name in ("text", "minus", "image", "url"))
     results = Results([], {}) if waits else await _results(request, site, query)
     return page(
         request, "search.html", results.status, query=query, results=results, state=state, waits=waits,
-        indexes=[table.name for table in site.run.indexes], allow_urls=request.app.state.options.allow_urls,
+        index=opened.searcher.name if opened else "", indexes=[table.name for table in site.run.indexes], allow_urls=request.app.state.options.allow_urls,
     )  # fmt: skip
 
 
