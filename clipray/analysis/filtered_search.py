@@ -2,12 +2,14 @@
 
 FAISS skips the rows that a selector leaves out. Where few rows are left, or where they lie far from the query, the lists
 or the edges that an unfiltered search follows lead to none of them. So every row that is left is compared with the query
-as long as their codes are few bytes; beyond that the search is widened by the share of the rows that are left.
+as long as their codes are few bytes: a few rows are gathered, more are found by a selector in all lists or in a graph's
+storage. Beyond that the search is widened by the share of the rows that are left.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import faiss as typed_faiss
@@ -17,6 +19,19 @@ faiss: Any = typed_faiss  # its stubs lack most search parameters
 EXACT_BYTES = 512 * 2**20  # of codes that are compared with each query, in about 0.1 s
 ID_BYTES = 8  # of a row in an inverted list, which are read to see whether it is left
 WIDER = 2  # than the share of the rows that are left asks for
+GATHERED_BYTES = 16 * 2**20  # of vectors that are gathered for one query
+MANY = 16  # queries for which vectors are gathered from any index, to be compared as a product
+MORE = 8  # times as many bytes are gathered for several queries
+
+_mapping = threading.Lock()
+
+
+def map_rows(index: typed_faiss.Index) -> None:
+    """Let `reconstruct` find rows in inverted lists, by 8 bytes a row. Thread-safe."""
+    ivf = faiss.try_extract_index_ivf(index)
+    if ivf is not None:
+        with _mapping:
+            ivf.make_direct_map()
 
 
 def search_among(
@@ -40,14 +55,16 @@ def search_among(
     top = min(top, rows)
     if not top:
         return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+    if not isinstance(inner, faiss.IndexIVF | faiss.IndexHNSW | faiss.IndexFlat | faiss.IndexScalarQuantizer):
+        return _widened(inner, queries, top, mask)
+    if _gathers(inner, len(queries), rows):
+        return _gathered(inner, queries, top, np.flatnonzero(mask))
     selector = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
     if isinstance(inner, faiss.IndexIVF):
         return _in_lists(inner, queries, top, rows, selector)
-    if isinstance(inner, faiss.IndexHNSW | faiss.IndexNSG):
+    if isinstance(inner, faiss.IndexHNSW):
         return _in_graph(inner, queries, top, rows, selector)
-    if isinstance(inner, faiss.IndexFlat | faiss.IndexScalarQuantizer):
-        return inner.search(queries, top, params=faiss.SearchParameters(sel=selector))
-    return _widened(inner, queries, top, mask)
+    return inner.search(queries, top, params=faiss.SearchParameters(sel=selector))
 
 
 def first_kept(scores: np.ndarray, numbers: np.ndarray, kept: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,6 +72,18 @@ def first_kept(scores: np.ndarray, numbers: np.ndarray, kept: np.ndarray, top: i
     order = np.argsort(~kept, axis=1, kind="stable")[:, :top]
     numbers = np.where(kept, numbers, -1)
     return np.take_along_axis(scores, order, 1), np.take_along_axis(numbers, order, 1)
+
+
+def _gathers(index: Any, queries: int, rows: int) -> bool:
+    """Whether vectors are gathered. In lists a selector takes a look at each row's id, tens of milliseconds for a million."""
+    share = min(queries, MORE) if queries >= MANY or isinstance(index, faiss.IndexIVF) else 0
+    return rows * index.d * 4 <= share * GATHERED_BYTES
+
+
+def _gathered(index: Any, queries: np.ndarray, top: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    map_rows(index)
+    scores, places = faiss.knn(queries, index.reconstruct_batch(rows), top, metric=index.metric_type)
+    return scores, rows[places]
 
 
 def _in_lists(ivf: Any, queries: np.ndarray, top: int, rows: int, selector: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +98,7 @@ def _in_lists(ivf: Any, queries: np.ndarray, top: int, rows: int, selector: Any)
 
 def _in_graph(graph: Any, queries: np.ndarray, top: int, rows: int, selector: Any) -> tuple[np.ndarray, np.ndarray]:
     """A graph leads from row to row, also through those that are left out; its storage compares with all that are left."""
-    if isinstance(graph, faiss.IndexHNSW) and rows * graph.storage.sa_code_size() > EXACT_BYTES:
+    if rows * graph.storage.sa_code_size() > EXACT_BYTES:
         effort, share = max(graph.hnsw.efSearch, top), rows / graph.ntotal
         params = faiss.SearchParametersHNSW(sel=selector, efSearch=math.ceil(WIDER * effort / share))
         scores, numbers = graph.search(queries, effort, params=params)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from clipray import tables
 from clipray.analysis import vector_index as vi
+from clipray.analysis.filtered_search import map_rows, search_among
 from clipray.analysis.normalize import l2_normalize
 from clipray.errors import DamagedError, SchemaError
 from clipray.inputs.vector_column import VectorColumn, comparable
@@ -39,7 +39,6 @@ class OpenIndex:
     record: tables.Record
     ids: pa.Table
     index: Any
-    _mapping: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def metric(self) -> str:
@@ -49,29 +48,30 @@ class OpenIndex:
     def space(self) -> dict[str, Any]:
         return dict(self.record.provenance["space"])
 
-    def search(self, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, top: int, mask: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Scores (q, t) float32 and numbers (q, t) int64 of the nearest rows of each query (q, d), the best first.
 
         t = `top`, or all rows if there are fewer; a number is -1 where the index finds no more.
 
+        Args:
+            mask: (n,) bool, the rows that may answer; None: all.
+
         Raises:
             SchemaError: queries of another width.
         """
+        if mask is not None:
+            return search_among(self.index, self.prepared(queries), top, mask)
         return self.index.search(self.prepared(queries), min(top, len(self.ids)))
 
     def vector(self, number: int) -> np.ndarray:
         """The vector (d,) float32 of a row, as the index stores it: rounded, if it stores codes."""
-        self.map_rows()
+        map_rows(self.index)
         return self.index.reconstruct(number)
 
-    def map_rows(self) -> None:
-        """Let `reconstruct` find rows in inverted lists, by 8 bytes a row. Thread-safe."""
-        import faiss
-
-        ivf = faiss.try_extract_index_ivf(self.index)
-        if ivf is not None:
-            with self._mapping:
-                ivf.make_direct_map()
+    def vectors(self, numbers: np.ndarray) -> np.ndarray:
+        """The vectors (q, t, d) float32 of rows `numbers` (q, t), as the index stores them; of -1, that of any row."""
+        map_rows(self.index)
+        return self.index.reconstruct_batch(np.maximum(numbers, 0).ravel()).reshape(*numbers.shape, -1)
 
     def others(self, numbers: np.ndarray, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """(q, t) bool: whether each of the rows `numbers` (q, t) is another than the row `ids` (q,) of its query."""

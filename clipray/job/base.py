@@ -149,6 +149,11 @@ class StepSettings(Settings):
         return self.name
 
     @property
+    def reads_run(self) -> bool:
+        """Whether it may read any table of the run, beside its `sources`."""
+        return False
+
+    @property
     def needs_architecture(self) -> bool:
         """Whether the driver must know the network's layers, and not only what it returns."""
         return False

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clipray.job.base import TABLE_NAME, ColumnInput, Count, Execution, Reference, StepSettings, TableInput
+from clipray.job.base import TABLE_NAME, ColumnInput, Count, Execution, Reference, StepSettings, TableInput, added_later
 from clipray.job.vectors import Column
 
 
@@ -64,6 +64,8 @@ class Search(StepSettings):
     Attributes:
         index: the index's table, of this run or `FOLDER/table` of another.
         queries: the queries' vector column: `texts.embedding`, `images.clip`, or any Parquet.
+        where: a filter over the columns of the index's run, such as `label = 'cat' and width > 500`: only rows for which
+            it is true are answers.
         leave_out_self: drop the row that has the query's own id.
         expand: average the query with this many of its first answers, and search again (query expansion, Chum et al.
             2007); `alpha`: answers are weighted by their similarity to this power (Radenović et al. 2018); 0: equally.
@@ -75,12 +77,17 @@ class Search(StepSettings):
     index: Annotated[str, TableInput]
     queries: Annotated[str | Column, ColumnInput]
     top: Count = 10
+    where: str | None = added_later(None)
     leave_out_self: bool = False
     expand: Annotated[int, Field(ge=0)] = 0
     alpha: Annotated[float, Field(ge=0)] = 3.0
     rerank: Annotated[str | None, TableInput] = None
     rerank_top: Count = 100
     rows_per_file: Annotated[int, Execution, Field(ge=1)] = 131_072
+
+    @property
+    def reads_run(self) -> bool:
+        return self.where is not None
 
     @model_validator(mode="after")
     def _rerank_covers_the_top(self) -> Search:

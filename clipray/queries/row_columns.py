@@ -21,7 +21,7 @@ from clipray.inputs.key_index import ABSENT
 from clipray.queries.facets import Facet, facet_of
 from clipray.queries.row_numbers import RowNumbers
 from clipray.queries.run_columns import FILLED, Column, RunColumns
-from clipray.queries.where import first_line, parse_where
+from clipray.queries.where import first_line
 from clipray.storage.folder import Folder
 
 HELD_BYTES = 256 * 2**20  # of columns
@@ -139,14 +139,9 @@ class RowColumns:
         return pl.DataFrame([_plain(series).alias(name) for name, series in zip(names, taken, strict=True)])
 
     def _evaluated(self, where: str) -> np.ndarray:
-        chosen = parse_where(where, lambda name: self.columns.resolve(name).name)
-        types = {name: self.columns.all[name].dtype for name in sorted(chosen.columns)}
-        types = {name: pl.String() if dtype == pl.Categorical else dtype for name, dtype in types.items()}
+        chosen = self.columns.filter(where)
+        frame = pl.DataFrame({name: _plain(self._series(self.columns.all[name])) for name in sorted(chosen.columns)})
         try:
-            answer = pl.LazyFrame(schema=types).select(kept=chosen.expression).collect_schema()["kept"]
-            if answer != pl.Boolean:
-                raise JobError(f"where: {where!r} is of type {answer}; expected a condition, such as width > 500")
-            frame = pl.DataFrame({name: _plain(self._series(self.columns.all[name])) for name in types})
             kept = frame.select(kept=chosen.expression.fill_null(False))["kept"].to_numpy()
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             raise JobError(f"where: {where!r}: {first_line(error)}") from error

@@ -11,6 +11,7 @@ import polars as pl
 from clipray import tables
 from clipray.errors import JobError, no_such
 from clipray.inputs.vector_column import IDENTITIES
+from clipray.queries.where import Filter, first_line, parse_where
 from clipray.storage.folder import Folder
 from clipray.tables.scan import scan_table
 
@@ -78,6 +79,23 @@ class RunColumns:
         if column is not None or self._by_bare.get(name):
             raise JobError(f"column {name!r} holds lists; expected one of numbers, strings, truth values or times")
         raise JobError(no_such("column", name, list(self.names)))
+
+    def filter(self, where: str) -> Filter:
+        """A filter over rows, by the names of columns in `all`.
+
+        Raises:
+            JobError: it is no expression over the columns, or not one that is true or false for each row.
+        """
+        chosen = parse_where(where, lambda name: self.resolve(name).name)
+        types = {name: self.all[name].dtype for name in sorted(chosen.columns)}
+        types = {name: pl.String() if dtype == pl.Categorical else dtype for name, dtype in types.items()}
+        try:
+            answer = pl.LazyFrame(schema=types).select(kept=chosen.expression).collect_schema()["kept"]
+        except pl.exceptions.PolarsError as error:
+            raise JobError(f"where: {where!r}: {first_line(error)}") from error
+        if answer != pl.Boolean:
+            raise JobError(f"where: {where!r} is of type {answer}; expected a condition, such as width > 500")
+        return chosen
 
 
 def _tables(output: Folder, ids: Sequence[str]) -> list[tuple[str, tables.Record]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipray import tables
-from clipray.analysis.filtered_search import first_kept, search_among
+from clipray.analysis.filtered_search import first_kept
 from clipray.analysis.normalize import SHORTEST, l2_normalize
 from clipray.errors import JobError
 from clipray.inputs.index_reader import index_record, open_index, refuse_stale_index
@@ -204,7 +204,7 @@ class Searcher:
         if out:
             mask = mask.copy()
             mask[out] = False
-        return search_among(self._opened.index, self._opened.prepared(queries), top, mask)
+        return self._opened.search(queries, top, mask)
 
     def hits(self, scores: np.ndarray, numbers: np.ndarray, columns: Sequence[str] = ()) -> list[Hit]:
         """The answers to one query.

@@ -37,6 +37,7 @@ def plan_job(job: Job | str | os.PathLike[str], *, address: str | None = None) -
             step = open_step(settings, context)
         except SchemaError as error:
             awaited = [name for name in settings.sources if name in unfinished]
+            awaited += sorted(unfinished - {*awaited}) if settings.reads_run else []
             if not awaited:
                 raise
             statuses.append(TableStatus(settings.name, "absent", note=f"waits for {', '.join(awaited)}"))

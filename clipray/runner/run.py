@@ -20,7 +20,7 @@ from clipray.runner.fresh import delete_for_rerun
 from clipray.runner.lock import interrupt_on_sigterm, only_run
 from clipray.runner.status import TableStatus, status
 from clipray.steps.base.step import RunContext, Snapshot, StepContext, model_of
-from clipray.steps.open_step import AnyStep, check_model, open_step, run_step
+from clipray.steps.open_step import AnyStep, check_ahead, open_step, run_step
 from clipray.storage.environment import environment_errors, need_room
 from clipray.storage.events import Events
 from clipray.storage.folder import Folder
@@ -100,7 +100,7 @@ def _run_steps(job: Job, events: Events, retry: bool, address: str | None, watch
         if any(s.needs_cluster for s in unfinished):
             connect()
         for s in unfinished:
-            check_model(s, context)
+            check_ahead(s, context)
         metered = _metered(watch, job.name, lambda: connect.cache_info().currsize > 0)
         run = RunContext(cluster, events, metered, say)
         return [table for s in steps for table in _finish_step(open_step(s, context), run, s.tables)]

@@ -6,7 +6,7 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-from clipray.job import Encoding, ModelStep, StepSettings
+from clipray.job import Encoding, ModelStep, Search, StepSettings
 from clipray.job.load import step_kind
 from clipray.steps.base.encode_step import EncodeStep
 from clipray.steps.base.step import RunContext, StepContext, refuse_stale
@@ -26,16 +26,20 @@ _HOMES = {"report": "report", **{step: f"{theme}.{step}" for theme, steps in _TH
 AnyStep = EncodeStep[Any] | TableStep[Any]
 
 
-def check_model(settings: StepSettings, context: StepContext) -> None:
+def check_ahead(settings: StepSettings, context: StepContext) -> None:
     """Before the first step starts: whether the network can do what a step that may come hours later asks of it.
 
+    And whether a filter is one.
+
     Raises:
-        ModelError: it cannot.
+        ModelError: it cannot. JobError: it is none.
     """
     if isinstance(settings, ModelStep) and settings.needs_architecture:
         _home(settings).check_model(settings, context.model(settings))
     elif isinstance(settings, ModelStep) and settings.needs_text:
         context.model(settings)
+    elif isinstance(settings, Search):
+        _home(settings).check_ahead(settings)
 
 
 def open_step(settings: StepSettings, context: StepContext) -> AnyStep:

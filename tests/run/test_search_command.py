@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,18 @@ from support import clipray_here
 import clipray
 from clipray import tables
 from clipray.demo.world import write_world
-from clipray.errors import ClipRayError
-from clipray.job import Model
+from clipray.errors import ClipRayError, JobError, SchemaError
+from clipray.job import Job, Model, Search
 from clipray.models.resolve import resolve
 from clipray.models.text_encoder import TextEncoder
 from clipray.queries.search import search
 from clipray.queries.search_page import search_page
+from clipray.steps.base.step import StepContext
+from clipray.steps.open_step import check_ahead
+from clipray.steps.open_step import open_step as open_search
+from clipray.storage.folder import Folder
 
+WHERE = "cluster_id = 1 and width > 1"
 DEEP = {"layer": "block.2", "pooling": "mac", "levels": 2, "regions": "grid"}
 
 
@@ -38,6 +44,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, ray_here: None) -> str:
         {"index": {"input": "images.clip"}},
         {"index": {"name": "deep", "input": "images.deep"}},
         {"index": {"name": "deep_regions", "input": "regions.deep"}},
+        {"cluster": {"input": "images.clip", "clusters": 4}},
+        {"search": {"name": "filtered", "index": "index", "queries": "images.clip", "top": 3, "where": WHERE}},
+        {"search": {"name": "expanded", "index": "index", "queries": "images.clip", "expand": 2, "where": WHERE}},
         {"search": {"name": "plain", **nearest}},
         {"search": {"name": "reranked", "rerank": "deep_regions", **nearest}},
     ]
@@ -117,6 +126,46 @@ def test_reranking_is_by_the_most_similar_region(run: str) -> None:
         assert [row["score"] for row in mine] == pytest.approx([score for score, _ in expected], abs=1e-5)
         assert all(best[row["image_id"]][0] == pytest.approx(row["score"], abs=1e-5) for row in mine)
         assert all(row["region_id"].startswith(row["image_id"]) for row in mine)
+
+
+def test_the_step_answers_with_rows_that_match(run: str) -> None:
+    known = vectors(run, "images", "clip")
+    cluster_of = {row["image_id"]: row["cluster_id"] for row in tables.read_table(f"{run}/clusters").to_pylist()}
+    matching = [name for name, cluster in cluster_of.items() if cluster == 1]
+    answers = tables.read_table(f"{run}/filtered").to_pylist()
+    assert len(answers) == len(known) * min(3, len(matching))
+    for query in list(known)[::7]:
+        exact = sorted((float(known[query] @ known[name]) for name in matching), reverse=True)[:3]
+        mine = [row for row in answers if row["query_id"] == query]
+        assert [row["score"] for row in mine] == pytest.approx(exact, abs=1e-5)
+        assert {row["image_id"] for row in mine} <= set(matching)
+        unit = known[query] / np.linalg.norm(known[query])
+        best = sorted(matching, key=lambda name: -float(unit @ known[name]))[:2]
+        mixed = unit + sum(float(unit @ known[name]) ** 3 * known[name] for name in best)
+        first = max(float(mixed @ known[name]) for name in matching) / np.linalg.norm(mixed)
+        rows = [row for row in tables.read_table(f"{run}/expanded").to_pylist() if row["query_id"] == query]
+        assert rows[0]["score"] == pytest.approx(first, abs=1e-4)
+
+
+def test_a_change_of_what_a_filter_reads_makes_the_answers_stale(run: str) -> None:
+    output = Folder(run)
+    settings = Search(index="index", queries="images.clip", name="filtered", top=3, where=WHERE)
+    context = StepContext(Job(output=run, steps=[{"report": {}}]), output, resolve)
+    step = open_search(settings, context)
+    assert step.inspect().status == "finished"
+    assert step.filtered_by.keys() == {"clusters", "images"}
+    before = tables.read_record(output.sub("clusters"))
+    assert before is not None
+    for changed, status in (
+        (replace(before, fingerprint="0123456789abcdef"), "stale"),
+        (replace(before, files=[{**file, "sha256": "0" * 64} for file in before.files]), "partial"),
+    ):
+        assert replace(step, filtered_by={**step.filtered_by, "clusters": changed}).inspect().status == status
+    for where, message in (("hue = 1", "filtered: no column 'hue'"), ("width", "filtered: where: 'width' is of type")):
+        with pytest.raises(SchemaError, match=message):
+            open_search(settings.model_copy(update={"where": where}), context)
+    with pytest.raises(JobError, match="SELECT is not allowed"):
+        check_ahead(settings.model_copy(update={"where": "width IN (SELECT 1)"}), context)
 
 
 def test_the_command_and_its_page(run: str, tmp_path: Path) -> None:

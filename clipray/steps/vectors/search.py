@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,33 +12,44 @@ import polars as pl
 import pyarrow as pa
 
 from clipray import tables
-from clipray.analysis.vector_index import expanded
-from clipray.errors import SchemaError
+from clipray.analysis.vector_index import averaged, expanded
+from clipray.errors import JobError, SchemaError
 from clipray.inputs.index_reader import OpenIndex, opened_in_worker, ready_index
 from clipray.inputs.vector_column import IDENTITIES, open_vectors
 from clipray.job import Search
+from clipray.queries.row_columns import RowColumns
+from clipray.queries.run_columns import RunColumns
+from clipray.queries.where import parse_where
 from clipray.steps.base.shard_writer import write_rows
 from clipray.steps.base.step import RunContext, StepContext
 from clipray.steps.base.table_step import Outcome, VectorStep
-from clipray.tables.digests import Digest
+from clipray.storage.folder import Folder, split
+from clipray.tables.digests import Digest, files_digest, plain
 
 AT_ONCE = 1_024  # queries
 
 
 @dataclass(frozen=True)
 class SearchStep(VectorStep[Search]):
-    """A `Step`; see `VectorStep`: of the queries, each of which gets up to `top` rows. index, regions: records of the indexes."""
+    """A `Step`; see `VectorStep`: of the queries, each of which gets up to `top` rows.
+
+    Attributes:
+        index, regions: records of the indexes. filtered_by: records of the tables that `where` reads, by name.
+    """
 
     table_type: ClassVar[str] = "neighbours"
     row_for_row: ClassVar[bool] = False
 
     index: tables.Record
     regions: tables.Record | None
+    filtered_by: Mapping[str, tables.Record] = field(default_factory=dict)
 
     @property
     def input_fingerprint(self) -> dict[str, Any]:
         rerank = self.regions.fingerprint if self.regions else None
-        return {"queries": self.source.identity, "index": self.index.fingerprint, "rerank": rerank}
+        filtered_by = {name: record.fingerprint for name, record in self.filtered_by.items()}
+        filters = {"filtered_by": filtered_by} if self.settings.where is not None else {}
+        return {"queries": self.source.identity, "index": self.index.fingerprint, "rerank": rerank, **filters}
 
     @property
     def row_provenance(self) -> dict[str, Any]:
@@ -45,14 +57,22 @@ class SearchStep(VectorStep[Search]):
             "queries": {"name": self.source.name, "digest": self.digest.split("-")[0]},
             "index": {"name": self.settings.index, "files": self.index.provenance["sizes"]},
             "metric": self.index.provenance["metric"],
+            **({"where": self._filter_provenance} if self.settings.where is not None else {}),
         }
 
     @property
+    def _filter_provenance(self) -> dict[str, Any]:
+        digests = {name: files_digest(record.files) for name, record in self.filtered_by.items()}
+        return {"filter": self.settings.where, "tables": {n: d.content or d.before for n, d in digests.items()}}
+
+    @property
     def inputs_digest(self) -> Digest:
-        """Of the queries' files and of those that the indexes were made of."""
-        digest, indexes = self.source.digest, [r.inputs["digest"] for r in (self.index, self.regions) if r]
-        before, content = ("-".join([form, *indexes]) if form else "" for form in (digest.before, digest.content))
-        return Digest(before, content)
+        """Of the queries' files, of those that the indexes were made of, and of the tables that `where` reads."""
+        indexes = [plain(r.inputs["digest"]) for r in (self.index, self.regions) if r]
+        filters = [files_digest(record.files) for record in self.filtered_by.values()]
+        digests = [self.source.digest, *indexes, *filters]
+        is_known = all(digest.content for digest in digests)
+        return Digest("-".join(d.before for d in digests), "-".join(d.content for d in digests) if is_known else "")
 
     @property
     def answers(self) -> list[str]:
@@ -80,11 +100,16 @@ def _answers(step: SearchStep, ids: pa.Table, x: np.ndarray) -> pa.Table:
     """Runs in a worker: the rows of some queries with vectors (q, d)."""
     settings, queries = step.settings, ids[step.source.ids[-1]].combine_chunks()
     opened = opened_in_worker(settings.index, step.output, step.index)
-    x = opened.prepared(x)
-    if settings.expand:
+    x, mask = opened.prepared(x), None
+    if settings.where is not None:
+        mask = _mask(opened, _home(settings, step.output).url, settings.where, step.digest)
+    if settings.expand and mask is None:
         x = expanded(opened.index, x, settings.expand, settings.alpha, opened.metric)
+    elif settings.expand:
+        nearest = opened.search(x, settings.expand, mask)[1]
+        x = averaged(x, opened.vectors(nearest), nearest >= 0, settings.alpha, opened.metric)
     want = max(settings.top, settings.rerank_top if step.regions else 0) + settings.leave_out_self
-    scores, numbers = opened.search(x, want)
+    scores, numbers = opened.search(x, want, mask)
     known = numbers >= 0
     if settings.leave_out_self:
         known &= opened.others(numbers, queries)
@@ -144,6 +169,12 @@ def _compared(vectors: np.ndarray, query: np.ndarray, metric: str) -> np.ndarray
 
 
 @functools.lru_cache(2)
+def _mask(opened: OpenIndex, run: str, where: str, _digest: str) -> np.ndarray:
+    """(n,) bool: the rows of an index that a filter keeps, by the tables of its run."""
+    return RowColumns(Folder(run), opened.ids).mask(where)
+
+
+@functools.lru_cache(2)
 def _by_image(regions: OpenIndex) -> dict[str, np.ndarray]:
     """Numbers of the regions of each image."""
     regions_of = pl.DataFrame({"image_id": pl.Series(regions.ids["image_id"])}).with_row_index("region")
@@ -158,10 +189,38 @@ def _vectors(regions: OpenIndex) -> np.ndarray:
 
 
 def open_step(settings: Search, context: StepContext) -> SearchStep:
-    """Open queries and indexes. Raises as `open_vectors` and `ready_index`; SchemaError: `rerank` is of no regions."""
+    """Open queries and indexes.
+
+    Raises:
+        SchemaError: as `open_vectors` and `ready_index`; `rerank` is of no regions; `where` names no such column.
+    """
     source = open_vectors(settings.queries, context.output)
     index = ready_index(settings.index, context.output, source)
     regions = ready_index(settings.rerank, context.output, source) if settings.rerank else None
     if regions is not None and ("region_id" not in regions.columns or "image_id" not in index.columns):
         raise SchemaError(f"{settings.name}: rerank: {settings.rerank} is no index over regions, with their `image_id`")
-    return SearchStep(settings, context.output, source, index, regions)
+    return SearchStep(settings, context.output, source, index, regions, _filtered_by(settings, context.output, index))
+
+
+def _home(settings: Search, output: Folder) -> Folder:
+    """The run that the index is of."""
+    return Folder(split(output.named(settings.index).url)[0])
+
+
+def _filtered_by(settings: Search, output: Folder, index: tables.Record) -> dict[str, tables.Record]:
+    """The tables that `where` reads, by name."""
+    if settings.where is None:
+        return {}
+    home = _home(settings, output)
+    try:
+        columns = RunColumns(home, [name for name in index.columns if name != "vector_id"])
+        read = {columns.all[name].table for name in columns.filter(settings.where).columns}
+    except JobError as error:
+        raise SchemaError(f"{settings.name}: {error}") from error
+    return {name: tables.finished(home.sub(name), name) for name in sorted(read - {""})}
+
+
+def check_ahead(settings: Search) -> None:
+    """Before the first step starts: whether `where` is a filter at all. Raises JobError: it is not."""
+    if settings.where is not None:
+        parse_where(settings.where, str)

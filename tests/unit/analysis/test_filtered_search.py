@@ -10,7 +10,7 @@ from clipray.analysis import filtered_search
 from clipray.analysis.filtered_search import search_among
 
 ROWS, WIDTH, TOP = 2_000, 16, 10
-TYPES = ["Flat", "SQ8", "PQ4", "HNSW8", "NSG8", "IVF16,Flat", "IVF16,SQ8", "OPQ4_16,IVF16,PQ4", "IVF16_HNSW8,Flat"]
+TYPES = ["Flat", "SQ8", "PQ4x4np", "HNSW8", "IVF16,Flat", "IVF16,SQ8", "RR16,IVF16,PQ4x4np", "IVF16_HNSW8,Flat"]
 
 
 def in_clusters(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -24,6 +24,7 @@ def in_clusters(seed: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(scope="module")
 def indexes() -> dict[str, faiss.Index]:
     x, _ = in_clusters(0)
+    faiss.omp_set_num_threads(1)  # which wait for each other on a busy machine
     built = {}
     for name in TYPES:
         built[name] = faiss.index_factory(WIDTH, name, faiss.METRIC_INNER_PRODUCT)
@@ -53,13 +54,19 @@ def exact_scores(index: faiss.Index, queries: np.ndarray, mask: np.ndarray) -> n
     return -np.sort(-scores, axis=1)[:, :TOP]
 
 
+@pytest.mark.parametrize("gathered_bytes", [0, 2**20])
+@pytest.mark.parametrize("n_queries", [4, 20])
 @pytest.mark.parametrize("chosen", list(masks()))
 @pytest.mark.parametrize("index_type", TYPES)
-def test_it_finds_what_brute_force_finds(indexes: dict[str, faiss.Index], index_type: str, chosen: str) -> None:
+def test_it_finds_what_brute_force_finds(
+    indexes: dict[str, faiss.Index], index_type: str, chosen: str, n_queries: int, gathered_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(filtered_search, "GATHERED_BYTES", gathered_bytes)
     mask, (x, cluster) = masks()[chosen], in_clusters(0)
-    queries = x[cluster == 5][:4]  # far from the one cluster
+    queries = x[cluster == 5][:n_queries]  # far from the one cluster
     scores, numbers = search_among(indexes[index_type], queries, TOP, mask)
-    assert numbers.shape == (4, min(TOP, mask.sum()))
+    assert numbers.shape == (n_queries, min(TOP, mask.sum()))
     assert mask[numbers].all()
     np.testing.assert_allclose(scores, exact_scores(indexes[index_type], queries, mask), atol=2e-5)
 
@@ -70,6 +77,7 @@ def test_where_it_may_not_compare_all(
     indexes: dict[str, faiss.Index], index_type: str, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(filtered_search, "EXACT_BYTES", 0)
+    monkeypatch.setattr(filtered_search, "GATHERED_BYTES", 0)
     mask, (x, cluster) = masks()[chosen], in_clusters(0)
     queries = x[cluster == 5][:20]
     scores, numbers = search_among(indexes[index_type], queries, TOP, mask)
