@@ -1,4 +1,4 @@
-"""Verbs that query a run or images at once, without Ray."""
+"""Verbs that query a run or images at once, without Ray, by a running server where there is one."""
 
 from __future__ import annotations
 
@@ -40,10 +40,13 @@ def search(
     """Search an index by text, by an image or by a row's id."""
     from dataclasses import asdict
 
-    from clipray.job import Model
-    from clipray.queries.search import search as find
+    from clipray.serve.quick import search as find
 
-    spec = Model(name=model, pretrained=pretrained) if model else None
+    spec = None
+    if model:
+        from clipray.job import Model
+
+        spec = Model(name=model, pretrained=pretrained)
     names = [name.strip() for name in columns.split(",") if name.strip()]
     answer = find(
         run, query, image=image, like=like, minus=minus or (), where=where, columns=names, index=index,
@@ -94,7 +97,7 @@ def label(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, a line for each image.")] = False,
 ) -> None:
     """Label a few images at once."""
-    from clipray.queries.label import label as label_images
+    from clipray.serve.quick import label as label_images
 
     answers = label_images(images, classes, model_settings(model, pretrained, seed), template=template, top=top)
     if as_json:

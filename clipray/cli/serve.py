@@ -28,7 +28,8 @@ def serve(
         ),
     ] = "",
 ) -> None:
-    """Look at runs in a browser: search, filter, clusters, labels, duplicates."""
+    """Search and browse runs in a browser."""
+    from clipray.runner.lock import interrupt_on_sigterm
     from clipray.serve import refuse_missing
     from clipray.serve.options import ServeOptions
 
@@ -37,4 +38,5 @@ def serve(
     from clipray.serve.server import serve as serve_runs
 
     options = ServeOptions(token=token, allow_urls=allow_urls, index=index)
-    serve_runs(runs, Address(host, port), options, open_browser=open_browser, say=err.print)
+    with interrupt_on_sigterm():  # so that the local socket is removed
+        serve_runs(runs, Address(host, port), options, open_browser=open_browser, say=err.print)

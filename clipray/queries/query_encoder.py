@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,6 +106,21 @@ class QueryEncoder:
         encoder = self.images()
         with self._encoding:
             return encoder.encode(pixels).vectors["clip"]
+
+    def is_of(self, model: Model) -> bool:
+        """Whether these are the settings of its model, and words and images can be encoded."""
+        if self.why_not or self._recorded is None:
+            return False
+        try:
+            return (self._model or _model_of(self._recorded)) == model
+        except JobError:  # of a config file of its own
+            return False
+
+    @contextlib.contextmanager
+    def borrowed(self) -> Iterator[QueryEncoder]:
+        """Its towers for the time of the block, in which no query is encoded."""
+        with self._encoding:
+            yield self
 
     def _pixels(self, images: Sequence[bytes | str]) -> np.ndarray:
         """(n, height, width, 3) uint8."""

@@ -17,6 +17,7 @@ from clipray.tables.scan import scan_table
 
 ROW_TABLES = ("images", "regions", "texts", "clouds", "region_pictures", "labels", "clusters", "duplicates", "map")
 """Types of tables that have at most one row for a row of an index: of each style, where a table has several."""
+ENCODED = ("images", "texts", "clouds")  # whose rows are those of a manifest
 ELSEWHERE = {("duplicates", "cluster_id")}  # `clusters` has it for all rows
 FILLED = {("duplicates", "kept"): True}
 """What a column holds for rows that its table does not have."""
@@ -31,6 +32,7 @@ class Column:
         bare: `width`, by which it is called too where no other table has such a column.
         table: the name of its table; "" of an id. table_type: of `ROW_TABLES`.
         source: its name in the table. key: the id that rows are joined by. style: of the rows, "" where there are none.
+        is_kept: whether the job kept it of its manifest.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Column:
     source: str = ""
     key: str = ""
     style: str = ""
+    is_kept: bool = False
 
     @property
     def is_scalar(self) -> bool:
@@ -53,7 +56,7 @@ class RunColumns:
 
     Attributes:
         all: by name; ids first. names: by which to show those that can be filtered by, to `Column.name`: bare ones, where
-            they are unique.
+            they are unique. A column that the job kept of its manifest has its bare name in any case.
     """
 
     def __init__(self, output: Folder, ids: Sequence[str]) -> None:
@@ -61,12 +64,17 @@ class RunColumns:
         columns += [column for table in _tables(output, ids) for column in _columns(output, *table, ids)]
         self.all = {column.name: column for column in columns}
         self._by_bare = {bare: [c.name for c in columns if c.bare == bare] for bare in {c.bare for c in columns}}
-        shared = Counter(column.bare for column in columns if column.is_scalar)
+        scalars = [column for column in columns if column.is_scalar]
+        alone = _alone(scalars) | _alone([column for column in scalars if column.table_type in ENCODED])
         self.names = {
-            column.bare if shared[column.bare] == 1 and column.bare not in self.all else column.name: column.name
-            for column in columns
-            if column.is_scalar
+            column.bare if column.name in alone and column.bare not in self.all else column.name: column.name
+            for column in scalars
         }
+
+    @property
+    def kept(self) -> list[str]:
+        """`names` of the columns that the job kept of its manifests."""
+        return [name for name, full in self.names.items() if self.all[full].is_kept]
 
     def resolve(self, name: str) -> Column:
         """The column that `name` stands for. Raises JobError: none, one of another sort, or one of several tables."""
@@ -98,6 +106,12 @@ class RunColumns:
         return chosen
 
 
+def _alone(columns: Sequence[Column]) -> set[str]:
+    """Names of the columns whose bare name no other one of these has."""
+    shared = Counter(column.bare for column in columns)
+    return {column.name for column in columns if shared[column.bare] == 1}
+
+
 def _tables(output: Folder, ids: Sequence[str]) -> list[tuple[str, tables.Record]]:
     """The run's tables that describe such rows, those that were encoded first."""
     records = {name: tables.read_record(output.sub(name)) for name in output.folders()}
@@ -121,7 +135,8 @@ def _columns(output: Folder, table: str, record: tables.Record, ids: Sequence[st
             is_vector = isinstance(dtype, pl.Array) and source != "box_xyxy"
             if source not in ids and source != "style" and not is_vector and (record.table, source) not in ELSEWHERE:
                 bare = f"{source}_{style}" if number else source
-                yield Column(f"{table}.{bare}", bare, dtype, table, record.table, source, key, style)
+                is_kept = source in (record.settings.get("keep") or ())
+                yield Column(f"{table}.{bare}", bare, dtype, table, record.table, source, key, style, is_kept)
 
 
 def _styles(output: Folder, table: str, record: tables.Record) -> list[str]:

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from clipray.errors import JobError, ManifestError
 from clipray.job import Model
-from clipray.queries.searcher import Hit, Part, Searcher
+from clipray.queries.answer import Answer
+from clipray.queries.searcher import Part, Searcher
 from clipray.storage.environment import environment_errors
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The hits, nearest first, with the index and its metric."""
-
-    hits: list[Hit]
-    index: str
-    metric: str
 
 
 @environment_errors()
 def search(
-    run: str, text: str | None = None, *, image: str | Sequence[str] | None = None,
+    run: str | Searcher, text: str | None = None, *, image: str | Sequence[str] | None = None,
     like: str | Sequence[str] | None = None, minus: Sequence[str] = (), where: str | None = None,
     columns: Sequence[str] = (), index: str | None = None, by_region: bool = False, top: int = 12,
     model: Model | None = None,
 ) -> Answer:  # fmt: skip
-    """Search an index of the run at `run`.
+    """Search an index of the run at `run`, or one that is open, which has its index and model already.
 
     Args:
         text, image, like: the query: words, paths or URLs of images, ids of indexed rows, or a mixture of these.
@@ -50,7 +41,10 @@ def search(
     if not parts or not all(value.strip() for value in (*_listed(text), *_listed(image), *likes, *minus)):
         raise JobError("expected a query: words, --image PATH or --like ID")
     parts += [Part(-1, text=value) for value in minus]
-    searcher = Searcher(run, index, by_region=by_region, model=model, precision="fp32")
+    if isinstance(run, Searcher):
+        searcher = run
+    else:
+        searcher = Searcher(run, index, by_region=by_region, model=model, precision="fp32")
     mask = None if where is None else searcher.columns.mask(where)
     scores, numbers = searcher.search(_vector(searcher, parts), top, mask, leave_out=likes)
     return Answer(searcher.hits(scores[0], numbers[0], columns), searcher.name, searcher.metric)

@@ -10,8 +10,7 @@ from clipray.job import SCHEMES
 from clipray.pipelines.decode import decode
 from clipray.pipelines.image_fetch import fetch
 from clipray.pipelines.spec import Limits
-from clipray.queries.search import Answer
-from clipray.queries.searcher import Hit
+from clipray.queries.answer import Answer, Hit
 from clipray.tables.reasons import Rejected
 
 SIDE_PX = 320

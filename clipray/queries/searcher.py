@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,13 @@ from clipray.analysis.normalize import SHORTEST, l2_normalize
 from clipray.errors import JobError
 from clipray.inputs.index_reader import index_record, open_index, refuse_stale_index
 from clipray.job import Model
+from clipray.queries.answer import Box, Hit
 from clipray.queries.query_encoder import QueryEncoder
 from clipray.queries.row_columns import RowColumns
 from clipray.queries.row_numbers import RowNumbers
 from clipray.queries.run_columns import Column
 from clipray.storage.folder import Folder, absolute
 from clipray.storage.uris import is_relative
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -38,26 +37,6 @@ class Part:
     text: str | None = None
     image: bytes | str | None = None
     like: str | None = None
-
-
-@dataclass(frozen=True)
-class Hit:
-    """An answer.
-
-    Attributes:
-        score: cosine or dot product, the larger the nearer; by `metric: l2` the squared distance.
-        uri: path or URL of the image, "" where no table of the run knows it.
-        region_id, box: of a region: its id and x1, y1, x2, y2 in px of the image.
-        values: of the columns that were asked for.
-    """
-
-    rank: int
-    image_id: str
-    score: float
-    uri: str = ""
-    region_id: str | None = None
-    box: Box | None = None
-    values: dict[str, Any] = field(default_factory=dict)
 
 
 class Searcher:

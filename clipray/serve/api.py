@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any
 
@@ -34,6 +35,7 @@ def api_routes() -> list[BaseRoute]:
         Route("/api/search", search_one, methods=["GET"]),
         Route("/api/search", search_batch, methods=["POST"]),
         Route("/api/export", export_hits),
+        Route("/api/facets", facets),
         Route("/api/images", upload, methods=["POST"]),
         Route("/api/status", status),
         Route("/api/openapi.json", lambda _request: Json(openapi())),
@@ -77,6 +79,17 @@ async def export_hits(request: Request) -> Response:
     hits = (await answered(request, query))["hits"]
     run = runs_of(request).run(query.run)
     return await run_in_threadpool(export, run, hits, request.query_params.get("format", "csv"))
+
+
+def facets(request: Request) -> Response:
+    """GET /api/facets?where=…: values of the columns with their counts, and ranges of numbers."""
+    query = SearchRequest.of_query(request.query_params)
+    columns = run_of(request).searcher(query.index).searcher.columns
+    mask = columns.mask(query.where) if query.where else None
+    counted = {name: asdict(facet) for name, facet in columns.facets(query.column or None, mask).items()}
+    return Json(
+        {"facets": counted, "matching": len(columns) if mask is None else int(mask.sum()), "rows": len(columns)}
+    )
 
 
 async def upload(request: Request) -> Response:

@@ -14,6 +14,7 @@ from starlette.staticfiles import StaticFiles
 from clipray.errors import ClipRayError
 from clipray.serve.api import api_routes
 from clipray.serve.guard import Guard
+from clipray.serve.local_api import local_routes
 from clipray.serve.options import ServeOptions
 from clipray.serve.pages.routes import page_routes
 from clipray.serve.responses import on_error
@@ -32,7 +33,7 @@ def make_app(urls: Sequence[str], options: ServeOptions) -> Starlette:
 
     static: list[BaseRoute] = [Mount("/static", StaticFiles(packages=[("clipray.serve", "static")]))]
     app = Starlette(
-        routes=[*api_routes(), *static, *page_routes()],
+        routes=[*api_routes(), *local_routes(), *static, *page_routes()],
         middleware=[Middleware(Guard, options=options)],
         exception_handlers={ClipRayError: on_error},
         lifespan=lifespan,

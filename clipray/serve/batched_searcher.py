@@ -33,15 +33,17 @@ class TextBatches:
         self._lock = threading.Lock()
         threading.Thread(target=self._work, name="text-batches", daemon=True).start()
 
-    def vector(self, text: str) -> np.ndarray:
-        """The vector (d,) float32 of a text. Raises what encoding raises."""
+    def vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """(n, d) float32, of n texts. Raises what encoding raises."""
         with self._lock:
-            if text in self._kept:
+            kept = {text: self._kept[text] for text in texts if text in self._kept}
+            for text in kept:
                 self._kept.move_to_end(text)
-                return self._kept[text]
-        future: Future[np.ndarray] = Future()
-        self._waiting.put((text, future))
-        return future.result()
+        futures: dict[str, Future[np.ndarray]] = {text: Future() for text in texts if text not in kept}
+        for waiting in futures.items():
+            self._waiting.put(waiting)
+        kept |= {text: future.result() for text, future in futures.items()}
+        return np.stack([kept[text] for text in texts])
 
     def _work(self) -> None:
         while True:
@@ -96,4 +98,4 @@ class BatchedSearcher:
 
     def vector(self, parts: Sequence[Part]) -> np.ndarray:
         """The query (d,) of several parts. Raises as `Searcher.vector`."""
-        return self.searcher.vector(parts)
+        return self.searcher.vector(parts, self._texts.vectors)

@@ -71,7 +71,7 @@ class Guard:
 def is_local_socket(scope: Scope) -> bool:
     """Whether the request came over the socket in the user's own folder: the server then has a path and no port."""
     server = scope.get("server")
-    return bool(server) and server[1] is None
+    return server is not None and server[1] is None
 
 
 def _without_port(host: str) -> str:
@@ -107,7 +107,8 @@ def _as_cookie(scope: Scope, token: str) -> RedirectResponse:
     if not secrets or not _same(secrets[0], token):
         raise HttpError(401, "this server asks for a token: open the address with `?token=…` that it printed")
     rest = urlencode([(name, value) for name, value in query if name != "token"])
-    response = RedirectResponse(scope["path"] + (f"?{rest}" if rest else ""), 303)
+    path = "/" + scope["raw_path"].decode("latin-1").lstrip("/")  # with two slashes it would name another host
+    response = RedirectResponse(path + (f"?{rest}" if rest else ""), 303)
     response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
     return response
 

@@ -11,7 +11,8 @@ import numpy as np
 from starlette.datastructures import QueryParams
 
 from clipray.errors import JobError, listed
-from clipray.queries.searcher import Hit, Part
+from clipray.queries.answer import Hit
+from clipray.queries.searcher import Part
 from clipray.serve.batched_searcher import BatchedSearcher
 from clipray.serve.responses import HttpError
 from clipray.serve.state import ServedRun
@@ -108,9 +109,7 @@ def answer(run: ServedRun, request: SearchRequest, parts: Sequence[Part]) -> dic
     began = time.perf_counter()
     opened = run.searcher(request.index)
     searcher = opened.searcher
-    if request.where:
-        raise HttpError(501, "conditions are not there yet")
-    mask = None
+    mask = searcher.columns.mask(request.where) if request.where else None
     matching = searcher.n_rows if mask is None else int(mask.sum())
     if parts:
         if opened.problem and any(part.like is None for part in parts):
@@ -123,9 +122,9 @@ def answer(run: ServedRun, request: SearchRequest, parts: Sequence[Part]) -> dic
     else:
         numbers = _listed(mask, searcher.n_rows, request)
         scores = np.full(len(numbers), np.nan, np.float32)
-    hits = searcher.hits(scores, numbers)
+    hits = searcher.hits(scores, numbers, request.column or searcher.columns.columns.kept)
     return {
-        "hits": [_hit(hit) for hit in hits],
+        "hits": [_hit(hit, request.offset) for hit in hits],
         "run": run.name,
         "index": searcher.name,
         "metric": searcher.metric,
@@ -135,12 +134,12 @@ def answer(run: ServedRun, request: SearchRequest, parts: Sequence[Part]) -> dic
     }
 
 
-def _hit(hit: Hit) -> dict[str, Any]:
-    """A hit as JSON values."""
-    ours: dict[str, Any] = {"image_id": hit.image_id, "score": hit.score, "rank": hit.rank}
+def _hit(hit: Hit, offset: int) -> dict[str, Any]:
+    """A hit as JSON values. Kept columns never hide what is ours."""
+    ours: dict[str, Any] = {"image_id": hit.image_id, "score": hit.score, "rank": offset + hit.rank}
     if hit.region_id is not None:
         ours |= {"region_id": hit.region_id, "box_xyxy": hit.box}
-    return ours
+    return {**hit.values, **ours}
 
 
 def _listed(mask: np.ndarray | None, rows: int, request: SearchRequest) -> np.ndarray:

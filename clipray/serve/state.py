@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -54,32 +54,33 @@ class ServedRun:
     def indexes(self) -> list[RunTable]:
         return self.tables.of_type("index")
 
-    def searcher(self, index: str = "") -> BatchedSearcher:
-        """The open index of this name; opened again where it was built anew.
+    def searcher(self, index: str = "", *, by_region: bool = False) -> BatchedSearcher:
+        """The open index of this name, by default the only one over whole rows; opened again where it was built anew.
 
         Raises:
             HttpError: there is none, or more than one and no name.
             SchemaError: it is damaged or stale.
         """
-        table = self._index(index or self.index)
+        table = self._index(index or self.index, by_region)
         with self._lock:
             opened = self._searchers.get(table.name)
             if opened is None or opened.built != table.record.finished_at:
                 self._searchers[table.name] = opened = BatchedSearcher(self.output.url, table)
             return opened
 
-    def _index(self, name: str) -> RunTable:
+    def _index(self, name: str, by_region: bool) -> RunTable:
         indexes = {table.name: table for table in self.indexes}
         if name in indexes:
             return indexes[name]
         if name:
             raise HttpError(404, f"run {self.name}: {no_such('index', name, list(indexes))}")
-        whole = [table for table in indexes.values() if "region_id" not in table.record.columns]
-        if not indexes:
+        fitting = [table for table in indexes.values() if ("region_id" in table.record.columns) == by_region]
+        if not indexes or (by_region and not fitting):
+            what = "index over regions" if by_region else "index"
             raise HttpError(
-                404, f"run {self.name} has no finished index: a job's step `index: {{input: images.clip}}` makes one"
+                404, f"run {self.name} has no finished {what}: a job's step `index: {{input: images.clip}}` makes one"
             )
-        return (whole or list(indexes.values()))[0]
+        return (fitting or list(indexes.values()))[0]
 
     @cached_property
     def images(self) -> RunImages:
@@ -103,6 +104,8 @@ class ServedRuns:
             output = Folder(absolute(url))
             if not finished_tables(output):
                 raise JobError(f"{url}: expected the output folder of a run with a finished table, found none")
+            if output.url in (run.output.url for run in self):
+                raise JobError(f"{url}: the run is named twice")
             name = _name(output.url, self._runs)
             self._runs[name] = ServedRun(name, output, index)
 
@@ -129,14 +132,11 @@ class ServedRuns:
                 self.problems[run.name] = str(error)
 
 
-def _name(url: str, taken: dict[str, ServedRun]) -> str:
-    """The folder's name, with the one above it where another run has the same."""
+def _name(url: str, taken: Container[str]) -> str:
+    """The folder's name, with as many of those above it as tell it from other runs."""
     parts = [part for part in url.split("/") if part]
-    for depth in range(1, len(parts) + 1):
-        name = "/".join(parts[-depth:])
-        if name not in taken:
-            return name
-    raise JobError(f"{url}: the run is named twice")
+    names = ("/".join(parts[-depth:]) for depth in range(1, len(parts) + 1))
+    return next((name for name in names if name not in taken), url)
 
 
 def runs_of(connection: HTTPConnection) -> ServedRuns:

@@ -27,7 +27,7 @@ def names(searcher: Searcher, where: str) -> set[str]:
 def test_columns_are_called_by_their_bare_names_where_these_are_unique(searcher: Searcher) -> None:
     assert {name: str(dtype) for name, dtype in searcher.columns.schema.items()} == {
         "image_id": "String", "uri": "String", "height": "Int32", "width": "Int32", "colour": "String", "weight": "Float64",
-        "images.label": "String", "taken": "Date", "labels.label": "String", "probability": "Float32", "margin": "Float32",
+        "label": "String", "taken": "Date", "labels.label": "String", "probability": "Float32", "margin": "Float32",
         "label_photo": "String", "probability_photo": "Float32", "margin_photo": "Float32", "cluster_id": "Int32",
         "distance": "Float32", "group_id": "Int64", "keeper_id": "String", "kept": "Boolean", "similarity": "Float32",
         "nearest": "Float32",
@@ -64,6 +64,7 @@ def test_values_are_those_of_the_rows_own_id(searcher: Searcher) -> None:
     [
         ("width > 157", [58, 59]),
         ("images.width >= 100 AND width < 102", [0, 1]),
+        ("label = 'dog' and labels.label = 'cat' and width < 104", [1, 3]),
         ("images.label = 'dog' and label_photo = images.label and width < 104", [1, 3]),
         ("colour is null and width < 106", [2, 5]),
         ("not kept", [5]),
@@ -88,7 +89,6 @@ def test_a_filter_of_no_column_is_of_all_rows(searcher: Searcher) -> None:
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("label = 'cat'", "column 'label' is in several tables; choose one: images.label, labels.label"),
         ("colur = 'red'", "no column 'colur', found: .*; did you mean 'colour'?"),
         ("tags = 'a'", "column 'tags' holds lists"),
         ("images.clip = 1", "no column 'images.clip'"),

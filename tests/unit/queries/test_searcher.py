@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from clipray.errors import JobError, SchemaError
-from clipray.queries.searcher import Hit, Part, Searcher
+from clipray.queries.answer import Hit
+from clipray.queries.searcher import Part, Searcher
 
 
 @pytest.fixture
