@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 NEIGHBOURS = 15  # of trustworthiness
+LEAST_ROWS = 4  # that UMAP lays out on a plane
 
 
 def fit_umap(
@@ -18,16 +19,17 @@ def fit_umap(
     """Lay out vectors by UMAP (McInnes et al. 2018, arXiv 1802.03426), in one thread, so that a seed gives one layout.
 
     Args:
-        x: (m, d) float32, m > n_neighbors.
+        x: (m, d) float32, m > n_neighbors, m >= LEAST_ROWS.
 
     Returns:
         Places (m, 2) float32 of the vectors, and the fitted `umap.UMAP`.
     """
     from umap import UMAP
 
+    # Without `disconnection_distance` a vector that is opposite to all others would have no place, and raise an error.
     model = UMAP(
         n_neighbors=n_neighbors, min_dist=min_dist, metric=metric, random_state=random_state,
-        transform_seed=random_state, n_jobs=1,
+        transform_seed=random_state, n_jobs=1, disconnection_distance=np.inf,
     )  # fmt: skip
     with _one_thread():
         return np.asarray(model.fit_transform(x), np.float32), model

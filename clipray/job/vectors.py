@@ -159,7 +159,7 @@ class Project(StepSettings):
     name: str = Field("map", pattern=TABLE_NAME)
     input: Annotated[str | Column, ColumnInput]
     method: Literal["pca", "umap"] = "pca"
-    sample_rows: Count = 50_000
+    sample_rows: Annotated[int, Field(ge=4, strict=True)] = 50_000
     n_neighbors: Annotated[int, Field(ge=2)] = 15
     min_dist: Annotated[float, Field(ge=0, le=1)] = 0.1
     metric: Literal["cosine", "euclidean", "manhattan", "correlation"] = "cosine"

@@ -229,9 +229,10 @@ def open_step(settings: Project, context: StepContext) -> ProjectStep:
     if settings.method == "umap" and importlib.util.find_spec("umap") is None:
         raise JobError(f'{settings.name}: `method: umap` needs umap-learn: pip install "clipray[umap]"')
     source = open_vectors(settings.input, context.output)
-    if settings.method == "umap" and source.n_samples <= settings.n_neighbors:
+    if settings.method == "umap" and source.n_samples < (least := max(settings.n_neighbors + 1, layout.LEAST_ROWS)):
         raise SchemaError(
-            f"{settings.name}: n_samples={source.n_samples} of {source.name} should be > n_neighbors={settings.n_neighbors}"
+            f"{settings.name}: n_samples={source.n_samples} of {source.name} should be >= {least}: UMAP with "
+            f"n_neighbors={settings.n_neighbors} needs more rows"
         )
     index = ready_index(settings.index, context.output, source) if settings.index else None
     if index is not None and not source.identity.items() <= index.provenance["input"].items():
