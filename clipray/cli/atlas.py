@@ -18,7 +18,7 @@ def atlas(
     thumbnail_px: Annotated[int, typer.Option(min=0, help="Longest side of the thumbnails; 0: none.")] = 160,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start embedding-atlas on the file.")] = True,
 ) -> None:
-    """Write the map of a run as one Parquet file for embedding-atlas, and start it."""
+    """Hand the map of a run to embedding-atlas, as one Parquet file."""
     import subprocess
 
     from clipray.runner.atlas import command_of, write_atlas

@@ -113,6 +113,8 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["report", "nothing"], "nothing: no run there: expected the `output` folder of a job"),
     (["report", "photos"], "photos: no run there"),
     (["atlas", "nothing"], "nothing: no run there: expected the `output` folder of a job"),
+    (["atlas", "photos"], "photos: no run there"),
+    (["atlas", ""], "expected a path or a URL, found ''"),
     (["report", "nosuchscheme://out"], "nosuchscheme://out: this storage cannot be opened"),
     (["demo", "m.parquet"], "m.parquet"),
     (["demo", "m.parquet/below"], "m.parquet/below"),
