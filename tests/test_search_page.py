@@ -18,7 +18,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory, ray_here: object) -> tupl
 
 def test_the_page_searches_with_words_a_picture_and_a_region(followed: tuple[Path, str]) -> None:
     home, printed = followed
-    assert printed.count("│ 1 ") == 3
+    assert printed.count("│ 1 ") == 4
     assert "single-00003#g2" not in printed  # not its own answer
     page = (home / "answers.html").read_text(encoding="utf-8")
     assert page.count("<img ") == 12

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -28,3 +30,17 @@ def as_tensor(x: np.ndarray | Tensor) -> Tensor:
             warnings.simplefilter("ignore", UserWarning)  # of arrays that must not be written to: none is
             x = torch.from_numpy(x)
     return (x if x.dtype in (torch.float16, torch.bfloat16, torch.float32) else x.float()).contiguous()
+
+
+@contextlib.contextmanager
+def few_threads() -> Iterator[None]:
+    """Within it torch uses half of its threads: a query is short, and threads that wait for each other make it longer.
+
+    On 2 busy cores two threads took ten times as long as one.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

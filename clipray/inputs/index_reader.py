@@ -142,7 +142,8 @@ def open_index(name: str, folder: Folder) -> OpenIndex:
             )
     ids = pa.concat_tables([tables.read_shard(folder, file["name"]) for file in record.files]).sort_by("vector_id")
     where = Path(folder.path("")) if folder.local else _fetched(folder, provenance["sizes"])
-    mapped = faiss.IO_FLAG_MMAP if record.summary["type"].startswith("IVF") else 0
+    # Lists are mapped by one flag, codes of other types by a later one, which faiss has since 1.11.
+    mapped = faiss.IO_FLAG_MMAP if ",IVF" in f",{record.summary['type']}" else getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
     flags = faiss.IO_FLAG_ONDISK_SAME_DIR if provenance["lists_file"] else mapped
     for file, sha256 in hashes(record).items():
         if not is_as_built(str(where / file), sha256):

@@ -92,8 +92,10 @@ class QueryEncoder:
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """(n, d) float32 of unit length. Raises as `texts`."""
+        from clipray.analysis.tensors import few_threads
+
         encoder = self.texts()
-        with self._encoding:
+        with self._encoding, few_threads():
             return encoder.encode(texts)[0]
 
     def encode_images(self, images: Sequence[bytes | str]) -> np.ndarray:
@@ -102,9 +104,11 @@ class QueryEncoder:
         Args:
             images: bytes of image files, or paths or URLs.
         """
+        from clipray.analysis.tensors import few_threads
+
         pixels = self._pixels(images)
         encoder = self.images()
-        with self._encoding:
+        with self._encoding, few_threads():
             return encoder.encode(pixels).vectors["clip"]
 
     def is_of(self, model: Model) -> bool:
