@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -29,6 +30,8 @@ def serve(
     ] = "",
 ) -> None:
     """Search and browse runs in a browser."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of many short queries at once each takes a core, and none waits
+
     from clipray.runner.lock import interrupt_on_sigterm
     from clipray.serve import refuse_missing
     from clipray.serve.options import ServeOptions

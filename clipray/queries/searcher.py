@@ -185,12 +185,15 @@ class Searcher:
             mask[out] = False
         return self._opened.search(queries, top, mask)
 
-    def hits(self, scores: np.ndarray, numbers: np.ndarray, columns: Sequence[str] = ()) -> list[Hit]:
+    def hits(
+        self, scores: np.ndarray, numbers: np.ndarray, columns: Sequence[str] = (), *, with_uri: bool = True
+    ) -> list[Hit]:
         """The answers to one query.
 
         Args:
             scores, numbers: (t,) of `search`; rows of number -1 are left out.
             columns: whose values hits should have; see `RowColumns`.
+            with_uri: whether they should have their URI; those of all rows are held then.
 
         Raises:
             JobError: there is no such column.
@@ -198,7 +201,7 @@ class Searcher:
         rows = numbers[numbers >= 0].tolist()
         ids = [self._opened.ids.slice(row, 1).to_pylist()[0] for row in rows]  # `take` imports pandas, in 0.2 s
         regions = [names.get("region_id") for names in ids]
-        uris, boxes = self._uris(rows), self._boxes(rows)
+        uris, boxes = self._uris(rows) if with_uri else [""] * len(rows), self._boxes(rows)
         values = self.columns.rows(rows, columns) if columns else [{} for _ in rows]
         return [
             Hit(n + 1, _image_of(ids[n]), float(score), uris[n], regions[n], boxes[n], values[n])

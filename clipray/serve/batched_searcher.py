@@ -88,7 +88,13 @@ class BatchedSearcher:
         return self.problem or ("ready" if self.searcher.is_ready else "loading")
 
     def load_model(self) -> None:
-        """Load the model, unless it is. What fails is kept as `problem`."""
+        """Load what a query needs, words first: the model, unless it is loaded, and the columns of answers.
+
+        What fails is kept as `problem`.
+        """
+        columns = self.searcher.columns
+        if self.searcher.n_rows:
+            columns.rows([0], columns.columns.kept)
         if self.problem:
             return
         try:

@@ -122,7 +122,8 @@ def answer(run: ServedRun, request: SearchRequest, parts: Sequence[Part]) -> dic
     else:
         numbers = _listed(mask, searcher.n_rows, request)
         scores = np.full(len(numbers), np.nan, np.float32)
-    hits = searcher.hits(scores, numbers, request.column or searcher.columns.columns.kept)
+    columns = request.column or searcher.columns.columns.kept
+    hits = searcher.hits(scores, numbers, columns, with_uri=False)
     return {
         "hits": [_hit(hit, request.offset) for hit in hits],
         "run": run.name,
