@@ -128,6 +128,6 @@ def _neighbours(run: ServedRun, row_id: str) -> tuple[list[Tile], str]:
 
 def _nearest(run: ServedRun, searcher: Searcher, row_id: str) -> list[Tile]:
     scores, numbers = searcher.search(searcher.vector_of(row_id), NEIGHBOURS, leave_out=[row_id])
-    hits = searcher.hits(scores[0], numbers[0])
+    hits = searcher.hits(scores[0], numbers[0], with_uri=False)
     named = [{"image_id": hit.image_id, "score": hit.score, "region_id": hit.region_id} for hit in hits]
     return tiles_of_hits(run.tables, [{k: v for k, v in hit.items() if v is not None} for hit in named])
