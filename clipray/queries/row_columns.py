@@ -40,7 +40,7 @@ class RowColumns:
 
     def __init__(self, output: Folder, ids: pa.Table) -> None:
         self._output, self._ids = output, ids
-        self._loading, self._masking = threading.RLock(), threading.Lock()
+        self._loading, self._holding = threading.RLock(), threading.Lock()
         self._columns: RunColumns | None = None
         self._numbers: dict[str, RowNumbers] = {}
         self._rows_of: dict[tuple[str, str, str], np.ndarray] = {}
@@ -53,10 +53,10 @@ class RowColumns:
     @property
     def columns(self) -> RunColumns:
         """Which columns there are, with the tables that they are of."""
-        with self._loading:
-            if self._columns is None:
-                self._columns = RunColumns(self._output, self._ids.column_names)
-            return self._columns
+        if self._columns is None:
+            with self._loading:
+                self._columns = self._columns or RunColumns(self._output, self._ids.column_names)
+        return self._columns
 
     @property
     def schema(self) -> dict[str, pl.DataType]:
@@ -65,10 +65,10 @@ class RowColumns:
 
     def numbers_by(self, key: str) -> RowNumbers:
         """The rows by one of their identity columns."""
-        with self._loading:
-            if key not in self._numbers:
-                self._numbers[key] = RowNumbers.of(self._ids[key])
-            return self._numbers[key]
+        if key not in self._numbers:
+            with self._loading:
+                self._numbers[key] = self._numbers.get(key) or RowNumbers.of(self._ids[key])
+        return self._numbers[key]
 
     def mask(self, where: str) -> np.ndarray:
         """(n,) bool, read-only: the rows for which a filter is true. The last few are held.
@@ -76,13 +76,13 @@ class RowColumns:
         Raises:
             JobError: it is no expression over the columns, or not one that is true or false for each row.
         """
-        with self._masking:
+        with self._holding:
             if where in self._masks:
                 self._masks.move_to_end(where)
                 return self._masks[where]
         mask = self._evaluated(where)
         mask.setflags(write=False)
-        with self._masking:
+        with self._holding:
             self._masks[where] = mask
             while len(self._masks) > MASKS:
                 self._masks.popitem(last=False)
@@ -148,14 +148,28 @@ class RowColumns:
         return np.repeat(kept, len(self)) if len(kept) != len(self) else np.array(kept)
 
     def _series(self, column: Column) -> pl.Series:
-        """The column (n,)."""
-        with self._loading:
-            if column.name not in self._held:
-                self._held[column.name] = self._loaded(column)
-            self._held.move_to_end(column.name)
+        """The column (n,). While one is read, others are there."""
+        series = self._from_held(column)
+        if series is None:
+            with self._loading:
+                series = self._from_held(column)
+                if series is None:
+                    series = self._loaded(column)
+                    pa.default_memory_pool().release_unused()
+                    self._hold(column, series)
+        return series
+
+    def _from_held(self, column: Column) -> pl.Series | None:
+        with self._holding:
+            if column.name in self._held:
+                self._held.move_to_end(column.name)
+            return self._held.get(column.name)
+
+    def _hold(self, column: Column, series: pl.Series) -> None:
+        with self._holding:
+            self._held[column.name] = series
             while len(self._held) > 1 and sum(s.estimated_size() for s in self._held.values()) > HELD_BYTES:
                 self._held.popitem(last=False)
-            return self._held[column.name]
 
     def _loaded(self, column: Column) -> pl.Series:
         if not column.table:
