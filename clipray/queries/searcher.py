@@ -94,15 +94,9 @@ class Searcher:
         return not self.can_encode or self.encoder.is_ready
 
     def load_model(self) -> None:
-        """Load the model, unless it is loaded or not needed, and the columns that any hit has.
-
-        Raises:
-            ModelError, JobError: the model cannot be had, or is another.
-        """
+        """Load the model, unless it is loaded or not needed. Raises ModelError, JobError: it cannot be had, or is another."""
         if self.can_encode:
             self.encoder.load()
-        if self.n_rows:
-            self.hits(np.zeros(1, np.float32), np.zeros(1, np.int64))
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """(n, d) float32 of unit length, of n texts.
