@@ -194,6 +194,8 @@ def _axes(run: RunTables, places: RunTable) -> tuple[str, str]:
     if _is_umap(places):
         return "UMAP 1", "UMAP 2"
     components = run.companion(places, "components")
-    shares = dict(components.scan("component", "variance_ratio").collect().iter_rows()) if components else {}
+    shares = dict(enumerate(places.record.summary.get("first_variance_ratios", ())))
+    if components is not None:
+        shares = dict(components.scan("component", "variance_ratio").collect().iter_rows())
     of_variance = [f", {shares[n]:.1%} of the variance" if shares.get(n) is not None else "" for n in (0, 1)]
     return f"component 1{of_variance[0]}", f"component 2{of_variance[1]}"

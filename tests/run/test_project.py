@@ -59,7 +59,8 @@ def test_principal_components_and_the_nearest_rows(tmp_path: Path) -> None:
     project = {"project": {"input": source, "index": "index", "neighbours": 4, "rows_per_file": 250}}
     clipray.run(write_job(tmp_path, index, project))
     xy = places(tmp_path)
-    expected = PCA(2, svd_solver="full").fit_transform(X.astype(float))
+    oracle = PCA(2, svd_solver="full")
+    expected = oracle.fit_transform(X.astype(float))
     expected *= np.sign((expected * xy).sum(0))
     assert np.abs(xy - expected).max() < 1e-4
     neighbors = tables.read_table(str(tmp_path / "out/map"))["neighbors"].to_pylist()
@@ -71,6 +72,7 @@ def test_principal_components_and_the_nearest_rows(tmp_path: Path) -> None:
     assert record is not None
     assert len(record.files) == 4
     assert 0.9 < record.summary["trustworthiness@15"] <= 1
+    assert record.summary["first_variance_ratios"] == pytest.approx(oracle.explained_variance_ratio_, abs=1e-5)
     assert {row["metric"] for row in tables.read_table(str(tmp_path / "out/metrics")).to_pylist()} >= {
         "trustworthiness@15",
         "explained_variance_ratio",

@@ -79,14 +79,21 @@ class ProjectStep(VectorStep[Project]):
         places, sample, fitted = self._fit(run)
         step = replace(self, layout={"layout": _hash(places)}) if isinstance(fitted, UmapLayout) else self
         shards = write_rows(step, _placed, (step, fitted), run, "placing", at_once=AT_ONCE)
-        metric = self.settings.metric if self.settings.method == "umap" else "euclidean"
-        kept = layout.trustworthiness(sample.x[:MEASURED], places[:MEASURED], metric)
-        figures = {} if kept is None else {f"trustworthiness@{layout.NEIGHBOURS}": round(kept, 6)}
+        summary: dict[str, Any] = {"method": self.settings.method}
+        metrics = self._trustworthiness(sample, places)
         if isinstance(fitted, pca.Projection):
-            figures["explained_variance_ratio"] = round(float(fitted.explained_variance_ratio.sum()), 6)
-        n = {name: len(sample.x[:MEASURED]) if name.startswith("trust") else self.total for name in figures}
-        metrics = [Metric(name, value, n=n[name]) for name, value in figures.items()]
-        return Outcome(shards, {"method": self.settings.method, **figures}, metrics, step.layout)
+            ratios = [round(float(ratio), 6) for ratio in fitted.explained_variance_ratio]
+            summary |= {"first_variance_ratios": ratios}
+            metrics += [Metric("explained_variance_ratio", round(sum(ratios), 6), n=self.total)]
+        summary |= {metric.metric: metric.value for metric in metrics}
+        return Outcome(shards, summary, metrics, step.layout)
+
+    def _trustworthiness(self, sample: Sample, places: np.ndarray) -> list[Metric]:
+        """Of some rows of the sample; empty where there are too few."""
+        distance = self.settings.metric if self.settings.method == "umap" else "euclidean"
+        x, places = sample.x[:MEASURED], places[:MEASURED]
+        value = layout.trustworthiness(x, places, distance)
+        return [] if value is None else [Metric(f"trustworthiness@{layout.NEIGHBOURS}", round(value, 6), n=len(x))]
 
     def _fit(self, run: RunContext) -> tuple[np.ndarray, Sample, pca.Projection | UmapLayout]:
         """Places (m, 2) float32 of a sample, the sample, and what places all rows."""

@@ -214,7 +214,8 @@ def write_duplicates(out: Path, groups: dict[int, list[str]]) -> None:
 def write_map(out: Path, names: list[str], method: str) -> None:
     schema = pa.schema([*ids(), *tables.arrow_schema("map")])
     rows = [{"image_id": name, "x": n, "y": n % 3, "neighbors": None} for n, name in enumerate(names)]
-    write(out, "map", "map", rows, schema, inputs={"input": "images.clip"}, summary={"method": method})
+    summary = {"method": method, **({"first_variance_ratios": [0.5, 0.25]} if method == "pca" else {})}
+    write(out, "map", "map", rows, schema, inputs={"input": "images.clip"}, summary=summary)
 
 
 def page_of(out: Path) -> str:
@@ -357,7 +358,7 @@ def test_groups_of_duplicates_stand_side_by_side_the_kept_one_first(small: Path)
     assert "6 rows in 2 groups, of a cosine of 0.95 and more; 4 to drop" in Reader(shown).text
 
 
-@pytest.mark.parametrize(("method", "axis"), [("umap", "UMAP 1"), ("pca", "component 1")])
+@pytest.mark.parametrize(("method", "axis"), [("umap", "UMAP 1"), ("pca", "component 1, 50.0% of the variance")])
 def test_a_map_is_shown_in_place_of_components(small: Path, method: str, axis: str) -> None:
     assert "Across: component 1; upwards: component 2." in section(page_of(small), "plot")
     write_map(small, [f"p{n}" for n in range(7)], method)
