@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PHOTOS, PYTHONPATH, TINY_VIT, ForkedWorkers, ObjectStore, draw_pictures
+from support import PHOTOS, PYTHONPATH, TINY_VIT, ForkedWorkers, ObjectStore, clipray_here, draw_pictures
 
 OWN_RAYS = ("test_kill", "test_nodes", "test_submit")
 """Files whose tests start Rays of their own: one at a time, and first, for two at once overload two cores."""
+
+SHARED = {"test_demo_command": "demo", "test_browser": "demo"}
+"""Files that stay in one process, for they share what is made once in it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,13 +29,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests of a file stay in one process, and so do those of all files of OWN_RAYS."""
+    """Tests of a file stay in one process, and so do those of all files of OWN_RAYS, and those of SHARED."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::", 1)[0]
-            return "own_rays" if Path(file).stem in OWN_RAYS else file
+            return "own_rays" if Path(file).stem in OWN_RAYS else SHARED.get(Path(file).stem, file)
 
     return ByFile(config, log)
 
@@ -134,3 +137,10 @@ def ray_here(forked_workers: ForkedWorkers, object_store: ObjectStore) -> Iterat
     with quiet_raylet():
         yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory, ray_here: object) -> tuple[Path, str]:
+    """`clipray demo`, run once in this process: the folder that it ran in, and what it printed."""
+    home = tmp_path_factory.mktemp("demo")
+    return home, clipray_here(["demo"], home)

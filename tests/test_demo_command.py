@@ -18,10 +18,10 @@ from clipray.tables import read_record, read_table
 PAGE = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
 
 
-def test_demo_makes_tables_that_are_right(tmp_path: Path, ray_here: object) -> None:
-    printed = clipray_here(["demo"], tmp_path)
+def test_demo_makes_tables_that_are_right(demo_run: tuple[Path, str]) -> None:
+    home, printed = demo_run
     assert "Look next at:" in printed
-    demo = tmp_path / "runs" / "demo"
+    demo = home / "runs" / "demo"
     record = read_record(Folder(str(demo / "images")))
     assert record is not None
     assert (record.rows, record.rejects) == (464, 0)
@@ -46,7 +46,7 @@ def test_demo_makes_tables_that_are_right(tmp_path: Path, ray_here: object) -> N
     assert all(figures["single", style] >= 0.95 for style in ("template", "definition", "name_is_definition"))
     assert "Zero-shot labels, 64 classes" in printed
     _look_at_duplicates(demo)
-    _search_as_it_says(printed, tmp_path)
+    _search_as_it_says(printed, home)
     last = printed.strip().splitlines()[-1]
     assert last == f"report: {demo}/report/report.html"
     page = Path(last.removeprefix("report: ")).read_text(encoding="utf-8")
@@ -54,7 +54,7 @@ def test_demo_makes_tables_that_are_right(tmp_path: Path, ray_here: object) -> N
     assert "all 464 rows of map" in page
     assert page.count('class="ranking"') == 10  # of places, and of pictures by their captions
     assert len(page.encode()) < 1_500_000
-    _follow_the_page(tmp_path)
+    _follow_the_page(home)
 
 
 def _look_at_duplicates(demo: Path) -> None:
