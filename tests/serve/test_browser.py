@@ -125,7 +125,7 @@ def test_words_find_what_the_api_finds_and_the_grid_goes_on(open_page: Open, url
     assert ids_of(page) == [hit["image_id"] for hit in hits]
     assert page.locator(".chip").inner_text().split("\n")[:2] == ["+", "a red circle"]
     page.locator(".tile").last.scroll_into_view_if_needed()
-    page.wait_for_function("document.querySelectorAll('.tile').length >= 48")
+    page.locator(".tile").nth(47).wait_for()
     ids = ids_of(page)
     assert len(set(ids)) == len(ids)
 
@@ -199,7 +199,7 @@ def test_the_map(open_page: Open) -> None:
     rows = int(page.inner_text("#picked-title").split()[0])
     assert 100 < rows < 364
     page.locator("#more-rows").scroll_into_view_if_needed()
-    page.wait_for_function("document.querySelectorAll('#picked .tile').length > 48")
+    page.locator("#picked .tile").nth(48).wait_for()
     page.evaluate("scrollTo(0, 0)")
     for step in range(400):
         page.mouse.move(box["x"] + box["width"] * (0.3 + 0.001 * step), box["y"] + box["height"] * 0.5)
@@ -209,7 +209,7 @@ def test_the_map(open_page: Open) -> None:
     page.focus("#points")
     for key in ("+", "ArrowLeft", "0", "Escape", "v"):
         page.keyboard.press(key)
-    page.wait_for_function("document.getElementById('picked-title').textContent === '464 rows'")
+    page.locator("#picked-title", has_text="464 rows").wait_for()
     page.select_option("#colour", "distance")
     page.wait_for_selector(".ramp")
 
@@ -226,8 +226,7 @@ def test_a_group_of_duplicates(open_page: Open) -> None:
 def test_an_image_that_cannot_be_shown_says_why(open_page: Open) -> None:
     page = open_page("/tables")
     page.evaluate("document.querySelector('main').append(Object.assign(new Image(), { src: '/thumbnail/nobody' }))")
-    assert page.locator("main .none").inner_text()
-    page.wait_for_function("document.querySelector('main .none').textContent.includes('nobody')")
+    page.locator("main .none", has_text="no image 'nobody'").wait_for()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
