@@ -122,7 +122,7 @@ def test_words_find_what_the_api_finds_and_the_grid_goes_on(open_page: Open, url
     page.keyboard.press("Enter")
     page.wait_for_url("**/search?text=a+red+circle*")
     hits = answer_of(f"{url}/api/search?text=a+red+circle&top=24")["hits"]
-    assert ids_of(page) == [hit["image_id"] for hit in hits]
+    assert ids_of(page)[:24] == [hit["image_id"] for hit in hits]
     assert page.locator(".chip").inner_text().split("\n")[:2] == ["+", "a red circle"]
     page.locator(".tile").last.scroll_into_view_if_needed()
     page.locator(".tile").nth(47).wait_for()
