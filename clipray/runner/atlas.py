@@ -72,7 +72,7 @@ def write_atlas(
     """
     output = Folder(absolute(os.fspath(url)))
     status(output.url)  # refuses what is no run
-    path = absolute(to or output.path(FILE) if output.local else to or f"{output.url}/{FILE}")
+    path = absolute(to or (output.path(FILE) if output.local else f"{output.url}/{FILE}"))
     if not is_local(path):
         raise JobError(f"{path}: embedding-atlas reads local files: name one with `--to`")
     run = open_run(output, finished_tables(output), "label")
@@ -155,15 +155,15 @@ class _Writer:
         return first
 
     def parts(self, say: Callable[[str], None]) -> Iterator[pa.Table]:
-        start, said = 0, time.monotonic()
+        start, last_line_s = 0, time.monotonic()
         for shard in tables.iter_table(self.map.folder.url, [*self.map.ids, "x", "y", "neighbors"]):
             for offset in range(0, len(shard), AT_ONCE):
                 places = shard.slice(offset, AT_ONCE)
                 yield self._part(places, start)
                 start += len(places)
-                if time.monotonic() - said > SAY_S:
+                if time.monotonic() - last_line_s > SAY_S:
                     say(f"{start:,} of {self.map.record.rows:,} rows")
-                    said = time.monotonic()
+                    last_line_s = time.monotonic()
 
     def _part(self, places: pa.Table, start: int) -> pa.Table:
         """Rows of the map from `start` on, with all columns of the file."""

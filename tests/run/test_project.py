@@ -135,6 +135,15 @@ def test_equal_vectors_have_no_components(tmp_path: Path) -> None:
         clipray.run(write_job(tmp_path, {"project": {"input": source}}))
 
 
+def test_umap_wants_ids_that_tell_rows_apart(tmp_path: Path) -> None:
+    source = column(tmp_path)
+    table = pq.read_table(source["path"])
+    pq.write_table(table.set_column(0, "key", pa.array(["same"] * ROWS)), source["path"])
+    project = {"project": {"input": source, "method": "umap", "sample_rows": 20}}
+    with pytest.raises(ClipRayError, match="a sample of 0 rows, expected more than n_neighbors=15: the ids repeat"):
+        clipray.run(write_job(tmp_path, project))
+
+
 def test_without_umap_learn_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "umap" else find(name))

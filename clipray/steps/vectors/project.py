@@ -89,7 +89,7 @@ class ProjectStep(VectorStep[Project]):
         return Outcome(shards, summary, metrics, step.layout)
 
     def _trustworthiness(self, sample: Sample, places: np.ndarray) -> list[Metric]:
-        """Of some rows of the sample; empty where there are too few."""
+        """Of MEASURED rows of the sample; empty where there are too few."""
         distance = self.settings.metric if self.settings.method == "umap" else "euclidean"
         x, places = sample.x[:MEASURED], places[:MEASURED]
         value = layout.trustworthiness(x, places, distance)
@@ -110,6 +110,11 @@ class ProjectStep(VectorStep[Project]):
     def _fit_umap(self, run: RunContext, sample: Sample) -> tuple[np.ndarray, Kept]:
         from clipray.engine.tasks import make_and_keep
 
+        if len(sample.x) <= self.settings.n_neighbors:
+            raise SchemaError(
+                f"{self.name}: {self.source.name}: a sample of {len(sample.x)} rows, expected more than n_neighbors="
+                f"{self.settings.n_neighbors}: the ids repeat, give each row its own"
+            )
         run.say(f"{self.name}: UMAP is fitted on {len(sample.x)} rows, in one thread")
         return make_and_keep(_fitted_umap, sample.x, self.settings)
 
