@@ -47,9 +47,10 @@ def test_demo_makes_tables_that_are_right(demo_run: tuple[Path, str]) -> None:
     assert "Zero-shot labels, 64 classes" in printed
     _look_at_duplicates(demo)
     _search_as_it_says(printed, home)
-    last = printed.strip().splitlines()[-1]
-    assert last == f"report: {demo}/report/report.html"
-    page = Path(last.removeprefix("report: ")).read_text(encoding="utf-8")
+    *_, made, last = printed.strip().splitlines()
+    assert last == "  clipray serve runs/demo"
+    assert made == f"report: {demo}/report/report.html"
+    page = Path(made.removeprefix("report: ")).read_text(encoding="utf-8")
     assert page.count('class="sheet"') == 16 + 24  # of clusters, and of near duplicates
     assert "all 464 rows of map" in page
     assert page.count('class="ranking"') == 10  # of places, and of pictures by their captions

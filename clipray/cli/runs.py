@@ -196,8 +196,9 @@ def demo(
         f"  {output}/images/_table.json (what made the table), {output}/events.jsonl (what happened)",
     ):
         out.print(line)
-    out.print("And at all of it on one page, in a browser:")
+    out.print("And at all of it on one page, in a browser; or search and browse it there:")
     _print_pages(pages)
+    out.print(f"  clipray serve {output}")
 
 
 def _run_job(job: str, **options: Any) -> list[str]:
