@@ -23,7 +23,7 @@ def export(run: ServedRun, hits: list[dict[str, Any]], file_format: str) -> Resp
     """The hits as a file to download. Raises JobError: no such format."""
     if file_format not in TYPES:
         raise JobError(f"format: expected one of {', '.join(TYPES)}, found {file_format[:20]!r}")
-    frame = pl.DataFrame(hits, infer_schema_length=None)
+    frame = pl.DataFrame(hits, schema=None if hits else {"image_id": pl.String}, infer_schema_length=None)
     sink = io.BytesIO()
     if file_format == "csv":
         _without_formulas(_flat(frame)).write_csv(sink)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import io
 import re
 import urllib.parse
 from collections import Counter, deque
 from collections.abc import Iterator
 
 import numpy as np
+import polars as pl
 import pytest
 from serve.conftest import IDS, MARKUP, ROWS
 from starlette.testclient import TestClient
@@ -139,6 +141,14 @@ def test_the_map_as_arrays(client: TestClient) -> None:
         IDS[3],
         urllib.parse.quote(IDS[1], safe="/").replace("'", "%27"),
     ]
+
+
+@pytest.mark.parametrize("file_format", ["csv", "parquet", "manifest"])
+def test_nothing_is_exported_as_a_file_without_rows(client: TestClient, file_format: str) -> None:
+    answer = client.get(f"/api/export?where=cluster_id+%3D+99&format={file_format}")
+    data = io.BytesIO(answer.content)
+    frame = pl.read_csv(data) if file_format == "csv" else pl.read_parquet(data)
+    assert (answer.status_code, len(frame), frame.columns[:1]) == (200, 0, ["image_id"])
 
 
 def test_conditions_are_added_and_taken_away() -> None:
