@@ -19,7 +19,7 @@ faiss: Any = typed_faiss  # its stubs lack most search parameters
 EXACT_BYTES = 512 * 2**20  # of codes that are compared with each query, in about 0.1 s
 ID_BYTES = 8  # of a row in an inverted list, which are read to see whether it is left
 WIDER = 2  # than the share of the rows that are left asks for
-GATHERED_BYTES = 16 * 2**20  # of vectors that are gathered for one query
+GATHERED_BYTES = 8 * 2**20  # of vectors that are gathered for one query
 MANY = 16  # queries for which vectors are gathered from any index, to be compared as a product
 MORE = 8  # times as many bytes are gathered for several queries
 
@@ -75,7 +75,7 @@ def first_kept(scores: np.ndarray, numbers: np.ndarray, kept: np.ndarray, top: i
 
 
 def _gathers(index: Any, queries: int, rows: int) -> bool:
-    """Whether vectors are gathered. In lists a selector takes a look at each row's id, tens of milliseconds for a million."""
+    """Whether vectors are gathered. In lists a selector takes a look at each row's id, 10 ms for a million."""
     share = min(queries, MORE) if queries >= MANY or isinstance(index, faiss.IndexIVF) else 0
     return rows * index.d * 4 <= share * GATHERED_BYTES
 

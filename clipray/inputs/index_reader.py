@@ -157,6 +157,7 @@ def open_index(name: str, folder: Folder) -> OpenIndex:
             f"index {name}: {where / provenance['index_file']} holds {index.ntotal} vectors of {index.d}, "
             f"expected {len(ids)} of {provenance['width']}; `clipray run --fresh {name}` builds it anew"
         )
+    vi.without_prefetch(index)
     vi.set_effort(index, record.summary.get("parameter", ""), record.summary.get("value", 0))
     pa.default_memory_pool().release_unused()  # what sorting took: 100 MB for 1,000,000 rows
     return OpenIndex(name, record, ids.drop_columns(["vector_id"]), index)

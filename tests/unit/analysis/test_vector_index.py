@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -104,3 +105,17 @@ def test_bad_types_are_told() -> None:
         vi.empty_index("IVF16,PQ5", 16, "l2")
     with pytest.raises(DataError, match=r"n_samples=500 should be >= 1000 to train an index of 1000 lists"):
         vi.training_rows(vi.empty_index("IVF1000,Flat", 16, "l2"), 500)
+
+
+def test_lists_on_disk_are_read_by_the_thread_that_searches(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
+    for index_type in ("Flat", "IVF4,Flat", "RR8,IVF4,Flat"):
+        index = vi.empty_index(index_type, 8, "cosine")
+        index.train(x)
+        index.add(x)
+        faiss.write_index(index, str(tmp_path / "index.faiss"))
+        mapped = faiss.read_index(str(tmp_path / "index.faiss"), faiss.IO_FLAG_MMAP)
+        vi.without_prefetch(mapped)
+        ivf = faiss.try_extract_index_ivf(mapped)
+        assert ivf is None or faiss.downcast_InvertedLists(ivf.invlists).prefetch_nthread == 0
+        assert mapped.search(x[:5], 3)[1].tolist() == index.search(x[:5], 3)[1].tolist()
