@@ -99,10 +99,10 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> str:
     write_rows(
         output.sub("duplicates"), "duplicates", [{"image_id": i, "kept": n == 0, **group} for n, i in numbered[:3]]
     )
-    given = {"style": HOSTILE, "probability": 0.9, "margin": 0.5}
+    styled = {"style": HOSTILE, "probability": 0.9, "margin": 0.5}
     top = [[{"label": f"{MARKUP}{k}", "probability": 0.9 - 0.8 * k} for k in range(2)]]
     rows = [
-        {"image_id": i, "label": f"{MARKUP}{n // 2 % 2}" if n else None, "top": top[0], **given} for n, i in numbered
+        {"image_id": i, "label": f"{MARKUP}{n // 2 % 2}" if n else None, "top": top[0], **styled} for n, i in numbered
     ]
     write_rows(output.sub("labels"), "labels", rows, summary={"styles": {HOSTILE: 2}})
     places = [{"image_id": i, "x": float(n % 6), "y": float(n // 6), "neighbors": None} for n, i in numbered]

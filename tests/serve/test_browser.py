@@ -239,10 +239,12 @@ def test_all_pages_fit_a_phone_and_axe_finds_no_serious_fault(open_page: Open, u
         page.goto(url + address)
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], address
         page.evaluate(axe)
-        found = page.evaluate("(rules) => axe.run(document, { resultTypes: ['violations'], ...rules })", rules)[
+        violations = page.evaluate("(rules) => axe.run(document, { resultTypes: ['violations'], ...rules })", rules)[
             "violations"
         ]
-        faults += [(address, f["id"], f["nodes"][0]["html"]) for f in found if f["impact"] in ("serious", "critical")]
+        faults += [
+            (address, f["id"], f["nodes"][0]["html"]) for f in violations if f["impact"] in ("serious", "critical")
+        ]
     assert not faults
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
     assert (sum(ground) > 600) == (scheme == "light")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import html
 import io
 import re
+import shutil
 import urllib.parse
 from collections import Counter, deque
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -167,6 +169,28 @@ def test_conditions_are_added_and_taken_away() -> None:
         '"end"',
         '"x""y"',
     ]
+
+
+def test_a_query_of_words_waits_for_the_model(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one of rows does not."""
+    monkeypatch.setattr("clipray.serve.pages.search_page.state_of", lambda *_: ("loading", None))
+    page = client.get("/search?text=a+cat").text
+    assert "The model is being loaded" in page
+    assert '<noscript><meta http-equiv="refresh"' in page
+    page = client.get("/search?like=" + urllib.parse.quote(IDS[0])).text
+    assert "The model is being loaded" not in page
+    assert '<li class="tile' in page
+
+
+def test_of_several_runs_every_link_names_its_run(hostile_run: str, tmp_path: Path) -> None:
+    shutil.copytree(hostile_run, tmp_path / "other")
+    with TestClient(app(hostile_run, str(tmp_path / "other")), base_url="http://localhost") as client:
+        for path in ("/clusters/clusters", "/search", "/map/map", "/rejects", "/duplicates/duplicates"):
+            page = client.get(f"{path}?run=other").text
+            links = [link for link in links_of(page, path) if link != path and not link.startswith("/static/")]
+            assert len(links) > 10
+            names = [urllib.parse.parse_qs(urllib.parse.urlsplit(link).query).get("run") for link in links]
+            assert [name for name in names if name != ["other"]] == [["<i>run"]]  # where the runs are listed
 
 
 def test_an_app_needs_a_run(tmp_path: object) -> None:

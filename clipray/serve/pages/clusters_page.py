@@ -10,11 +10,10 @@ import polars as pl
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from clipray.errors import JobError
 from clipray.report.clusters import MEASURED
 from clipray.report.label_source import draw, first_labels
 from clipray.report.run_tables import RunTable, RunTables
-from clipray.serve.pages.layout import Pager, Site, page
+from clipray.serve.pages.layout import Pager, Site, choice, page, table_of_type
 from clipray.serve.pages.tiles import Tile, tile_of, with_texts
 from clipray.serve.responses import HttpError
 from clipray.serve.state import ServedRun
@@ -42,8 +41,8 @@ class Cluster:
 def clusters_page(request: Request) -> HTMLResponse:
     """GET /clusters/TABLE?order=size|mixed|inertia|cluster_id"""
     site = Site.of(request)
-    table = _clusters(site.run, request.path_params["table"])
-    order = _choice(request, "order", ORDERS)
+    table = table_of_type(site.run, request.path_params["table"], "clusters")
+    order = choice(request, "order", ORDERS)
     sums, title = cluster_sums(site.run, table)
     pager = Pager.of(request, CLUSTERS, len(sums))
     by = [order, "cluster_id"] if order != "cluster_id" else [order]
@@ -66,12 +65,15 @@ def clusters_page(request: Request) -> HTMLResponse:
 def cluster_page(request: Request) -> HTMLResponse:
     """GET /clusters/TABLE/NUMBER?order=typical|odd"""
     site = Site.of(request)
-    table, number = _clusters(site.run, request.path_params["table"]), int(request.path_params["cluster_id"])
+    table, number = (
+        table_of_type(site.run, request.path_params["table"], "clusters"),
+        int(request.path_params["cluster_id"]),
+    )
     sums, title = cluster_sums(site.run, table)
     of_cluster = sums.filter(pl.col("cluster_id") == number).to_dicts()
     if not of_cluster:
         raise HttpError(404, f"{table.name}: no cluster {number}; it has {len(sums)}")
-    order = _choice(request, "order", ROW_ORDERS)
+    order = choice(request, "order", ROW_ORDERS)
     pager = Pager.of(request, ROWS, of_cluster[0]["size"])
     rows = table.scan(*table.ids, "cluster_id", "distance").filter(pl.col("cluster_id") == number)
     rows = rows.sort("distance", table.ids[-1], descending=[order == "odd", False])
@@ -128,23 +130,3 @@ def _tile(table: RunTable, row: dict[str, object]) -> Tile:
     assert isinstance(distance, float)
     note = f"{distance:.3g}" if math.isfinite(distance) else ""
     return tile_of({name: row[name] for name in table.ids}, note)
-
-
-def _clusters(run: ServedRun, name: str) -> RunTable:
-    """Raises HttpError 404: there is no such table of clusters."""
-    return table_of_type(run, name, "clusters")
-
-
-def table_of_type(run: ServedRun, name: str, table_type: str) -> RunTable:
-    """A table. Raises HttpError 404: there is none of this name, or it is of another type."""
-    table = run.table(name)
-    if table.type != table_type:
-        raise HttpError(404, f"{name} is a table of type {table.type}, expected one of {table_type}")
-    return table
-
-
-def _choice(request: Request, name: str, choices: dict[str, str]) -> str:
-    value = request.query_params.get(name) or next(iter(choices))
-    if value not in choices:
-        raise JobError(f"{name}: expected one of {', '.join(choices)}, found {value[:40]!r}")
-    return value

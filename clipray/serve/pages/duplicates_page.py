@@ -12,8 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from clipray.report.run_tables import RunTable, RunTables
-from clipray.serve.pages.clusters_page import table_of_type
-from clipray.serve.pages.layout import Pager, Site, page
+from clipray.serve.pages.layout import Pager, Site, page, table_of_type
 from clipray.serve.pages.tiles import Tile, tile_of, with_texts
 from clipray.serve.responses import HttpError
 from clipray.serve.state import ServedRun

@@ -16,8 +16,7 @@ from clipray.errors import JobError
 from clipray.report.label_accuracy import NO_LABEL
 from clipray.report.label_source import Labels, label_sources, styles_of
 from clipray.report.run_tables import RunTable, RunTables
-from clipray.serve.pages.clusters_page import table_of_type
-from clipray.serve.pages.layout import Pager, Site, page
+from clipray.serve.pages.layout import Pager, Site, page, table_of_type
 from clipray.serve.pages.tiles import Tile, tile_of, with_texts
 from clipray.serve.state import ServedRun
 from clipray.serve.templating import path_of

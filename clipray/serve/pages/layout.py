@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -13,6 +13,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from clipray.errors import JobError
+from clipray.report.run_tables import RunTable
+from clipray.serve.responses import HttpError
 from clipray.serve.state import ServedRun, run_of, runs_of
 from clipray.serve.templating import path_of, render
 
@@ -128,3 +130,19 @@ def whole_number(request: Request, name: str, default: int, least: int = 1) -> i
     if not value.isdecimal() or not value.isascii() or not least <= int(value[:12]) <= MOST_PAGES:
         raise JobError(f"{name}: expected a whole number from {least} to {MOST_PAGES}, found {value[:40]!r}")
     return int(value)
+
+
+def choice(request: Request, name: str, choices: Collection[str]) -> str:
+    """One of the choices, the first where the address names none. Raises JobError: it names another."""
+    value = request.query_params.get(name) or next(iter(choices))
+    if value not in choices:
+        raise JobError(f"{name}: expected one of {', '.join(choices)}, found {value[:40]!r}")
+    return value
+
+
+def table_of_type(run: ServedRun, name: str, table_type: str) -> RunTable:
+    """A table. Raises HttpError 404: there is none of this name, or it is of another type."""
+    table = run.table(name)
+    if table.type != table_type:
+        raise HttpError(404, f"{name} is a table of type {table.type}, expected one of {table_type}")
+    return table

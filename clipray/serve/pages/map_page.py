@@ -17,8 +17,7 @@ from clipray.errors import JobError
 from clipray.queries.facets import facet_of
 from clipray.queries.row_columns import RowColumns
 from clipray.report.run_tables import RunTable
-from clipray.serve.pages.clusters_page import table_of_type
-from clipray.serve.pages.layout import Site, page
+from clipray.serve.pages.layout import Site, page, table_of_type
 from clipray.serve.pages.tiles import Tile, tile_of, with_texts
 from clipray.serve.responses import HttpError, Json
 from clipray.serve.state import ServedRun, run_of
@@ -134,10 +133,10 @@ def _coded(points: Points, column: str) -> Colouring:
     facet = facet_of(series, VALUES)
     if facet.values or not facet.rows:
         values = [value for value, _ in facet.values[:VALUES]]
-        known = pl.DataFrame(
+        coded = pl.DataFrame(
             {"value": values, "code": range(len(values))}, schema={"value": series.dtype, "code": pl.UInt16}
         )
-        joined = series.to_frame("value").join(known, on="value", how="left", maintain_order="left")
+        joined = series.to_frame("value").join(coded, on="value", how="left", maintain_order="left")
         codes = joined.select(pl.when(pl.col("value").is_null()).then(NONE).otherwise(pl.col("code").fill_null(OTHER)))
         counts = [{"value": value, "rows": rows} for value, rows in facet.values[:VALUES]]
         rest = facet.rows - sum(each["rows"] for each in counts)

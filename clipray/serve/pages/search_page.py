@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -93,7 +93,7 @@ class Query:
     def _kept(self) -> list[tuple[str, str]]:
         return [pair for pair in self.pairs if pair[0] in ("where", "index", "column", "top")]
 
-    def _url(self, pairs: Any) -> Markup:
+    def _url(self, pairs: Iterable[tuple[str, object]]) -> Markup:
         return self._site.address("/search", pairs)
 
     def _image(self, name: str, value: str) -> Markup | None:
