@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from clipray import tables
-from clipray.errors import JobError, no_such
-from clipray.inputs.vector_column import IDENTITIES
+from clipray.errors import JobError, SchemaError, no_such
 from clipray.queries.where import Filter, first_line, parse_where
 from clipray.storage.folder import Folder
 from clipray.tables.scan import scan_table
@@ -18,6 +17,10 @@ from clipray.tables.scan import scan_table
 ROW_TABLES = ("images", "regions", "texts", "clouds", "region_pictures", "labels", "clusters", "duplicates", "map")
 """Types of tables that have at most one row for a row of an index: of each style, where a table has several."""
 ENCODED = ("images", "texts", "clouds")  # whose rows are those of a manifest
+KEYS = {
+    "images": "image_id", "region_pictures": "image_id", "regions": "region_id", "texts": "text_id", "clouds": "cloud_id",
+}  # fmt: skip
+"""The column that names a row, of tables that may have kept others that are called like an id."""
 ELSEWHERE = {("duplicates", "cluster_id")}  # `clusters` has it for all rows
 FILLED = {("duplicates", "kept"): True}
 """What a column holds for rows that its table does not have."""
@@ -61,7 +64,12 @@ class RunColumns:
 
     def __init__(self, output: Folder, ids: Sequence[str]) -> None:
         columns = [Column(name, name, pl.String()) for name in ids]
-        columns += [column for table in _tables(output, ids) for column in _columns(output, *table, ids)]
+        self._unreadable: dict[str, str] = {}
+        for name, record in _tables(output, ids):
+            try:
+                columns += _columns(output, name, record, ids)
+            except SchemaError as error:  # which is nothing to queries that do not need it
+                self._unreadable[name] = str(error)
         self.all = {column.name: column for column in columns}
         self._by_bare = {bare: [c.name for c in columns if c.bare == bare] for bare in {c.bare for c in columns}}
         scalars = [column for column in columns if column.is_scalar]
@@ -77,7 +85,11 @@ class RunColumns:
         return [name for name, full in self.names.items() if self.all[full].is_kept]
 
     def resolve(self, name: str) -> Column:
-        """The column that `name` stands for. Raises JobError: none, one of another sort, or one of several tables."""
+        """The column that `name` stands for.
+
+        Raises:
+            JobError: none, one of another sort, or one of several tables. SchemaError: none, where tables are damaged.
+        """
         column = self.all.get(self.names.get(name, name))
         if column is not None and column.is_scalar:
             return column
@@ -86,6 +98,8 @@ class RunColumns:
             raise JobError(f"column {name!r} is in several tables; choose one: {', '.join(choice)}")
         if column is not None or self._by_bare.get(name):
             raise JobError(f"column {name!r} holds lists; expected one of numbers, strings, truth values or times")
+        if reasons := list(self._unreadable.values()):
+            raise SchemaError(f"no column {name!r}; it may be of a table that cannot be read: {reasons[0]}")
         raise JobError(no_such("column", name, list(self.names)))
 
     def filter(self, where: str) -> Filter:
@@ -114,20 +128,25 @@ def _alone(columns: Sequence[Column]) -> set[str]:
 
 def _tables(output: Folder, ids: Sequence[str]) -> list[tuple[str, tables.Record]]:
     """The run's tables that describe such rows, those that were encoded first."""
-    records = {name: tables.read_record(output.sub(name)) for name in output.folders()}
-    named = [(name, record) for name, record in records.items() if record is not None and _is_of(record, ids)]
+    records = {name: tables.record_to_go_on(output.sub(name)) for name in output.folders()}
+    named = [(name, record) for name, record in records.items() if record is not None and _key_of(record) in ids]
     if any(record.table == "images" for _, record in named):
         named = [(name, record) for name, record in named if record.table != "region_pictures"]
     return sorted(named, key=lambda each: ROW_TABLES.index(each[1].table))
 
 
-def _is_of(record: tables.Record, ids: Sequence[str]) -> bool:
-    named_by = [name for name in (*IDENTITIES, *ids) if name in record.columns]
-    return record.table in ROW_TABLES and bool(named_by) and set(named_by) <= set(ids)
+def _key_of(record: tables.Record) -> str:
+    """The column whose value names a row of a table; "" where it is of another type."""
+    if record.table in KEYS:
+        return KEYS[record.table]
+    if record.table not in ROW_TABLES:
+        return ""
+    fixed = {column["name"] for column in tables.table_schema(record.table)["columns"]}
+    return [name for name in record.columns if name not in fixed][-1]
 
 
 def _columns(output: Folder, table: str, record: tables.Record, ids: Sequence[str]) -> Iterator[Column]:
-    key = [name for name in ids if name in record.columns][-1]
+    key = _key_of(record)
     types = scan_table(output.sub(table).url).collect_schema()
     styles = _styles(output, table, record)
     for number, style in enumerate(styles or [""]):

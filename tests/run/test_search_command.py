@@ -168,6 +168,17 @@ def test_a_change_of_what_a_filter_reads_makes_the_answers_stale(run: str) -> No
         check_ahead(settings.model_copy(update={"where": "width IN (SELECT 1)"}), context)
 
 
+def test_a_plan_waits_for_the_tables_that_a_filter_may_read(run: str, tmp_path: Path) -> None:
+    job = yaml.safe_load((Path(run).parent / "j.yaml").read_text())
+    label = {"label": {"input": "images.clip", "classes": ["a dog", "a cat"]}}
+    wanted = {"name": "labelled", "index": "index", "queries": "images.clip", "where": "labels.label = 'a dog'"}
+    job["steps"] += [label, {"search": wanted}]
+    (tmp_path / "j.yaml").write_text(yaml.safe_dump(job))
+    statuses, lines = clipray.plan(str(tmp_path / "j.yaml"))
+    assert (statuses[-1].name, statuses[-1].note) == ("labelled", "waits for labels, labels_classes")
+    assert "labelled: no column 'labels.label'" in lines[-1]
+
+
 def test_the_command_and_its_page(run: str, tmp_path: Path) -> None:
     query = 'a blue ring <script>alert("x")</script>'
     words = ["search", run, query, "--index", "index", "--top", "3", "--json", "--html", "a.html"]

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import datetime
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from clipray.errors import JobError
+from clipray import tables
+from clipray.errors import JobError, SchemaError
 from clipray.queries import row_columns
 from clipray.queries.facets import Facet
+from clipray.queries.run_columns import _key_of
 from clipray.queries.searcher import Searcher
+from clipray.storage.folder import Folder
 
 
 @pytest.fixture
@@ -156,3 +162,25 @@ def test_rows_of_regions_have_columns_of_their_images(queried_run: str) -> None:
         {"region_id": "3.jpg#g0", "scale": 0, "width": 103},
         {"region_id": "3.jpg#g1", "scale": 1, "width": 103},
     ]
+
+
+def test_a_table_that_cannot_be_read_is_told_where_it_is_needed(queried_run: str, tmp_path: Path) -> None:
+    run = shutil.copytree(queried_run, tmp_path / "run")
+    (run / "labels" / "part-000001.parquet").unlink()
+    (run / "clusters" / "_table.json").write_text("{")
+    (run / "duplicates" / "part-000000.parquet").write_bytes(b"PAR1")
+    searcher = Searcher(str(run), "index")
+    assert names(searcher, "width < 102") == {"0.jpg", "1.jpg"}
+    with pytest.raises(
+        SchemaError, match=r"no column 'cluster_id'; it may be of a table that cannot be read: .*duplicates"
+    ):
+        searcher.columns.mask("cluster_id = 1")
+    with pytest.raises(SchemaError, match=r"labels: part-000001\.parquet is missing"):
+        searcher.columns.mask("label_photo = 'cat'")
+
+
+def test_a_kept_column_may_be_called_like_another_id(queried_run: str) -> None:
+    output = Folder(queried_run)
+    record = tables.read_record(output.sub("images"))
+    assert record is not None
+    assert _key_of(replace(record, columns={**record.columns, "text_id": "string"})) == "image_id"
