@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import socket
@@ -32,10 +33,12 @@ PAGES = (
     "/duplicates/duplicates/0", "/rejects", "/tables", "/tables/labels", "/map/map", "/api", "/nowhere",
 )  # fmt: skip
 PHONE, DESK = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
-DROP = """async ([name, type, base64]) => {
+ADD_FILE = """([how, name, type, base64]) => {
   const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0)), data = new DataTransfer();
   data.items.add(new File([bytes], name, { type }));
-  document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+  const options = { bubbles: true, cancelable: true };
+  document.body.dispatchEvent(how === "drop" ? new DragEvent("drop", { ...options, dataTransfer: data })
+    : new ClipboardEvent("paste", { ...options, clipboardData: data }));
 }"""
 
 Open = Callable[..., "playwright.Page"]
@@ -130,18 +133,16 @@ def test_words_find_what_the_api_finds_and_the_grid_goes_on(open_page: Open, url
     assert len(set(ids)) == len(ids)
 
 
-def test_an_image_that_is_dropped(open_page: Open, demo_run: tuple[Path, str]) -> None:
-    import base64
-
+def test_an_image_that_is_dropped_and_one_that_is_pasted(open_page: Open, demo_run: tuple[Path, str]) -> None:
     page = open_page("/search")
     image = next((demo_run[0] / "runs" / "demo" / "world").rglob("single-00005.*")).read_bytes()
-    page.evaluate(DROP, ["mine.jpg", "image/jpeg", base64.b64encode(image).decode()])
+    page.evaluate(ADD_FILE, ["drop", "mine.jpg", "image/jpeg", base64.b64encode(image).decode()])
     page.wait_for_url("**image=*")
     assert ids_of(page)[0] == "single-00005"
     assert page.locator(".chip img").evaluate("(image) => image.decode().then(() => image.naturalWidth)") > 0
     page.get_by_label("Remove").click()
     page.wait_for_url(lambda address: "image=" not in address)
-    page.evaluate(DROP, ["mine.jpg", "image/jpeg", base64.b64encode(bytes(range(250)) * 2).decode()])
+    page.evaluate(ADD_FILE, ["paste", "mine.jpg", "image/jpeg", base64.b64encode(bytes(range(250)) * 2).decode()])
     assert "mine.jpg: not_an_image" in page.locator("#results .error").inner_text()
 
 

@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse
 from clipray.report.clusters import MEASURED
 from clipray.report.label_source import draw, first_labels
 from clipray.report.run_tables import RunTable, RunTables
-from clipray.serve.pages.layout import Pager, Site, choice, page, table_of_type
+from clipray.serve.pages.layout import Pager, Site, choice, page, table_of_type, version_of
 from clipray.serve.pages.tiles import Tile, tile_of, with_texts
 from clipray.serve.responses import HttpError
 from clipray.serve.state import ServedRun
@@ -90,11 +90,11 @@ def cluster_sums(run: ServedRun, table: RunTable) -> tuple[pl.DataFrame, str]:
 
     The second is what labels they are, "" for none.
     """
-    return _sums(run, table.name, table.record.finished_at)
+    return _sums(run, table.name, version_of(run))
 
 
 @functools.lru_cache(KEPT)
-def _sums(run: ServedRun, name: str, _finished_at: str) -> tuple[pl.DataFrame, str]:
+def _sums(run: ServedRun, name: str, _version: str) -> tuple[pl.DataFrame, str]:
     table, tables = run.table(name), run.tables
     centroids = tables.companion(table, "centroids")
     columns = ("cluster_id", "size", "inertia")

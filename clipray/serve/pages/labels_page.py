@@ -16,7 +16,7 @@ from clipray.errors import JobError
 from clipray.report.label_accuracy import NO_LABEL
 from clipray.report.label_source import Labels, label_sources, styles_of
 from clipray.report.run_tables import RunTable, RunTables
-from clipray.serve.pages.layout import Pager, Site, page, table_of_type
+from clipray.serve.pages.layout import Pager, Site, page, table_of_type, version_of
 from clipray.serve.pages.tiles import Tile, tile_of, with_texts
 from clipray.serve.state import ServedRun
 from clipray.serve.templating import path_of
@@ -103,11 +103,11 @@ def known_labels(run: RunTables, table: RunTable) -> Labels | None:
 
 def label_pairs(run: ServedRun, table: RunTable, style: str) -> pl.DataFrame:
     """`known`, `predicted` and `rows` of all pairs that occur; `known` is null where it is not known."""
-    return _pairs(run, table.name, style, table.record.finished_at)
+    return _pairs(run, table.name, style, version_of(run))
 
 
 @functools.lru_cache(KEPT)
-def _pairs(run: ServedRun, name: str, style: str, _finished_at: str) -> pl.DataFrame:
+def _pairs(run: ServedRun, name: str, style: str, _version: str) -> pl.DataFrame:
     rows = _joined(run.tables, run.table(name), style)
     return rows.group_by("known", "predicted").agg(rows=pl.len().cast(pl.Int64)).collect(engine="streaming")
 

@@ -146,3 +146,9 @@ def table_of_type(run: ServedRun, name: str, table_type: str) -> RunTable:
     if table.type != table_type:
         raise HttpError(404, f"{name} is a table of type {table.type}, expected one of {table_type}")
     return table
+
+
+def version_of(run: ServedRun) -> str:
+    """Another one after each table that is finished anew: what was computed from the tables before is then out of date."""
+    tables = run.tables.tables
+    return f"{len(tables)} {max((table.record.finished_at for table in tables), default='')}"

@@ -17,7 +17,7 @@ from clipray.errors import JobError
 from clipray.queries.facets import facet_of
 from clipray.queries.row_columns import RowColumns
 from clipray.report.run_tables import RunTable
-from clipray.serve.pages.layout import Site, page, table_of_type
+from clipray.serve.pages.layout import Site, page, table_of_type, version_of
 from clipray.serve.pages.tiles import Tile, tile_of, with_texts
 from clipray.serve.responses import HttpError, Json
 from clipray.serve.state import ServedRun, run_of
@@ -53,12 +53,10 @@ def map_page(request: Request) -> HTMLResponse:
     """GET /map/TABLE"""
     site = Site.of(request)
     table = table_of_type(site.run, request.path_params["table"], "map")
-    if table.record.rows > MOST_POINTS:
-        raise HttpError(422, f"{table.name} has {table.record.rows:,} rows; the map shows at most {MOST_POINTS:,}")
     names = [name for name in _points(site.run, table).columns.schema if name not in table.ids]
     first = next((name for name in FIRST if name in names), names[0] if names else "")
     return page(
-        request, "map.html", table=table, columns=names, first=first, version=table.record.finished_at,
+        request, "map.html", table=table, columns=names, first=first, version=version_of(site.run),
         tables=site.run.tables.of_type("map"),
     )  # fmt: skip
 
@@ -109,11 +107,14 @@ def _table(request: Request) -> tuple[ServedRun, RunTable]:
 
 
 def _points(run: ServedRun, table: RunTable) -> Points:
-    return _read_points(run, table.name, table.record.finished_at)
+    """Raises HttpError 422: it has more than MOST_POINTS."""
+    if table.record.rows > MOST_POINTS:
+        raise HttpError(422, f"{table.name} has {table.record.rows:,} rows; the map shows at most {MOST_POINTS:,}")
+    return _read_points(run, table.name, version_of(run))
 
 
 @functools.lru_cache(KEPT)
-def _read_points(run: ServedRun, name: str, _finished_at: str) -> Points:
+def _read_points(run: ServedRun, name: str, _version: str) -> Points:
     table = run.table(name)
     shards = list(tables.iter_table(table.folder.url, [*table.ids, "x", "y"]))
     rows = pa.concat_tables(shards) if shards else pa.table({n: [] for n in (*table.ids, "x", "y")})

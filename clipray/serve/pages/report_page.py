@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse
 from clipray.job import Report
 from clipray.report.links import Links
 from clipray.report.page import make_page
-from clipray.serve.pages.layout import Site
+from clipray.serve.pages.layout import Site, version_of
 from clipray.serve.templating import path_of
 
 KEPT = 4  # reports
@@ -37,11 +37,10 @@ class SiteLinks(Links):
 def report_page(request: Request) -> HTMLResponse:
     """GET /report"""
     site = Site.of(request)
-    versions = tuple((table.name, table.record.finished_at) for table in site.run.tables.tables)
-    return HTMLResponse(_report(site, versions), headers={"Content-Security-Policy": POLICY})
+    return HTMLResponse(_report(site, version_of(site.run)), headers={"Content-Security-Policy": POLICY})
 
 
 @functools.lru_cache(KEPT)
-def _report(site: Site, _versions: tuple[tuple[str, str], ...]) -> str:
+def _report(site: Site, _version: str) -> str:
     tables = site.run.tables
     return make_page(tables, site.run.name, Report(name="report", of=None), SiteLinks(site=site)).html
