@@ -153,6 +153,16 @@ def test_nothing_is_exported_as_a_file_without_rows(client: TestClient, file_for
     assert (answer.status_code, len(frame), frame.columns[:1]) == (200, 0, ["image_id"])
 
 
+def test_the_report_links_into_the_page_and_runs_no_script(client: TestClient) -> None:
+    answer = client.get("/report")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src" not in policy
+    links = set(re.findall(r'href="(/(?:rows|clusters)/[^"]*)"', answer.text))
+    assert len(links) > 2
+    assert {client.get(html.unescape(link)).status_code for link in links} == {200}
+
+
 def test_conditions_are_added_and_taken_away() -> None:
     where = toggled(toggled("", equals("kind", "it's")), equals("width", 5))
     assert where == "kind = 'it''s' and width = 5"

@@ -122,12 +122,12 @@ def _neighbours(run: ServedRun, row_id: str) -> tuple[list[Tile], str]:
         except ClipRayError:  # stale or damaged: the search page says so
             continue
         if searcher.row_numbers.number(row_id) is not None:
-            return _nearest(run, searcher, row_id), table.name
+            return _nearest(run, table, searcher, row_id), table.name
     return [], ""
 
 
-def _nearest(run: ServedRun, searcher: Searcher, row_id: str) -> list[Tile]:
+def _nearest(run: ServedRun, index: RunTable, searcher: Searcher, row_id: str) -> list[Tile]:
     scores, numbers = searcher.search(searcher.vector_of(row_id), NEIGHBOURS, leave_out=[row_id])
-    hits = searcher.hits(scores[0], numbers[0], with_uri=False)
-    named = [{"image_id": hit.image_id, "score": hit.score, "region_id": hit.region_id} for hit in hits]
-    return tiles_of_hits(run.tables, [{k: v for k, v in hit.items() if v is not None} for hit in named])
+    hits = searcher.hits(scores[0], numbers[0])
+    named = [{"image_id": hit.image_id, "region_id": hit.region_id, "score": hit.score} for hit in hits]
+    return tiles_of_hits(run.tables, index, named)

@@ -132,7 +132,8 @@ async def _results(request: Request, site: Site, query: Query) -> Results:
     try:
         asked = SearchRequest.of_query(request.query_params)
         answer = await answered(request, asked)
-        tiles = await run_in_threadpool(tiles_of_hits, site.run.tables, answer["hits"])
+        index = site.run.table(answer["index"])
+        tiles = await run_in_threadpool(tiles_of_hits, site.run.tables, index, answer["hits"])
     except ClipRayError as error:
         return Results([], {}, str(error), status=status_of(error))
     after = asked.offset + len(tiles)
