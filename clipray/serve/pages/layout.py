@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse
 
 from clipray.errors import JobError
 from clipray.report.run_tables import RunTable
+from clipray.serve.pages.tiles import Tile
 from clipray.serve.responses import HttpError
 from clipray.serve.state import ServedRun, run_of, runs_of
 from clipray.serve.templating import path_of, render
@@ -66,6 +67,17 @@ class Site:
 
     def thumbnail(self, image_id: str, size: int = 320, region: str | None = None) -> Markup:
         return self.link(f"/thumbnail/{path_of(image_id)}", size=size, region=region)
+
+    def more_like(self, tile: Tile) -> Markup | None:
+        """The search for rows like this one, in the first index of rows of its sort; None where there is none."""
+        column = "region_id" if tile.region_id else "text_id" if tile.text is not None else "image_id"
+        others = {"region_id", "text_id", "image_id"} - {column, "image_id"}
+        indexes = [
+            t.name for t in self.run.indexes if column in t.record.columns and not others & t.record.columns.keys()
+        ]
+        if not indexes:
+            return None
+        return self.link("/search", like=tile.row_id, index=indexes[0] if len(self.run.indexes) > 1 else None)
 
     @property
     def sections(self) -> list[Section]:
