@@ -44,6 +44,7 @@ class RowColumns:
         self._columns: RunColumns | None = None
         self._numbers: dict[str, RowNumbers] = {}
         self._rows_of: dict[tuple[str, str, str], np.ndarray] = {}
+        self._recurring: dict[str, bool] = {}
         self._held: OrderedDict[str, pl.Series] = OrderedDict()
         self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
 
@@ -103,7 +104,10 @@ class RowColumns:
         facets = {}
         rows = None if mask is None else pl.Series(mask)
         for name in self.schema if columns is None else columns:
-            series = self._series(self.columns.resolve(name))
+            column = self.columns.resolve(name)
+            if columns is None and not self._recurs(column):
+                continue
+            series = self._series(column)
             if columns is None and series.dtype == pl.String:  # else its values would be numbered
                 continue
             facets[name] = facet_of(series if rows is None else series.filter(rows), top)
@@ -171,9 +175,22 @@ class RowColumns:
             while len(self._held) > 1 and sum(s.estimated_size() for s in self._held.values()) > HELD_BYTES:
                 self._held.popitem(last=False)
 
+    def _recurs(self, column: Column) -> bool:
+        """Whether values of a column recur, as its table's first shard tells; always of what are no strings."""
+        if column.dtype != pl.String:
+            return True
+        if column.name not in self._recurring:
+            url = self._output.sub(column.table).url
+            shards = tables.iter_table(url, [column.source]) if column.table and not column.is_joined else iter(())
+            first = next((pl.DataFrame(shard.select([column.source])) for shard in shards), None)
+            self._recurring[column.name] = first is not None and _numbered(first.to_series()).dtype != pl.String
+        return self._recurring[column.name]
+
     def _loaded(self, column: Column) -> pl.Series:
         if not column.table:
             return pl.Series(column.name, self._ids[column.name])
+        if column.is_joined:
+            return self._joined(column)
         url = self._output.sub(column.table).url
         shards = [pl.DataFrame(shard.select([column.source])) for shard in tables.iter_table(url, [column.source])]
         if not shards:
@@ -183,6 +200,19 @@ class RowColumns:
         if (column.table_type, column.source) in FILLED:
             values = values.fill_null(FILLED[column.table_type, column.source])
         return _numbered(values)
+
+    def _joined(self, column: Column) -> pl.Series:
+        """The strings of all rows of the column's table that are of a row, a line each."""
+        numbers = self.numbers_by(column.key)
+        frames = [pl.DataFrame(schema={"key": pl.Int64, "value": pl.String})]
+        for shard in tables.iter_table(self._output.sub(column.table).url, [column.key, column.source]):
+            keys = numbers.keys.positions(shard[column.key])
+            frames.append(pl.DataFrame({"key": keys, "value": pl.Series(shard[column.source])}).filter(keys != ABSENT))
+        lines = pl.concat(frames).group_by("key", maintain_order=True).agg(pl.col("value").str.join("\n"))
+        row_of_key = np.full(len(numbers.keys), ABSENT, np.int32)
+        row_of_key[lines["key"].to_numpy()] = np.arange(len(lines))
+        rows = pl.Series(row_of_key[numbers.key_of_row])
+        return lines["value"].gather(rows.set(rows == ABSENT, None))
 
     def _table_rows(self, column: Column) -> np.ndarray:
         """(n,) int32: the row in the column's table of each row, or ABSENT."""

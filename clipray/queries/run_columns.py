@@ -36,6 +36,7 @@ class Column:
         table: the name of its table; "" of an id. table_type: of `ROW_TABLES`.
         source: its name in the table. key: the id that rows are joined by. style: of the rows, "" where there are none.
         is_kept: whether the job kept it of its manifest.
+        is_joined: whether a row has several values, strings that are joined by line ends: the texts of an image.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Column:
     key: str = ""
     style: str = ""
     is_kept: bool = False
+    is_joined: bool = False
 
     @property
     def is_scalar(self) -> bool:
@@ -129,7 +131,11 @@ def _alone(columns: Sequence[Column]) -> set[str]:
 def _tables(output: Folder, ids: Sequence[str]) -> list[tuple[str, tables.Record]]:
     """The run's tables that describe such rows, those that were encoded first."""
     records = {name: tables.record_to_go_on(output.sub(name)) for name in output.folders()}
-    named = [(name, record) for name, record in records.items() if record is not None and _key_of(record) in ids]
+    named = [
+        (name, record)
+        for name, record in records.items()
+        if record is not None and (_key_of(record) in ids or _has_texts_of(record, ids))
+    ]
     if any(record.table == "images" for _, record in named):
         named = [(name, record) for name, record in named if record.table != "region_pictures"]
     return sorted(named, key=lambda each: ROW_TABLES.index(each[1].table))
@@ -145,8 +151,16 @@ def _key_of(record: tables.Record) -> str:
     return [name for name in record.columns if name not in fixed][-1]
 
 
+def _has_texts_of(record: tables.Record, ids: Sequence[str]) -> bool:
+    """Whether a table has texts of images that are indexed."""
+    return record.table == "texts" and "text_id" not in ids and "image_id" in ids and "image_id" in record.columns
+
+
 def _columns(output: Folder, table: str, record: tables.Record, ids: Sequence[str]) -> Iterator[Column]:
     key = _key_of(record)
+    if key not in ids:
+        yield Column(f"{table}.text", "text", pl.String(), table, record.table, "text", "image_id", is_joined=True)
+        return
     types = scan_table(output.sub(table).url).collect_schema()
     styles = _styles(output, table, record)
     for number, style in enumerate(styles or [""]):

@@ -95,6 +95,27 @@ def write_regions(folder: Folder) -> None:
     finish(folder, "regions", [data.append_column(schema.field("clip"), vectors).select(schema.names)])
 
 
+def write_texts(folder: Folder) -> None:
+    """Two captions of each of the first five images, the second ones behind the first, and a text of no image."""
+    schema = tables.arrow_schema("texts", {"embedding": WIDTH}, extra=[pa.field("image_id", pa.string())])
+    images = [f"{n}.jpg" for n in range(5)] * 2 + [None]
+    columns = {
+        "text_id": [f"t{n}" for n in range(11)],
+        "text": [f"{('first', 'second', 'no')[n // 5]} caption {n % 5}" for n in range(11)],
+        "truncated": [False] * 11,
+        "embedding": tables.vector_array(unit_vectors(4, 11), schema.field("embedding").type),
+        "image_id": images,
+    }
+    data = pa.table(
+        [
+            pa.array(columns[name], schema.field(name).type) if isinstance(columns[name], list) else columns[name]
+            for name in schema.names
+        ],
+        schema=schema,
+    )
+    finish(folder, "texts", [data[:7], data[7:]])
+
+
 def write_index(folder: Folder, source: str, x: np.ndarray, ids: dict[str, list[str]]) -> None:
     index = faiss.IndexFlatIP(WIDTH)
     index.add(x)
@@ -120,6 +141,7 @@ def queried_run(tmp_path_factory: pytest.TempPathFactory) -> str:
     write_labels(output.sub("labels"))
     write_clusters(output)
     write_regions(output.sub("regions"))
+    write_texts(output.sub("texts"))
     names = sorted(range(ROWS), key=lambda n: f"{n}.jpg")
     x = np.concatenate([unit_vectors(0)[names], unit_vectors(2, 1)])
     write_index(output.sub("index"), "images.clip", x, {"image_id": [*(f"{n}.jpg" for n in names), "unknown"]})

@@ -36,7 +36,7 @@ def test_columns_are_called_by_their_bare_names_where_these_are_unique(searcher:
         "label": "String", "taken": "Date", "labels.label": "String", "probability": "Float32", "margin": "Float32",
         "label_photo": "String", "probability_photo": "Float32", "margin_photo": "Float32", "cluster_id": "Int32",
         "distance": "Float32", "group_id": "Int64", "keeper_id": "String", "kept": "Boolean", "similarity": "Float32",
-        "nearest": "Float32",
+        "nearest": "Float32", "text": "String",
     }  # fmt: skip
 
 
@@ -85,6 +85,15 @@ def test_filters(searcher: Searcher, where: str, numbers: list[int]) -> None:
     assert names(searcher, where) == {f"{n}.jpg" for n in numbers}
 
 
+def test_the_texts_of_an_image_are_lines(searcher: Searcher) -> None:
+    assert names(searcher, "text LIKE '%second%3%'") == {"3.jpg"}
+    numbers = [searcher.row_numbers.number(name) for name in ("2.jpg", "9.jpg")]
+    assert searcher.columns.rows(numbers, ["texts.text"]) == [
+        {"texts.text": "first caption 2\nsecond caption 2"},
+        {"texts.text": None},
+    ]
+
+
 def test_a_filter_of_no_column_is_of_all_rows(searcher: Searcher) -> None:
     mask = searcher.columns.mask("1 = 1")
     assert mask.shape == (61,)
@@ -126,7 +135,8 @@ def test_facets(searcher: Searcher) -> None:
     assert sum(facets["weight"].bins) == 11
     assert facets["taken"].high == datetime.date(1970, 1, 1) + datetime.timedelta(1100)
     assert dict(facets["kept"].values) == {True: 11, False: 1}
-    assert "uri" not in facets
+    assert not {"uri", "image_id", "text"} & facets.keys()
+    assert "images.uri" not in searcher.columns._held  # nor is it read
     assert searcher.columns.facets(["uri"], top=3)["uri"].n_values == 59
     assert searcher.columns.facets(["labels.label"])["labels.label"] == Facet(60, 1, (("cat", 60),), 1)
 
