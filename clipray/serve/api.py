@@ -21,7 +21,7 @@ from clipray.serve.openapi import openapi
 from clipray.serve.public_fetch import fetch_public
 from clipray.serve.responses import HttpError, Json
 from clipray.serve.rows import everything_of
-from clipray.serve.search_request import SearchRequest, search, state_of
+from clipray.serve.search_request import SearchRequest, search
 from clipray.serve.state import run_of, runs_of
 from clipray.serve.uploads import Uploads
 from clipray.tables.reasons import Rejected
@@ -119,7 +119,7 @@ def status(request: Request) -> Response:
     """GET /api/status: of each run its tables, and whether it answers to words."""
     runs = []
     for run in runs_of(request):
-        state, opened = state_of(run)
+        state, opened = run.state()
         index = opened.searcher if opened else None
         runs.append({
             "run": run.name, "output": run.output.url, "state": state, "index": index.name if index else None,

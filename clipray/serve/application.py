@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import AsyncIterator, Sequence
 
 from starlette.applications import Starlette
@@ -28,7 +27,7 @@ def make_app(urls: Sequence[str], options: ServeOptions) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        threading.Thread(target=runs.warm_up, name="warm-up", daemon=True).start()
+        runs.warm_up()
         yield
 
     static: list[BaseRoute] = [Mount("/static", StaticFiles(packages=[("clipray.serve", "static")]))]

@@ -13,7 +13,6 @@ from starlette.datastructures import QueryParams
 from clipray.errors import JobError, listed
 from clipray.queries.answer import Hit
 from clipray.queries.searcher import Part
-from clipray.serve.batched_searcher import BatchedSearcher
 from clipray.serve.responses import HttpError
 from clipray.serve.state import ServedRun
 from clipray.serve.uploads import Uploads
@@ -152,15 +151,6 @@ def _listed(mask: np.ndarray | None, rows: int, request: SearchRequest) -> np.nd
 def search(run: ServedRun, request: SearchRequest, uploads: Uploads, fetched: Sequence[bytes] = ()) -> dict[str, Any]:
     """See `answer`."""
     return answer(run, request, request.parts(uploads, fetched))
-
-
-def state_of(run: ServedRun, index: str = "") -> tuple[str, BatchedSearcher | None]:
-    """`ready`, `loading`, or why words cannot be searched for; and the open index, if it can be searched at all."""
-    try:
-        opened = run.searcher(index)
-    except HttpError as error:
-        return str(error), None
-    return opened.state, opened
 
 
 def _number(name: str, value: str) -> int:

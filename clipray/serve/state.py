@@ -26,12 +26,15 @@ class ServedRun:
 
     Attributes:
         name: in addresses and on pages. index: the one that is searched where a run has several; "": the only one.
+        is_warming: whether a thread opens its index just now, for which no page needs to wait.
     """
 
     name: str
     output: Folder
     index: str = ""
+    is_warming: bool = False
     _lock: threading.RLock = field(default_factory=threading.RLock)
+    _opening: threading.RLock = field(default_factory=threading.RLock)
     _tables: tuple[float, RunTables] | None = None
     _searchers: dict[str, BatchedSearcher] = field(default_factory=dict)
 
@@ -62,11 +65,29 @@ class ServedRun:
             SchemaError: it is damaged or stale.
         """
         table = self._index(index or self.index, by_region)
-        with self._lock:
-            opened = self._searchers.get(table.name)
-            if opened is None or opened.built != table.record.finished_at:
+        with self._opening:
+            if (opened := self._open(table)) is None:
                 self._searchers[table.name] = opened = BatchedSearcher(self.output.url, table)
             return opened
+
+    def state(self, index: str = "") -> tuple[str, BatchedSearcher | None]:
+        """`ready`, `loading`, or why words cannot be searched for; and the open index, if it can be searched at all.
+
+        Does not wait for what is being loaded.
+        """
+        try:
+            opened = self._open(self._index(index or self.index, by_region=False))
+            if opened is None and self.is_warming:
+                return "loading", None
+            opened = opened or self.searcher(index)
+        except ClipRayError as error:
+            return str(error), None
+        return opened.state, opened
+
+    def _open(self, index: RunTable) -> BatchedSearcher | None:
+        """The index, if it is open, and as it is now."""
+        opened = self._searchers.get(index.name)
+        return opened if opened is not None and opened.built == index.record.finished_at else None
 
     def _index(self, name: str, by_region: bool) -> RunTable:
         indexes = {table.name: table for table in self.indexes}
@@ -87,9 +108,14 @@ class ServedRun:
         return RunImages(self.name, lambda: self.tables)
 
     def warm_up(self) -> None:
-        """Open the index and load its model, so that the first query need not wait."""
-        if self.indexes:
-            self.searcher().load_model()
+        """Open the index and load its model, so that the first query need not wait. Problems are told to those who ask."""
+        try:
+            if self.indexes:
+                self.searcher().load_model()
+        except ClipRayError:
+            return
+        finally:
+            self.is_warming = False
 
 
 class ServedRuns:
@@ -99,7 +125,6 @@ class ServedRuns:
         if not urls:
             raise JobError("expected the output folder of at least one run")
         self._runs: dict[str, ServedRun] = {}
-        self.problems: dict[str, str] = {}
         for url in urls:
             output = Folder(absolute(url))
             if not finished_tables(output):
@@ -124,12 +149,10 @@ class ServedRuns:
         return self._runs[name]
 
     def warm_up(self) -> None:
-        """Get all runs ready for queries. What fails is kept, to be said to those who ask."""
+        """Get all runs ready for queries, in a thread of its own."""
         for run in self:
-            try:
-                run.warm_up()
-            except ClipRayError as error:
-                self.problems[run.name] = str(error)
+            run.is_warming = True
+        threading.Thread(target=lambda: [run.warm_up() for run in self], name="warm-up", daemon=True).start()
 
 
 def _name(url: str, taken: Container[str]) -> str:

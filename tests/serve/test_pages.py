@@ -183,7 +183,7 @@ def test_conditions_are_added_and_taken_away() -> None:
 
 def test_a_query_of_words_waits_for_the_model(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """And one of rows does not."""
-    monkeypatch.setattr("clipray.serve.pages.search_page.state_of", lambda *_: ("loading", None))
+    monkeypatch.setattr("clipray.serve.state.ServedRun.state", lambda *_: ("loading", None))
     page = client.get("/search?text=a+cat").text
     assert "The model is being loaded" in page
     assert '<noscript><meta http-equiv="refresh"' in page

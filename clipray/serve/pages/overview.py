@@ -10,7 +10,6 @@ from starlette.responses import HTMLResponse
 from clipray.report.run_tables import RunTable
 from clipray.report.summary import ran_section
 from clipray.serve.pages.layout import page
-from clipray.serve.search_request import state_of
 from clipray.serve.state import run_of
 
 FIGURES = 8  # of a table
@@ -22,7 +21,7 @@ def overview(request: Request) -> HTMLResponse:
     section = ran_section(run.tables)
     figures = [(table.name, list(_figures(table))[:FIGURES]) for table in run.tables.tables]
     return page(
-        request, "overview.html", ran=section.values, headlines=section.headlines, state=state_of(run)[0],
+        request, "overview.html", ran=section.values, headlines=section.headlines, state=run.state()[0],
         figures=[(name, of_table) for name, of_table in figures if of_table],
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ from clipray.serve.api import answered
 from clipray.serve.pages.layout import Site, page
 from clipray.serve.pages.tiles import Tile, tiles_of_hits
 from clipray.serve.responses import status_of
-from clipray.serve.search_request import MOST_OFFSET, SearchRequest, state_of
+from clipray.serve.search_request import MOST_OFFSET, SearchRequest
 
 SIGNS = {"text": 1, "like": 1, "image": 1, "url": 1, "minus": -1, "unlike": -1}
 """Parts of a query, and whether they count for an answer or against it."""
@@ -119,7 +119,7 @@ async def search_page(request: Request) -> HTMLResponse:
     """GET /search with the parameters of /api/search."""
     site = Site.of(request)
     query = Query(site, request)
-    state, opened = await run_in_threadpool(state_of, site.run, query.first("index"))
+    state, opened = await run_in_threadpool(site.run.state, query.first("index"))
     waits = state == "loading" and any(query.first(name) for name in ("text", "minus", "image", "url"))
     results = Results([], {}) if waits else await _results(request, site, query)
     return page(
