@@ -33,7 +33,7 @@ START_S = 60
 @contextmanager
 def served(run: str) -> Iterator[str]:
     """The address of a server of the run."""
-    command = [Path(sys.executable).parent / "clipray", "serve", run, "--port", "0"]
+    command = [str(Path(sys.executable).parent / "clipray"), "serve", run, "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr is not None

@@ -152,7 +152,11 @@ class ServedRuns:
         """Get all runs ready for queries, in a thread of its own."""
         for run in self:
             run.is_warming = True
-        threading.Thread(target=lambda: [run.warm_up() for run in self], name="warm-up", daemon=True).start()
+        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+
+    def _warm_up(self) -> None:
+        for run in self:
+            run.warm_up()
 
 
 def _name(url: str, taken: Container[str]) -> str:
