@@ -50,12 +50,6 @@ class QueryEncoder:
         has_text = self._resolved is None or self._resolved.has_text
         return (self._texts if has_text else self._images) is not None
 
-    def load(self) -> None:
-        """Load both towers. Raises as `texts`."""
-        if self.resolved().has_text:
-            self.texts()
-        self.images()
-
     def resolved(self) -> ResolvedModel:
         """The model. Raises SchemaError: `why_not`. ModelError, JobError: the model cannot be had, or is another."""
         if self.why_not:

@@ -93,11 +93,6 @@ class Searcher:
         """Whether the next query need not wait for the model."""
         return not self.can_encode or self.encoder.is_ready
 
-    def load_model(self) -> None:
-        """Load the model, unless it is loaded or not needed. Raises ModelError, JobError: it cannot be had, or is another."""
-        if self.can_encode:
-            self.encoder.load()
-
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """(n, d) float32 of unit length, of n texts.
 

@@ -27,8 +27,8 @@ def make_app(urls: Sequence[str], options: ServeOptions) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        runs.warm_up()
-        yield
+        with runs.warming_up():
+            yield
 
     static: list[BaseRoute] = [Mount("/static", StaticFiles(packages=[("clipray.serve", "static")]))]
     app = Starlette(

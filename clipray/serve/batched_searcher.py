@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
 import numpy as np
@@ -87,18 +87,21 @@ class BatchedSearcher:
         """`ready`, `loading`, or why only rows can be searched for."""
         return self.problem or ("ready" if self.searcher.is_ready else "loading")
 
-    def load_model(self) -> None:
-        """Load what a query needs, words first: the model, unless it is loaded, and the columns of answers.
+    def loading(self) -> Iterator[None]:
+        """Loads what a query needs, a piece at a time: the columns of answers, then the model, for words first.
 
         What fails is kept as `problem`.
         """
-        columns = self.searcher.columns
+        columns, encoder = self.searcher.columns, self.searcher.encoder
         if self.searcher.n_rows:
             columns.rows([0], columns.columns.kept)
-        if self.problem:
-            return
+        yield
         try:
-            self.searcher.load_model()
+            if not self.problem and encoder.resolved().has_text:
+                encoder.texts()
+                yield
+            if not self.problem:
+                encoder.images()
         except ClipRayError as error:
             self.problem = str(error)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Container, Iterator, Sequence
@@ -107,11 +109,11 @@ class ServedRun:
     def images(self) -> RunImages:
         return RunImages(self.name, lambda: self.tables)
 
-    def warm_up(self) -> None:
-        """Open the index and load its model, so that the first query need not wait. Problems are told to those who ask."""
+    def warm_up(self) -> Iterator[None]:
+        """Opens the index and loads its model, a piece at a time. Problems are told to those who ask."""
         try:
             if self.indexes:
-                self.searcher().load_model()
+                yield from self.searcher().loading()
         except ClipRayError:
             return
         finally:
@@ -148,15 +150,24 @@ class ServedRuns:
             raise HttpError(404, no_such("run", name, list(self._runs)))
         return self._runs[name]
 
-    def warm_up(self) -> None:
-        """Get all runs ready for queries, in a thread of its own."""
+    @contextlib.contextmanager
+    def warming_up(self) -> Iterator[None]:
+        """Gets all runs ready for queries in a thread, which ends with the block: soon, if it is not done."""
         for run in self:
             run.is_warming = True
-        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+        stopping = threading.Event()
+        thread = threading.Thread(target=self._warm_up, args=(stopping,), name="warm-up", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            thread.join()  # a process must not end in the middle of what it loads: that aborts it
 
-    def _warm_up(self) -> None:
-        for run in self:
-            run.warm_up()
+    def _warm_up(self, stopping: threading.Event) -> None:
+        for _ in itertools.chain.from_iterable(run.warm_up() for run in self):
+            if stopping.is_set():
+                return
 
 
 def _name(url: str, taken: Container[str]) -> str:

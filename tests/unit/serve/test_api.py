@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,13 @@ def test_runs_are_named_and_told_apart(run: Path) -> None:
         assert hits(client, like="03.jpg", run=named[1]) == hits(client, like="03.jpg")
     with pytest.raises(JobError, match="the run is named twice"):
         app(str(run), str(run))
+
+
+def test_nothing_is_loaded_behind_a_server_that_has_ended(run: Path) -> None:
+    """A process that ends in the middle of what it loads would abort."""
+    with TestClient(app(str(run)), base_url="http://localhost") as client:
+        assert client.get("/").status_code == 200
+    assert "warm-up" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
