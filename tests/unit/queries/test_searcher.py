@@ -79,7 +79,6 @@ def test_regions_have_boxes(queried_run: str) -> None:
 def test_what_cannot_be_answered_is_told(searcher: Searcher, queried_run: str) -> None:
     assert not searcher.can_encode
     assert searcher.is_ready
-    searcher.encoder.texts()
     with pytest.raises(SchemaError, match="vectors of which no model is known: words and new images cannot be"):
         searcher.encode_texts(["a"])
     with pytest.raises(JobError, match="nobody: index index has no such row; it has "):
