@@ -42,7 +42,8 @@ def facet_of(series: pl.Series, top: int) -> Facet:
     is_number = present.dtype.is_numeric() or present.dtype.is_temporal()
     n_values = 0 if present.dtype.is_float() else present.n_unique()
     if not is_number or (present.dtype.is_integer() and n_values <= FEW):
-        counts = present.value_counts(sort=True, name="count").head(top if not is_number else FEW)
+        counts = present.value_counts(name="count").sort("count", "value", descending=[True, False])
+        counts = counts.head(FEW if is_number else top)
         counts = counts.cast({"value": pl.String}) if present.dtype == pl.Enum else counts
         ends = (present.min(), present.max()) if is_number else (None, None)
         return Facet(len(present), nulls, tuple(counts.iter_rows()), n_values, *ends)
