@@ -77,7 +77,7 @@ def open_page(browser: playwright.Browser, url: str) -> Iterator[Open]:
 
     def opened(address: str, size: dict[str, int] = DESK, scheme: str = "light") -> playwright.Page:
         context = browser.new_context(viewport=size, color_scheme=scheme)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
@@ -100,7 +100,7 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
     if npm is None:
         pytest.skip("npm is not installed, which gets axe-core")
     words = [npm, "install", "--no-save", "--no-audit", "--no-fund", "--prefix", str(home), "axe-core@4"]
-    if subprocess.run(words, check=False, capture_output=True, timeout=60).returncode:
+    if subprocess.run(words, check=False, capture_output=True, timeout=180).returncode:
         pytest.skip("npm cannot get axe-core here")
     return (home / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
 
