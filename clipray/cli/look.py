@@ -76,9 +76,13 @@ def search(
     )
     for hit in answer.hits:
         box = "" if hit.box is None else f"{hit.region_id} [" + ", ".join(f"{side:.0f}" for side in hit.box) + "]"
-        values = ["" if hit.values[name] is None else str(hit.values[name]) for name in names]
+        values = [_cell(hit.values[name]) for name in names]
         listing.add_row(str(hit.rank), hit.image_id, f"{hit.score:.4f}", box, hit.uri, *values)
     out.print(listing)
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @app.command(rich_help_panel="Look")
