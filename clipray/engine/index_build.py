@@ -6,8 +6,6 @@ with them. So what is measured is what new rows of the table will find.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +24,7 @@ from clipray.engine.index_builder import QUERIES, Builder, IndexPart, IndexSpec,
 from clipray.engine.vector_actors import SEED
 from clipray.inputs.key_index import hash_strings
 from clipray.inputs.vector_column import VectorColumn, read_finite
+from clipray.storage.memory import give_back
 from clipray.storage.parquet import RowGroup, chunked
 
 AHEAD = 2  # parts under way for each CPU
@@ -172,7 +171,7 @@ def _filled(
     vi.fill(index, x, int(numbers[0]))
     filled = faiss.serialize_index(index)
     del index, x, read
-    _give_back()
+    give_back()
     return filled, nearest, shard
 
 
@@ -181,13 +180,6 @@ def _numbers(order: IndexSpec, part: IndexPart) -> np.ndarray:
     assert part.numbers is not None
     name, start = part.numbers
     return tables.read_shard(order.folder, name)["vector_id"].to_numpy()[start : start + part.rows]
-
-
-def _give_back() -> None:
-    """Freed memory goes back to the system: allocators keep it, and a process that waits would hold it for nothing."""
-    pa.default_memory_pool().release_unused()
-    with contextlib.suppress(OSError, AttributeError):  # there in glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _lowest(samples: Sequence[Sample], count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import re
 import threading
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from PIL import Image
 
 from clipray.models.preprocess import RGB_BYTES
+from clipray.storage.memory import give_back
 
 BYTES_PER_PIXEL = 11.5  # of `max_pixels`: the budget; the rest of 12 is for what each thread takes whatever it decodes
 LEAST_BYTES = 64 * 2**20  # of a budget, whatever `max_pixels` is
@@ -80,18 +80,11 @@ class DecodeMemory:
             with self._lock:
                 self._asked += n_bytes
                 if self._asked > self._total:
-                    _trim()
+                    give_back()
                     self._asked = self._budget.held
             yield
         finally:
             self._budget.release(n_bytes)
-
-
-def _trim() -> None:
-    """Give freed memory back to the system, where the C library can."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def decode_bytes(image: Image.Image, data: bytes, turned: bool) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from clipray.errors import ClipRayError
 from clipray.queries.searcher import Part, Searcher
 from clipray.report.run_tables import RunTable
+from clipray.storage.memory import give_back
 
 MOST_TEXTS = 64  # of a batch
 KEPT_TEXTS = 10_000  # whose vectors are kept
@@ -104,6 +105,7 @@ class BatchedSearcher:
                 encoder.images()
         except ClipRayError as error:
             self.problem = str(error)
+        give_back()  # the model in fp32: 200 MB of a ViT-B-32
 
     def vector(self, parts: Sequence[Part]) -> np.ndarray:
         """The query (d,) of several parts. Raises as `Searcher.vector`."""

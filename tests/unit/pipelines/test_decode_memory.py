@@ -140,7 +140,7 @@ def test_an_icon_larger_than_its_directory_says_is_refused() -> None:
 
 def test_what_threads_have_freed_is_given_back_before_it_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     given_back: list[bool] = []
-    monkeypatch.setattr("clipray.pipelines.decode_memory._trim", lambda: given_back.append(True))
+    monkeypatch.setattr("clipray.pipelines.decode_memory.give_back", lambda: given_back.append(True))
     memory, counts = DecodeMemory(100), []
     for size in [60, 40, 1, 99, 1, 98, 1, 1]:  # 60 + 40, then 1 + 99, then 1 + 98 + 1, then 1
         with memory.hold(size):
