@@ -1,8 +1,9 @@
 """The served page over a large run: seconds to the first page and answer, latencies, clients at once, memory.
 
-    python benchmarks/serve.py [--rows 1000000] [--home FOLDER] [--queries 400] [--clients 20]
+    python benchmarks/serve.py [--rows 1000000] [--towers small] [--home FOLDER] [--queries 400] [--clients 20]
 
-A few images are embedded by a model of random weights, ViT-B-32 with vectors of `--columns`; the table then gets clustered
+A few images are embedded by a model of random weights, whose towers are those of ViT-B-32 or small ones, with vectors of
+`--columns`; the table then gets clustered
 random vectors under more ids, with columns to filter by, and an index of `type: auto`. The server and its clients share the
 cores of this machine. Each text is new, so no answer comes from what is kept. `--home` keeps the run for another time.
 """
@@ -39,13 +40,19 @@ PORT = 8231
 FILTERS = ("label = 'class 007'", "label = 'class 007' and width > 900", "price < 0.001", "height between 300 and 310")
 
 
-def save_model(home: Path, columns: int) -> str:
-    """A ViT-B-32 whose vectors have `columns` values, with random weights, as a `local-dir:` name."""
+SMALL = {
+    "vision_cfg": {"image_size": 64, "layers": 4, "width": 256, "patch_size": 16, "head_width": 64},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 256, "heads": 4, "layers": 4},
+}
+
+
+def save_model(home: Path, columns: int, towers: str) -> str:
+    """A model whose vectors have `columns` values, with random weights, as a `local-dir:` name."""
     import open_clip
     import torch
     from safetensors.torch import save_file
 
-    config = open_clip.get_model_config("ViT-B-32") | {"embed_dim": columns}
+    config = (SMALL if towers == "small" else open_clip.get_model_config(towers)) | {"embed_dim": columns}
     folder = home / "model"
     folder.mkdir()
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
@@ -61,7 +68,7 @@ def clipray(home: Path, job: dict) -> None:
     subprocess.run([Path(sys.executable).parent / "clipray", "run", path], check=True, stdout=subprocess.DEVNULL)
 
 
-def make_run(home: Path, rows: int, columns: int) -> None:
+def make_run(home: Path, rows: int, columns: int, towers: str) -> None:
     """A run of `rows` images with an index."""
     rng = np.random.default_rng(0)
     (home / "images").mkdir()
@@ -77,7 +84,7 @@ def make_run(home: Path, rows: int, columns: int) -> None:
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table(few), home / "few.parquet")
-    model = {"name": save_model(home, columns)}
+    model = {"name": save_model(home, columns, towers)}
     embed = {"embed_images": {"manifest": str(home / "few.parquet"), "keep": ["label", "price"]}}
     clipray(home, {"output": str(home / "run"), "model": model, "steps": [embed]})
     _grow(Folder(str(home / "run" / "images")), rows, columns, few["uri"])
@@ -217,6 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--columns", type=int, default=256)
+    parser.add_argument("--towers", default="ViT-B-32", help="small, or those of a model of open_clip")
     parser.add_argument("--queries", type=int, default=400)
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--home", type=Path)
@@ -225,7 +233,7 @@ def main() -> None:
         home = options.home or Path(folder)
         home.mkdir(exist_ok=True)
         if not (home / "run" / "index" / "_table.json").exists():
-            make_run(home, options.rows, options.columns)
+            make_run(home, options.rows, options.columns, options.towers)
         summary = json.loads((home / "run" / "index" / "_table.json").read_text())["figures"]
         print(
             {key: summary[key] for key in ("type", "parameter", "value", "recall@10", "index_bytes") if key in summary}
