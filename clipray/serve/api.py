@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import asdict
 from http import HTTPStatus
@@ -60,7 +61,7 @@ async def search_batch(request: Request) -> Response:
     if not isinstance(queries, list) or len(queries) > MOST_QUERIES:
         raise JobError(f"queries: expected a list of at most {MOST_QUERIES} queries")
     parsed = [SearchRequest.of_json(query) for query in queries]
-    return Json({"answers": [await answered(request, query) for query in parsed]})
+    return Json({"answers": await asyncio.gather(*(answered(request, query) for query in parsed))})
 
 
 async def answered(request: Request, query: SearchRequest) -> dict[str, Any]:
