@@ -134,7 +134,12 @@ class ServedRuns:
             if output.url in (run.output.url for run in self):
                 raise JobError(f"{url}: the run is named twice")
             name = _name(output.url, self._runs)
-            self._runs[name] = ServedRun(name, output, index)
+            run = ServedRun(name, output)
+            run.index = index if index in (table.name for table in run.indexes) else ""
+            self._runs[name] = run
+        if index and not any(run.index for run in self):
+            names = [table.name for run in self for table in run.indexes]
+            raise JobError(f"--index: {no_such('index', index, names)}")
 
     def __iter__(self) -> Iterator[ServedRun]:
         return iter(self._runs.values())

@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from clipray import read_table
 from clipray.errors import JobError
 from clipray.serve import app
+from clipray.serve.options import ServeOptions
 
 
 def png(side_px: int = 32, colour: str = "red") -> bytes:
@@ -214,3 +215,8 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         app(str(tmp_path))
     with pytest.raises(JobError, match="at least one run"):
         app()
+
+
+def test_an_index_that_no_run_has_is_refused(run: Path) -> None:
+    with pytest.raises(JobError, match=r"--index: no index 'indx', found: index; did you mean 'index'\?"):
+        app(str(run), options=ServeOptions(index="indx"))
