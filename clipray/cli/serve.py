@@ -9,6 +9,13 @@ import typer
 
 from clipray.cli.app import app, err
 
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # of many short queries at once each takes a core, and none waits for others
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # its own pool and that of Polars keep 80 MB that are free
+    "_RJEM_MALLOC_CONF": "dirty_decay_ms:0,muzzy_decay_ms:0",
+}
+"""What libraries read when they are imported; what is set already stays."""
+
 
 @app.command(rich_help_panel="Look")
 def serve(
@@ -30,7 +37,8 @@ def serve(
     ] = "",
 ) -> None:
     """Search and browse runs in a browser."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of many short queries at once each takes a core, and none waits
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
     from clipray.runner.lock import interrupt_on_sigterm
     from clipray.serve import refuse_missing
