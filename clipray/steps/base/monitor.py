@@ -6,10 +6,12 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from clipray.inputs.committed_rows import CommittedRows
 from clipray.steps.base.step import RunContext, Snapshot
+
+if TYPE_CHECKING:  # Polars, which workers over vectors do without
+    from clipray.inputs.committed_rows import CommittedRows
 
 Result = TypeVar("Result")
 LOG_S = 5.0

@@ -7,14 +7,13 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 import pyarrow as pa
 
 from clipray import tables
 from clipray.engine.cluster import ClusterResources
 from clipray.errors import ModelError, SchemaError, StaleTableError
-from clipray.inputs.committed_rows import CommittedRows
 from clipray.job import Job, Model, ModelStep, StepSettings
 from clipray.job.load import changes, fingerprint, step_kind
 from clipray.models.resolve import ResolvedModel
@@ -22,6 +21,9 @@ from clipray.storage.events import Events
 from clipray.storage.folder import Folder
 from clipray.tables.metrics import are_damaged
 from clipray.tables.started import read_started
+
+if TYPE_CHECKING:  # Polars, which workers over vectors do without
+    from clipray.inputs.committed_rows import CommittedRows
 
 AnySettings = TypeVar("AnySettings", bound=StepSettings)
 
