@@ -16,7 +16,6 @@ TYPES = {
     "parquet": ("application/vnd.apache.parquet", "parquet"),
     "manifest": ("application/vnd.apache.parquet", "parquet"),
 }
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet recognises one
 
 
 def export(run: ServedRun, hits: list[dict[str, Any]], file_format: str) -> Response:

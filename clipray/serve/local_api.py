@@ -50,8 +50,10 @@ def _search(runs: ServedRuns, asked: dict[str, Any]) -> Any:
     run = next((run for run in runs if run.output.url == url), None)
     if run is None:
         raise HttpError(404, f"no run {url}")
-    searcher = run.searcher(asked.pop("index", None) or "", by_region=asked.pop("by_region", False)).searcher
-    return asdict(search(searcher, **asked))
+    index, by_region = asked.pop("index", None) or "", asked.pop("by_region", False)
+    if not index and len(run.indexes_over(regions=by_region)) > 1:
+        raise HttpError(404, "several indexes")  # the command itself asks which one
+    return asdict(search(run.searcher(index, by_region=by_region).searcher, **asked))
 
 
 def _label(runs: ServedRuns, asked: dict[str, Any]) -> Any:

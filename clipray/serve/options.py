@@ -16,7 +16,7 @@ class ServeOptions:
         token: a secret that each request must carry, as a bearer token or as the cookie that `/?token=…` sets; "": none.
         allow_urls: images may be named by URL, which the server then fetches from public addresses.
         max_upload_bytes: the largest body of a request.
-        index: the index that is searched, where a run has several; "": the only one.
+        index: the index that is searched, where a run has several; "": the first over whole rows.
     """
 
     hosts: tuple[str, ...] = LOOPBACK_NAMES

@@ -25,7 +25,7 @@ GRACE_S = 3  # for answers under way when the server stops
 
 @dataclass(frozen=True)
 class Address:
-    """Where the server listens. port: 0 for any that is free. public_name: the name by which others know it, if any."""
+    """Where the server listens. port: 0 for any that is free."""
 
     host: str = "127.0.0.1"
     port: int = 8000

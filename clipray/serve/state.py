@@ -27,7 +27,7 @@ class ServedRun:
     """A run.
 
     Attributes:
-        name: in addresses and on pages. index: the one that is searched where a run has several; "": the only one.
+        name: in addresses and on pages. index: the one that is searched where a run has several; "": the first.
         is_warming: whether a thread opens its index just now, for which no page needs to wait.
     """
 
@@ -59,11 +59,15 @@ class ServedRun:
     def indexes(self) -> list[RunTable]:
         return self.tables.of_type("index")
 
+    def indexes_over(self, *, regions: bool) -> list[RunTable]:
+        """The indexes over regions, or over whole rows."""
+        return [table for table in self.indexes if ("region_id" in table.record.columns) == regions]
+
     def searcher(self, index: str = "", *, by_region: bool = False) -> BatchedSearcher:
-        """The open index of this name, by default the only one over whole rows; opened again where it was built anew.
+        """The open index of this name, by default the first over whole rows; opened again where it was built anew.
 
         Raises:
-            HttpError: there is none, or more than one and no name.
+            HttpError: there is none.
             SchemaError: it is damaged or stale.
         """
         table = self._index(index or self.index, by_region)
@@ -97,7 +101,7 @@ class ServedRun:
             return indexes[name]
         if name:
             raise HttpError(404, f"run {self.name}: {no_such('index', name, list(indexes))}")
-        fitting = [table for table in indexes.values() if ("region_id" in table.record.columns) == by_region]
+        fitting = self.indexes_over(regions=by_region)
         if not indexes or (by_region and not fitting):
             what = "index over regions" if by_region else "index"
             raise HttpError(

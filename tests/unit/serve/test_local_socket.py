@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -89,6 +90,14 @@ def test_another_version_and_another_run_are_not_asked(
         assert local_client.ask_server_of(f"{run}-other", "/local/search", request) is None
         monkeypatch.setattr(local_client, "__version__", "0.0.0")
         assert local_client.ask_server_of(str(run), "/local/search", request) is None
+
+
+def test_of_several_indexes_the_command_asks_which_one(run: Path, runtime: Path) -> None:
+    several = run.parent / "several"
+    shutil.copytree(run, several)
+    shutil.copytree(several / "index", several / "other")
+    with served(several), pytest.raises(JobError, match="there are several: index, other; choose one with --index"):
+        quick.search(str(several), like=["03.jpg"], index=None)
 
 
 def test_only_the_owner_may_connect(run: Path, runtime: Path) -> None:
