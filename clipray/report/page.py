@@ -91,7 +91,11 @@ def shown_value(value: Any) -> Any:
     """A value as the page shows it: other strings than markup and `_Whole` are cut and lose control characters."""
     if not isinstance(value, str) or isinstance(value, _Whole) or hasattr(value, "__html__"):
         return value
-    text = value if len(value) <= LONGEST else f"{value[: LONGEST - 1]}…"
+    return without_controls(value if len(value) <= LONGEST else f"{value[: LONGEST - 1]}…")
+
+
+def without_controls(text: str) -> str:
+    """The text without control characters, and without those that turn its direction."""
     return "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text if c not in DIRECTIONS)
 
 

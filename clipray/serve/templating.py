@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from clipray import __version__
-from clipray.report.page import figure, seconds, shown_value
+from clipray.report.page import figure, seconds, shown_value, without_controls
 
 
 @functools.cache
@@ -21,7 +21,14 @@ def environment() -> Environment:
         loader=PackageLoader("clipray.serve", "templates"), autoescape=True, finalize=shown_value,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    templates.filters |= {"figure": figure, "seconds": seconds, "path": path_of, "exact": exact, "cell": cell}
+    templates.filters |= {
+        "figure": figure,
+        "seconds": seconds,
+        "path": path_of,
+        "exact": exact,
+        "cell": cell,
+        "whole": whole,
+    }
     templates.globals |= {"version": __version__, "zip": zip}
     return templates
 
@@ -48,6 +55,11 @@ def cell(value: Any) -> Any:
 def exact(value: object) -> Markup:
     """Text that is escaped but neither cut nor changed."""
     return escape(str(value))
+
+
+def whole(value: object) -> Markup:
+    """A message, which is not cut: it ends with what to do."""
+    return escape(without_controls(str(value)))
 
 
 def render(template: str, **values: Any) -> str:

@@ -206,3 +206,10 @@ def test_of_several_runs_every_link_names_its_run(hostile_run: str, tmp_path: Pa
 def test_an_app_needs_a_run(tmp_path: object) -> None:
     with pytest.raises(JobError, match="expected the output folder of a run"):
         app(str(tmp_path))
+
+
+def test_an_error_is_told_to_its_end(client: TestClient) -> None:
+    """Which says what to do; a value of a table is cut."""
+    page = client.get("/search?where=lable+%3D+1").text
+    assert "did you mean" in page
+    assert "\u202e" not in client.get("/nothing/%E2%80%AE").text
